@@ -1,0 +1,127 @@
+"""The one source of a run's options: flags, recipe files and checkpoints all come from here."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from dpcnn.errors import ConfigError
+from dpcnn.nn.models import MODELS
+from dpcnn.optim import OPTIMIZERS, SCHEDULES
+from dpcnn.parallel.exchange import EXCHANGES
+
+Scalar = int | float | str
+
+
+def _option(
+    default: Scalar,
+    help: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Mapping[str, Any] | None = None,
+    free: bool = False,
+) -> Any:
+    """A field of :class:`Config` with its bounds; ``free``: may change when a run is resumed."""
+    bounds = {"least": least, "above": above, "below": below}
+    return field(
+        default=default,
+        metadata={"help": help, "bounds": bounds, "choices": sorted(choices) if choices else None, "free": free},
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's result, and how long it goes on.
+
+    The defaults are those of the recipe ``simple-cnn``.
+
+    Raises:
+        ConfigError: a value out of its range or of the wrong type.
+    """
+
+    model: str = _option("simple-cnn", "network", choices=MODELS)
+    data: str = _option("mnist", "data set: a name under data/, or a folder", free=True)
+    validation: int = _option(10_000, "training samples, the last ones, held back for validation", least=1)
+    epochs: int = _option(8, "epochs of the whole run", least=1, free=True)
+    max_steps: int = _option(0, "end the run after this many steps; 0: after its epochs", least=0, free=True)
+    batch: int = _option(128, "global batch: samples of a step, whatever the number of ranks", least=1)
+    microbatch: int = _option(32, "samples whose gradient is computed at once", least=1)
+    seed: int = _option(0, "of the first weights and of the order of samples", least=0, below=2**63)
+    optimizer: str = _option("adam", "rule of the update", choices=OPTIMIZERS)
+    lr: float = _option(0.001, "learning rate", above=0)
+    schedule: str = _option("exponential", "course of the learning rate", choices=SCHEDULES)
+    lr_decay: float = _option(0.8, "factor of the exponential schedule after each epoch", above=0)
+    warmup: int = _option(0, "steps over which the learning rate rises from 0", least=0)
+    label_smoothing: float = _option(0.01, "part of each target spread over all classes", least=0, below=1)
+    exchange: str = _option(
+        "exact", "exact: the same bits on any number of ranks; allreduce: MPI's own sum", choices=EXCHANGES
+    )
+    checkpoint_every: int = _option(0, "steps between checkpoints, besides the one an epoch", least=0, free=True)
+    keep: int = _option(3, "newest checkpoints kept, besides the best", least=1, free=True)
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            check(option, getattr(self, option.name))
+
+
+def check(option: Field[Any], value: Any) -> None:
+    """Hold a value against its field's type, bounds and choices."""
+    flag = "--" + option.name.replace("_", "-")
+    kinds = {int: (int,), float: (int, float), str: (str,)}[TYPES[option.name]]
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ConfigError(f"{flag}: expected {TYPES[option.name].__name__}, not {value!r}")
+    choices, bounds = option.metadata["choices"], option.metadata["bounds"]
+    if choices and value not in choices:
+        raise ConfigError(f"{flag}: no {value!r}; choose from {', '.join(choices)}")
+    if not isinstance(value, int | float):
+        return
+    if bounds["least"] is not None and not value >= bounds["least"]:
+        raise ConfigError(f"{flag}: must be at least {bounds['least']}, not {value}")
+    if bounds["above"] is not None and not bounds["above"] < value < float("inf"):
+        raise ConfigError(f"{flag}: must be a number above {bounds['above']}, not {value}")
+    if bounds["below"] is not None and not value < bounds["below"]:
+        raise ConfigError(f"{flag}: must be below {bounds['below']}, not {value}")
+
+
+TYPES: dict[str, type[Any]] = get_type_hints(Config)
+
+
+def from_dict(values: Mapping[str, Any], where: str = "") -> Config:
+    """A config of named values, defaults for the rest.
+
+    Raises:
+        ConfigError: an unknown key, or a value that won't do; the message starts with ``where``.
+    """
+    known = [option.name for option in fields(Config)]
+    for key in values:
+        if key not in known:
+            close = get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            raise ConfigError(f"{where}unknown key {key!r}; {hint}")
+    try:
+        return Config(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
+
+
+def read_recipe(name: str) -> Config:
+    """A recipe by its name, as in dpcnn/recipes/, or by the path of a TOML file.
+
+    Raises:
+        ConfigError: there is none, or it is not right.
+    """
+    folder = files("dpcnn") / "recipes"
+    named = sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
+    path = folder / f"{name}.toml" if name in named else Path(name)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"--recipe: no recipe and no file {name!r}; recipes are {', '.join(named)}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"recipe {name}: {error}") from None
+    return from_dict(values, f"recipe {name}: ")

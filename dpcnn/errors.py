@@ -1,0 +1,55 @@
+"""What can go wrong by a user's hand, a file or a machine, as one small tree of exceptions.
+
+::
+
+    DpcnnError              one clear line on rank 0, no traceback, exit status 2
+     +- ConfigError         a flag, a recipe, or options that contradict a run
+     +- LaunchError         the launcher, the MPI library or the environment
+     +- DataError           a data set or its source
+     +- CheckpointError     a checkpoint or a run folder
+     +- DivergenceError     a loss or a gradient that is not finite
+
+Anything else that is raised is a fault of the program: the job ends at once with a traceback.
+"""
+
+
+class DpcnnError(Exception):
+    """What happened, where, what was expected, and what to do next, in one line."""
+
+    agreed = False
+    """Whether every rank raises this error now, so that the job may end in an orderly way."""
+
+
+class ConfigError(DpcnnError):
+    """A flag, a recipe, or options that contradict a run."""
+
+
+class LaunchError(DpcnnError):
+    """The launcher, the MPI library or the environment."""
+
+    speaker = True
+    """Whether this process is the one of its job that should say so: without MPI, none knows by itself."""
+
+
+class DataError(DpcnnError):
+    """A data set or its source."""
+
+
+class CheckpointError(DpcnnError):
+    """A checkpoint or a run folder."""
+
+
+class DivergenceError(DpcnnError):
+    """A loss or a gradient that is not finite."""
+
+
+_KINDS: tuple[type[DpcnnError], ...] = (
+    DpcnnError,
+    ConfigError,
+    LaunchError,
+    DataError,
+    CheckpointError,
+    DivergenceError,
+)
+KINDS = {kind.__name__: kind for kind in _KINDS}
+"""Every kind by its name."""

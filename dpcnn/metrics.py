@@ -1,0 +1,84 @@
+"""Sums and counts, and the run's record of them: ``metrics.jsonl``, one JSON object a line."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The summed loss of ``count`` samples, and how many of them were classified right."""
+
+    loss: float = 0.0
+    correct: int = 0
+    count: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(self.loss + other.loss, self.correct + other.correct, self.count + other.count)
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.count
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.count
+
+
+def total(losses: Iterable[float], corrects: Iterable[float], count: int) -> Tally:
+    """A tally of many parts: ``math.fsum`` is exact, so their grouping by ranks doesn't matter."""
+    return Tally(math.fsum(losses), int(sum(corrects)), count)
+
+
+@dataclass
+class Cursor:
+    """Where a run is; together with the parameters and the optimizer's vectors, all of its state.
+
+    Attributes:
+        step: steps taken.
+        epochs: epochs finished and recorded.
+        tally: of the training samples of the running epoch.
+        epoch_seconds: spent on the running epoch.
+        seconds: spent on the run.
+        events: the lines of metrics.jsonl so far.
+    """
+
+    step: int = 0
+    epochs: int = 0
+    tally: Tally = field(default_factory=Tally)
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    events: list[Event] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Cursor":
+        return cls(**{**values, "tally": Tally(**values["tally"])})
+
+    def reopen(self, steps_per_epoch: int, last_step: int) -> None:
+        """Take an epoch's record back if --max-steps had cut that epoch short and it now goes on."""
+        if self.step < min(self.epochs * steps_per_epoch, last_step):
+            self.epochs -= 1
+            self.events = [event for event in self.events if event is not self.epoch_events[-1]]
+        self.events = [event for event in self.events if event["event"] != "end"]
+
+    @property
+    def epoch_events(self) -> list[Event]:
+        return [event for event in self.events if event["event"] == "epoch"]
+
+    @property
+    def best(self) -> Event | None:
+        """The epoch with the highest validation accuracy; of equals, the first."""
+        return max(self.epoch_events, key=lambda event: event["validation_accuracy"], default=None)
+
+
+def read_events(path: Path) -> list[Event]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,140 @@
+"""A network: layers in a row, over one flat vector of parameters with named views."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.errors import CheckpointError
+from dpcnn.nn.layers import Array, Layer, Parameter, Shape
+from dpcnn.nn.losses import softmax_cross_entropy
+from dpcnn.streams import WEIGHTS, generator
+
+Vector = NDArray[np.float32]
+
+
+class Network:
+    """Layers connected to an input shape, and the layout of their parameters in a flat vector.
+
+    The vector holds every parameter in the order in which the layers declare them. The network
+    itself holds none: each call is given a vector, so a gradient is computed into any memory.
+
+    Attributes:
+        size: elements of a parameter or gradient vector.
+        parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
+    """
+
+    def __init__(self, input_shape: Shape, layers: Sequence[Layer]) -> None:
+        self.input_shape, self.layers, self.names = input_shape, list(layers), unique_names(layers)
+        shape = input_shape
+        for layer in self.layers:
+            shape = layer.connect(shape)
+        (self.classes,) = shape
+        self.first = next(i for i, layer in enumerate(self.layers) if layer.parameters)
+        self.layers[self.first].needs_dx = False
+        self.parameters = [
+            Parameter(f"{name}.{p.name}", p.shape, p.fan_in)
+            for name, layer in zip(self.names, self.layers, strict=True)
+            for p in layer.parameters
+        ]
+        self.size = sum(int(np.prod(p.shape)) for p in self.parameters)
+
+    def initialise(self, seed: int) -> Vector:
+        """First values: normal with variance 2 / fan-in (He et al., 2015, eq. 10); biases zero."""
+        vector = np.zeros(self.size, np.float32)
+        for number, (parameter, view) in enumerate(zip(self.parameters, self.views(vector).values(), strict=True)):
+            if parameter.fan_in:
+                values = generator(seed, WEIGHTS, number).standard_normal(parameter.shape, np.float32)
+                view[...] = values * np.float32((2 / parameter.fan_in) ** 0.5)
+        return vector
+
+    def views(self, vector: Array) -> dict[str, Array]:
+        """The parameters of a flat vector by full name: views, not copies."""
+        views, start = {}, 0
+        for parameter in self.parameters:
+            stop = start + int(np.prod(parameter.shape))
+            views[parameter.name] = vector[start:stop].reshape(parameter.shape)
+            start = stop
+        return views
+
+    def fill(self, vector: Array, parameters: Mapping[str, Array]) -> None:
+        """Copy named parameters into a flat vector.
+
+        Raises:
+            CheckpointError: their names or shapes are not this network's.
+        """
+        views = self.views(vector)
+        expected = {name: view.shape for name, view in views.items()}
+        found = {name: array.shape for name, array in parameters.items()}
+        if found != expected:
+            odd = next(name for name in [*expected, *found] if found.get(name) != expected.get(name))
+            raise CheckpointError(
+                f"the checkpoint is of another model: {odd} is {found.get(odd, 'absent')} there and "
+                f"{expected.get(odd, 'absent')} here; use the model that it was made with"
+            )
+        for name, view in views.items():
+            view[...] = parameters[name]
+
+    def _layer_views(self, vector: Array) -> list[dict[str, Array]]:
+        """For each layer, its own parameters by their short names."""
+        views = iter(self.views(vector).values())
+        return [{p.name: next(views) for p in layer.parameters} for layer in self.layers]
+
+    def logits(self, vector: Array, images: Array) -> Array:
+        """The last layer's output, (N, classes), for images (N, *input_shape); valid until the next call."""
+        x = images
+        for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
+            x, _ = layer.forward(x, weights)
+        return x
+
+    def gradient(
+        self, vector: Array, images: Array, labels: Array, smoothing: float, out: Array
+    ) -> tuple[float, int]:
+        """The gradient of the summed loss of a microbatch.
+
+        Args:
+            vector: (size,) parameters.
+            images: (N, *input_shape).
+            labels: (N,) integers.
+            smoothing: of the targets, see :func:`dpcnn.nn.losses.softmax_cross_entropy`.
+            out: (size,) written over with the gradient of the sum of the N losses.
+
+        Returns:
+            The sum of the losses, and the number of images classified right.
+        """
+        x, steps = images, []
+        for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
+            x, backward = layer.forward(x, weights)
+            steps.append(backward)
+        losses, dy = softmax_cross_entropy(x, labels, smoothing)
+        correct = int((x.argmax(axis=1) == labels).sum())
+        gradients = self._layer_views(out)
+        for index in range(len(steps) - 1, self.first, -1):
+            dx = steps[index](dy, gradients[index])
+            assert dx is not None, "only the first layer with weights has no dx"
+            dy = dx
+        steps[self.first](dy, gradients[self.first])
+        return float(losses.sum(dtype=np.float64)), correct
+
+    def first_not_finite(self, vector: Array, images: Array) -> str | None:
+        """The first layer, in order, whose weights or output for ``images`` are not all finite."""
+        x = images
+        for name, layer, weights in zip(self.names, self.layers, self._layer_views(vector), strict=True):
+            x, _ = layer.forward(x, weights)
+            for kind, values in [*weights.items(), ("output", x)]:
+                if not np.isfinite(values).all():
+                    return f"{name} ({'its output' if kind == 'output' else f'its parameter {kind}'})"
+        return None
+
+
+def unique_names(layers: Sequence[Layer]) -> list[str]:
+    """The layers' kinds, each numbered from 1: conv2d1, maxpool2d1, relu1, conv2d2, ..."""
+    seen: Counter[str] = Counter()
+    names = []
+    for layer in layers:
+        kind = type(layer).__name__.lower()
+        seen[kind] += 1
+        names.append(f"{kind}{seen[kind]}")
+    return names

@@ -1,0 +1,41 @@
+"""What the layers compute, written as their definitions: slow, and plain enough to be believed.
+
+The tests hold :mod:`dpcnn.nn.layers` against these functions. Shapes: see there.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def conv2d(x: Array, w: Array, stride: int = 1, padding: int = 0) -> Array:
+    """y[n,i,j,f] = sum over p,q,c of x[n, i*stride+p-padding, j*stride+q-padding, c] * w[p,q,c,f]."""
+    KH, KW, _, _ = w.shape
+    around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    windows = sliding_window_view(np.pad(x, around), (KH, KW), axis=(1, 2))  # (N, OH', OW', C, KH, KW)
+    y: Array = np.einsum("nijcpq,pqcf->nijf", windows[:, ::stride, ::stride], w)
+    return y
+
+
+def max_pool2d(x: Array, window: int, stride: int) -> Array:
+    """y[n,i,j,c] = max over p,q < window of x[n, i*stride+p, j*stride+q, c]."""
+    windows = sliding_window_view(x, (window, window), axis=(1, 2))
+    y: Array = windows[:, ::stride, ::stride].max(axis=(-2, -1))
+    return y
+
+
+def cross_entropy(logits: Array, targets: Array) -> float:
+    """The sum over a batch of -sum_k targets[n,k] * log softmax(logits)[n,k]."""
+    exponentials = np.exp(logits)
+    return float(-(targets * np.log(exponentials / exponentials.sum(axis=1, keepdims=True))).sum())
+
+
+def adam(p: Array, m: Array, v: Array, g: Array, t: int, lr: float, b1: float, b2: float, epsilon: float) -> None:
+    """One step of Kingma and Ba, "Adam" (2015), algorithm 1, in place; t counts from 1."""
+    m[...] = b1 * m + (1 - b1) * g
+    v[...] = b2 * v + (1 - b2) * g**2
+    p -= lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + epsilon)

@@ -1,0 +1,221 @@
+"""The ranks of a run: the one file that knows MPI.
+
+:class:`Communicator` has the few operations that training needs; :class:`Alone` is the same for
+one rank without MPI. Methods ending in ``_obj`` carry small objects as JSON, the others carry
+NumPy arrays. A *part* is a rank's run of a vector's elements, from ``bounds[rank]`` to
+``bounds[rank + 1]``.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.errors import KINDS, DpcnnError
+from dpcnn.parallel.launch import Launch, detect, mismatch
+
+Array = NDArray[Any]
+
+
+class Alone:
+    """One rank, no MPI."""
+
+    rank, size = 0, 1
+
+    def __init__(self, library: str = "no MPI library") -> None:
+        self.library = library
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+
+    def agree(self, flags: int) -> int:
+        """The bitwise or of every rank's flags, the same on all."""
+        return flags
+
+    def broadcast_obj(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        return value
+
+    def allgather_obj(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        return [value]
+
+    def broadcast(self, array: Array) -> None:
+        """Rank 0's array to all, in place."""
+
+    def allgather(self, row: Array) -> Array:
+        """Every rank's row, (size, *row.shape), on every rank."""
+        return row[None]
+
+    def allreduce(self, array: Array) -> None:
+        """The sum of every rank's array, in place, in an order of MPI's choosing."""
+
+    def alltoall_parts(self, send: Array, receive: Array, bounds: Sequence[int], givers: Sequence[bool]) -> None:
+        """Hand every rank its part of this rank's vector.
+
+        Args:
+            send: (bounds[-1],), read only if this rank is a giver.
+            receive: (size, width of this rank's part); row s becomes rank s's values of this
+                rank's part, or is left alone where s is no giver.
+            bounds: of the parts, size + 1 numbers.
+            givers: for each rank, whether it has a vector to give.
+        """
+        receive[0] = send
+
+    def allgather_parts(self, vector: Array, bounds: Sequence[int]) -> None:
+        """Each rank's own part of ``vector`` to all, in place."""
+
+    def gather_parts(self, part: Array, bounds: Sequence[int]) -> Array | None:
+        """The whole vector, of every rank's part, on rank 0; None elsewhere."""
+        return part.copy()
+
+    def scatter_parts(self, vector: Array | None, part: Array, bounds: Sequence[int]) -> None:
+        """Rank 0's vector, to every rank its part, into ``part``."""
+        part[...] = vector
+
+    def node(self) -> "Alone":
+        """The ranks that share memory with this one."""
+        return self
+
+    def abort(self, status: int) -> NoReturn:
+        """End the whole job now, with this exit status."""
+        os._exit(status)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block of which every rank learns whether it went well on all.
+
+        Where a DpcnnError or an OSError leaves the block on any rank, every rank raises the first
+        of them, in the order of ranks.
+        """
+        error: tuple[str, str] | None = None
+        try:
+            yield
+        except DpcnnError as raised:
+            error = type(raised).__name__, str(raised)
+        except OSError as raised:
+            error = "DpcnnError", f"{raised.filename or 'a file'}: {raised.strerror or raised}"
+        if self.agree(error is not None):
+            kind, message = next(found for found in self.allgather_obj(error) if found)
+            agreed = KINDS[kind](message)
+            agreed.agreed = True
+            raise agreed from None
+
+
+class Communicator(Alone):
+    """The ranks of an MPI communicator."""
+
+    def __init__(self, mpi: Any, comm: Any) -> None:
+        super().__init__(library_version(mpi))
+        self._mpi, self._comm = mpi, comm
+        self.rank, self.size = comm.rank, comm.size
+
+    def barrier(self) -> None:
+        self._comm.Barrier()
+
+    def agree(self, flags: int) -> int:
+        everyone = np.empty(1, np.int64)
+        self._comm.Allreduce(np.array([flags], np.int64), everyone, op=self._mpi.BOR)
+        return int(everyone[0])
+
+    def broadcast_obj(self, value: Any) -> Any:
+        return self._comm.bcast(value)
+
+    def allgather_obj(self, value: Any) -> list[Any]:
+        return list(self._comm.allgather(value))
+
+    def broadcast(self, array: Array) -> None:
+        self._comm.Bcast(array)
+
+    def allgather(self, row: Array) -> Array:
+        rows = np.empty((self.size, *row.shape), row.dtype)
+        self._comm.Allgather(row, rows)
+        return rows
+
+    def allreduce(self, array: Array) -> None:
+        self._comm.Allreduce(self._mpi.IN_PLACE, array)
+
+    def alltoall_parts(self, send: Array, receive: Array, bounds: Sequence[int], givers: Sequence[bool]) -> None:
+        sent = np.diff(bounds) * givers[self.rank]
+        received = np.multiply(givers, receive.shape[1])
+        starts = np.arange(self.size) * receive.shape[1]
+        self._comm.Alltoallv([send, (sent, bounds[:-1])], [receive, (received, starts)])
+
+    def allgather_parts(self, vector: Array, bounds: Sequence[int]) -> None:
+        self._comm.Allgatherv(self._mpi.IN_PLACE, [vector, (np.diff(bounds), bounds[:-1])])
+
+    def gather_parts(self, part: Array, bounds: Sequence[int]) -> Array | None:
+        vector = np.empty(bounds[-1], part.dtype) if self.rank == 0 else None
+        self._comm.Gatherv(part, None if vector is None else [vector, (np.diff(bounds), bounds[:-1])])
+        return vector
+
+    def scatter_parts(self, vector: Array | None, part: Array, bounds: Sequence[int]) -> None:
+        self._comm.Scatterv(None if vector is None else [vector, (np.diff(bounds), bounds[:-1])], part)
+
+    def node(self) -> "Communicator":
+        return Communicator(self._mpi, self._comm.Split_type(self._mpi.COMM_TYPE_SHARED))
+
+    def abort(self, status: int) -> NoReturn:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(0.2)  # the launcher passes on what was printed before it kills
+        self._comm.Abort(status)
+        os._exit(status)
+
+
+def world() -> Alone:
+    """All ranks of this job, on a communicator of their own.
+
+    Raises:
+        LaunchError: a launcher asked for several ranks, but this process sees itself alone.
+    """
+    launch = detect(os.environ)
+    mpi = _load_mpi(launch)
+    if mpi is None:
+        return Alone()
+    if not mpi.Is_initialized():
+        mpi.Init_thread(mpi.THREAD_MULTIPLE)
+    if launch and launch.size > 1 and mpi.COMM_WORLD.size == 1:
+        raise mismatch(launch, library_version(mpi), _library_path())
+    mpi.pickle.__init__(lambda value: json.dumps(value).encode(), lambda data: json.loads(bytes(data)))
+    return Communicator(mpi, mpi.COMM_WORLD.Dup())
+
+
+def _load_mpi(launch: Launch | None) -> Any:
+    """mpi4py's MPI, not yet initialised, or None where there is no MPI library and no need of one."""
+    import mpi4py
+
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):  # what mpi4py raises depends on how it was built
+        if launch and launch.size > 1:
+            raise mismatch(launch, "no MPI library", "anywhere") from None
+        return None
+    if launch and launch.size > 1 and launch.family == "Open MPI" and "Open MPI" not in library_version(MPI):
+        raise mismatch(launch, library_version(MPI), _library_path())  # MPI_Init would abort
+    return MPI
+
+
+def library_version(mpi: Any) -> str:
+    """The MPI library's name and version: "Open MPI v5.0.11", "MPICH 5.0.2"."""
+    first_line = mpi.Get_library_version().strip("\0 \n").splitlines()[0]
+    return re.sub(r"\s+", " ", first_line.split(",")[0].replace("Version:", "")).strip()
+
+
+def _library_path() -> str:
+    """The file of the MPI library that this process has loaded, as Linux tells it."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "an unknown place"
+    found = re.search(r"\S*/libmpi[\w.]*\.so\S*", maps)
+    return found.group() if found else "an unknown place"

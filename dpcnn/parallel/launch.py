@@ -1,0 +1,87 @@
+"""How this process was started: pure readings of the environment, before MPI is touched.
+
+A launcher that doesn't fit the MPI library starts N processes that each believe to be alone, and
+the job then trains N times over. The launcher's own variables betray it.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpcnn.errors import LaunchError
+
+LAUNCHERS = ("mpirun", "mpiexec", "prterun", "orterun", "srun", "slurmstepd")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher asked for.
+
+    Attributes:
+        family: whose variables were found: "Open MPI", "Hydra" (MPICH, Intel MPI), "MVAPICH",
+            "Slurm" or "PMIx".
+        rank: this process's number in the job.
+        size: the processes of the job; at least ``rank + 1`` where the launcher doesn't say.
+    """
+
+    family: str
+    rank: int
+    size: int
+
+
+VARIABLES = (  # the nearest launcher first: mpirun under Slurm sets its own beside Slurm's
+    ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("Hydra", "PMI_RANK", "PMI_SIZE"),
+    ("Hydra", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # of the step: a batch script has none
+    ("PMIx", "PMIX_RANK", None),
+)
+
+
+def detect(environment: Mapping[str, str]) -> Launch | None:
+    """The launcher's order as its variables tell it, or None for a process started by hand."""
+    for family, rank_name, size_name in VARIABLES:
+        rank, size = environment.get(rank_name, ""), environment.get(size_name or rank_name, "")
+        if rank.isdecimal() and size.isdecimal():
+            return Launch(family, int(rank), int(size) if size_name else int(rank) + 1)
+    return None
+
+
+def ancestors() -> list[tuple[int, str]]:
+    """The processes above this one, nearest first, as (pid, path of the executable); Linux only."""
+    found, pid = [], os.getppid()
+    while pid > 1:
+        try:
+            found.append((pid, os.readlink(f"/proc/{pid}/exe")))
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            break
+        pid = int(stat.rpartition(")")[2].split()[1])
+    return found
+
+
+def launcher() -> tuple[int, str] | None:
+    """The launcher above this process, as (pid, path), if it can be seen."""
+    return next(((pid, path) for pid, path in ancestors() if Path(path).name.startswith(LAUNCHERS)), None)
+
+
+def mismatch(launch: Launch, library: str, library_path: str) -> LaunchError:
+    """The error for processes that were started as one job but can't see each other."""
+    above = launcher()
+    started = f"{above[1]} ({launch.family})" if above else f"a launcher of the family {launch.family}"
+    beside = Path(sys.executable).parent / "mpirun"
+    if launch.family in ("Slurm", "PMIx"):
+        advice = "type srun --mpi=pmix (srun --mpi=list shows what there is), or mpirun inside the allocation"
+    elif beside.exists():
+        advice = f"type {beside} -n {launch.size} {Path(sys.executable)} -m dpcnn.train"
+    else:
+        advice = "start it with the mpirun of that library, or rebuild mpi4py: pip install --no-binary=mpi4py mpi4py"
+    error = LaunchError(
+        f"{started} started {launch.size} processes, but mpi4py loaded {library} from {library_path}, "
+        f"in which each is alone; {advice}"
+    )
+    error.speaker = launch.rank == 0
+    return error

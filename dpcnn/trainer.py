@@ -1,0 +1,277 @@
+"""The training loop."""
+
+import math
+import signal
+import time
+from dataclasses import asdict
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.checkpoint import Checkpoint, weights_sha256
+from dpcnn.config import Config
+from dpcnn.data.samples import Samples
+from dpcnn.errors import CheckpointError, DivergenceError
+from dpcnn.fingerprint import fingerprint
+from dpcnn.metrics import Cursor, Event, Tally, total
+from dpcnn.nn.network import Network, Vector
+from dpcnn.optim import OPTIMIZERS, SCHEDULES
+from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.exchange import EXCHANGES
+from dpcnn.parallel.split import Node, cut, middle, shares
+from dpcnn.report import Report
+from dpcnn.run_folder import RunFolder
+from dpcnn.streams import permutation
+from dpcnn.validation import evaluate
+
+STOP, DIVERGED = 1, 2  # what a rank may have to say at a step's end, as bits
+STEP_EVENTS = 10  # lines of metrics.jsonl an epoch, besides the epoch's own
+
+
+class Trainer:
+    """Trains a network on the ranks of a communicator; every rank makes one and calls :meth:`fit`.
+
+    Attributes:
+        vector: the current parameters, (network.size,) float32, the same on every rank.
+        cursor: where the run is.
+    """
+
+    def __init__(
+        self,
+        comm: Alone,
+        config: Config,
+        network: Network,
+        samples: Samples,
+        data_checksum: str,
+        run: RunFolder,
+        report: Report,
+    ) -> None:
+        self.comm, self.config, self.network = comm, config, network
+        self.samples, self.data_checksum = samples, data_checksum
+        self.run, self.report = run, report
+        self.training = len(samples) - config.validation
+        self.steps_per_epoch = math.ceil(self.training / config.batch)
+        self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
+        self.vector = network.initialise(config.seed)
+        self.cursor = Cursor()
+        self.exchange = EXCHANGES[config.exchange](comm, network.size)
+        self.optimizer = OPTIMIZERS[config.optimizer](len(self.vector[self.exchange.part]))
+        self._spares: list[Vector] = []
+        self._stop = False
+
+    def fit(self) -> bool:
+        """Train until the run's end, or until a signal asks for a stop.
+
+        Returns:
+            Whether the end was reached; if not, a checkpoint of the last step is there.
+
+        Raises:
+            DivergenceError: on every rank, before the parameters are touched.
+            CheckpointError: on every rank.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._ask_to_stop)
+        while self.cursor.step < self.last_step or self.cursor.epochs < self._epochs_at(self.last_step):
+            order = permutation(self.config.seed, self.cursor.epochs, self.training)
+            while self.cursor.step < min((self.cursor.epochs + 1) * self.steps_per_epoch, self.last_step):
+                stop = self.train_step(order)
+                if stop or self._checkpoint_due():
+                    self.save()
+                if stop:
+                    return False
+            self.finish_epoch()
+            self.save()
+        return True
+
+    def train_step(self, order: NDArray[Any]) -> bool:
+        """One step of every rank: gradients, their sum, one decision, one update.
+
+        Returns:
+            Whether any rank was asked to stop.
+        """
+        started = time.perf_counter()
+        within = self.cursor.step % self.steps_per_epoch
+        batch = order[within * self.config.batch : (within + 1) * self.config.batch]
+        leaves = cut(len(batch), self.config.microbatch)
+
+        tallies: list[tuple[float, int]] = []
+        for node, row in self.exchange.rows(len(leaves)):
+            self._add_up(node, row, batch, leaves, tallies)
+        gradient = self.exchange.sum(len(leaves))
+        flags, tally = self._decide(gradient, tallies, len(leaves), len(batch))
+        if flags & DIVERGED:
+            raise self._divergence(batch, leaves)
+
+        gradient /= np.float32(len(batch))
+        rate = self.rate(self.cursor.step)
+        self.optimizer.update(self.vector[self.exchange.part], gradient, self.cursor.step + 1, rate)
+        self.exchange.share(self.vector)
+        self._advance(tally, time.perf_counter() - started, rate)
+        return bool(flags & STOP)
+
+    def _add_up(self, node: Node, out: Vector, batch: Any, leaves: list[Node], tallies: list[Any], depth: int = 0) -> None:
+        """The gradient sum of a subtree of microbatches, into ``out``; see :mod:`dpcnn.parallel.split`."""
+        lo, hi = node
+        if hi - lo == 1:
+            images, labels = self.samples.take(batch[slice(*leaves[lo])])
+            smoothing = self.config.label_smoothing
+            tallies.append(self.network.gradient(self.vector, images, labels, smoothing, out))
+            return
+        if len(self._spares) == depth:
+            self._spares.append(np.empty_like(self.vector))
+        m, right = middle(lo, hi), self._spares[depth]
+        self._add_up((lo, m), out, batch, leaves, tallies, depth)
+        self._add_up((m, hi), right, batch, leaves, tallies, depth + 1)
+        out += right
+
+    def _decide(
+        self, gradient: Vector, tallies: list[tuple[float, int]], leaves: int, count: int
+    ) -> tuple[int, Tally]:
+        """Every rank's flags and tallies, the same on all ranks: the step's one small message."""
+        row = np.zeros((1 + math.ceil(leaves / self.comm.size), 2))
+        row[1 : 1 + len(tallies)] = tallies or np.empty((0, 2))
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(gradient.sum())
+        row[0, 0] = STOP * self._stop | DIVERGED * (not finite)
+        rows = self.comm.allgather(row)
+        flags = int(np.bitwise_or.reduce(rows[:, 0, 0].astype(np.int64)))
+        losses = rows[:, 1:, 0].ravel()
+        if not np.isfinite(losses).all():
+            return flags | DIVERGED, Tally()
+        return flags, total(losses, rows[:, 1:, 1].ravel(), count)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        config = self.config
+        course = SCHEDULES[config.schedule](step / self.steps_per_epoch, config.epochs, config.lr_decay)
+        return config.lr * course * min(1.0, (step + 1) / (config.warmup + 1))
+
+    def _advance(self, tally: Tally, seconds: float, rate: float) -> None:
+        cursor = self.cursor
+        cursor.step += 1
+        cursor.tally += tally
+        cursor.epoch_seconds += seconds
+        cursor.seconds += seconds
+        self.report.step(cursor, tally, rate)
+        if cursor.step % max(1, self.steps_per_epoch // STEP_EVENTS) == 0:
+            self.record(
+                {
+                    "event": "step",
+                    "step": cursor.step,
+                    "epoch": cursor.epochs + 1,
+                    "loss": tally.mean_loss,
+                    "accuracy": tally.accuracy,
+                    "learning_rate": rate,
+                }
+            )
+
+    def finish_epoch(self) -> None:
+        """Validate and record the epoch."""
+        cursor, held_back = self.cursor, range(self.training, len(self.samples))
+        validation = evaluate(
+            self.comm, self.network, self.vector, self.samples, held_back, self.config.label_smoothing
+        )
+        cursor.epochs += 1
+        event = {
+            "event": "epoch",
+            "epoch": cursor.epochs,
+            "step": cursor.step,
+            "train_loss": cursor.tally.mean_loss,
+            "train_accuracy": cursor.tally.accuracy,
+            "validation_loss": validation.mean_loss,
+            "validation_accuracy": validation.accuracy,
+            "learning_rate": self.rate(cursor.step - 1),
+            "seconds": round(cursor.epoch_seconds, 3),
+            "images_per_second": round(cursor.tally.count / cursor.epoch_seconds, 1),
+        }
+        self.record(event)
+        self.report.epoch(event)
+        if cursor.step == cursor.epochs * self.steps_per_epoch:  # else --max-steps has cut it short
+            cursor.tally, cursor.epoch_seconds = Tally(), 0.0
+
+    def record(self, event: Event) -> None:
+        """Add a line to metrics.jsonl."""
+        self.cursor.events.append(event)
+        with self.comm.together():
+            if self.comm.rank == 0:
+                self.run.append_event(event)
+
+    def save(self) -> None:
+        """Write a checkpoint of all state, from the parts that the ranks hold."""
+        with self.comm.together():
+            collected = {name: self.exchange.collect(part) for name, part in self.optimizer.state.items()}
+            vectors = {name: vector for name, vector in collected.items() if vector is not None}
+            if self.comm.rank == 0:
+                if not np.isfinite(self.vector).all():
+                    raise DivergenceError(f"step {self.cursor.step}: weights are not finite; try a smaller --lr")
+                state = {
+                    "cursor": self.cursor.to_dict(),
+                    "config": asdict(self.config),
+                    "data": self.data_checksum,
+                    "weights_sha256": weights_sha256(self.vector),
+                    "fingerprint": fingerprint(),
+                }
+                self.run.save(Checkpoint(self.network.views(self.vector), vectors, state), self.cursor, self.config.keep)
+
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        """Go on from a checkpoint, which rank 0 has read: the others pass None.
+
+        Raises:
+            CheckpointError: on every rank, where it is of another model or optimizer.
+        """
+        with self.comm.together():
+            if checkpoint:
+                self.network.fill(self.vector, checkpoint.parameters)
+                check_optimizer(checkpoint.optimizer, self.optimizer.state, self.network.size)
+        vectors = checkpoint.optimizer if checkpoint else {}
+        self.comm.broadcast(self.vector)
+        for name, part in self.optimizer.state.items():
+            self.exchange.spread(vectors.get(name), part)
+        self.cursor = Cursor.from_dict(self.comm.broadcast_obj(checkpoint and checkpoint.state["cursor"]))
+        self.cursor.reopen(self.steps_per_epoch, self.last_step)
+
+    def images_left(self) -> int:
+        """Images to train on from the cursor to the end of the run."""
+        epochs, steps = divmod(self.last_step, self.steps_per_epoch)
+        whole = epochs * self.training + steps * self.config.batch
+        epochs, steps = divmod(self.cursor.step, self.steps_per_epoch)
+        return whole - epochs * self.training - steps * self.config.batch
+
+    def _divergence(self, batch: NDArray[Any], leaves: list[Node]) -> DivergenceError:
+        """What to say of a loss or gradient that is not finite: all ranks look, all say the same."""
+        bounds = shares(len(leaves), self.comm.size)
+        layers = []
+        for start, stop in leaves[bounds[self.comm.rank] : bounds[self.comm.rank + 1]]:
+            images, _ = self.samples.take(batch[start:stop])
+            with np.errstate(all="ignore"):
+                layers.append(self.network.first_not_finite(self.vector, images))
+        found = [layer for rank in self.comm.allgather_obj(layers) for layer in rank if layer]
+        where = f"the first layer with values that are not finite is {found[0]}" if found else "the gradient is not"
+        saved = "the last checkpoint stays as it was"
+        return DivergenceError(
+            f"step {self.cursor.step + 1}, epoch {self.cursor.epochs + 1}: the loss is not finite; {where}; "
+            f"{saved}; try a smaller --lr than {self.config.lr:g}"
+        )
+
+    def _epochs_at(self, step: int) -> int:
+        return math.ceil(step / self.steps_per_epoch)
+
+    def _checkpoint_due(self) -> bool:
+        every = self.config.checkpoint_every
+        return bool(every) and self.cursor.step % every == 0
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+
+
+def check_optimizer(found: dict[str, Vector], state: dict[str, Vector], size: int) -> None:
+    """Hold a checkpoint's optimizer vectors against the optimizer.
+
+    Raises:
+        CheckpointError: they are another optimizer's.
+    """
+    shapes = {name: vector.shape for name, vector in found.items()}
+    if shapes != dict.fromkeys(state, (size,)):
+        raise CheckpointError(f"the checkpoint's optimizer holds {shapes}, expected {sorted(state)} of ({size},)")
