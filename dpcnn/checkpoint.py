@@ -17,7 +17,7 @@ import io
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.errors import CheckpointError
+from dpcnn.config import Config, from_dict
+from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.metrics import Cursor
 
 Vector = NDArray[np.float32]
 
@@ -41,12 +43,30 @@ class Checkpoint:
     Attributes:
         parameters: by full name, in order.
         optimizer: the optimizer's flat vectors by name.
-        state: JSON-like: cursor, configuration, data checksum, metrics, fingerprint.
+        cursor: where the run is, with its metrics so far.
+        config: of the run, the seed included.
+        data: the data set's checksum.
+        weights_sha256: of the flat parameter vector.
+        fingerprint: of the numerics that it was made with.
     """
 
     parameters: dict[str, Vector]
     optimizer: dict[str, Vector]
-    state: dict[str, Any]
+    cursor: Cursor
+    config: Config
+    data: str
+    weights_sha256: str
+    fingerprint: dict[str, Any]
+
+    def state(self) -> dict[str, Any]:
+        """All but the arrays, as JSON has it."""
+        return {
+            "cursor": asdict(self.cursor),
+            "config": asdict(self.config),
+            "data": self.data,
+            "weights_sha256": self.weights_sha256,
+            "fingerprint": self.fingerprint,
+        }
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -61,7 +81,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
             place = file.create_group(group, track_order=True)
             for name, array in arrays.items():
                 place.create_dataset(name, data=array, track_times=False)
-        file.create_dataset("state", data=np.frombuffer(json.dumps(checkpoint.state).encode(), np.uint8))
+        file.create_dataset("state", data=np.frombuffer(json.dumps(checkpoint.state()).encode(), np.uint8))
     body = image.getbuffer()[BLOCK:]
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -107,16 +127,25 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: not a dpcnn checkpoint: it starts with {content[:18]!r}")
     if content[:BLOCK] != _head(memoryview(content)[BLOCK:]):
         raise CheckpointError(
-            f"{path}: damaged: {len(content)} bytes that don't fit their sha256; delete it, and --resume goes on from the one before"
+            f"{path}: damaged: its {len(content)} bytes don't fit their sha256; "
+            "delete it, and --resume goes on from the one before"
         )
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
             parameters = _arrays(path, file, "parameters", len(content))
             optimizer = _arrays(path, file, "optimizer", len(content))
             state = json.loads(_array(path, file, "state", np.uint8, len(content)).tobytes())
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a dpcnn checkpoint inside ({error})") from None
-    return Checkpoint(parameters, optimizer, state)
+        return Checkpoint(
+            parameters,
+            optimizer,
+            cursor=Cursor.from_dict(state["cursor"]),
+            config=from_dict(state["config"]),
+            data=str(state["data"]),
+            weights_sha256=str(state["weights_sha256"]),
+            fingerprint=dict(state["fingerprint"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint that this dpcnn understands ({error})") from None
 
 
 def _arrays(path: Path, file: h5py.File, group: str, limit: int) -> dict[str, Vector]:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,20 @@ class Cursor:
     seconds: float = 0.0
     events: list[Event] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Cursor":
-        return cls(**{**values, "tally": Tally(**values["tally"])})
+        """The reverse of ``dataclasses.asdict``.
+
+        Raises:
+            TypeError, ValueError: the values are not a cursor's.
+        """
+        cursor = cls(**{**values, "tally": Tally(**values["tally"])})
+        numbers = [cursor.step, cursor.epochs, cursor.tally.correct, cursor.tally.count]
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError(f"not a cursor: {values}")
+        if not all(isinstance(event["event"], str) for event in cursor.events):
+            raise ValueError("not a list of events")
+        return cursor
 
     def reopen(self, steps_per_epoch: int, last_step: int) -> None:
         """Take an epoch's record back if --max-steps had cut that epoch short and it now goes on."""

@@ -30,9 +30,11 @@ def draw_curves(runs: Sequence[Path], stem: Path) -> str:
         color, other = f"C{2 * number}", f"C{2 * number + 1}"
         for axes, key, train in ((loss, "loss", "train_loss"), (accuracy, "accuracy", "train_accuracy")):
             x = [event["step"] / steps_per_epoch for event in epochs]
-            axes.plot([event["step"] / steps_per_epoch for event in steps], [e[key] for e in steps], color=color, alpha=0.25, lw=1)
+            fine = [event["step"] / steps_per_epoch for event in steps]
+            validation = [event[f"validation_{key}"] for event in epochs]
+            axes.plot(fine, [event[key] for event in steps], color=color, alpha=0.25, lw=1)
             axes.plot(x, [event[train] for event in epochs], "o-", color=color, label=f"{label}training")
-            axes.plot(x, [event[f"validation_{key}"] for event in epochs], "s-", color=other, label=f"{label}validation")
+            axes.plot(x, validation, "s-", color=other, label=f"{label}validation")
     loss.set(xlabel="epoch", ylabel="cross-entropy an image", yscale="log", title="loss")
     accuracy.set(xlabel="epoch", ylabel="share classified right", ylim=(0.95, 1.0), title="accuracy")
     for axes in (loss, accuracy):

@@ -84,7 +84,8 @@ class Console(Report):
         elif time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
             speed = self._done / (self._said - self._started)
-            print(f"epoch {cursor.epochs + 1}/{self._epochs}  step {cursor.step}  {speed:,.0f} images/s  {facts}", flush=True)
+            where = f"epoch {cursor.epochs + 1}/{self._epochs}, step {cursor.step}"
+            print(f"{where}: {facts}; {speed:,.0f} images/s", flush=True)
 
     def epoch(self, event: Event) -> None:
         self.say(

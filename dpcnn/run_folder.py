@@ -80,17 +80,17 @@ class RunFolder:
         """The checkpoint with the highest step, or None."""
         return max(self.checkpoints.glob("step-*.h5"), default=None)
 
-    def save(self, checkpoint: Checkpoint, cursor: Cursor, keep: int) -> None:
-        """Write the checkpoint of the cursor's step, move the pointers, delete what is too old.
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint under the name of its step, move the pointers, delete what is too old.
 
         Raises:
             CheckpointError: it can't be written; the ones before are untouched.
         """
-        name = step_name(cursor.step)
+        name = step_name(checkpoint.cursor.step)
         write(self.checkpoints / name, checkpoint)
         point(self.checkpoints, LAST, name)
-        self.point_best(cursor.best)
-        prune(self.checkpoints, keep)
+        self.point_best(checkpoint.cursor.best)
+        prune(self.checkpoints, checkpoint.config.keep)
 
     def point_best(self, best: Event | None) -> None:
         """Let best.h5 be the checkpoint of the best epoch, if that is here."""

@@ -5,7 +5,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
     with comm.together():
         if config.validation >= len(samples):
             raise ConfigError(f"--validation: must be below {len(samples)}, the training samples of {data}")
-        if start.checkpoint and start.checkpoint.state["data"] != manifest.checksum:
+        if start.checkpoint and start.checkpoint.data != manifest.checksum:
             raise CheckpointError(f"{start.path}: made with other data than {data}; give --data the one it knows")
     network = Network(manifest.image_shape, MODELS[config.model](manifest.classes))
     trainer = Trainer(comm, config, network, samples, manifest.checksum, start.folder, report)
@@ -138,7 +138,7 @@ def find_start(options: Namespace) -> Start:
             return Start(folder, config=folder.read_config())
         path = found
     checkpoint = read(path)
-    return Start(folder, path, checkpoint, checkpoint.state["config"])
+    return Start(folder, path, checkpoint, asdict(checkpoint.config))
 
 
 def newest_run() -> RunFolder:
@@ -168,7 +168,8 @@ def choose_config(options: Namespace, stored: dict[str, Any] | None, place: str)
         if was != now and not option.metadata["free"]:
             flag = "--" + option.name.replace("_", "-")
             raise ConfigError(
-                f"{flag}: {place} was begun with {was}, and can't be resumed with {now}; drop the flag or begin a new run"
+                f"{flag}: {place} was begun with {was}, and can't be resumed with {now}; "
+                "drop the flag or begin a new run"
             )
     return asked
 
@@ -187,7 +188,7 @@ def opening_lines(trainer: Trainer, manifest: Manifest, start: Start) -> list[st
     ]
     if start.path:
         lines.append(f"resuming from {start.path.name}: epoch {cursor.epochs + 1}, step {cursor.step}")
-        if start.checkpoint and start.checkpoint.state["fingerprint"] != numerics:
+        if start.checkpoint and start.checkpoint.fingerprint != numerics:
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
     elif start.config is not None:
         lines.append("no checkpoint yet: starting from step 0")

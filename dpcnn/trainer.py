@@ -111,7 +111,9 @@ class Trainer:
         self._advance(tally, time.perf_counter() - started, rate)
         return bool(flags & STOP)
 
-    def _add_up(self, node: Node, out: Vector, batch: Any, leaves: list[Node], tallies: list[Any], depth: int = 0) -> None:
+    def _add_up(
+        self, node: Node, out: Vector, batch: Any, leaves: list[Node], tallies: list[Any], depth: int = 0
+    ) -> None:
         """The gradient sum of a subtree of microbatches, into ``out``; see :mod:`dpcnn.parallel.split`."""
         lo, hi = node
         if hi - lo == 1:
@@ -126,9 +128,7 @@ class Trainer:
         self._add_up((m, hi), right, batch, leaves, tallies, depth + 1)
         out += right
 
-    def _decide(
-        self, gradient: Vector, tallies: list[tuple[float, int]], leaves: int, count: int
-    ) -> tuple[int, Tally]:
+    def _decide(self, gradient: Vector, tallies: list[tuple[float, int]], leaves: int, count: int) -> tuple[int, Tally]:
         """Every rank's flags and tallies, the same on all ranks: the step's one small message."""
         row = np.zeros((1 + math.ceil(leaves / self.comm.size), 2))
         row[1 : 1 + len(tallies)] = tallies or np.empty((0, 2))
@@ -206,14 +206,17 @@ class Trainer:
             if self.comm.rank == 0:
                 if not np.isfinite(self.vector).all():
                     raise DivergenceError(f"step {self.cursor.step}: weights are not finite; try a smaller --lr")
-                state = {
-                    "cursor": self.cursor.to_dict(),
-                    "config": asdict(self.config),
-                    "data": self.data_checksum,
-                    "weights_sha256": weights_sha256(self.vector),
-                    "fingerprint": fingerprint(),
-                }
-                self.run.save(Checkpoint(self.network.views(self.vector), vectors, state), self.cursor, self.config.keep)
+                self.run.save(
+                    Checkpoint(
+                        self.network.views(self.vector),
+                        vectors,
+                        self.cursor,
+                        self.config,
+                        self.data_checksum,
+                        weights_sha256(self.vector),
+                        fingerprint(),
+                    )
+                )
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Go on from a checkpoint, which rank 0 has read: the others pass None.
@@ -229,7 +232,7 @@ class Trainer:
         self.comm.broadcast(self.vector)
         for name, part in self.optimizer.state.items():
             self.exchange.spread(vectors.get(name), part)
-        self.cursor = Cursor.from_dict(self.comm.broadcast_obj(checkpoint and checkpoint.state["cursor"]))
+        self.cursor = Cursor.from_dict(self.comm.broadcast_obj(checkpoint and asdict(checkpoint.cursor)))
         self.cursor.reopen(self.steps_per_epoch, self.last_step)
 
     def images_left(self) -> int:

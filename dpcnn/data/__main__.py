@@ -49,9 +49,8 @@ def _parser() -> Parser:
     get.add_argument("--mirror", help="base address to download from, in place of the known ones")
     for command in (make, get):
         command.add_argument("--shards", type=int, default=SHARDS, help=f"training shards (default {SHARDS})")
-        command.add_argument(
-            "--contiguous", action="store_true", help="don't compress: such a set is mapped, and may be larger than memory"
-        )
+        uncompressed = "don't compress: such a set is mapped from its files, and may be larger than memory"
+        command.add_argument("--contiguous", action="store_true", help=uncompressed)
     show = commands.add_parser("info", help="show what a data set holds, and verify every byte of it")
     show.add_argument("data", help="a name under data/, or a folder")
     return parser
@@ -93,7 +92,8 @@ def write_set(comm: Alone, source: Source, options: Namespace) -> None:
         if comm.rank == 0:
             write_manifest(partial, describe(source, splits, options))
             partial.rename(options.out)
-            print(f"{options.out}: {len(jobs)} shards, {sum(len(labels) for _, labels in source.splits.values()):,} samples")
+            samples = sum(stop - start for _, _, start, stop in jobs)
+            print(f"{options.out}: {samples:,} samples in {len(jobs)} shards")
 
 
 def plan(source: Source, shards: int) -> list[tuple[str, str, int, int]]:
@@ -180,7 +180,7 @@ def info_lines(folder: Path, manifest: Manifest, counts: list[list[int]]) -> lis
         shards = len(manifest.splits[split])
         lines.append(f"{split:<8}" + "".join(f"{count:>8}" for count in row) + f"{sum(row):>8}{shards:>8}")
     lines += [f"source: {name} {text}" for name, text in manifest.source.items()]
-    lines.append(f"all {sum(len(shards) for shards in manifest.splits.values())} shards verified; data {manifest.checksum}")
+    lines.append(f"every shard verified; data {manifest.checksum}")
     return lines
 
 

