@@ -168,6 +168,7 @@ def _array(path: Path, group: h5py.Group, name: str, dtype: Any, limit: int) -> 
 
 
 def step_name(step: int) -> str:
+    """The file name of a step's checkpoint; names sort as steps do."""
     return f"step-{step:08d}.h5"
 
 

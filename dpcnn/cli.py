@@ -11,11 +11,18 @@ from dpcnn.config import TYPES, Config, from_dict
 from dpcnn.errors import ConfigError, DpcnnError, LaunchError
 from dpcnn.parallel.comm import Alone, world
 
-DONE, MISTAKE, FAULT, RESUMABLE = 0, 2, 1, 75  # exit status
+DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit status
+
+
+class HelpShownError(Exception):
+    """The help that was asked for has been printed, and nothing else is to be done."""
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, as exceptions."""
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise HelpShownError
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
@@ -41,8 +48,10 @@ def run(command: Callable[[Alone], int]) -> int:
         if error.agreed or comm.size == 1:
             return MISTAKE
         comm.abort(MISTAKE)
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
+    except HelpShownError:
+        return DONE
+    except KeyboardInterrupt:  # before training has begun: there is nothing to save
+        comm.abort(INTERRUPTED)
     except BaseException:
         text = "".join(traceback.format_exc())
         print(f"dpcnn: rank {comm.rank} of {comm.size} failed:\n{text}", file=sys.stderr, flush=True)

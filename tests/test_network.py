@@ -1,0 +1,120 @@
+"""Networks: the layout of the flat vector, first values, gradients of the whole."""
+
+import numpy as np
+import pytest
+
+from dpcnn.errors import CheckpointError
+from dpcnn.nn.layers import Scale
+from dpcnn.nn.models import MODELS
+from dpcnn.nn.network import Network
+
+RNG = np.random.default_rng(5)
+
+
+def batch(n: int, shape=(12, 12, 1)):
+    return RNG.integers(0, 256, (n, *shape), dtype=np.uint8), RNG.integers(0, 10, n)
+
+
+@pytest.fixture
+def network():
+    return Network((12, 12, 1), MODELS["simple-cnn"](10))
+
+
+def test_simple_cnn_has_the_published_layout():
+    network = Network((28, 28, 1), MODELS["simple-cnn"](10))
+    assert [(p.name, p.shape) for p in network.parameters] == [
+        ("conv2d1.w", (3, 3, 1, 16)),
+        ("conv2d2.w", (3, 3, 16, 32)),
+        ("conv2d3.w", (3, 3, 32, 64)),
+        ("linear1.w", (3136, 512)),
+        ("linear2.w", (512, 10)),
+    ]
+    assert network.size == 1_633_936
+
+
+def test_views_share_the_vector_s_memory(network):
+    vector = np.zeros(network.size, np.float32)
+    views = network.views(vector)
+    for number, view in enumerate(views.values()):
+        view[...] = number + 1
+    sizes = [view.size for view in views.values()]
+    np.testing.assert_array_equal(vector, np.repeat(np.arange(1, len(sizes) + 1), sizes))
+
+
+def test_first_values_are_he_s_and_depend_on_the_seed_alone():
+    network = Network((28, 28, 1), MODELS["simple-cnn"](10))
+    vector = network.initialise(3)
+    assert vector.dtype == np.float32
+    np.testing.assert_array_equal(vector, Network((28, 28, 1), MODELS["simple-cnn"](10)).initialise(3))
+    assert not np.array_equal(vector, network.initialise(4))
+    for parameter, values in zip(network.parameters, network.views(vector).values(), strict=True):
+        spread = np.sqrt(2 / parameter.fan_in)
+        assert abs(values.std() / spread - 1) < 5 / np.sqrt(2 * values.size)
+        assert abs(values.mean()) < 5 * spread / np.sqrt(values.size)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_whole_gradient_by_finite_differences_in_float64(model):
+    layers = MODELS[model](10)
+    for layer in layers:
+        if isinstance(layer, Scale):
+            layer.dtype = np.dtype(np.float64)
+    network = Network((12, 12, 1), layers)
+    vector = network.initialise(1).astype(np.float64)
+    images, labels = batch(6)
+    gradient = np.full(network.size, np.nan)
+    network.gradient(vector, images, labels, 0.01, gradient)
+    for _ in range(3):
+        direction = RNG.standard_normal(network.size) / 10
+        spare = np.empty_like(gradient)
+        up, _ = network.gradient(vector + 1e-6 * direction, images, labels, 0.01, spare)
+        down, _ = network.gradient(vector - 1e-6 * direction, images, labels, 0.01, spare)
+        assert gradient @ direction == pytest.approx((up - down) / 2e-6, rel=1e-5)
+
+
+def test_gradients_are_sums_over_samples(network):
+    vector = network.initialise(0)
+    images, labels = batch(20)
+    whole, part, total = (np.zeros(network.size, np.float32) for _ in range(3))
+    loss, correct = network.gradient(vector, images, labels, 0.01, whole)
+    sums = [0.0, 0]
+    for cut in (slice(0, 7), slice(7, 20)):
+        part_loss, part_correct = network.gradient(vector, images[cut], labels[cut], 0.01, part)
+        total += part
+        sums = [sums[0] + part_loss, sums[1] + part_correct]
+    np.testing.assert_allclose(total, whole, rtol=1e-3, atol=1e-4)
+    assert sums[0] == pytest.approx(loss, rel=1e-5) and sums[1] == correct
+
+
+def test_a_microbatch_has_the_same_bits_after_any_other(network):
+    vector = network.initialise(0)
+    images, labels = batch(16)
+    first, again, other = (np.empty(network.size, np.float32) for _ in range(3))
+    network.gradient(vector, images, labels, 0.01, first)
+    network.gradient(vector, *batch(37), 0.01, other)
+    network.logits(vector, batch(100)[0])
+    network.gradient(vector, images, labels, 0.01, again)
+    np.testing.assert_array_equal(first.view(np.uint32), again.view(np.uint32))
+
+
+def test_first_not_finite_names_the_layer(network):
+    vector = network.initialise(0)
+    images, _ = batch(2)
+    assert network.first_not_finite(vector, images) is None
+    network.views(vector)["conv2d2.w"][0, 0, 0, 0] = np.nan
+    assert network.first_not_finite(vector, images) == "conv2d2 (its parameter w)"
+    vector = network.initialise(0)
+    for name in ("conv2d1.w", "conv2d2.w"):
+        network.views(vector)[name][...] = 1e20
+    with np.errstate(all="ignore"):
+        assert network.first_not_finite(vector, images) == "conv2d2 (its output)"
+
+
+def test_fill_refuses_another_model(network):
+    vector = np.empty(network.size, np.float32)
+    parameters = dict(network.views(network.initialise(2)))
+    network.fill(vector, parameters)
+    np.testing.assert_array_equal(vector, network.initialise(2))
+    parameters["linear2.w"] = parameters["linear2.w"][:, :9]
+    with pytest.raises(CheckpointError, match=r"another model: linear2\.w is \(512, 9\) there and \(512, 10\) here"):
+        network.fill(vector, parameters)

@@ -1,0 +1,65 @@
+"""Optimizers against their papers, and against themselves in slices."""
+
+import numpy as np
+import pytest
+
+from dpcnn.nn import reference
+from dpcnn.optim import OPTIMIZERS, SCHEDULES, SGD, UPDATE_BLOCK, Adam
+
+SIZE = 2 * UPDATE_BLOCK + 1234
+
+
+def values(seed: int, dtype=np.float32) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(SIZE).astype(dtype)
+
+
+def test_adam_is_the_paper_s_algorithm():
+    p, m, v = values(0, np.float64), np.zeros(SIZE), np.zeros(SIZE)
+    ours, adam = p.copy(), Adam(SIZE, np.float64)
+    for step in range(1, 6):
+        g = values(step, np.float64)
+        adam.update(ours, g, step, 0.01)
+        reference.adam(p, m, v, g, step, 0.01, 0.9, 0.999, 1e-8)
+        np.testing.assert_allclose(ours, p, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(adam.state["v"], v, rtol=1e-12)
+
+
+def test_sgd_by_hand():
+    p, u = values(0), np.zeros(SIZE, np.float32)
+    ours, sgd = p.copy(), SGD(SIZE)
+    for step in range(1, 4):
+        g = values(step)
+        sgd.update(ours, g, step, 0.1)
+        u = np.float32(0.9) * u + g
+        p = p - np.float32(0.1) * u
+        np.testing.assert_array_equal(ours, p)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_slices_have_the_bits_of_the_whole(name, parts):
+    whole, sliced = values(0), values(0)
+    bounds = [part * SIZE // parts for part in range(parts + 1)]
+    slices = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    optimizer = OPTIMIZERS[name](SIZE)
+    optimizers = [OPTIMIZERS[name](s.stop - s.start) for s in slices]
+    for step in range(1, 4):
+        g = values(step)
+        optimizer.update(whole, g, step, 0.01)
+        for one, s in zip(optimizers, slices, strict=True):
+            one.update(sliced[s], g[s], step, 0.01)
+    np.testing.assert_array_equal(whole.view(np.uint32), sliced.view(np.uint32))
+    assert whole.dtype == np.float32 and all(state.dtype == np.float32 for state in optimizer.state.values())
+
+
+def test_the_gradient_is_left_as_it_is():
+    p, g = values(0), values(1)
+    for optimizer in OPTIMIZERS.values():
+        optimizer(SIZE).update(p, g, 1, 0.01)
+    np.testing.assert_array_equal(g, values(1))
+
+
+def test_schedules():
+    exponential, cosine = SCHEDULES["exponential"], SCHEDULES["cosine"]
+    assert [exponential(t, 8, 0.8) for t in (0, 0.99, 1, 2.5)] == pytest.approx([1, 1, 0.8, 0.64])
+    assert [cosine(t, 8, 0.8) for t in (0, 4, 8)] == pytest.approx([1, 0.5, 0])

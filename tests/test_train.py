@@ -1,0 +1,199 @@
+"""Training for real, under mpirun: the same bits whatever the ranks, uneven shapes, resuming, evaluating."""
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import run, train
+
+from dpcnn.checkpoint import read, weights_sha256
+
+TIMES = ("seconds", "images_per_second")
+
+
+def events(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(folder: Path) -> list[dict]:
+    return [{key: value for key, value in event.items() if key not in TIMES} for event in events(folder)]
+
+
+def trained(ranks: int, *arguments, status: int = 0, **options):
+    result = train(ranks, *arguments, **options)
+    assert result.status == status, result.err
+    return result
+
+
+@pytest.fixture(scope="module")
+def alone(small, tmp_path_factory):
+    """One run on one rank, to hold the others against."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    flags = [
+        "--data",
+        small,
+        "--validation",
+        "100",
+        "--batch",
+        "90",
+        "--microbatch",
+        "16",
+        "--epochs",
+        "2",
+        "--lr",
+        "0.003",
+    ]
+    result = trained(1, *flags, "--out", folder)
+    return folder, result
+
+
+def test_a_run_leaves_what_it_promises(alone):
+    folder, result = alone
+    assert {path.name for path in folder.iterdir()} == {
+        "config.toml", "metrics.jsonl", "log.txt", "checkpoints", "curves.png", "curves.svg"
+    }  # fmt: skip
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {
+        "step-00000007.h5", "step-00000014.h5", "last.h5", "best.h5"
+    }  # fmt: skip
+    found = events(folder)
+    epochs = [event for event in found if event["event"] == "epoch"]
+    assert [(event["epoch"], event["step"]) for event in epochs] == [(1, 7), (2, 14)]
+    assert set(epochs[0]) == {
+        "event", "epoch", "step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
+        "learning_rate", "seconds", "images_per_second",
+    }  # fmt: skip
+    end = found[-1]
+    assert set(end) == {"event", "steps", "seconds", "weights_sha256", "best_validation_accuracy"}
+    assert end["steps"] == 14
+    assert end["best_validation_accuracy"] == max(event["validation_accuracy"] for event in epochs) > 0.5
+
+    checkpoint = read(folder / "checkpoints" / "last.h5")
+    vector = np.concatenate([array.ravel() for array in checkpoint.parameters.values()])
+    assert weights_sha256(vector) == end["weights_sha256"] == checkpoint.weights_sha256
+    last_line = result.out.splitlines()[-1]
+    for fact in (f"{epochs[-1]['validation_accuracy']:.4f}", "images/s", str(folder), end["weights_sha256"]):
+        assert fact in last_line
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (folder / "curves.svg").read_text()
+    assert last_line in (folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 7])
+def test_ranks_change_nothing(alone, quick, tmp_path, ranks):
+    """600 images in batches of 90 and microbatches of 16: neither divides, nor do the ranks."""
+    folder, _ = alone
+    trained(ranks, *quick, "--out", tmp_path / "run")
+    assert timeless(tmp_path / "run") == timeless(folder)
+    ours, theirs = (read(path / "checkpoints" / "last.h5") for path in (tmp_path / "run", folder))
+    for name in ("m", "v"):
+        np.testing.assert_array_equal(ours.optimizer[name], theirs.optimizer[name])
+
+
+def test_without_mpirun(alone, quick, tmp_path):
+    trained(0, *quick, "--out", tmp_path / "run")
+    assert timeless(tmp_path / "run") == timeless(alone[0])
+
+
+def test_more_ranks_than_microbatches(quick, tmp_path):
+    """A batch of 20 in microbatches of 16 has two, then one: ranks 2 and 3 never have any."""
+    hashes = []
+    for ranks in (1, 4):
+        folder = tmp_path / str(ranks)
+        trained(ranks, *quick, "--out", folder, "--batch", "20", "--max-steps", "5", "--validation", "3")
+        hashes.append(events(folder)[-1]["weights_sha256"])
+    assert hashes[0] == hashes[1]
+
+
+def test_allreduce_is_close(alone, quick, tmp_path):
+    result = trained(3, *quick, "--out", tmp_path / "run", "--exchange", "allreduce")
+    assert "the last bits of the result depend on the number of ranks" in result.out
+    ours, theirs = (read(path / "checkpoints" / "last.h5").parameters for path in (tmp_path / "run", alone[0]))
+    for name, values in ours.items():
+        np.testing.assert_allclose(values, theirs[name], rtol=0.02, atol=0.02)
+
+
+def test_resuming_in_mid_epoch_on_other_numbers_of_ranks(alone, quick, tmp_path):
+    folder = tmp_path / "run"
+    trained(2, *quick, "--out", folder, "--max-steps", "3")
+    trained(4, "--resume", "--out", folder, "--max-steps", "9")
+    trained(3, "--resume", folder / "checkpoints" / "last.h5", "--max-steps", "0")
+    assert timeless(folder) == timeless(alone[0])
+    assert (folder / "checkpoints" / "best.h5").resolve().name == (alone[0] / "checkpoints" / "best.h5").resolve().name
+
+
+def test_more_epochs_are_as_if_asked_for_at_once(quick, tmp_path):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    trained(2, *quick, "--epochs", "3", "--out", once)
+    trained(1, *quick, "--epochs", "1", "--out", twice)
+    trained(2, "--resume", "--out", twice, "--epochs", "3")
+    assert timeless(once) == timeless(twice)
+
+
+def test_checkpoints_every_n_steps_and_no_more_than_are_kept(quick, tmp_path):
+    folder = tmp_path / "run"
+    trained(2, *quick, "--out", folder, "--checkpoint-every", "2", "--keep", "2", "--lr", "1e-9")
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    best = [event for event in events(folder) if event["event"] == "epoch"]
+    best_step = max(best, key=lambda event: event["validation_accuracy"])["step"]
+    assert names == sorted({"best.h5", "last.h5", "step-00000012.h5", "step-00000014.h5", f"step-{best_step:08d}.h5"})
+
+
+def test_resume_takes_up_a_run_that_has_no_checkpoint_yet(alone, quick, tmp_path):
+    folder = tmp_path / "run"
+    trained(1, *quick, "--out", folder, "--max-steps", "1")
+    shutil.rmtree(folder / "checkpoints")
+    result = trained(2, "--resume", "--out", folder, "--max-steps", "0")
+    assert "no checkpoint yet: starting from step 0" in result.out
+    assert timeless(folder) == timeless(alone[0])
+
+
+def test_going_back_needs_a_new_folder(alone, quick, tmp_path):
+    folder = tmp_path / "run"
+    trained(1, *quick, "--out", folder)
+    earlier = folder / "checkpoints" / "step-00000007.h5"
+    result = train(2, "--resume", earlier)
+    assert result.status == 2
+    assert result.errors == [
+        f"dpcnn: error: {earlier}: the run has gone on to step-00000014.h5; to go another way from here, give a new --out"
+    ]
+    trained(2, "--resume", earlier, "--out", tmp_path / "other")
+    assert timeless(tmp_path / "other") == timeless(alone[0])
+
+
+def test_the_run_s_config_is_a_recipe(alone, tmp_path):
+    trained(2, "--recipe", alone[0] / "config.toml", "--out", tmp_path / "run")
+    assert timeless(tmp_path / "run") == timeless(alone[0])
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 3, 4])
+def test_evaluate_counts_every_sample_once(alone, ranks):
+    folder, _ = alone
+    checkpoint = folder / "checkpoints" / "last.h5"
+    found = {}
+    for split in ("test", "validation"):
+        result = run(ranks, "-m", "dpcnn.evaluate", checkpoint, "--split", split, "--json")
+        assert result.status == 0, result.err
+        found[split] = json.loads(result.out)
+    epoch = next(event for event in reversed(events(folder)) if event["event"] == "epoch")
+    assert found["validation"]["samples"] == 100
+    assert found["validation"]["accuracy"] == epoch["validation_accuracy"]
+    assert found["validation"]["loss"] == epoch["validation_loss"]
+    assert found["test"]["samples"] == 150 and found["test"]["correct"] == round(150 * found["test"]["accuracy"])
+    text = run(ranks, "-m", "dpcnn.evaluate", checkpoint).out
+    assert f"accuracy {found['test']['accuracy']:.4f} ({found['test']['correct']} of 150)" in text
+
+
+def test_any_hdf5_tool_opens_a_checkpoint(alone):
+    with h5py.File(alone[0] / "checkpoints" / "last.h5") as file:
+        assert list(file["parameters"])[0] == "conv2d1.w"
+        assert file["parameters/conv2d1.w"].shape == (3, 3, 1, 16)
+        assert json.loads(file["state"][()].tobytes())["cursor"]["step"] == 14
+
+
+def test_help_is_printed_once():
+    result = train(3, "--help")
+    assert result.status == 0
+    assert result.out.count("usage:") == 1 and "--microbatch N" in result.out
