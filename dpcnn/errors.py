@@ -40,7 +40,9 @@ class CheckpointError(DpcnnError):
 
 
 class DivergenceError(DpcnnError):
-    """A loss or a gradient that is not finite."""
+    """A loss or a gradient that is not finite: of the sum of all ranks, so all raise it."""
+
+    agreed = True
 
 
 _KINDS: tuple[type[DpcnnError], ...] = (

@@ -73,6 +73,10 @@ class Trainer:
         """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask_to_stop)
+        with np.errstate(all="ignore"):  # what is not finite is found by the step itself, and named
+            return self._fit()
+
+    def _fit(self) -> bool:
         while self.cursor.step < self.last_step or self.cursor.epochs < self._epochs_at(self.last_step):
             order = permutation(self.config.seed, self.cursor.epochs, self.training)
             while self.cursor.step < min((self.cursor.epochs + 1) * self.steps_per_epoch, self.last_step):
@@ -132,9 +136,7 @@ class Trainer:
         """Every rank's flags and tallies, the same on all ranks: the step's one small message."""
         row = np.zeros((1 + math.ceil(leaves / self.comm.size), 2))
         row[1 : 1 + len(tallies)] = tallies or np.empty((0, 2))
-        with np.errstate(over="ignore", invalid="ignore"):
-            finite = np.isfinite(gradient.sum())
-        row[0, 0] = STOP * self._stop | DIVERGED * (not finite)
+        row[0, 0] = STOP * self._stop | DIVERGED * (not np.isfinite(gradient.sum()))
         rows = self.comm.allgather(row)
         flags = int(np.bitwise_or.reduce(rows[:, 0, 0].astype(np.int64)))
         losses = rows[:, 1:, 0].ravel()
@@ -248,8 +250,7 @@ class Trainer:
         layers = []
         for start, stop in leaves[bounds[self.comm.rank] : bounds[self.comm.rank + 1]]:
             images, _ = self.samples.take(batch[start:stop])
-            with np.errstate(all="ignore"):
-                layers.append(self.network.first_not_finite(self.vector, images))
+            layers.append(self.network.first_not_finite(self.vector, images))
         found = [layer for rank in self.comm.allgather_obj(layers) for layer in rank if layer]
         where = f"the first layer with values that are not finite is {found[0]}" if found else "the gradient is not"
         saved = "the last checkpoint stays as it was"

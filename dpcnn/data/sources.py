@@ -115,6 +115,8 @@ def read_csv(path: Path) -> tuple[Images, Images]:
         DataError: with the line that is not so.
     """
     content = _read_bytes(path)
+    if not content.strip():
+        raise DataError(f"{path}: empty; expected label,pixel,pixel,.. in 0..255")
     header = not content.split(b",", 1)[0].strip().isdigit()
     try:
         table = np.loadtxt(io.BytesIO(content), np.uint8, delimiter=",", skiprows=int(header), ndmin=2)
@@ -130,7 +132,7 @@ def _read_npz(path: Path) -> Source:
     """An NPZ file with Keras' keys: x_train, y_train, x_test, y_test."""
     splits = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             for split in IDX_NAMES:
                 splits[split] = _checked(path, arrays[f"x_{split}"], arrays[f"y_{split}"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -260,3 +262,5 @@ def _append(address: str, part: Path, timeout: float) -> None:
     with response, open(part, "ab" if response.status == 206 else "wb") as file:
         while block := response.read(1 << 16):
             file.write(block)
+        if response.length:  # http.client ends such a read in silence
+            raise ConnectionError(f"the connection broke off with {response.length} bytes to come")

@@ -1,0 +1,244 @@
+"""Checkpoints: whole or absent, and no damaged or foreign byte believed."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+
+import h5py
+import numpy as np
+import pytest
+from conftest import train
+
+from dpcnn import checkpoint as module
+from dpcnn.checkpoint import BLOCK, MAGIC, Checkpoint, point, prune, read, step_name, write
+from dpcnn.config import Config
+from dpcnn.errors import CheckpointError
+from dpcnn.metrics import Cursor, Tally
+
+RNG = np.random.default_rng(9)
+
+
+def example(step: int = 12) -> Checkpoint:
+    parameters = {
+        name: RNG.standard_normal(shape).astype(np.float32) for name, shape in {"b.w": (3, 2), "a.w": (4,)}.items()
+    }
+    optimizer = {"m": RNG.standard_normal(10).astype(np.float32)}
+    cursor = Cursor(step, 1, Tally(0.1 + 0.2, 5, 7), 1.5, 2.5, [{"event": "epoch", "validation_accuracy": 0.1}])
+    return Checkpoint(parameters, optimizer, cursor, Config(seed=3), "d" * 64, "w" * 64, {"numpy": "2"})
+
+
+def test_everything_comes_back(tmp_path):
+    path, stored = tmp_path / "c.h5", example()
+    write(path, stored)
+    found = read(path)
+    assert list(found.parameters) == list(stored.parameters)
+    for name in stored.parameters:
+        np.testing.assert_array_equal(found.parameters[name], stored.parameters[name])
+    np.testing.assert_array_equal(found.optimizer["m"], stored.optimizer["m"])
+    assert found.state() == stored.state()
+    assert os.listdir(tmp_path) == ["c.h5"]
+
+
+def test_the_same_state_has_the_same_bytes(tmp_path):
+    stored = example()
+    for name in ("one", "two"):
+        write(tmp_path / name, stored)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "c.h5"
+    write(path, example())
+    whole = path.read_bytes()
+    places = [*range(0, BLOCK, 7), *RNG.integers(BLOCK, len(whole), 200).tolist(), len(whole) - 1]
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 1 << int(RNG.integers(8))
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged|not a dpcnn checkpoint"):
+            read(path)
+
+
+def test_every_cut_is_found(tmp_path):
+    path = tmp_path / "c.h5"
+    write(path, example())
+    whole = path.read_bytes()
+    for length in (0, 1, len(MAGIC), BLOCK - 1, BLOCK, BLOCK + 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match="damaged|not a dpcnn checkpoint"):
+            read(path)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read(path)
+    with pytest.raises(CheckpointError, match="No such file"):
+        read(tmp_path / "nowhere.h5")
+
+
+def forge(path, change) -> None:
+    """A checkpoint whose sum is right, but whose inside somebody has changed."""
+    write(path, example())
+    image = io.BytesIO(path.read_bytes())
+    with h5py.File(image, "a") as file:
+        change(file)
+    body = image.getvalue()[BLOCK:]
+    path.write_bytes((MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n").ljust(BLOCK, b"\0") + body)
+
+
+def replace(name: str, value):
+    def change(file):
+        del file[name]
+        file[name] = value
+
+    return change
+
+
+def external_storage(file):
+    del file["parameters/a.w"]
+    file.create_dataset("parameters/a.w", (4,), np.float32, external=[("/etc/passwd", 0, 16)])
+
+
+def bomb(file):
+    del file["parameters/a.w"]
+    file.create_dataset("parameters/a.w", (10**9,), np.float32, chunks=(10**6,), compression="gzip")
+
+
+def edited_state(**changes):
+    def change(file):
+        state = json.loads(file["state"][()].tobytes()) | changes
+        del file["state"]
+        file["state"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+
+    return change
+
+
+FORGERIES = {
+    "external link": (replace("parameters/a.w", h5py.ExternalLink("/etc/passwd", "x")), "a link or no dataset"),
+    "external group": (replace("optimizer", h5py.ExternalLink("/tmp/x.h5", "/")), "no group 'optimizer' of its own"),
+    "soft link": (replace("parameters/a.w", h5py.SoftLink("/optimizer/m")), "a link or no dataset"),
+    "external storage": (external_storage, "expected plain float32 values in the file itself"),
+    "decompression bomb": (bomb, "expected plain float32 values in the file itself"),
+    "wrong type": (replace("parameters/a.w", np.zeros(4)), "expected plain float32"),
+    "no state": (lambda file: file.__delitem__("state"), "a link or no dataset"),
+    "state no JSON": (replace("state", np.frombuffer(b"{]", np.uint8)), "not a checkpoint that this dpcnn understands"),
+    "state of another kind": (replace("state", np.frombuffer(b"[1]", np.uint8)), "not a checkpoint that this dpcnn"),
+    "negative step": (
+        edited_state(cursor={"step": -1, "epochs": 0, "tally": {}, "epoch_seconds": 0, "seconds": 0, "events": []}),
+        "not a cursor",
+    ),
+    "config of the future": (edited_state(config={"quantum": 1}), "unknown key 'quantum'"),
+}
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_forgeries_are_refused(kind, tmp_path):
+    change, message = FORGERIES[kind]
+    forge(tmp_path / "c.h5", change)
+    with pytest.raises(CheckpointError, match=message):
+        read(tmp_path / "c.h5")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "c.h5"
+    write(path, example(1))
+    for failing in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+
+            def fail(*_):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            patch.setattr(module.os, failing, fail)
+            with pytest.raises(
+                CheckpointError, match="No space left on device.*the one before it is untouched: make room"
+            ):
+                write(path, example(2))
+        assert read(path).cursor.step == 1
+        assert os.listdir(tmp_path) == ["c.h5"]
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path):
+    for step in (1, 2, 3, 4, 5):
+        (tmp_path / step_name(step)).touch()
+    (tmp_path / "notes.txt").touch()
+    point(tmp_path, "best.h5", step_name(2))
+    prune(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == ["best.h5", "notes.txt", *map(step_name, (2, 4, 5))]
+    point(tmp_path, "best.h5", step_name(4))
+    prune(tmp_path, 1)
+    assert sorted(os.listdir(tmp_path)) == ["best.h5", "notes.txt", *map(step_name, (4, 5))]
+    point(tmp_path, "best.h5", None)
+    assert not (tmp_path / "best.h5").is_symlink()
+
+
+@pytest.fixture(scope="module")
+def run_folder(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "run"
+    flags = ["--data", small, "--validation", "100", "--batch", "90", "--microbatch", "16", "--epochs", "2"]
+    assert train(2, *flags, "--out", folder, "--max-steps", "8").status == 0
+    return folder
+
+
+def damaged(folder, target, how) -> str:
+    """Copy a run, spoil its last checkpoint; return the name of what was spoiled."""
+    import shutil
+
+    shutil.copytree(folder, target, symlinks=True)
+    path = target / "checkpoints" / "step-00000008.h5"
+    content = path.read_bytes()
+    path.write_bytes(content[:-5] if how == "cut" else content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    return path.name
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_damaged_checkpoint_stops_the_job_with_one_line(run_folder, tmp_path, how, command):
+    from conftest import run
+
+    name = damaged(run_folder, tmp_path / "run", how)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    arguments = (
+        ["--resume", "--out", tmp_path / "run"]
+        if command == "train"
+        else [tmp_path / "run" / "checkpoints" / "last.h5"]
+    )
+    result = run(3, "-m", f"dpcnn.{command}", *arguments)
+    assert result.status == 2 and result.seconds < 10
+    assert len(result.errors) == 1 and "damaged: its" in result.errors[0]
+    assert command == "evaluate" or name in result.errors[0]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    if command == "train":  # what the line advises
+        (tmp_path / "run" / "checkpoints" / name).unlink()
+        assert "resuming from step-00000007.h5" in train(2, "--resume", "--out", tmp_path / "run").out
+
+
+def test_a_checkpoint_of_another_model(run_folder, small, npz, tmp_path):
+    checkpoint = run_folder / "checkpoints" / "last.h5"
+    result = train(2, "--resume", checkpoint, "--model", "mlp", "--max-steps", "9")
+    assert result.status == 2
+    assert result.errors[0].startswith("dpcnn: error: --model:") and "can't be resumed with mlp" in result.errors[0]
+
+    other = read(checkpoint)
+    forged = Checkpoint(
+        {name: array[..., :-1] for name, array in other.parameters.items()}, other.optimizer, other.cursor,
+        other.config, other.data, other.weights_sha256, other.fingerprint,
+    )  # fmt: skip
+    write(tmp_path / "forged.h5", forged)
+    result = train(2, "--resume", tmp_path / "forged.h5", "--out", tmp_path / "run")
+    assert result.status == 2
+    assert result.errors == [
+        "dpcnn: error: the checkpoint is of another model: conv2d1.w is (3, 3, 1, 15) there and (3, 3, 1, 16) here; "
+        "use the model that it was made with"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_data_than_the_checkpoint_s(run_folder, tmp_path):
+    from conftest import run
+
+    from test_data import write_source
+
+    out = tmp_path / "set"
+    assert run(0, "-m", "dpcnn.data", "prepare", write_source(tmp_path / "s", "npz"), "--out", out).status == 0
+    result = train(2, "--resume", run_folder / "checkpoints" / "last.h5", "--data", out, "--max-steps", "9")
+    assert result.status == 2 and "made with other data than" in result.errors[0]

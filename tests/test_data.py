@@ -1,0 +1,287 @@
+"""Data sets: sources, shards, their bytes on any number of ranks, and damage of every kind."""
+
+import gzip
+import hashlib
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import MNIST, run, synthetic
+
+from dpcnn.data.samples import find_data, load
+from dpcnn.data.shards import MANIFEST, file_sha256, read_manifest
+from dpcnn.data.sources import read_csv, read_idx, read_source
+from dpcnn.errors import DataError
+from dpcnn.parallel.comm import Alone
+
+
+def data(*arguments, ranks: int = 0, status: int = 0):
+    result = run(ranks, "-m", "dpcnn.data", *arguments)
+    assert result.status == status, result.err
+    return result
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    content = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def write_source(folder: Path, form: str) -> Path:
+    """The same data in each of the forms that are read."""
+    folder.mkdir()
+    splits = {"train": synthetic(300, 1), "test": synthetic(80, 2)}
+    if form == "npz":
+        arrays = {
+            f"{key}_{split}": array for split, pair in splits.items() for key, array in zip("xy", pair, strict=True)
+        }
+        np.savez_compressed(folder / "set.npz", **arrays)
+        return folder / "set.npz"
+    for split, (images, labels) in splits.items():
+        if form.startswith("idx"):
+            prefix, suffix = {"train": "train", "test": "t10k"}[split], ".gz" if form == "idx.gz" else ""
+            write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", images)
+            write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", labels)
+        else:
+            rows = np.column_stack([labels, images.reshape(len(images), -1)])
+            lines = [",".join(map(str, row)) for row in rows.tolist()]
+            if form == "csv with header":
+                lines.insert(0, "label," + ",".join(f"pixel{number}" for number in range(144)))
+            (folder / f"mnist_{split}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+FORMS = ["idx", "idx.gz", "csv", "csv with header", "npz"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_samples(form, tmp_path):
+    source = read_source(write_source(tmp_path / "source", form))
+    for split, (images, labels) in {"train": synthetic(300, 1), "test": synthetic(80, 2)}.items():
+        np.testing.assert_array_equal(source.splits[split][0][..., 0], images)
+        np.testing.assert_array_equal(source.splits[split][1], labels)
+
+
+@pytest.mark.parametrize("layout", [[], ["--contiguous"]])
+def test_the_bytes_don_t_depend_on_the_ranks(layout, tmp_path):
+    source = write_source(tmp_path / "source", "idx")
+    found = []
+    for ranks in (0, 1, 2, 3):
+        out = tmp_path / f"on {ranks}" / "set"
+        data("prepare", source, "--out", out, "--shards", "5", *layout, ranks=ranks)
+        found.append({path.name: path.read_bytes() for path in out.iterdir()})
+        assert not list(out.parent.glob(".*"))
+    assert set(found[0]) == {MANIFEST, *(f"train-0{n}.h5" for n in range(5)), "test-00.h5", "test-01.h5"}
+    assert all(files == found[0] for files in found)
+
+
+@pytest.mark.parametrize("layout", [[], ["--contiguous"]])
+@pytest.mark.parametrize("shards", ["1", "4"])
+def test_samples_come_back(layout, shards, tmp_path):
+    out = tmp_path / "set"
+    data("prepare", write_source(tmp_path / "source", "npz"), "--out", out, "--shards", shards, *layout)
+    images, labels = synthetic(300, 1)
+    manifest, samples = load(out, "train", Alone())
+    assert (manifest.compressed, manifest.classes, len(samples)) == (not layout, 10, 300)
+    numbers = np.random.default_rng(0).permutation(300)
+    taken, taken_labels = samples.take(numbers)
+    np.testing.assert_array_equal(taken[..., 0], images[numbers])
+    np.testing.assert_array_equal(taken_labels, labels[numbers])
+
+
+def test_sharding_and_compression_don_t_change_the_checksum(tmp_path):
+    source = write_source(tmp_path / "source", "npz")
+    checksums = set()
+    for number, flags in enumerate((["--shards", "2"], ["--shards", "7"], ["--contiguous"])):
+        out = tmp_path / str(number)
+        data("prepare", source, "--out", out, "--name", "set", *flags)
+        checksums.add(read_manifest(out).checksum)
+    assert len(checksums) == 1
+
+
+def test_prepare_writes_over_nothing(small, npz):
+    before = {path.name: path.read_bytes() for path in small.iterdir()}
+    result = data("prepare", npz, "--out", small, ranks=2, status=2)
+    assert result.errors == [f"dpcnn: error: {small}: exists already; give another --out, or remove it"]
+    assert {path.name: path.read_bytes() for path in small.iterdir()} == before
+
+
+def test_info_counts_and_verifies(small):
+    _, labels = synthetic(700, 1)
+    for ranks in (0, 3):
+        text = data("info", small, ranks=ranks).out
+        train = next(line for line in text.splitlines() if line.startswith("train"))
+        assert train.split()[1:] == [*map(str, np.bincount(labels, minlength=10)), "700", "3"]
+        assert "images 12 x 12 x 1, 10 classes" in text and "every shard verified" in text
+
+
+def test_the_committed_mnist_is_the_real_one():
+    text = data("info", MNIST).out.splitlines()
+    assert text[2].split() == "train 5923 6742 5958 6131 5842 5421 5918 6265 5851 5949 60000 8".split()
+    assert text[3].split() == "test 980 1135 1032 1010 982 892 958 1028 974 1009 10000 2".split()
+    _, samples = load(MNIST, "train", Alone())
+    assert samples.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert hashlib.sha256(struct.pack(">IIII", 2051, 60000, 28, 28) + samples.pieces[0].tobytes()).hexdigest() == (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+    )
+    assert {"NOTICE", MANIFEST} <= {path.name for path in MNIST.iterdir()}
+
+
+# Damage
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x10
+    path.write_bytes(content)
+
+
+def reseal(folder: Path, name: str) -> None:
+    """Let the manifest vouch for a changed shard: only what is inside can give it away."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for shard in manifest["splits"]["train"]:
+        if shard["file"] == name:
+            shard["sha256"] = file_sha256(folder / name)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def edit_manifest(folder: Path, change) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def wrong_shape(folder: Path) -> None:
+    with h5py.File(folder / "train-01.h5", "a") as file:
+        images = file["images"][...]
+        del file["images"]
+        file["images"] = images[:, :-1]
+    reseal(folder, "train-01.h5")
+
+
+def outside(folder: Path) -> None:
+    with h5py.File(folder / "train-01.h5", "a") as file:
+        del file["images"]
+        file["images"] = h5py.ExternalLink("train-00.h5", "images")
+    reseal(folder, "train-01.h5")
+
+
+def bad_label(folder: Path) -> None:
+    with h5py.File(folder / "train-01.h5", "a") as file:
+        file["labels"][5] = 10
+    reseal(folder, "train-01.h5")
+
+
+def not_hdf5(folder: Path) -> None:
+    (folder / "train-01.h5").write_bytes(b"no HDF5 at all" * 1000)
+    reseal(folder, "train-01.h5")
+
+
+DAMAGE = {
+    "missing": (
+        lambda d: (d / "train-01.h5").unlink(),
+        "train-01.h5: No such file or directory, but manifest.json names",
+    ),
+    "truncated": (
+        lambda d: (d / "train-01.h5").write_bytes((d / "train-01.h5").read_bytes()[:-100]),
+        "train-01.h5: damaged",
+    ),
+    "flipped at the start": (lambda d: flip(d / "train-01.h5", 3), "train-01.h5: damaged"),
+    "flipped in the middle": (lambda d: flip(d / "train-01.h5", 4000), "train-01.h5: damaged"),
+    "flipped at the end": (lambda d: flip(d / "train-01.h5", -1), "train-01.h5: damaged"),
+    "exchanged": (lambda d: shutil.copy(d / "train-00.h5", d / "train-01.h5"), "train-01.h5: damaged or exchanged"),
+    "wrong shape": (wrong_shape, "train-01.h5: images are uint8 (233, 11, 12, 1), but manifest.json says uint8"),
+    "outside": (outside, "train-01.h5: holds no dataset 'images' of its own"),
+    "bad label": (bad_label, "train-01.h5: sample 5 has label 10, but there are 10 classes"),
+    "not HDF5": (not_hdf5, "train-01.h5: not an HDF5 file"),
+    "no manifest": (lambda d: (d / MANIFEST).unlink(), "no data set"),
+    "manifest cut": (
+        lambda d: (d / MANIFEST).write_text((d / MANIFEST).read_text()[:-20]),
+        "not a manifest of format 1",
+    ),
+    "manifest of the future": (lambda d: edit_manifest(d, lambda m: m.update(format=9)), "not a manifest of format 1"),
+    "manifest with a path": (
+        lambda d: edit_manifest(d, lambda m: m["splits"]["train"][0].update(file="../train-00.h5")),
+        "shard name '../train-00.h5'",
+    ),
+    "manifest with another count": (
+        lambda d: edit_manifest(d, lambda m: m["splits"]["train"][0].update(samples=7)),
+        "train-00.h5: images are uint8 (233, 12, 12, 1), but manifest.json says uint8 (7, 12, 12, 1)",
+    ),
+    "manifest with a huge count": (
+        lambda d: edit_manifest(d, lambda m: m["splits"]["train"][0].update(samples=10**11)),
+        "not a manifest of format 1 (split train is too large)",
+    ),
+    "manifest with nonsense": (lambda d: (d / MANIFEST).write_text("[1, 2]"), "not a manifest of format 1"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_found_by_whichever_rank_and_told_once(kind, small, quick, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(small, folder)
+    damage, message = DAMAGE[kind]
+    damage(folder)
+    with pytest.raises(DataError) as caught:
+        load(find_data(str(folder)), "train", Alone())
+    assert message in str(caught.value)
+
+    result = run(3, "-m", "dpcnn.train", *quick, "--data", folder, "--out", tmp_path / "run")
+    assert result.status == 2
+    assert result.errors == [f"dpcnn: error: {caught.value}"]
+    assert result.seconds < 10
+    assert not (tmp_path / "run").exists()
+
+
+def test_damage_in_a_contiguous_set(npz, tmp_path):
+    folder = tmp_path / "set"
+    data("prepare", npz, "--out", folder, "--shards", "3", "--contiguous")
+    flip(folder / "train-02.h5", 9000)
+    result = run(2, "-m", "dpcnn.train", "--data", folder, "--validation", "100", "--out", tmp_path / "run")
+    assert result.status == 2
+    assert len(result.errors) == 1 and "train-02.h5: damaged" in result.errors[0]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def test_damaged_sources_are_named(tmp_path):
+    for number, form in enumerate(("idx", "idx.gz", "npz")):
+        source = write_source(tmp_path / str(number), form)
+        broken = source if form == "npz" else next(source.glob("train-images*"))
+        cut(broken)
+        with pytest.raises(DataError, match=broken.name):
+            read_source(source)
+    wrong = tmp_path / "x"
+    wrong.write_bytes(b"\0\0\x0d\x01\0\0\0\1\0\0\0\0")
+    with pytest.raises(DataError, match="not an IDX file of unsigned bytes"):
+        read_idx(wrong)
+    for content, message in (
+        ("5,1,2,3,4\n6,1,2,3\n", "number of columns changed"),
+        ("5,1,2,300,4\n", "300"),
+        ("5,1,2,x,4\n", "x"),
+        ("5,1,2\n", "3 values a line"),
+        ("", "empty; expected"),
+    ):
+        wrong.write_text(content)
+        with pytest.raises(DataError, match=message):
+            read_csv(wrong)
+    np.savez(tmp_path / "objects.npz", x_train=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match=r"objects\.npz: not an NPZ file"):
+        read_source(tmp_path / "objects.npz")
+    with pytest.raises(DataError, match="no such file or folder"):
+        read_source(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="expected train-images-idx3-ubyte"):
+        read_source(tmp_path)
+
+
+def test_a_failed_prepare_leaves_nothing(tmp_path):
+    source = write_source(tmp_path / "source", "idx")
+    cut(source / "t10k-labels-idx1-ubyte")
+    result = data("prepare", source, "--out", tmp_path / "set", ranks=2, status=2)
+    assert len(result.errors) == 1 and "t10k-labels-idx1-ubyte: its header says" in result.errors[0]
+    assert not (tmp_path / "set").exists() and not list(tmp_path.glob(".*"))

@@ -1,0 +1,248 @@
+"""What goes wrong for a user, for real: one line, exit status 2, everywhere within seconds, nothing lost."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, Job, run, start, train
+from test_train import events, timeless
+
+from dpcnn.checkpoint import read
+
+
+def mistake(result, *fragments: str) -> None:
+    assert result.status == 2, result.err
+    assert len(result.errors) == 1, result.err
+    for fragment in fragments:
+        assert fragment in result.errors[0]
+    assert "Traceback" not in result.err
+    assert result.seconds < 10
+
+
+FLAGS = [
+    (["--epocs", "3"], "unrecognized arguments: --epocs 3"),
+    (["--batch", "0"], "--batch: must be at least 1, not 0"),
+    (["--batch", "many"], "argument --batch: invalid int value: 'many'"),
+    (["--lr", "-1"], "--lr: must be a number above 0, not -1.0"),
+    (["--exchange", "magic"], "--exchange: no 'magic'; choose from allreduce, exact"),
+    (["--validation", "700"], "--validation: must be below 700, the training samples of"),
+    (["--data", "imagenet"], "no data set 'imagenet'"),
+    (["--recipe", "nowhere.toml"], "--recipe: no recipe and no file 'nowhere.toml'"),
+    (["--resume", "nowhere.h5"], "nowhere.h5: No such file or directory"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), FLAGS)
+def test_flags(flags, message, small, tmp_path):
+    result = train(3, "--data", small, "--out", tmp_path / "run", *flags)
+    mistake(result, message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_with_a_typo(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('model = "simple-cnn"\nlearning_rate = 0.1\n')
+    mistake(train(3, "--recipe", recipe, "--out", tmp_path / "run"), "mine.toml: unknown key 'learning_rate'")
+
+
+def test_an_output_folder_of_another_run(quick, tmp_path):
+    folder = tmp_path / "run"
+    assert train(1, *quick, "--max-steps", "1", "--out", folder).status == 0
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    mistake(train(3, *quick, "--out", folder), "belongs to another run; give another --out, or go on with that run")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "thesis.tex").write_text("years of work")
+    mistake(train(2, *quick, "--out", strange), "exists and is not an empty folder")
+    mistake(train(2, *quick, "--out", strange / "thesis.tex"), "exists and is not an empty folder")
+    assert (strange / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_output_folder_that_can_t_be_written(quick, tmp_path):
+    mistake(train(3, *quick, "--out", "/proc/run"), "/proc/run: can't be written")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    mistake(train(2, *quick, "--out", blocked / "run"), "can't be written")
+
+
+def test_nothing_to_resume(tmp_path):
+    (tmp_path / "empty").mkdir()
+    mistake(train(2, "--resume", "--out", tmp_path / "empty"), "no run to resume")
+    mistake(train(2, "--resume", cwd=tmp_path), "runs/: no run to resume")
+
+
+def test_resume_without_a_folder_takes_the_newest_run(quick, tmp_path):
+    for name in ("old", "new"):
+        assert train(1, *quick, "--max-steps", "1", "--out", tmp_path / "runs" / name).status == 0
+    result = train(2, "--resume", "--max-steps", "2", cwd=tmp_path)
+    assert result.status == 0 and "run folder: runs/new" in result.out
+
+
+def small_files() -> None:
+    """In a child: no file may grow beyond 6 MB, as if the disk were full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(quick, tmp_path):
+    """The limit on a file's size stands for a full disk: the write fails half-way, with the same kind of error."""
+    folder = tmp_path / "run"
+    assert train(2, *quick, "--max-steps", "3", "--out", folder).status == 0
+    size = (folder / "checkpoints" / "last.h5").stat().st_size
+    assert size > 2_000_000
+    limited = f"ulimit -f 1000; exec {shutil.which('python3')} -m dpcnn.train --resume --out {folder} --max-steps 0"
+    result = Job(["bash", "-c", limited]).wait()
+    mistake(result, "can't write the checkpoint (File too large); the one before it is untouched: make room")
+    assert [path.name for path in (folder / "checkpoints").glob("*step*")] == ["step-00000003.h5"]
+    assert read(folder / "checkpoints" / "last.h5").cursor.step == 3
+    assert train(2, "--resume", "--out", folder, "--max-steps", "5").status == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_full_disk(quick, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mount is not allowed here: {mounted.stderr}")
+    try:
+        folder = disk / "run"
+        result = train(3, *quick, "--out", folder, "--checkpoint-every", "2")
+        mistake(result, "can't write the checkpoint (No space left on device); the one before it is untouched")
+        kept = sorted(path.name for path in (folder / "checkpoints").glob("step*"))
+        assert kept and read(folder / "checkpoints" / kept[-1]).cursor.step == 2 * len(kept)
+        assert not list((folder / "checkpoints").glob(".*"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_loss_that_is_not_finite(quick, tmp_path):
+    folder = tmp_path / "run"
+    assert (
+        train(
+            2, *quick, "--optimizer", "sgd", "--lr", "1e25", "--warmup", "0", "--out", folder, "--max-steps", "1"
+        ).status
+        == 0
+    )
+    before = (folder / "checkpoints" / "last.h5").read_bytes()
+    result = train(3, "--resume", "--out", folder, "--max-steps", "5")
+    mistake(
+        result,
+        "step 2, epoch 1: the loss is not finite; the first layer with values that are not finite is conv2d",
+        "the last checkpoint stays as it was; try a smaller --lr than 1e+25",
+    )
+    assert (folder / "checkpoints" / "last.h5").read_bytes() == before
+
+
+@pytest.fixture
+def long(small) -> list[str]:
+    """Flags of a training that would take minutes."""
+    return ["--data", str(small), "--validation", "100", "--batch", "64", "--epochs", "10000", "--keep", "2"]
+
+
+def until_step(folder: Path, step: int, job: Job) -> None:
+    """Wait until a running training has taken some steps."""
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline and job.process.poll() is None:
+        if any(event["step"] >= step for event in partial_events(folder)):
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no step {step} in time: {job.wait(1).err}")
+
+
+def partial_events(folder: Path) -> list[dict]:
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_signal_to_any_rank_ends_the_run_at_a_step_with_a_checkpoint(long, tmp_path, number, victim):
+    folder = tmp_path / "run"
+    job = start(3, "-m", "dpcnn.train", *long, "--out", folder)
+    until_step(folder, 3, job)
+    os.kill(job.ranks()[victim], number)
+    result = job.wait(20)
+    assert result.status == 75, result.err
+    assert "Traceback" not in result.err
+    newest = max((folder / "checkpoints").glob("step*"))
+    step = read(newest).cursor.step
+    assert f"stopped at step {step}; go on with --resume --out {folder}" in result.out
+    assert newest.name == f"step-{step:08d}.h5"
+    straight = tmp_path / "straight"
+    assert train(2, *long, "--max-steps", str(step + 3), "--out", straight).status == 0
+    assert train(2, "--resume", "--max-steps", str(step + 3), "--out", folder).status == 0
+    assert events(folder)[-1]["weights_sha256"] == events(straight)[-1]["weights_sha256"]
+
+
+def test_ctrl_c_on_the_script_saves_a_checkpoint(long, tmp_path):
+    """launch/local.sh in a terminal's foreground group, which gets the SIGINT as one."""
+    environment = Path(shutil.which("mpirun")).parents[1]
+    if not (environment / "pyvenv.cfg").exists() or not list(environment.glob("installed-*plot")):
+        pytest.skip("mpirun is not from an environment that launch/ has made")
+    folder = tmp_path / "run"
+    flags = {"DPCNN_VENV": str(environment), "DPCNN_MPI": "mpich" if "mpich" in environment.name else "openmpi"}
+    job = Job([ROOT / "launch" / "local.sh", "-n", "3", *long, "--out", folder], env=flags)
+    until_step(folder, 3, job)
+    os.killpg(job.process.pid, signal.SIGINT)
+    result = job.wait(20)
+    assert result.status == 75, result.err
+    assert "stopped at step" in result.out
+    assert read(max((folder / "checkpoints").glob("step*"))).cursor.step > 3
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_as_if_left_alone(small, tmp_path):
+    flags = [
+        "--data",
+        small,
+        "--validation",
+        "100",
+        "--batch",
+        "32",
+        "--microbatch",
+        "16",
+        "--epochs",
+        "12",
+        "--checkpoint-every",
+        "5",
+    ]
+    straight, folder = tmp_path / "straight", tmp_path / "run"
+    whole = train(2, *flags, "--out", straight)
+    assert whole.status == 0
+    rng = np.random.default_rng(int(time.time()))
+    kills, resumed_from = 0, []
+    while kills < 20:
+        going_on = ["--resume"] if (folder / "config.toml").exists() else flags
+        if not going_on[0] == "--resume" and folder.exists():
+            shutil.rmtree(folder)
+        job = start(2, "-m", "dpcnn.train", *going_on, "--out", folder)
+        time.sleep(rng.uniform(0.6, 1.6))
+        finished = job.process.poll() is not None
+        job.kill()
+        result = job.wait(20)
+        if finished:
+            assert result.status == 0, result.err
+            break
+        kills += 1
+        resumed_from += [line for line in result.out.splitlines() if line.startswith("resuming from")]
+    assert kills >= 20 or finished
+    if not finished:
+        result = train(2, "--resume", "--out", folder)
+        assert result.status == 0, result.err
+    assert timeless(folder) == timeless(straight)
+    assert len(set(resumed_from)) > 3
+    for name in ("best.h5", "last.h5"):
+        ours, theirs = (path / "checkpoints" / name for path in (folder, straight))
+        assert read(ours).weights_sha256 == read(theirs).weights_sha256

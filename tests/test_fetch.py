@@ -1,0 +1,145 @@
+"""Downloads, from a server on this machine: mirrors, resuming, digests, and no network at all."""
+
+import hashlib
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import run
+from test_data import write_source
+
+from dpcnn.data.sources import DOWNLOADS, FILES, Download, fetch
+from dpcnn.errors import DataError
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder, with ranges; breaks off after ``stop_after`` bytes of the next answer, if set."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.stop_after, self.ranges, self.requests = folder, None, True, []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.requests.append((self.path, asked))
+        path = self.server.folder / self.path.strip("/")
+        if not path.is_file():
+            return self.send_error(404)
+        content = path.read_bytes()
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.ranges else 0
+        if start and start >= len(content):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        stop, self.server.stop_after = self.server.stop_after, None
+        self.wfile.write(content[start : None if stop is None else start + stop])
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = write_source(tmp_path / "served", "idx.gz")
+    server = Server(folder)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def download(server) -> Download:
+    digests = {name: "sha256:" + hashlib.sha256((server.folder / name).read_bytes()).hexdigest() for name in FILES}
+    return Download((server.address,), digests, "none")
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def test_files_arrive_whole(server, download, tmp_path):
+    fetch(download, tmp_path / "got", quiet)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "got").iterdir()} == {
+        p.name: p.read_bytes() for p in server.folder.iterdir()
+    }
+    count = len(server.requests)
+    fetch(download, tmp_path / "got", quiet)
+    assert len(server.requests) == count, "what is there is not fetched again"
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(server, download, tmp_path):
+    server.stop_after = 1000
+    with pytest.raises(DataError, match=f"can't download {FILES[0]}"):
+        fetch(download, tmp_path / "got", quiet)
+    assert (tmp_path / "got" / f"{FILES[0]}.part").stat().st_size == 1000
+    fetch(download, tmp_path / "got", quiet)
+    assert (f"/{FILES[0]}", "bytes=1000-") in server.requests
+    assert (tmp_path / "got" / FILES[0]).read_bytes() == (server.folder / FILES[0]).read_bytes()
+
+
+def test_a_server_without_ranges_is_asked_for_the_whole(server, download, tmp_path):
+    server.ranges = False
+    server.stop_after = 1000
+    with pytest.raises(DataError):
+        fetch(download, tmp_path / "got", quiet)
+    fetch(download, tmp_path / "got", quiet)
+    assert (tmp_path / "got" / FILES[0]).read_bytes() == (server.folder / FILES[0]).read_bytes()
+
+
+def test_the_next_mirror_is_tried(server, download, tmp_path):
+    mirrors = ("http://127.0.0.1:9/", server.address + "nowhere/", server.address)
+    fetch(Download(mirrors, download.digests, ""), tmp_path / "got", quiet)
+    assert len(list((tmp_path / "got").iterdir())) == 4
+
+
+def test_a_false_file_is_not_kept(server, download, tmp_path):
+    (server.folder / FILES[1]).write_bytes(b"something else")
+    with pytest.raises(DataError, match=rf"can't download {FILES[1]}: .*its sha256 is .*, expected .*; copy the file"):
+        fetch(download, tmp_path / "got", quiet)
+    assert [path.name for path in (tmp_path / "got").iterdir()] == [FILES[0]]
+
+
+def test_without_a_network_it_fails_with_one_line(tmp_path):
+    out = tmp_path / "set"
+    result = run(3, "-m", "dpcnn.data", "fetch", "kmnist", "--out", out, "--mirror", "http://127.0.0.1:9/")
+    assert result.status == 2
+    assert len(result.errors) == 1 and "can't download train-images-idx3-ubyte.gz" in result.errors[0]
+    assert not out.exists()
+
+
+def test_one_rank_downloads_and_all_prepare(server, tmp_path, monkeypatch):
+    """The command itself, on three ranks, with the digests of the files served here."""
+    digests = ", ".join(
+        f"'{name}': 'sha256:{hashlib.sha256((server.folder / name).read_bytes()).hexdigest()}'" for name in FILES
+    )
+    code = (
+        "import sys; from dpcnn.data import sources; from dpcnn.data.__main__ import main\n"
+        f"sources.DOWNLOADS['mnist'] = sources.Download(('{server.address}',), {{{digests}}}, 'a licence')\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    out = tmp_path / "set"
+    result = run(3, "-c", code, "fetch", "mnist", "--out", out)
+    assert result.status == 0, result.err
+    assert len(server.requests) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["served", "set"]
+    assert "source: licence a licence" in run(0, "-m", "dpcnn.data", "info", out).out
+
+
+def test_the_known_sets_are_complete():
+    assert set(DOWNLOADS) == {"mnist", "fashion-mnist", "kmnist"}
+    for known in DOWNLOADS.values():
+        assert set(known.digests) == set(FILES) and known.mirrors
+        for digest in known.digests.values():
+            kind, _, value = digest.partition(":")
+            assert len(bytes.fromhex(value)) == hashlib.new(kind).digest_size

@@ -1,0 +1,120 @@
+"""How a process was started, BLAS's environment, and launchers that don't fit the MPI library."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import run
+
+from dpcnn import choose_blas
+from dpcnn.parallel.launch import Launch, detect
+from dpcnn.report import terminal
+
+LAUNCHES = [
+    ({}, None),
+    ({"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4"}, Launch("Open MPI", 2, 4)),
+    ({"PMI_RANK": "1", "PMI_SIZE": "3", "MPI_LOCALNRANKS": "3", "MPI_LOCALRANKID": "1"}, Launch("Hydra", 1, 3)),
+    ({"MPI_LOCALNRANKS": "3", "MPI_LOCALRANKID": "1"}, Launch("Hydra", 1, 3)),
+    ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8"}, Launch("Slurm", 5, 8)),
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),  # a batch script's own shell: no step
+    ({"PMIX_RANK": "3"}, Launch("PMIx", 3, 4)),
+    (
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "4"},
+        Launch("Open MPI", 0, 4),
+    ),
+    ({"OMPI_COMM_WORLD_RANK": "x", "OMPI_COMM_WORLD_SIZE": "4"}, None),
+]
+
+
+@pytest.mark.parametrize(("environment", "expected"), LAUNCHES)
+def test_detect(environment, expected):
+    assert detect(environment) == expected
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"PMI_RANK": "{}", "PMI_SIZE": "4"},
+        {"SLURM_PROCID": "{}", "SLURM_STEP_NUM_TASKS": "4"},
+        {"MV2_COMM_WORLD_RANK": "{}", "MV2_COMM_WORLD_SIZE": "4"},
+    ],
+)
+def test_four_trainings_instead_of_one_are_refused(order, tmp_path):
+    """Started by hand with a foreign launcher's variables, a process is alone where four were asked for."""
+    for rank in (0, 3):
+        environment = {name: value.format(rank) for name, value in order.items()}
+        result = run(0, "-m", "dpcnn.train", "--out", tmp_path / "run", env=environment)
+        assert result.status == 2
+        assert not (tmp_path / "run").exists()
+        if rank:
+            assert result.err == ""
+        else:
+            (line,) = result.errors
+            assert "started 4 processes, but mpi4py loaded" in line and "libmpi" in line and "; type " in line
+
+
+def test_open_mpi_s_launcher_with_another_library_is_refused_before_mpi_starts(tmp_path):
+    fake = tmp_path / "mpi4py"
+    fake.mkdir()
+    (fake / "__init__.py").write_text("class rc: pass\n")
+    (fake / "MPI.py").write_text("def Get_library_version(): return 'MPICH Version:      5.0.2\\nmore'\n")
+    environment = {
+        "OMPI_COMM_WORLD_RANK": "0",
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}",
+    }
+    result = run(0, "-m", "dpcnn.train", env=environment)
+    assert result.status == 2
+    assert "mpi4py loaded MPICH 5.0.2" in result.errors[0]
+
+
+def test_no_mpi_library_is_a_run_of_one_rank_and_says_so(quick, tmp_path):
+    fake = tmp_path / "mpi4py"
+    fake.mkdir()
+    (fake / "__init__.py").write_text("class rc: pass\n")
+    (fake / "MPI.py").write_text("raise RuntimeError('cannot load MPI library')\n")
+    environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    result = run(0, "-m", "dpcnn.train", *quick, "--max-steps", "2", "--out", tmp_path / "run", env=environment)
+    assert result.status == 0, result.err
+    assert "1 rank, no MPI library" in result.out
+    several = run(0, "-m", "dpcnn.train", *quick, env=environment | {"PMI_RANK": "0", "PMI_SIZE": "2"})
+    assert several.status == 2 and "mpi4py loaded no MPI library" in several.errors[0]
+
+
+def test_the_user_s_threads_stay():
+    for given in ({"OMP_NUM_THREADS": "3"}, {"OPENBLAS_NUM_THREADS": "2"}):
+        environment = dict(given)
+        choose_blas(environment, "")
+        assert environment == given
+    environment = {}
+    choose_blas(environment, "")
+    assert environment["OPENBLAS_NUM_THREADS"] == environment["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "core"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : fpu avx2 avx512f avx512vl bmi\n", "SkylakeX"),
+        ("vendor_id : AuthenticAMD\nflags : fpu avx2 bmi\n", None),
+        ("vendor_id : GenuineIntel\nflags : fpu avx2 avx512f avx512vl bmi\n", None),
+        ("", None),
+    ],
+)
+def test_avx512_kernels_where_detection_misses_them(cpuinfo, core):
+    environment = {}
+    choose_blas(environment, cpuinfo)
+    assert environment.get("OPENBLAS_CORETYPE") == core
+    choose_blas(mine := {"OPENBLAS_CORETYPE": "Zen"}, cpuinfo)
+    assert mine["OPENBLAS_CORETYPE"] == "Zen"
+
+
+def test_ranks_have_one_blas_thread():
+    code = "import dpcnn, numpy, threadpoolctl; print([i['num_threads'] for i in threadpoolctl.threadpool_info()])"
+    clean = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), None)
+    result = run(0, "-c", code, env={k: v for k, v in clean.items() if v})
+    assert result.out.strip() == "[1]"
+
+
+def test_output_into_a_pipe_is_no_terminal():
+    assert terminal() is None or sys.stderr.isatty()
+    assert run(2, "-c", "from dpcnn.report import terminal; print(terminal())").out.split() == ["None", "None"]
