@@ -5,11 +5,13 @@ import hashlib
 import io
 import json
 import os
+import shutil
 
 import h5py
 import numpy as np
 import pytest
-from conftest import train
+from conftest import run, train
+from test_data import write_source
 
 from dpcnn import checkpoint as module
 from dpcnn.checkpoint import BLOCK, MAGIC, Checkpoint, point, prune, read, step_name, write
@@ -181,8 +183,6 @@ def run_folder(small, tmp_path_factory):
 
 def damaged(folder, target, how) -> str:
     """Copy a run, spoil its last checkpoint; return the name of what was spoiled."""
-    import shutil
-
     shutil.copytree(folder, target, symlinks=True)
     path = target / "checkpoints" / "step-00000008.h5"
     content = path.read_bytes()
@@ -193,8 +193,6 @@ def damaged(folder, target, how) -> str:
 @pytest.mark.parametrize("how", ["cut", "flipped"])
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 def test_a_damaged_checkpoint_stops_the_job_with_one_line(run_folder, tmp_path, how, command):
-    from conftest import run
-
     name = damaged(run_folder, tmp_path / "run", how)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     arguments = (
@@ -234,10 +232,6 @@ def test_a_checkpoint_of_another_model(run_folder, small, npz, tmp_path):
 
 
 def test_other_data_than_the_checkpoint_s(run_folder, tmp_path):
-    from conftest import run
-
-    from test_data import write_source
-
     out = tmp_path / "set"
     assert run(0, "-m", "dpcnn.data", "prepare", write_source(tmp_path / "s", "npz"), "--out", out).status == 0
     result = train(2, "--resume", run_folder / "checkpoints" / "last.h5", "--data", out, "--max-steps", "9")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Job, run, start, train
+from conftest import ROOT, Job, start, train
 from test_train import events, timeless
 
 from dpcnn.checkpoint import read
@@ -225,7 +225,7 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_left_alone(small, tmp_pat
     kills, resumed_from = 0, []
     while kills < 20:
         going_on = ["--resume"] if (folder / "config.toml").exists() else flags
-        if not going_on[0] == "--resume" and folder.exists():
+        if going_on is flags and folder.exists():
             shutil.rmtree(folder)
         job = start(2, "-m", "dpcnn.train", *going_on, "--out", folder)
         time.sleep(rng.uniform(0.6, 1.6))

@@ -85,9 +85,9 @@ def test_no_public_function_without_a_docstring():
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), name
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                if ast.get_docstring(node) is None:
-                    missing.append(f"{name}.{node.name}")
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and ast.get_docstring(node) is None:
+                missing.append(f"{name}.{node.name}")
     assert not missing
 
 

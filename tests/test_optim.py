@@ -1,5 +1,7 @@
 """Optimizers against their papers, and against themselves in slices."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -40,7 +42,7 @@ def test_sgd_by_hand():
 def test_slices_have_the_bits_of_the_whole(name, parts):
     whole, sliced = values(0), values(0)
     bounds = [part * SIZE // parts for part in range(parts + 1)]
-    slices = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    slices = [slice(a, b) for a, b in itertools.pairwise(bounds)]
     optimizer = OPTIMIZERS[name](SIZE)
     optimizers = [OPTIMIZERS[name](s.stop - s.start) for s in slices]
     for step in range(1, 4):

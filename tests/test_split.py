@@ -1,5 +1,7 @@
 """The split and the tree, for every combination of counts that hypothesis thinks of."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +15,7 @@ ranks = st.integers(1, 64)
 @given(count=st.integers(0, 10_000), parts=ranks)
 def test_shares_cover_everything_once_and_evenly(count, parts):
     bounds = shares(count, parts)
-    sizes = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    sizes = [b - a for a, b in itertools.pairwise(bounds)]
     assert bounds[0] == 0 and bounds[-1] == count and len(sizes) == parts
     assert min(sizes) >= 0 and max(sizes) - min(sizes) <= 1
 

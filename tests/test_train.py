@@ -157,7 +157,8 @@ def test_going_back_needs_a_new_folder(alone, quick, tmp_path):
     result = train(2, "--resume", earlier)
     assert result.status == 2
     assert result.errors == [
-        f"dpcnn: error: {earlier}: the run has gone on to step-00000014.h5; to go another way from here, give a new --out"
+        f"dpcnn: error: {earlier}: the run has gone on to step-00000014.h5; "
+        "to go another way from here, give a new --out"
     ]
     trained(2, "--resume", earlier, "--out", tmp_path / "other")
     assert timeless(tmp_path / "other") == timeless(alone[0])
@@ -188,7 +189,7 @@ def test_evaluate_counts_every_sample_once(alone, ranks):
 
 def test_any_hdf5_tool_opens_a_checkpoint(alone):
     with h5py.File(alone[0] / "checkpoints" / "last.h5") as file:
-        assert list(file["parameters"])[0] == "conv2d1.w"
+        assert next(iter(file["parameters"])) == "conv2d1.w"
         assert file["parameters/conv2d1.w"].shape == (3, 3, 1, 16)
         assert json.loads(file["state"][()].tobytes())["cursor"]["step"] == 14
 
