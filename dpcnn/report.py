@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -35,11 +35,15 @@ class Report:
 
 
 class Console(Report):
-    """The report of rank 0: to stdout, or around a progress bar on stderr, and to a log file."""
+    """The report of rank 0: plain lines to stdout, or lines and a bar to the terminal; lines to a log file.
+
+    The bar goes to the terminal itself: Open MPI's mpirun passes on whole lines only.
+    """
 
     def __init__(self) -> None:
         self._log: Path | None = None
-        self._terminal = terminal()
+        self._terminal = open_terminal(terminal(2))
+        self._out = self._terminal if self._terminal and terminal(1) == self._terminal.name else sys.stdout
         self._bar: tqdm[Any] | None = None
         self._epochs = self._images = self._done = 0
         self._started = self._said = time.monotonic()
@@ -51,12 +55,18 @@ class Console(Report):
     def say(self, line: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        print(line, flush=True)
+        self._print(line)
         if self._bar is not None:
             self._bar.refresh()
         if self._log:
             with open(self._log, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
+
+    def _print(self, line: str) -> None:
+        try:
+            print(line, file=self._out, flush=True)
+        except OSError:  # the terminal has gone, or nobody reads on: the run goes on, and so does the log
+            self._bar, self._terminal, self._out = None, None, sys.stdout
 
     def begin(self, cursor: Cursor, epochs: int, images: int) -> None:
         self._epochs, self._images = epochs, images
@@ -67,8 +77,8 @@ class Console(Report):
                 unit=" images",
                 unit_scale=True,
                 mininterval=0.2,
-                ncols=width(self._terminal),
-                file=sys.stderr,
+                dynamic_ncols=True,
+                file=self._terminal,
                 bar_format="{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {postfix[0]}, {remaining} left",
                 postfix=[""],
             )
@@ -80,12 +90,15 @@ class Console(Report):
         if self._bar is not None:
             self._bar.set_description_str(f"epoch {cursor.epochs + 1}/{self._epochs}", refresh=False)
             self._bar.postfix[0] = facts
-            self._bar.update(tally.count)
+            try:
+                self._bar.update(tally.count)
+            except OSError:
+                self._bar = None
         elif time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
             speed = self._done / (self._said - self._started)
             where = f"epoch {cursor.epochs + 1}/{self._epochs}, step {cursor.step}"
-            print(f"{where}: {facts}; {speed:,.0f} images/s", flush=True)
+            self._print(f"{where}: {facts}; {speed:,.0f} images/s")
 
     def epoch(self, event: Event) -> None:
         self.say(
@@ -127,29 +140,23 @@ def epoch_table(events: Sequence[Event]) -> str:
     return table(header, rows)
 
 
-def terminal() -> str | None:
-    """The terminal that stderr ends in, as a path, or None where that is a file or a pipe.
+def terminal(descriptor: int) -> str | None:
+    """The terminal that a job's stdout (1) or stderr (2) ends in, as a path; None for a file or a pipe.
 
-    An MPI launcher takes its ranks' output through pipes (or gives them a terminal of its own), so
-    what counts is where the launcher's own stderr goes.
+    A launcher takes its ranks' output through pipes, or gives them a terminal of its own: so what
+    counts is where the launcher's own output goes.
     """
     above = launcher()
     try:
-        path = os.readlink(f"/proc/{above[0] if above else 'self'}/fd/2")
+        path = os.readlink(f"/proc/{above[0] if above else 'self'}/fd/{descriptor}")
     except OSError:
         return None
     return path if path.startswith(("/dev/pts/", "/dev/tty")) else None
 
 
-def width(path: str) -> int:
-    """The columns of a terminal."""
+def open_terminal(path: str | None) -> TextIO | None:
+    """The terminal for writing, if there is one and it lets us."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOCTTY)
+        return open(path, "w", encoding="utf-8") if path else None
     except OSError:
-        return 100
-    try:
-        return os.get_terminal_size(descriptor).columns or 100
-    except OSError:
-        return 100
-    finally:
-        os.close(descriptor)
+        return None

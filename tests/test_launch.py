@@ -1,14 +1,15 @@
 """How a process was started, BLAS's environment, and launchers that don't fit the MPI library."""
 
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import run
+from conftest import Job, run
 
 from dpcnn import choose_blas
 from dpcnn.parallel.launch import Launch, detect
-from dpcnn.report import terminal
 
 LAUNCHES = [
     ({}, None),
@@ -116,5 +117,15 @@ def test_ranks_have_one_blas_thread():
 
 
 def test_output_into_a_pipe_is_no_terminal():
-    assert terminal() is None or sys.stderr.isatty()
-    assert run(2, "-c", "from dpcnn.report import terminal; print(terminal())").out.split() == ["None", "None"]
+    code = "from dpcnn.report import terminal; print(terminal(1), terminal(2))"
+    assert run(2, "-c", code).out.split() == ["None"] * 4
+
+
+def test_a_bar_moves_on_a_terminal(quick, tmp_path):
+    """Under mpirun in a pseudo-terminal, the bar shows itself while the training goes on."""
+    code = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
+    words = ["-m", "dpcnn.train", *quick, "--epochs", "60", "--out", tmp_path / "run"]
+    result = Job([sys.executable, "-c", code, shutil.which("mpirun"), "-n", "2", sys.executable, *words]).wait()
+    assert result.status == 0, result.out
+    bars = [part for part in result.out.split("\r") if re.match(r"epoch \d+/60 .*images/s, loss .* left", part)]
+    assert bars and result.out.index(bars[0]) < result.out.index("epoch 60/60: validation accuracy")
