@@ -1,7 +1,7 @@
 """How a process was started, BLAS's environment, and launchers that don't fit the MPI library."""
 
 import re
-import shutil
+import shlex
 import sys
 from pathlib import Path
 
@@ -123,9 +123,9 @@ def test_output_into_a_pipe_is_no_terminal():
 
 def test_a_bar_moves_on_a_terminal(quick, tmp_path):
     """Under mpirun in a pseudo-terminal, the bar shows itself while the training goes on."""
-    code = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
-    words = ["-m", "dpcnn.train", *quick, "--epochs", "60", "--out", tmp_path / "run"]
-    result = Job([sys.executable, "-c", code, shutil.which("mpirun"), "-n", "2", sys.executable, *words]).wait()
+    spawn = "import pty, sys; sys.exit(pty.spawn(['bash', '-c', sys.argv[1]]) >> 8)"
+    words = [sys.executable, "-m", "dpcnn.train", *quick, "--epochs", "60", "--out", str(tmp_path / "run")]
+    result = Job([sys.executable, "-c", spawn, f"stty rows 24 cols 100; mpirun -n 2 {shlex.join(words)}"]).wait()
     assert result.status == 0, result.out
-    bars = [part for part in result.out.split("\r") if re.match(r"epoch \d+/60 .*images/s, loss .* left", part)]
+    bars = [line for line in result.out.splitlines() if re.match(r"epoch \d+/60 .*images/s, loss .* left", line)]
     assert bars and result.out.index(bars[0]) < result.out.index("epoch 60/60: validation accuracy")
