@@ -45,9 +45,9 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
     config = from_dict(comm.broadcast_obj(checkpoint and asdict(checkpoint.config)))
     with comm.together():
         folder = find_data(options.data or config.data)
-    manifest, samples = load(folder, "test" if options.split == "test" else "train", comm)
+    samples = load(folder, "test" if options.split == "test" else "train", comm)
     first = 0 if options.split == "test" else max(0, len(samples) - config.validation)
-    network = Network(manifest.image_shape, MODELS[config.model](manifest.classes))
+    network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes))
     vector = np.empty(network.size, np.float32)
     with comm.together():
         if checkpoint:
@@ -59,7 +59,7 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
         result = {
             "checkpoint": str(options.checkpoint),
             "step": checkpoint.cursor.step,
-            "data": manifest.name,
+            "data": samples.manifest.name,
             "split": options.split,
             "samples": tally.count,
             "correct": tally.correct,

@@ -44,7 +44,7 @@ class Cursor:
         epochs: epochs finished and recorded.
         tally: of the training samples of the running epoch.
         epoch_seconds: spent on the running epoch.
-        seconds: spent on the run.
+        seconds: spent on steps and validation since the run began.
         events: the lines of metrics.jsonl so far.
     """
 

@@ -36,7 +36,9 @@ def draw_curves(runs: Sequence[Path], stem: Path) -> str:
             axes.plot(x, [event[train] for event in epochs], "o-", color=color, label=f"{label}training")
             axes.plot(x, validation, "s-", color=other, label=f"{label}validation")
     loss.set(xlabel="epoch", ylabel="cross-entropy an image", yscale="log", title="loss")
-    accuracy.set(xlabel="epoch", ylabel="share classified right", ylim=(0.95, 1.0), title="accuracy")
+    accuracy.set(xlabel="epoch", ylabel="share classified right", title="accuracy")
+    worst = min(line.get_ydata()[-1] for line in accuracy.lines)
+    accuracy.set_ylim(max(0.0, 1 - 8 * (1 - worst)) if worst < 1 else None, 1.0005)  # the start may lie below
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.legend()

@@ -22,13 +22,13 @@ class Report:
         """A line for people."""
 
     def begin(self, cursor: Cursor, epochs: int, images: int) -> None:
-        """Training begins at the cursor; ``images`` are those of the whole run."""
+        """Training begins at the cursor; ``images`` are those to come."""
 
     def step(self, cursor: Cursor, tally: Tally, rate: float) -> None:
         """A step is done; ``tally`` is its own."""
 
-    def epoch(self, event: Event) -> None:
-        """An epoch is done and recorded."""
+    def event(self, event: Event) -> None:
+        """A line of metrics.jsonl has been recorded."""
 
     def end(self) -> None:
         """Training is over, well or not."""
@@ -45,7 +45,7 @@ class Console(Report):
         self._terminal = open_terminal(terminal(2))
         self._out = self._terminal if self._terminal and terminal(1) == self._terminal.name else sys.stdout
         self._bar: tqdm[Any] | None = None
-        self._epochs = self._images = self._done = 0
+        self._epochs = self._done = 0
         self._started = self._said = time.monotonic()
 
     def log_to(self, path: Path) -> None:
@@ -69,7 +69,7 @@ class Console(Report):
             self._bar, self._terminal, self._out = None, None, sys.stdout
 
     def begin(self, cursor: Cursor, epochs: int, images: int) -> None:
-        self._epochs, self._images = epochs, images
+        self._epochs = epochs
         self._started = self._said = time.monotonic()
         if self._terminal is not None:
             self._bar = tqdm(
@@ -100,7 +100,9 @@ class Console(Report):
             where = f"epoch {cursor.epochs + 1}/{self._epochs}, step {cursor.step}"
             self._print(f"{where}: {facts}; {speed:,.0f} images/s")
 
-    def epoch(self, event: Event) -> None:
+    def event(self, event: Event) -> None:
+        if event["event"] != "epoch":
+            return
         self.say(
             f"epoch {event['epoch']}/{self._epochs}: validation accuracy {event['validation_accuracy']:.4f}, "
             f"loss {event['validation_loss']:.4f}; training accuracy {event['train_accuracy']:.4f}, "

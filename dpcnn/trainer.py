@@ -39,21 +39,14 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        comm: Alone,
-        config: Config,
-        network: Network,
-        samples: Samples,
-        data_checksum: str,
-        run: RunFolder,
-        report: Report,
+        self, comm: Alone, config: Config, network: Network, samples: Samples, run: RunFolder, report: Report
     ) -> None:
-        self.comm, self.config, self.network = comm, config, network
-        self.samples, self.data_checksum = samples, data_checksum
+        self.comm, self.config, self.network, self.samples = comm, config, network, samples
         self.run, self.report = run, report
         self.training = len(samples) - config.validation
         self.steps_per_epoch = math.ceil(self.training / config.batch)
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
+        self.last_epoch = math.ceil(self.last_step / self.steps_per_epoch)
         self.vector = network.initialise(config.seed)
         self.cursor = Cursor()
         self.exchange = EXCHANGES[config.exchange](comm, network.size)
@@ -74,19 +67,16 @@ class Trainer:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask_to_stop)
         with np.errstate(all="ignore"):  # what is not finite is found by the step itself, and named
-            return self._fit()
-
-    def _fit(self) -> bool:
-        while self.cursor.step < self.last_step or self.cursor.epochs < self._epochs_at(self.last_step):
-            order = permutation(self.config.seed, self.cursor.epochs, self.training)
-            while self.cursor.step < min((self.cursor.epochs + 1) * self.steps_per_epoch, self.last_step):
-                stop = self.train_step(order)
-                if stop or self._checkpoint_due():
-                    self.save()
-                if stop:
-                    return False
-            self.finish_epoch()
-            self.save()
+            while self.cursor.epochs < self.last_epoch:
+                order = permutation(self.config.seed, self.cursor.epochs, self.training)
+                while self.cursor.step < min((self.cursor.epochs + 1) * self.steps_per_epoch, self.last_step):
+                    stop = self.train_step(order)
+                    if stop or self._checkpoint_due():
+                        self.save()
+                    if stop:
+                        return False
+                self.finish_epoch()
+                self.save()
         return True
 
     def train_step(self, order: NDArray[Any]) -> bool:
@@ -171,6 +161,7 @@ class Trainer:
 
     def finish_epoch(self) -> None:
         """Validate and record the epoch."""
+        started = time.perf_counter()
         cursor, held_back = self.cursor, range(self.training, len(self.samples))
         validation = evaluate(
             self.comm, self.network, self.vector, self.samples, held_back, self.config.label_smoothing
@@ -188,17 +179,18 @@ class Trainer:
             "seconds": round(cursor.epoch_seconds, 3),
             "images_per_second": round(cursor.tally.count / cursor.epoch_seconds, 1),
         }
+        cursor.seconds += time.perf_counter() - started
         self.record(event)
-        self.report.epoch(event)
         if cursor.step == cursor.epochs * self.steps_per_epoch:  # else --max-steps has cut it short
             cursor.tally, cursor.epoch_seconds = Tally(), 0.0
 
     def record(self, event: Event) -> None:
-        """Add a line to metrics.jsonl."""
+        """Add a line to metrics.jsonl, and say it."""
         self.cursor.events.append(event)
         with self.comm.together():
             if self.comm.rank == 0:
                 self.run.append_event(event)
+                self.report.event(event)
 
     def save(self) -> None:
         """Write a checkpoint of all state, from the parts that the ranks hold."""
@@ -214,7 +206,7 @@ class Trainer:
                         vectors,
                         self.cursor,
                         self.config,
-                        self.data_checksum,
+                        self.samples.manifest.checksum,
                         weights_sha256(self.vector),
                         fingerprint(),
                     )
@@ -237,12 +229,10 @@ class Trainer:
         self.cursor = Cursor.from_dict(self.comm.broadcast_obj(checkpoint and asdict(checkpoint.cursor)))
         self.cursor.reopen(self.steps_per_epoch, self.last_step)
 
-    def images_left(self) -> int:
-        """Images to train on from the cursor to the end of the run."""
-        epochs, steps = divmod(self.last_step, self.steps_per_epoch)
-        whole = epochs * self.training + steps * self.config.batch
-        epochs, steps = divmod(self.cursor.step, self.steps_per_epoch)
-        return whole - epochs * self.training - steps * self.config.batch
+    def images(self, step: int) -> int:
+        """Images trained on in the first ``step`` steps of the run."""
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return epochs * self.training + steps * self.config.batch
 
     def _divergence(self, batch: NDArray[Any], leaves: list[Node]) -> DivergenceError:
         """What to say of a loss or gradient that is not finite: all ranks look, all say the same."""
@@ -258,9 +248,6 @@ class Trainer:
             f"step {self.cursor.step + 1}, epoch {self.cursor.epochs + 1}: the loss is not finite; {where}; "
             f"{saved}; try a smaller --lr than {self.config.lr:g}"
         )
-
-    def _epochs_at(self, step: int) -> int:
-        return math.ceil(step / self.steps_per_epoch)
 
     def _checkpoint_due(self) -> bool:
         every = self.config.checkpoint_every

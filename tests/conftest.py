@@ -167,10 +167,10 @@ def small(npz, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def quick(small) -> list[str]:
     """Flags of a training that takes a moment: 600 images, 7 steps an epoch, ragged at the end."""
     return [
         "--data", str(small), "--validation", "100", "--batch", "90", "--microbatch", "16",
-        "--epochs", "2", "--lr", "0.003",
+        "--epochs", "2", "--lr", "0.003", "--warmup", "0",
     ]  # fmt: skip

@@ -174,10 +174,9 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run_folder(small, tmp_path_factory):
+def run_folder(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "run"
-    flags = ["--data", small, "--validation", "100", "--batch", "90", "--microbatch", "16", "--epochs", "2"]
-    assert train(2, *flags, "--out", folder, "--max-steps", "8").status == 0
+    assert train(2, *quick, "--out", folder, "--max-steps", "8").status == 0
     return folder
 
 

@@ -84,8 +84,8 @@ def test_samples_come_back(layout, shards, tmp_path):
     out = tmp_path / "set"
     data("prepare", write_source(tmp_path / "source", "npz"), "--out", out, "--shards", shards, *layout)
     images, labels = synthetic(300, 1)
-    manifest, samples = load(out, "train", Alone())
-    assert (manifest.compressed, manifest.classes, len(samples)) == (not layout, 10, 300)
+    samples = load(out, "train", Alone())
+    assert (samples.manifest.compressed, samples.manifest.classes, len(samples)) == (not layout, 10, 300)
     numbers = np.random.default_rng(0).permutation(300)
     taken, taken_labels = samples.take(numbers)
     np.testing.assert_array_equal(taken[..., 0], images[numbers])
@@ -122,7 +122,7 @@ def test_the_committed_mnist_is_the_real_one():
     text = data("info", MNIST).out.splitlines()
     assert text[2].split() == "train 5923 6742 5958 6131 5842 5421 5918 6265 5851 5949 60000 8".split()
     assert text[3].split() == "test 980 1135 1032 1010 982 892 958 1028 974 1009 10000 2".split()
-    _, samples = load(MNIST, "train", Alone())
+    samples = load(MNIST, "train", Alone())
     assert samples.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert hashlib.sha256(struct.pack(">IIII", 2051, 60000, 28, 28) + samples.pieces[0].tobytes()).hexdigest() == (
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"

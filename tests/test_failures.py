@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Job, start, train
+from conftest import ROOT, Job, run, start, train
 from test_train import events, timeless
 
 from dpcnn.checkpoint import read
@@ -86,20 +85,27 @@ def test_resume_without_a_folder_takes_the_newest_run(quick, tmp_path):
     assert result.status == 0 and "run folder: runs/new" in result.out
 
 
-def small_files() -> None:
-    """In a child: no file may grow beyond 6 MB, as if the disk were full."""
+LIMITED = """
+import resource, signal, sys
+from dpcnn import train
+
+def set_up_and_limit(*arguments, set_up=train.set_up):
+    trainer = set_up(*arguments)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+    return trainer
+
+train.set_up = set_up_and_limit
+sys.exit(train.main(sys.argv[1:]))
+"""
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(quick, tmp_path):
-    """The limit on a file's size stands for a full disk: the write fails half-way, with the same kind of error."""
+    """A limit of 2 MB on the size of files stands for a full disk: the write fails half-way."""
     folder = tmp_path / "run"
     assert train(2, *quick, "--max-steps", "3", "--out", folder).status == 0
-    size = (folder / "checkpoints" / "last.h5").stat().st_size
-    assert size > 2_000_000
-    limited = f"ulimit -f 1000; exec {shutil.which('python3')} -m dpcnn.train --resume --out {folder} --max-steps 0"
-    result = Job(["bash", "-c", limited]).wait()
+    assert (folder / "checkpoints" / "last.h5").stat().st_size > 2_000_000
+    result = run(2, "-c", LIMITED, "--resume", "--out", folder, "--max-steps", "0")
     mistake(result, "can't write the checkpoint (File too large); the one before it is untouched: make room")
     assert [path.name for path in (folder / "checkpoints").glob("*step*")] == ["step-00000003.h5"]
     assert read(folder / "checkpoints" / "last.h5").cursor.step == 3

@@ -39,6 +39,7 @@ ORDER = [  # a file imports only from what stands above it
     "trainer",
     "cli",
     "data.__main__",
+    "resume",
     "evaluate",
     "train",
     "__main__",

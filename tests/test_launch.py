@@ -124,8 +124,8 @@ def test_output_into_a_pipe_is_no_terminal():
 def test_a_bar_moves_on_a_terminal(quick, tmp_path):
     """Under mpirun in a pseudo-terminal, the bar shows itself while the training goes on."""
     spawn = "import pty, sys; sys.exit(pty.spawn(['bash', '-c', sys.argv[1]]) >> 8)"
-    words = [sys.executable, "-m", "dpcnn.train", *quick, "--epochs", "60", "--out", str(tmp_path / "run")]
+    words = [sys.executable, "-m", "dpcnn.train", *quick, "--epochs", "20", "--out", str(tmp_path / "run")]
     result = Job([sys.executable, "-c", spawn, f"stty rows 24 cols 100; mpirun -n 2 {shlex.join(words)}"]).wait()
     assert result.status == 0, result.out
-    bars = [line for line in result.out.splitlines() if re.match(r"epoch \d+/60 .*images/s, loss .* left", line)]
-    assert bars and result.out.index(bars[0]) < result.out.index("epoch 60/60: validation accuracy")
+    bars = [line for line in result.out.splitlines() if re.match(r"epoch \d+/20 .*images/s, loss .* left", line)]
+    assert bars and result.out.index(bars[0]) < result.out.index("epoch 20/20: validation accuracy")

@@ -29,24 +29,10 @@ def trained(ranks: int, *arguments, status: int = 0, **options):
 
 
 @pytest.fixture(scope="module")
-def alone(small, tmp_path_factory):
+def alone(quick, tmp_path_factory):
     """One run on one rank, to hold the others against."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    flags = [
-        "--data",
-        small,
-        "--validation",
-        "100",
-        "--batch",
-        "90",
-        "--microbatch",
-        "16",
-        "--epochs",
-        "2",
-        "--lr",
-        "0.003",
-    ]
-    result = trained(1, *flags, "--out", folder)
+    result = trained(1, *quick, "--out", folder)
     return folder, result
 
 
@@ -126,10 +112,19 @@ def test_resuming_in_mid_epoch_on_other_numbers_of_ranks(alone, quick, tmp_path)
 
 def test_more_epochs_are_as_if_asked_for_at_once(quick, tmp_path):
     once, twice = tmp_path / "once", tmp_path / "twice"
-    trained(2, *quick, "--epochs", "3", "--out", once)
-    trained(1, *quick, "--epochs", "1", "--out", twice)
+    trained(2, *quick, "--schedule", "exponential", "--epochs", "3", "--out", once)
+    trained(1, *quick, "--schedule", "exponential", "--epochs", "1", "--out", twice)
     trained(2, "--resume", "--out", twice, "--epochs", "3")
     assert timeless(once) == timeless(twice)
+
+
+def test_more_epochs_would_bend_a_cosine(alone):
+    result = train(2, "--resume", "--out", alone[0], "--epochs", "3")
+    assert result.status == 2
+    assert (
+        result.errors[0].startswith("dpcnn: error: --epochs: ")
+        and "with 2, and can't be resumed with 3" in result.errors[0]
+    )
 
 
 def test_checkpoints_every_n_steps_and_no_more_than_are_kept(quick, tmp_path):

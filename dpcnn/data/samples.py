@@ -20,11 +20,13 @@ class Samples:
     """Samples by number, wherever they lie.
 
     Attributes:
+        manifest: of the data set.
         pieces: arrays of images (n, H, W, C) that follow each other.
         bounds: (len(pieces) + 1,) the first sample number of each piece, and the end.
         labels: (samples,) uint8.
     """
 
+    manifest: Manifest
     pieces: tuple[Images, ...]
     bounds: Numbers
     labels: Images
@@ -56,10 +58,10 @@ def find_data(name: str) -> Path:
         if (place / MANIFEST).is_file():
             return place
     looked = ", ".join(dict.fromkeys(str(place) for place in places))
-    raise DataError(f"no data set {name!r}: no {MANIFEST} in {looked}; make one: python -m dpcnn.data --help")
+    raise DataError(f"no data set {name!r}: no {MANIFEST} in {looked}; get one: python -m dpcnn.data fetch|prepare")
 
 
-def load(folder: Path, split: str, comm: Alone) -> tuple[Manifest, Samples]:
+def load(folder: Path, split: str, comm: Alone) -> Samples:
     """Read a split, every shard checked against the manifest, on every rank of ``comm``.
 
     Compressed shards are read into one buffer a node, the node's ranks each reading some of them.
@@ -75,7 +77,7 @@ def load(folder: Path, split: str, comm: Alone) -> tuple[Manifest, Samples]:
     shards = manifest.splits[split]
     bounds = np.cumsum([0] + [shard.samples for shard in shards])
     if not manifest.compressed:
-        return manifest, _map(folder, manifest, split, bounds, comm)
+        return _map(folder, manifest, split, bounds, comm)
     node = comm.node()
     images = shared_array(node, (int(bounds[-1]), *manifest.image_shape), np.uint8)
     labels = shared_array(node, (int(bounds[-1]),), np.uint8)
@@ -83,7 +85,7 @@ def load(folder: Path, split: str, comm: Alone) -> tuple[Manifest, Samples]:
         for number in range(node.rank, len(shards), node.size):
             place = slice(bounds[number], bounds[number + 1])
             _read(folder, manifest, split, number, images[place], labels[place])
-    return manifest, Samples((images,), bounds[[0, -1]], labels)
+    return Samples(manifest, (images,), bounds[[0, -1]], labels)
 
 
 def _read(folder: Path, manifest: Manifest, split: str, number: int, images: Images, labels: Images) -> None:
@@ -118,7 +120,7 @@ def _map(folder: Path, manifest: Manifest, split: str, bounds: Numbers, comm: Al
                 pieces.append(mapped)
                 stored_labels.read_direct(labels[bounds[number] : bounds[number + 1]])
         check_labels(folder, labels, manifest.classes)
-    return Samples(tuple(pieces), bounds, labels)
+    return Samples(manifest, tuple(pieces), bounds, labels)
 
 
 def check_labels(path: Path, labels: Images, classes: int) -> None:
