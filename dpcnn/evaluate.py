@@ -51,7 +51,7 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
     vector = np.empty(network.size, np.float32)
     with comm.together():
         if checkpoint:
-            network.fill(vector, checkpoint.parameters)
+            vector = network.flat(checkpoint.parameters)
     comm.broadcast(vector)
     started = time.perf_counter()
     tally = evaluate(comm, network, vector, samples, range(first, len(samples)), config.label_smoothing)

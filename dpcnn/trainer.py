@@ -47,10 +47,12 @@ class Trainer:
         self.steps_per_epoch = math.ceil(self.training / config.batch)
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
         self.last_epoch = math.ceil(self.last_step / self.steps_per_epoch)
-        self.vector = network.initialise(config.seed)
         self.cursor = Cursor()
         self.exchange = EXCHANGES[config.exchange](comm, network.size)
-        self.optimizer = OPTIMIZERS[config.optimizer](len(self.vector[self.exchange.part]))
+        self.vector, self.part = self.exchange.vector, self.exchange.part
+        self.vector[self.part] = network.initialise(config.seed)[self.part]
+        self.exchange.share()
+        self.optimizer = OPTIMIZERS[config.optimizer](self.part.stop - self.part.start)
         self._spares: list[Vector] = []
         self._stop = False
 
@@ -100,8 +102,8 @@ class Trainer:
 
         gradient /= np.float32(len(batch))
         rate = self.rate(self.cursor.step)
-        self.optimizer.update(self.vector[self.exchange.part], gradient, self.cursor.step + 1, rate)
-        self.exchange.share(self.vector)
+        self.optimizer.update(self.vector[self.part], gradient, self.cursor.step + 1, rate)
+        self.exchange.share()
         self._advance(tally, time.perf_counter() - started, rate)
         return bool(flags & STOP)
 
@@ -218,14 +220,14 @@ class Trainer:
         Raises:
             CheckpointError: on every rank, where it is of another model or optimizer.
         """
+        vectors: dict[str, Vector] = {}
         with self.comm.together():
             if checkpoint:
-                self.network.fill(self.vector, checkpoint.parameters)
                 check_optimizer(checkpoint.optimizer, self.optimizer.state, self.network.size)
-        vectors = checkpoint.optimizer if checkpoint else {}
-        self.comm.broadcast(self.vector)
-        for name, part in self.optimizer.state.items():
+                vectors = {"parameters": self.network.flat(checkpoint.parameters), **checkpoint.optimizer}
+        for name, part in {"parameters": self.vector[self.part], **self.optimizer.state}.items():
             self.exchange.spread(vectors.get(name), part)
+        self.exchange.share()
         self.cursor = Cursor.from_dict(self.comm.broadcast_obj(checkpoint and asdict(checkpoint.cursor)))
         self.cursor.reopen(self.steps_per_epoch, self.last_step)
 

@@ -58,12 +58,13 @@ class Network:
             start = stop
         return views
 
-    def fill(self, vector: Array, parameters: Mapping[str, Array]) -> None:
-        """Copy named parameters into a flat vector.
+    def flat(self, parameters: Mapping[str, Array]) -> Vector:
+        """The flat vector of named parameters.
 
         Raises:
             CheckpointError: their names or shapes are not this network's.
         """
+        vector = np.empty(self.size, np.float32)
         views = self.views(vector)
         expected = {name: view.shape for name, view in views.items()}
         found = {name: array.shape for name, array in parameters.items()}
@@ -75,6 +76,7 @@ class Network:
             )
         for name, view in views.items():
             view[...] = parameters[name]
+        return vector
 
     def _layer_views(self, vector: Array) -> list[dict[str, Array]]:
         """For each layer, its own parameters by their short names."""
