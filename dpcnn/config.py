@@ -53,10 +53,10 @@ class Config:
     microbatch: int = _option(32, "samples whose gradient is computed at once", least=1)
     seed: int = _option(0, "of the first weights and of the order of samples", least=0, below=2**63)
     optimizer: str = _option("adam", "rule of the update", choices=OPTIMIZERS)
-    lr: float = _option(0.002, "learning rate", above=0)
+    lr: float = _option(0.003, "learning rate", above=0)
     schedule: str = _option("cosine", "course of the learning rate", choices=SCHEDULES)
     lr_decay: float = _option(0.8, "factor of the exponential schedule after each epoch", above=0)
-    warmup: int = _option(100, "steps over which the learning rate rises from 0", least=0)
+    warmup: int = _option(200, "steps over which the learning rate rises from 0", least=0)
     label_smoothing: float = _option(0.01, "part of each target spread over all classes", least=0, below=1)
     exchange: str = _option(
         "exact", "exact: the same bits on any number of ranks; allreduce: MPI's own sum", choices=EXCHANGES
