@@ -117,6 +117,7 @@ class Communicator(Alone):
         super().__init__(library_version(mpi))
         self._mpi, self._comm = mpi, comm
         self.rank, self.size = comm.rank, comm.size
+        self._node: Communicator | None = None
 
     def barrier(self) -> None:
         self._comm.Barrier()
@@ -161,7 +162,8 @@ class Communicator(Alone):
         self._comm.Scatterv(None if vector is None else [vector, (np.diff(bounds), bounds[:-1])], part)
 
     def node(self) -> "Communicator":
-        return Communicator(self._mpi, self._comm.Split_type(self._mpi.COMM_TYPE_SHARED))
+        self._node = self._node or Communicator(self._mpi, self._comm.Split_type(self._mpi.COMM_TYPE_SHARED))
+        return self._node
 
     def abort(self, status: int) -> NoReturn:
         sys.stdout.flush()
