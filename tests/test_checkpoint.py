@@ -79,8 +79,7 @@ def test_every_cut_is_found(tmp_path):
 
 
 def forge(path, change) -> None:
-    """A checkpoint whose sum is right, but whose inside somebody has changed."""
-    write(path, example())
+    """Change the inside of a checkpoint, and make its sum right again."""
     image = io.BytesIO(path.read_bytes())
     with h5py.File(image, "a") as file:
         change(file)
@@ -136,6 +135,7 @@ FORGERIES = {
 @pytest.mark.parametrize("kind", FORGERIES)
 def test_forgeries_are_refused(kind, tmp_path):
     change, message = FORGERIES[kind]
+    write(tmp_path / "c.h5", example())
     forge(tmp_path / "c.h5", change)
     with pytest.raises(CheckpointError, match=message):
         read(tmp_path / "c.h5")
@@ -180,33 +180,43 @@ def run_folder(quick, tmp_path_factory):
     return folder
 
 
-def damaged(folder, target, how) -> str:
-    """Copy a run, spoil its last checkpoint; return the name of what was spoiled."""
-    shutil.copytree(folder, target, symlinks=True)
-    path = target / "checkpoints" / "step-00000008.h5"
-    content = path.read_bytes()
-    path.write_bytes(content[:-5] if how == "cut" else content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
-    return path.name
+def cut(path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped"])
+def flip(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+
+
+def link(path) -> None:
+    forge(path, replace("parameters/linear1.w", h5py.ExternalLink("/etc/passwd", "x")))
+
+
+SPOILED = {
+    cut: "damaged: its",
+    flip: "damaged: its",
+    link: "/parameters/linear1.w: a link or no dataset; it is not followed",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
 @pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_a_damaged_checkpoint_stops_the_job_with_one_line(run_folder, tmp_path, how, command):
-    name = damaged(run_folder, tmp_path / "run", how)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    arguments = (
-        ["--resume", "--out", tmp_path / "run"]
-        if command == "train"
-        else [tmp_path / "run" / "checkpoints" / "last.h5"]
-    )
-    result = run(3, "-m", f"dpcnn.{command}", *arguments)
+def test_a_spoiled_checkpoint_stops_the_job_with_one_line(run_folder, tmp_path, spoil, command):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder, symlinks=True)
+    newest, last = folder / "checkpoints" / "step-00000008.h5", folder / "checkpoints" / "last.h5"
+    spoil(newest)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    result = run(3, "-m", f"dpcnn.{command}", *(["--resume", "--out", folder] if command == "train" else [last]))
     assert result.status == 2 and result.seconds < 10
-    assert len(result.errors) == 1 and "damaged: its" in result.errors[0]
-    assert command == "evaluate" or name in result.errors[0]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    assert len(result.errors) == 1 and SPOILED[spoil] in result.errors[0]
+    assert f"dpcnn: error: {newest if command == 'train' else last}: " in result.errors[0]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     if command == "train":  # what the line advises
-        (tmp_path / "run" / "checkpoints" / name).unlink()
-        assert "resuming from step-00000007.h5" in train(2, "--resume", "--out", tmp_path / "run").out
+        newest.unlink()
+        assert "resuming from step-00000007.h5" in train(2, "--resume", "--out", folder).out
 
 
 def test_a_checkpoint_of_another_model(run_folder, small, npz, tmp_path):
