@@ -88,14 +88,14 @@ def test_resume_without_a_folder_takes_the_newest_run(quick, tmp_path):
 LIMITED = """
 import resource, signal, sys
 from dpcnn import train
+from dpcnn.trainer import Trainer
 
-def set_up_and_limit(*arguments, set_up=train.set_up):
-    trainer = set_up(*arguments)
+def limit_and_save(trainer, save=Trainer.save):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
-    return trainer
+    save(trainer)
 
-train.set_up = set_up_and_limit
+Trainer.save = limit_and_save
 sys.exit(train.main(sys.argv[1:]))
 """
 

@@ -16,6 +16,18 @@ def test_on_every_number_of_ranks(script, ranks):
     assert result.out.count("is content") == ranks
 
 
+NODES = ["1,1", "2,1", "1,2", "1,1,1", "3,1", "1,3", "2,2", "1,2,1", "2,1,1", "1,1,2", "1,1,1,1", "3,2,2", "1,5,1"]
+
+
+@pytest.mark.parametrize("nodes", NODES)
+@pytest.mark.parametrize("script", ["check_comm.py", "check_exchange.py"])
+def test_on_pretended_nodes_of_every_uneven_shape(script, nodes):
+    ranks = sum(map(int, nodes.split(",")))
+    result = run(ranks, RANKS / script, str(ranks), env={"DPCNN_PRETEND_NODES": nodes})
+    assert result.status == 0, result.err
+    assert result.out.count("is content") == ranks
+
+
 @pytest.mark.parametrize("culprit", [0, 2])
 def test_an_exception_on_one_rank_ends_the_job_with_its_traceback(culprit):
     result = run(3, RANKS / "fail.py", "exception", str(culprit), limit=30)

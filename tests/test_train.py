@@ -78,6 +78,13 @@ def test_ranks_change_nothing(alone, quick, tmp_path, ranks):
         np.testing.assert_array_equal(ours.optimizer[name], theirs.optimizer[name])
 
 
+@pytest.mark.parametrize("nodes", ["1,1,1", "2,1", "1,3", "3,2,2"])
+def test_nodes_change_nothing(alone, quick, tmp_path, nodes):
+    ranks = sum(map(int, nodes.split(",")))
+    trained(ranks, *quick, "--out", tmp_path / "run", env={"DPCNN_PRETEND_NODES": nodes})
+    assert timeless(tmp_path / "run") == timeless(alone[0])
+
+
 def test_without_mpirun(alone, quick, tmp_path):
     trained(0, *quick, "--out", tmp_path / "run")
     assert timeless(tmp_path / "run") == timeless(alone[0])

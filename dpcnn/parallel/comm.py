@@ -19,10 +19,14 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.errors import KINDS, DpcnnError
+from dpcnn.errors import KINDS, DpcnnError, LaunchError
 from dpcnn.parallel.launch import Launch, detect, mismatch
 
 Array = NDArray[Any]
+Run = tuple[int, int]
+
+PRETENDED = "DPCNN_PRETEND_NODES"
+"""Environment variable for tests: ranks of one machine as nodes of so many ranks each, "2,1,1"."""
 
 
 class Alone:
@@ -58,20 +62,17 @@ class Alone:
     def allreduce(self, array: Array) -> None:
         """The sum of every rank's array, in place, in an order of MPI's choosing."""
 
-    def alltoall_parts(self, send: Array, receive: Array, bounds: Sequence[int], givers: Sequence[bool]) -> None:
-        """Hand every rank its part of this rank's vector.
+    def alltoall(self, send: Array, sent: Sequence[Run], receive: Array, received: Sequence[Run]) -> None:
+        """Hand every rank a run of this rank's elements.
 
         Args:
-            send: (bounds[-1],), read only if this rank is a giver.
-            receive: (size, width of this rank's part); row s becomes rank s's values of this
-                rank's part, or is left alone where s is no giver.
-            bounds: of the parts, size + 1 numbers.
-            givers: for each rank, whether it has a vector to give.
+            send: contiguous.
+            sent: for each rank, the (count, start) of what it is given of ``send``.
+            receive: contiguous; of the same type.
+            received: for each rank, the (count, start) in ``receive`` of what it gives.
         """
-        receive[0] = send
-
-    def allgather_parts(self, vector: Array, bounds: Sequence[int]) -> None:
-        """Each rank's own part of ``vector`` to all, in place."""
+        ((count, start),), ((_, place),) = sent, received
+        receive.ravel()[place : place + count] = send.ravel()[start : start + count]
 
     def gather_parts(self, part: Array, bounds: Sequence[int]) -> Array | None:
         """The whole vector, of every rank's part, on rank 0; None elsewhere."""
@@ -144,14 +145,8 @@ class Communicator(Alone):
     def allreduce(self, array: Array) -> None:
         self._comm.Allreduce(self._mpi.IN_PLACE, array)
 
-    def alltoall_parts(self, send: Array, receive: Array, bounds: Sequence[int], givers: Sequence[bool]) -> None:
-        sent = np.diff(bounds) * givers[self.rank]
-        received = np.multiply(givers, receive.shape[1])
-        starts = np.arange(self.size) * receive.shape[1]
-        self._comm.Alltoallv([send, (sent, bounds[:-1])], [receive, (received, starts)])
-
-    def allgather_parts(self, vector: Array, bounds: Sequence[int]) -> None:
-        self._comm.Allgatherv(self._mpi.IN_PLACE, [vector, (np.diff(bounds), bounds[:-1])])
+    def alltoall(self, send: Array, sent: Sequence[Run], receive: Array, received: Sequence[Run]) -> None:
+        self._comm.Alltoallv([send, tuple(zip(*sent, strict=True))], [receive, tuple(zip(*received, strict=True))])
 
     def gather_parts(self, part: Array, bounds: Sequence[int]) -> Array | None:
         vector = np.empty(bounds[-1], part.dtype) if self.rank == 0 else None
@@ -162,7 +157,7 @@ class Communicator(Alone):
         self._comm.Scatterv(None if vector is None else [vector, (np.diff(bounds), bounds[:-1])], part)
 
     def node(self) -> "Communicator":
-        self._node = self._node or Communicator(self._mpi, self._comm.Split_type(self._mpi.COMM_TYPE_SHARED))
+        self._node = self._node or Communicator(self._mpi, split_nodes(self._mpi, self._comm))
         return self._node
 
     def abort(self, status: int) -> NoReturn:
@@ -174,7 +169,7 @@ class Communicator(Alone):
 
 
 def world() -> Alone:
-    """All ranks of this job, on a communicator of their own.
+    """All ranks of this job, on a communicator of their own; those of a node are numbered in a row.
 
     Raises:
         LaunchError: a launcher asked for several ranks, but this process sees itself alone.
@@ -188,7 +183,19 @@ def world() -> Alone:
     if launch and launch.size > 1 and mpi.COMM_WORLD.size == 1:
         raise mismatch(launch, library_version(mpi), _library_path())
     mpi.pickle.__init__(lambda value: json.dumps(value).encode(), lambda data: json.loads(bytes(data)))
-    return Communicator(mpi, mpi.COMM_WORLD.Dup())
+    first = split_nodes(mpi, mpi.COMM_WORLD).bcast(mpi.COMM_WORLD.rank)  # the lowest rank of this node
+    return Communicator(mpi, mpi.COMM_WORLD.Split(0, key=first * mpi.COMM_WORLD.size + mpi.COMM_WORLD.rank))
+
+
+def split_nodes(mpi: Any, comm: Any) -> Any:
+    """The communicator of the ranks of ``comm`` that share memory with this one."""
+    pretended = os.environ.get(PRETENDED)
+    if not pretended:
+        return comm.Split_type(mpi.COMM_TYPE_SHARED)
+    counts = [int(count) for count in pretended.split(",")]
+    if sum(counts) != comm.size or min(counts) < 1:
+        raise LaunchError(f"{PRETENDED}={pretended}: expected {comm.size} ranks in all; change or unset it")
+    return comm.Split(np.repeat(np.arange(len(counts)), counts)[comm.rank])
 
 
 def _load_mpi(launch: Launch | None) -> Any:

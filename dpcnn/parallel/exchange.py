@@ -6,7 +6,7 @@ and gives the elements of the sum in ``part``; the caller updates ``vector[part]
 :meth:`~Exchange.share` lets every rank see the whole of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,21 +21,16 @@ Vector = NDArray[Any]
 
 
 class Exchange:
-    """What all exchanges have in common: the split of leaves and of elements.
+    """What all exchanges have in common.
 
     Attributes:
         vector: (size,) float32, the parameters; every rank may read all of it between ``share`` and
             the next ``sum``, and write ``vector[part]`` between ``sum`` and ``share``.
-        bounds: of the ranks' parts.
-        part: this rank's part.
+        part: the elements that this rank updates.
     """
 
     vector: Vector
-
-    def __init__(self, comm: Alone, size: int) -> None:
-        self.comm, self.size = comm, size
-        self.bounds = shares(size, comm.size)
-        self.part = slice(self.bounds[comm.rank], self.bounds[comm.rank + 1])
+    part: slice
 
     def rows(self, leaves: int) -> list[tuple[Node, Vector]]:
         """The subtrees of tree(0, leaves) that are this rank's to add up, each with its (size,) row."""
@@ -51,84 +46,115 @@ class Exchange:
 
     def collect(self, part: Vector) -> Vector | None:
         """A whole (size,) vector of every rank's part of it, on rank 0; None elsewhere."""
-        return self.comm.gather_parts(part, self.bounds)
+        raise NotImplementedError
 
     def spread(self, whole: Vector | None, part: Vector) -> None:
         """The reverse of :meth:`collect`."""
-        self.comm.scatter_parts(whole, part, self.bounds)
+        raise NotImplementedError
 
 
-class SharedExchange(Exchange):
-    """The sum along the tree of :mod:`dpcnn.parallel.split`, for ranks that share memory.
+class ExactExchange(Exchange):
+    """The sum along the tree of :mod:`dpcnn.parallel.split`: the same bits on any number of ranks and nodes.
 
-    All rows and the one copy of the parameters are visible to all: each rank adds up its part of
-    everybody's rows, in place.
+    The ranks of a node see each other's rows, and one copy of the parameters. Each adds up a slice
+    of them, as far as the node's leaves hold whole subtrees; those few sums go over the network, so
+    it carries one copy a node and not one a rank. With one node there is nothing to send; with one
+    rank a node, nothing to add up before.
     """
 
     def __init__(self, comm: Alone, size: int) -> None:
-        super().__init__(comm, size)
-        self.vector = shared_array(comm, (size,), np.float32)
-        self._rows: list[Vector] = []  # by row number: (ranks, size)
+        self.comm, self.node, self.size = comm, comm.node(), size
+        self.bounds = shares(size, comm.size)
+        self.part = slice(self.bounds[comm.rank], self.bounds[comm.rank + 1])
+        self.vector = shared_array(self.node, (size,), np.float32)
+        self._rows: list[Vector] = []  # by row number: (ranks of the node, size)
+        self._received: list[Vector] = []  # by row number: (nodes, width of the part)
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Which rank is where, and what it passes on: its slice of its node's sums."""
+        ranks = self.comm.allgather_obj([self.node.rank, self.node.size])
+        firsts = [rank for rank, (local, _) in enumerate(ranks) if local == 0]
+        self._nodes = [(first, first + ranks[first][1]) for first in firsts]  # its ranks: [first, end)
+        self._slices = []  # for each rank
+        for local, count in ranks:
+            bounds = shares(self.size, count)
+            self._slices.append((bounds[local], bounds[local + 1]))
+        self._slice = slice(*self._slices[self.comm.rank])
+        self._home = next(n for n, (first, end) in enumerate(self._nodes) if first <= self.comm.rank < end)
 
     def rows(self, leaves: int) -> list[tuple[Node, Vector]]:
-        nodes = owned(leaves, self.comm.size)
-        while len(self._rows) < max(map(len, nodes)):
-            self._rows.append(shared_array(self.comm, (self.comm.size, self.size), np.float32))
-        mine = nodes[self.comm.rank]
-        return [(node, rows[self.comm.rank]) for node, rows in zip(mine, self._rows, strict=False)]
+        held = owned(leaves, self.comm.size)
+        first, end = self._nodes[self._home]
+        while len(self._rows) < max(len(held[rank]) for rank in range(first, end)):
+            self._rows.append(shared_array(self.node, (self.node.size, self.size), np.float32))
+        mine = held[self.comm.rank]
+        return [(subtree, rows[self.node.rank]) for subtree, rows in zip(mine, self._rows, strict=False)]
 
     def sum(self, leaves: int) -> Vector:
-        self.comm.barrier()  # all rows are full, and nobody reads the parameters any more
+        self.node.barrier()  # the node's rows are full, and nobody reads its parameters any more
+        held = owned(leaves, self.comm.size)
+        first, end = self._nodes[self._home]
         known = {
-            node: rows[rank, self.part]
-            for rank, theirs in enumerate(owned(leaves, self.comm.size))
-            for node, rows in zip(theirs, self._rows, strict=False)
+            subtree: rows[rank - first, self._slice]
+            for rank in range(first, end)
+            for subtree, rows in zip(held[rank], self._rows, strict=False)
         }
-        return tree_sum((0, leaves), known.get, add_into_left)
+        bounds = shares(leaves, self.comm.size)
+        of_nodes = [subtrees(leaves, bounds[first], bounds[end]) for first, end in self._nodes]
+        sums = [tree_sum(subtree, known.get, add_into_left) for subtree in of_nodes[self._home]]
+        if len(self._nodes) == 1:
+            return sums[0]
+        return tree_sum((0, leaves), self._send(sums, of_nodes).get, add_into_left)
 
-    def share(self) -> None:
-        self.comm.barrier()
-
-
-class MessageExchange(Exchange):
-    """The same sum, the same bits, by messages: for ranks on several nodes."""
-
-    def __init__(self, comm: Alone, size: int) -> None:
-        super().__init__(comm, size)
-        self.vector = np.zeros(size, np.float32)
-        self._rows: list[Vector] = []  # by row number: (size,)
-        self._received: list[Vector] = []  # by row number: (ranks, width of this rank's part)
-
-    def rows(self, leaves: int) -> list[tuple[Node, Vector]]:
-        nodes = owned(leaves, self.comm.size)[self.comm.rank]
-        while len(self._rows) < len(nodes):
-            self._rows.append(np.empty(self.size, np.float32))
-        return list(zip(nodes, self._rows, strict=False))
-
-    def sum(self, leaves: int) -> Vector:
-        nodes = owned(leaves, self.comm.size)
+    def _send(self, sums: list[Vector], of_nodes: list[list[Node]]) -> dict[Node, Vector]:
+        """Every node's sums, the elements of this rank's part, by their subtrees."""
+        width, here = self.part.stop - self.part.start, self._slice.start
         known: dict[Node, Vector] = {}
-        for number in range(max(map(len, nodes))):
-            givers = [number < len(theirs) for theirs in nodes]
+        for number in range(max(map(len, of_nodes))):
             if len(self._received) == number:
-                width = self.part.stop - self.part.start
-                self._received.append(np.empty((self.comm.size, width), np.float32))
-            send = self._rows[number] if givers[self.comm.rank] else np.empty(0, np.float32)
-            self.comm.alltoall_parts(send, self._received[number], self.bounds, givers)
-            for rank, theirs in enumerate(nodes):
-                if givers[rank]:
-                    known[theirs[number]] = self._received[number][rank]
-        return tree_sum((0, leaves), known.get, add_into_left)
+                self._received.append(np.empty((len(self._nodes), width), np.float32))
+            sending = sums[number] if number < len(sums) else np.empty(0, np.float32)
+            sent, received = [], []
+            for rank in range(self.comm.size):
+                start, count = overlap(self._slices[self.comm.rank], self.bounds[rank : rank + 2])
+                sent.append((count, start - here) if number < len(sums) else (0, 0))
+            for node, (first, end) in enumerate(self._nodes):
+                for rank in range(first, end):
+                    start, count = overlap(self._slices[rank], (self.part.start, self.part.stop))
+                    place = node * width + start - self.part.start
+                    received.append((count, place) if number < len(of_nodes[node]) else (0, 0))
+            self.comm.alltoall(sending, sent, self._received[number], received)
+            for node, theirs in enumerate(of_nodes):
+                if number < len(theirs):
+                    known[theirs[number]] = self._received[number][node]
+        return known
 
     def share(self) -> None:
-        self.comm.allgather_parts(self.vector, self.bounds)
+        if len(self._nodes) > 1:  # each rank fetches its slice of the parameters for its node
+            sent, received = [], []
+            first, end = self._nodes[self._home]
+            for rank in range(self.comm.size):
+                abroad = not first <= rank < end
+                start, count = overlap(self._slices[rank], (self.part.start, self.part.stop))
+                sent.append((count, start) if abroad else (0, 0))
+                start, count = overlap(self._slices[self.comm.rank], self.bounds[rank : rank + 2])
+                received.append((count, start) if abroad else (0, 0))
+            self.comm.alltoall(self.vector, sent, self.vector, received)
+        self.node.barrier()
+
+    def collect(self, part: Vector) -> Vector | None:
+        return self.comm.gather_parts(part, self.bounds)
+
+    def spread(self, whole: Vector | None, part: Vector) -> None:
+        self.comm.scatter_parts(whole, part, self.bounds)
 
 
 class AllreduceExchange(Exchange):
     """One MPI_Allreduce; every rank updates everything. The last bits depend on the ranks."""
 
     def __init__(self, comm: Alone, size: int) -> None:
-        super().__init__(comm, size)
+        self.comm, self.size = comm, size
         self.part = slice(0, size)
         self.vector = np.zeros(size, np.float32)
         self._total = np.empty(size, np.float32)
@@ -158,13 +184,13 @@ class AllreduceExchange(Exchange):
         self.comm.broadcast(part)
 
 
-def exact(comm: Alone, size: int) -> Exchange:
-    """The exchange with the same bits on any number of ranks: in memory on one node, else by messages."""
-    one_node = comm.node().size == comm.size
-    return SharedExchange(comm, size) if one_node else MessageExchange(comm, size)
+EXCHANGES: dict[str, Callable[[Alone, int], Exchange]] = {"exact": ExactExchange, "allreduce": AllreduceExchange}
 
 
-EXCHANGES = {"exact": exact, "allreduce": AllreduceExchange}
+def overlap(one: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
+    """Where two runs of elements, each (start, stop), have some in common, and how many; (0, 0): none."""
+    start, stop = max(one[0], other[0]), min(one[1], other[1])
+    return (start, stop - start) if start < stop else (0, 0)
 
 
 @cache

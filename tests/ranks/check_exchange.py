@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 import dpcnn.parallel.comm
-from dpcnn.parallel.exchange import AllreduceExchange, MessageExchange, SharedExchange, exact
+from dpcnn.parallel.exchange import AllreduceExchange, ExactExchange
 from dpcnn.parallel.split import middle
 
 comm = dpcnn.parallel.comm.world()
@@ -34,8 +34,7 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
-assert isinstance(exact(comm, SIZE), SharedExchange)
-for kind, agree in ((SharedExchange, same), (MessageExchange, same), (AllreduceExchange, close)):
+for kind, agree in ((ExactExchange, same), (AllreduceExchange, close)):
     exchange = kind(comm, SIZE)
     for step, leaves in enumerate((1, 2, 3, 4, 5, 7, 8, 13, 3, 16)):
         expected = tree(0, leaves, step)
