@@ -19,7 +19,10 @@ class HelpShownError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, as exceptions."""
+    """argparse with one-line errors, as exceptions, and no shortened flags."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise HelpShownError

@@ -127,7 +127,7 @@ def test_the_committed_mnist_is_the_real_one():
     assert hashlib.sha256(struct.pack(">IIII", 2051, 60000, 28, 28) + samples.pieces[0].tobytes()).hexdigest() == (
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
     )
-    assert {"NOTICE", MANIFEST} <= {path.name for path in MNIST.iterdir()}
+    assert {"NOTICE", "LICENSE", MANIFEST} <= {path.name for path in MNIST.iterdir()}
 
 
 # Damage

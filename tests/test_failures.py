@@ -27,6 +27,7 @@ def mistake(result, *fragments: str) -> None:
 
 FLAGS = [
     (["--epocs", "3"], "unrecognized arguments: --epocs 3"),
+    (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
     (["--batch", "0"], "--batch: must be at least 1, not 0"),
     (["--batch", "many"], "argument --batch: invalid int value: 'many'"),
     (["--lr", "-1"], "--lr: must be a number above 0, not -1.0"),

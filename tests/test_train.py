@@ -85,6 +85,18 @@ def test_nodes_change_nothing(alone, quick, tmp_path, nodes):
     assert timeless(tmp_path / "run") == timeless(alone[0])
 
 
+def test_a_mapped_data_set_changes_nothing(alone, quick, npz, tmp_path):
+    folder = tmp_path / "contiguous"
+    made = run(
+        2, "-m", "dpcnn.data", "prepare", npz, "--out", folder, "--name", "small", "--contiguous", "--shards", "4"
+    )
+    assert made.status == 0, made.err
+    trained(3, *quick, "--data", folder, "--out", tmp_path / "run")
+    assert timeless(tmp_path / "run") == timeless(alone[0])
+    ours, theirs = (read(path / "checkpoints" / "last.h5") for path in (tmp_path / "run", alone[0]))
+    assert ours.data == theirs.data
+
+
 def test_without_mpirun(alone, quick, tmp_path):
     trained(0, *quick, "--out", tmp_path / "run")
     assert timeless(tmp_path / "run") == timeless(alone[0])
