@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "train": "train a network",
     "evaluate": "loss and accuracy of a checkpoint",
+    "verify": "prove that ranks change nothing, here",
     "data": "make, fetch and inspect data sets",
 }
 

@@ -31,14 +31,14 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def run(command: Callable[[Alone], int]) -> int:
-    """Run a command on all ranks and return its exit status.
+def run(command: Callable[[Alone], int], comm: Alone | None = None) -> int:
+    """Run a command on all ranks of this job, or of ``comm``, and return its exit status.
 
     A DpcnnError that all ranks raise is one line from rank 0. Any other exception on any rank ends
     the whole job at once, with its traceback.
     """
     try:
-        comm = world()
+        comm = comm or world()
     except LaunchError as error:
         if error.speaker:
             print(f"dpcnn: error: {error}", file=sys.stderr)
@@ -49,8 +49,8 @@ def run(command: Callable[[Alone], int]) -> int:
         if comm.rank == 0 or not error.agreed:
             print(f"dpcnn: error: {error}", file=sys.stderr, flush=True)
         if error.agreed or comm.size == 1:
-            return MISTAKE
-        comm.abort(MISTAKE)
+            return error.status
+        comm.abort(error.status)
     except HelpShownError:
         return DONE
     except KeyboardInterrupt:  # before training has begun: there is nothing to save

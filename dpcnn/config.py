@@ -62,6 +62,9 @@ class Config:
         "exact", "exact: the same bits on any number of ranks; allreduce: MPI's own sum", choices=EXCHANGES
     )
     checkpoint_every: int = _option(0, "steps between checkpoints, besides the one an epoch", least=0, free=True)
+    guard_every: int = _option(
+        100, "steps between comparisons of what the ranks see; 0: only at checkpoints", least=0, free=True
+    )
     keep: int = _option(3, "newest checkpoints kept, besides the best", least=1, free=True)
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@
      +- DataError           a data set or its source
      +- CheckpointError     a checkpoint or a run folder
      +- DivergenceError     a loss or a gradient that is not finite
+     +- DriftError          ranks that no longer see the same parameters; exit status 1
 
 Anything else that is raised is a fault of the program: the job ends at once with a traceback.
 """
@@ -18,6 +19,8 @@ class DpcnnError(Exception):
 
     agreed = False
     """Whether every rank raises this error now, so that the job may end in an orderly way."""
+    status = 2
+    """The exit status that it leads to."""
 
 
 class ConfigError(DpcnnError):
@@ -45,6 +48,12 @@ class DivergenceError(DpcnnError):
     agreed = True
 
 
+class DriftError(DpcnnError):
+    """Ranks that no longer see the same parameters: all have compared, so all raise it."""
+
+    agreed, status = True, 1
+
+
 _KINDS: tuple[type[DpcnnError], ...] = (
     DpcnnError,
     ConfigError,
@@ -52,6 +61,7 @@ _KINDS: tuple[type[DpcnnError], ...] = (
     DataError,
     CheckpointError,
     DivergenceError,
+    DriftError,
 )
 KINDS = {kind.__name__: kind for kind in _KINDS}
 """Every kind by its name."""

@@ -15,6 +15,7 @@ from dpcnn.config import Config
 from dpcnn.data.samples import Samples
 from dpcnn.errors import CheckpointError, DivergenceError
 from dpcnn.fingerprint import fingerprint
+from dpcnn.guard import Hashes, check_drift, tensor_hashes
 from dpcnn.metrics import Cursor, Event, Tally, total
 from dpcnn.nn.network import Network, Vector
 from dpcnn.optim import OPTIMIZERS, SCHEDULES
@@ -73,7 +74,9 @@ class Trainer:
                 order = permutation(self.config.seed, self.cursor.epochs, self.training)
                 while self.cursor.step < min((self.cursor.epochs + 1) * self.steps_per_epoch, self.last_step):
                     stop = self.train_step(order)
-                    if stop or self._checkpoint_due():
+                    if self._due(self.config.guard_every):
+                        self.guard()
+                    if stop or self._due(self.config.checkpoint_every):
                         self.save()
                     if stop:
                         return False
@@ -194,8 +197,20 @@ class Trainer:
                 self.run.append_event(event)
                 self.report.event(event)
 
+    def guard(self) -> None:
+        """Compare what the ranks see, and record it."""
+        self.record({"event": "hash", "step": self.cursor.step, "parameters": self._compare()})
+
+    def _compare(self) -> Hashes:
+        hashes = tensor_hashes(self.network.views(self.vector)) if self.exchange.owns_copy else None
+        by_rank = self.comm.allgather_obj(hashes)
+        check_drift(by_rank, self.cursor.step)
+        of_first: Hashes = by_rank[0]
+        return of_first
+
     def save(self) -> None:
-        """Write a checkpoint of all state, from the parts that the ranks hold."""
+        """Write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
+        self._compare()
         with self.comm.together():
             collected = {name: self.exchange.collect(part) for name, part in self.optimizer.state.items()}
             vectors = {name: vector for name, vector in collected.items() if vector is not None}
@@ -251,8 +266,7 @@ class Trainer:
             f"{saved}; try a smaller --lr than {self.config.lr:g}"
         )
 
-    def _checkpoint_due(self) -> bool:
-        every = self.config.checkpoint_every
+    def _due(self, every: int) -> bool:
         return bool(every) and self.cursor.step % every == 0
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:

@@ -28,6 +28,7 @@ ORDER = [  # a file imports only from what stands above it
     "config",
     "metrics",
     "fingerprint",
+    "guard",
     "data.shards",
     "data.samples",
     "data.sources",
@@ -42,6 +43,7 @@ ORDER = [  # a file imports only from what stands above it
     "resume",
     "evaluate",
     "train",
+    "verify",
     "__main__",
 ]
 ONLY_IN = {"mpi4py": {"parallel.comm"}, "h5py": {"data.shards", "checkpoint"}, "matplotlib": {"plots"}, "pickle": set()}

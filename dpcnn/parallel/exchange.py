@@ -27,10 +27,12 @@ class Exchange:
         vector: (size,) float32, the parameters; every rank may read all of it between ``share`` and
             the next ``sum``, and write ``vector[part]`` between ``sum`` and ``share``.
         part: the elements that this rank updates.
+        owns_copy: whether ``vector`` is this rank's own, or the first rank's of those that share it.
     """
 
     vector: Vector
     part: slice
+    owns_copy: bool
 
     def rows(self, leaves: int) -> list[tuple[Node, Vector]]:
         """The subtrees of tree(0, leaves) that are this rank's to add up, each with its (size,) row."""
@@ -67,6 +69,7 @@ class ExactExchange(Exchange):
         self.bounds = shares(size, comm.size)
         self.part = slice(self.bounds[comm.rank], self.bounds[comm.rank + 1])
         self.vector = shared_array(self.node, (size,), np.float32)
+        self.owns_copy = self.node.rank == 0
         self._rows: list[Vector] = []  # by row number: (ranks of the node, size)
         self._received: list[Vector] = []  # by row number: (nodes, width of the part)
         self._lay_out()
@@ -156,7 +159,7 @@ class AllreduceExchange(Exchange):
     def __init__(self, comm: Alone, size: int) -> None:
         self.comm, self.size = comm, size
         self.part = slice(0, size)
-        self.vector = np.zeros(size, np.float32)
+        self.vector, self.owns_copy = np.zeros(size, np.float32), True
         self._total = np.empty(size, np.float32)
         self._rows: list[Vector] = []
 

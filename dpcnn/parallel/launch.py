@@ -63,6 +63,23 @@ def ancestors() -> list[tuple[int, str]]:
     return found
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes below a process; Linux only."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            stat = entry.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(stat.split()[0]))
+    found, waiting = [], [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
 def launcher() -> tuple[int, str] | None:
     """The launcher above this process, as (pid, path), if it can be seen."""
     return next(((pid, path) for pid, path in ancestors() if Path(path).name.startswith(LAUNCHERS)), None)

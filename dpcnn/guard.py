@@ -1,0 +1,34 @@
+"""The drift guard: do all ranks still see the same parameters?"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from dpcnn.errors import DriftError
+from dpcnn.nn.network import Vector
+
+Hashes = dict[str, str]
+
+
+def tensor_hashes(parameters: Mapping[str, Vector]) -> Hashes:
+    """The first 16 hexadecimal digits of each parameter's sha256, by name."""
+    return {name: hashlib.sha256(array.tobytes()).hexdigest()[:16] for name, array in parameters.items()}
+
+
+def check_drift(by_rank: Sequence[Hashes | None], step: int) -> None:
+    """Compare what the ranks see; None stands for a rank that shares another's memory.
+
+    Raises:
+        DriftError: with the ranks that differ from most others, and the first parameter that does.
+    """
+    seen = {rank: tuple(hashes.items()) for rank, hashes in enumerate(by_rank) if hashes is not None}
+    (usual, _), *others = Counter(seen.values()).most_common()
+    if not others:
+        return
+    odd = [rank for rank, hashes in seen.items() if hashes != usual]
+    name = next(ours[0] for ours, theirs in zip(usual, seen[odd[0]], strict=True) if ours != theirs)
+    raise DriftError(
+        f"step {step}: rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} of {len(by_rank)} "
+        f"see{'s' * (len(odd) == 1)} other parameters than the rest, first in {name}: a fault of memory, of the "
+        "network or of the exchange; no checkpoint was written of it; go on with --resume, without that node"
+    )

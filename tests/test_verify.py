@@ -1,0 +1,63 @@
+"""The proof of the promise passes, and can fail."""
+
+import json
+
+import pytest
+from conftest import run
+
+from dpcnn.verify import first_difference
+
+
+def verify(quick, tmp_path, *flags: str):
+    receipt = tmp_path / "receipt.json"
+    words = [word for word in quick if word not in ("--epochs", "2")]
+    result = run(0, "-m", "dpcnn.verify", *words, "--receipt", receipt, *flags, limit=120)
+    return result, json.loads(receipt.read_text()) if receipt.exists() else None
+
+
+def test_the_promise_is_kept(quick, tmp_path):
+    result, receipt = verify(quick, tmp_path, "--ranks", "1,3,2", "--steps", "12")
+    assert result.status == 0, result.err
+    lines = result.out.splitlines()
+    assert [line.count("PASS") for line in lines[-5:]] == [1] * 5
+    assert "2 ranks, killed at " in lines[-2] and lines[-1].startswith("PASS; receipt: ")
+    assert receipt["verdict"] == "PASS" and len({run["weights_sha256"] for run in receipt["runs"]}) == 1
+    assert [list(run["hashes"]) for run in receipt["runs"]] == [[str(step) for step in range(1, 13)]] * 4
+    assert receipt["config"]["batch"] == 90 and len(receipt["data"]) == 64 and receipt["fingerprint"]["numpy"]
+
+
+def test_a_rank_dependent_exchange_is_found_out(quick, tmp_path):
+    result, receipt = verify(quick, tmp_path, "--ranks", "1,2", "--steps", "8", "--exchange", "allreduce")
+    assert result.status == 1
+    assert "FAIL" in result.out.splitlines()[-1]
+    assert receipt["verdict"] == "FAIL"
+    assert [run["first_difference"] is None for run in receipt["runs"]] == [True, False, False]
+    assert receipt["runs"][1]["first_difference"].startswith(("step 1, conv2d", "step 1, linear"))
+
+
+def test_the_first_difference_is_named():
+    same = [
+        {"event": "hash", "step": 3, "parameters": {"a": "0", "b": "1"}},
+        {"event": "end", "steps": 3, "seconds": 1},
+    ]
+    later = [same[0], {"event": "end", "steps": 3, "seconds": 2}]
+    other = [{"event": "hash", "step": 3, "parameters": {"a": "0", "b": "2"}}, same[1]]
+    assert first_difference(same, later) is None
+    assert first_difference(same, other) == "step 3, b"
+    assert first_difference(same, same[:1]) == "1 lines of metrics instead of 2"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ranks", "2"], "--ranks: expected at least two numbers"),
+        (["--ranks", "1,x"], "--ranks: expected at least two numbers"),
+        (["--steps", "1"], "--steps: must be at least 4, not 1"),
+        (["--launcher", "nosuchrun"], "--launcher: no nosuchrun on the PATH"),
+        (["--ranks", "1,2", "--batch", "0"], "the run on 1 rank ended with status 2: dpcnn: error: --batch: must be"),
+    ],
+)
+def test_mistakes(quick, tmp_path, flags, message):
+    result, receipt = verify(quick, tmp_path, *flags)
+    assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]
+    assert receipt is None
