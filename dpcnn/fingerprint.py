@@ -1,6 +1,7 @@
 """What decides the last bits of floating-point results on a machine."""
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,3 +23,31 @@ def fingerprint() -> dict[str, Any]:
         "cpu_features": sorted(name for name, present in features.items() if present),
         "machine": platform.machine(),
     }
+
+
+def differences(by_rank: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What to say where ranks' numerics differ: a line for each kind that is not rank 0's.
+
+    Args:
+        by_rank: each rank's host and fingerprint.
+    """
+    host, first = by_rank[0]
+    kinds: dict[str, str] = {}
+    for rank, (name, found) in enumerate(by_rank):
+        odd = [describe(key, first[key], found[key]) for key in first if found[key] != first[key]]
+        if odd:
+            kinds.setdefault("; ".join(odd), f"rank {rank} on {name}")
+    lines = [f"the numerics of {who} differ from those of rank 0 on {host}: {odd}" for odd, who in kinds.items()]
+    if lines:
+        lines.append(
+            "so the bits may depend on the ranks: give all nodes one NumPy, one OPENBLAS_CORETYPE (such as Haswell) "
+            "and one number of BLAS threads"
+        )
+    return lines
+
+
+def describe(key: str, first: Any, found: Any) -> str:
+    """One difference in words."""
+    if isinstance(first, list):
+        return f"{key} {', '.join(sorted(set(first) ^ set(found)))} on one of them only"
+    return f"{key} {found}, not {first}"

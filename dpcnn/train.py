@@ -1,5 +1,6 @@
 """Train a network: mpirun -n 4 python -m dpcnn.train"""
 
+import platform
 import resource
 import sys
 from argparse import Namespace
@@ -10,7 +11,7 @@ from dpcnn.checkpoint import weights_sha256
 from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse, run
 from dpcnn.data.samples import find_data, load
 from dpcnn.errors import CheckpointError, ConfigError
-from dpcnn.fingerprint import fingerprint
+from dpcnn.fingerprint import differences, fingerprint
 from dpcnn.nn.models import MODELS
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import Alone
@@ -78,11 +79,12 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
     trainer = Trainer(comm, config, network, samples, start.folder, report)
     if comm.broadcast_obj(start.checkpoint is not None):
         trainer.restore(start.checkpoint)
+    numerics = comm.allgather_obj([platform.node(), fingerprint()])
     with comm.together():
         if isinstance(report, Console):
             start.folder.open(config, trainer.cursor, fresh=options.resume is None)
             report.log_to(start.folder.log)
-            for line in opening_lines(trainer, start):
+            for line in [*opening_lines(trainer, start), *differences(numerics)]:
                 report.say(line)
     return trainer
 

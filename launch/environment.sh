@@ -49,7 +49,8 @@ install_project() {
   echo "$wanted" >"$stamp"
 }
 
-exec 9>".$(basename "$venv").lock" # two of these scripts at once: one waits
+mkdir -p "$(dirname "$venv")"
+exec 9>"$venv.lock" # two of these scripts at once: one waits
 flock 9
 [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null || make_venv
 install_project "$1"
