@@ -47,9 +47,9 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
         folder = find_data(options.data or config.data)
     samples = load(folder, "test" if options.split == "test" else "train", comm)
     first = 0 if options.split == "test" else max(0, len(samples) - config.validation)
-    network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes))
-    vector = np.empty(network.size, np.float32)
     with comm.together():
+        network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes))
+        vector = np.empty(network.size, np.float32)
         if checkpoint:
             vector = network.flat(checkpoint.parameters)
     comm.broadcast(vector)

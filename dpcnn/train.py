@@ -75,7 +75,7 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
             raise ConfigError(f"--validation: must be below {len(samples)}, the training samples of {data}")
         if start.checkpoint and start.checkpoint.data != samples.manifest.checksum:
             raise CheckpointError(f"{start.path}: made with other data than {data}; give --data the one it knows")
-    network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes))
+        network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes))
     trainer = Trainer(comm, config, network, samples, start.folder, report)
     if comm.broadcast_obj(start.checkpoint is not None):
         trainer.restore(start.checkpoint)

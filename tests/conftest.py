@@ -74,13 +74,13 @@ class Job:
         return found
 
     def ranks(self) -> list[int]:
-        """The job's Python processes."""
-        return [
-            pid
-            for pid in self.pids()
-            if b"dpcnn" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"mpirun")[-1]
-            and "python" in os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-        ]
+        """The training's own processes, without their launcher."""
+        found = []
+        for pid in sorted(self.pids()):
+            program, words = os.readlink(f"/proc/{pid}/exe"), Path(f"/proc/{pid}/cmdline").read_bytes()
+            if Path(program).name.startswith("python") and b"dpcnn.train" in words:
+                found.append(pid)
+        return found
 
     def kill(self) -> None:
         """SIGKILL to every process of the job, until none is left."""

@@ -52,6 +52,17 @@ def test_a_recipe_with_a_typo(tmp_path):
     mistake(train(3, "--recipe", recipe, "--out", tmp_path / "run"), "mine.toml: unknown key 'learning_rate'")
 
 
+def test_images_too_small_for_the_model(tmp_path):
+    arrays = {"train": (20, 3, 3), "test": (5, 3, 3)}
+    images = {f"x_{split}": np.zeros(shape, np.uint8) for split, shape in arrays.items()}
+    labels = {f"y_{split}": np.arange(shape[0], dtype=np.uint8) % 2 for split, shape in arrays.items()}
+    np.savez(tmp_path / "tiny.npz", **images, **labels)
+    made = run(0, "-m", "dpcnn.data", "prepare", tmp_path / "tiny.npz", "--out", tmp_path / "tiny")
+    assert made.status == 0, made.err
+    result = train(3, "--data", tmp_path / "tiny", "--validation", "5", "--out", tmp_path / "run")
+    mistake(result, "images of (3, 3, 1) are too small for this model: maxpool2d2 would give (0, 0, 64)")
+
+
 def test_an_output_folder_of_another_run(quick, tmp_path):
     folder = tmp_path / "run"
     assert train(1, *quick, "--max-steps", "1", "--out", folder).status == 0
@@ -210,46 +221,32 @@ def test_ctrl_c_on_the_script_saves_a_checkpoint(long, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_it_ends_as_if_left_alone(small, tmp_path):
-    flags = [
-        "--data",
-        small,
-        "--validation",
-        "100",
-        "--batch",
-        "32",
-        "--microbatch",
-        "16",
-        "--epochs",
-        "12",
-        "--checkpoint-every",
-        "5",
-    ]
+def test_killed_at_twenty_random_moments_it_ends_as_if_left_alone(quick, tmp_path):
     straight, folder = tmp_path / "straight", tmp_path / "run"
-    whole = train(2, *flags, "--out", straight)
-    assert whole.status == 0
-    rng = np.random.default_rng(int(time.time()))
-    kills, resumed_from = 0, []
+    flags = [*quick, "--epochs", "40", "--checkpoint-every", "5"]
+    assert train(2, *flags, "--out", straight).status == 0
+    moments = np.random.default_rng(int(time.time()))
+    kills, resumed_from = 0, set()
     while kills < 20:
-        going_on = ["--resume"] if (folder / "config.toml").exists() else flags
-        if going_on is flags and folder.exists():
+        resume = (folder / "config.toml").exists()
+        if folder.exists() and not resume:  # killed before there was a run to resume
             shutil.rmtree(folder)
-        job = start(2, "-m", "dpcnn.train", *going_on, "--out", folder)
-        time.sleep(rng.uniform(0.6, 1.6))
-        finished = job.process.poll() is not None
+        job = start(2, "-m", "dpcnn.train", *(["--resume"] if resume else flags), "--out", folder)
+        time.sleep(moments.uniform(0.5, 1.5))
+        ended = job.process.poll() is not None
         job.kill()
         result = job.wait(20)
-        if finished:
+        resumed_from |= {line for line in result.out.splitlines() if line.startswith("resuming from")}
+        if ended:  # in spite of it all: then begin anew
             assert result.status == 0, result.err
-            break
-        kills += 1
-        resumed_from += [line for line in result.out.splitlines() if line.startswith("resuming from")]
-    assert kills >= 20 or finished
-    if not finished:
-        result = train(2, "--resume", "--out", folder)
-        assert result.status == 0, result.err
+            assert timeless(folder) == timeless(straight)
+            shutil.rmtree(folder)
+        kills += not ended
+    going_on = ["--resume"] if (folder / "config.toml").exists() else flags
+    result = train(2, *going_on, "--out", folder)
+    assert result.status == 0, result.err
     assert timeless(folder) == timeless(straight)
-    assert len(set(resumed_from)) > 3
+    assert len(resumed_from) > 3
     for name in ("best.h5", "last.h5"):
         ours, theirs = (path / "checkpoints" / name for path in (folder, straight))
         assert read(ours).weights_sha256 == read(theirs).weights_sha256

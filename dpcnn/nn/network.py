@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.errors import CheckpointError
+from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.nn.layers import Array, Layer, Parameter, Shape
 from dpcnn.nn.losses import softmax_cross_entropy
 from dpcnn.streams import WEIGHTS, generator
@@ -23,13 +23,18 @@ class Network:
     Attributes:
         size: elements of a parameter or gradient vector.
         parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
+
+    Raises:
+        ConfigError: the images are too small for the layers.
     """
 
     def __init__(self, input_shape: Shape, layers: Sequence[Layer]) -> None:
         self.input_shape, self.layers, self.names = input_shape, list(layers), unique_names(layers)
         shape = input_shape
-        for layer in self.layers:
+        for name, layer in zip(self.names, self.layers, strict=True):
             shape = layer.connect(shape)
+            if min(shape) < 1:
+                raise ConfigError(f"images of {input_shape} are too small for this model: {name} would give {shape}")
         (self.classes,) = shape
         self.first = next(i for i, layer in enumerate(self.layers) if layer.parameters)
         self.layers[self.first].needs_dx = False
