@@ -102,7 +102,9 @@ def opening_lines(trainer: Trainer, start: Start) -> list[str]:
         f"run folder: {start.folder.path}",
     ]
     if start.path:
-        lines.append(f"resuming from {start.path.name}: epoch {cursor.epochs + 1}, step {cursor.step}")
+        complete = cursor.epochs >= trainer.last_epoch
+        place = "the run is complete" if complete else f"epoch {cursor.epochs + 1}, step {cursor.step}"
+        lines.append(f"resuming from {start.path.name}: {place}")
         if start.checkpoint and start.checkpoint.fingerprint != numerics:
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
     elif start.config is not None:

@@ -223,16 +223,19 @@ def test_ctrl_c_on_the_script_saves_a_checkpoint(long, tmp_path):
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_as_if_left_alone(quick, tmp_path):
     straight, folder = tmp_path / "straight", tmp_path / "run"
-    flags = [*quick, "--epochs", "40", "--checkpoint-every", "5"]
-    assert train(2, *flags, "--out", straight).status == 0
+    flags = [*quick, "--epochs", "25", "--checkpoint-every", "5"]
+    whole = train(2, *flags, "--out", straight)
+    assert whole.status == 0
     moments = np.random.default_rng(int(time.time()))
     kills, resumed_from = 0, set()
-    while kills < 20:
+    for _ in range(100):
+        if kills == 20:
+            break
         resume = (folder / "config.toml").exists()
         if folder.exists() and not resume:  # killed before there was a run to resume
             shutil.rmtree(folder)
         job = start(2, "-m", "dpcnn.train", *(["--resume"] if resume else flags), "--out", folder)
-        time.sleep(moments.uniform(0.5, 1.5))
+        time.sleep(moments.uniform(0.15, 0.5) * whole.seconds)
         ended = job.process.poll() is not None
         job.kill()
         result = job.wait(20)
@@ -242,6 +245,7 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_left_alone(quick, tmp_pat
             assert timeless(folder) == timeless(straight)
             shutil.rmtree(folder)
         kills += not ended
+    assert kills == 20
     going_on = ["--resume"] if (folder / "config.toml").exists() else flags
     result = train(2, *going_on, "--out", folder)
     assert result.status == 0, result.err
