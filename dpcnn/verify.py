@@ -139,13 +139,13 @@ def finish(running: Running, name: str) -> Outcome:
 
 
 def kill_half_way(running: Running, steps: int) -> Running:
-    """SIGKILL to all processes of a training once it has taken half of its steps."""
+    """SIGKILL to all ranks of a training once it has taken half of its steps; their launcher then ends by itself."""
     metrics = running.folder / "metrics.jsonl"
     while running.step < steps // 2 and running.process.poll() is None:
         time.sleep(0.002)
         if metrics.exists():
             running.step = metrics.read_text().count('"hash"')
-    for pid in [*descendants(running.process.pid), running.process.pid]:
+    for pid in descendants(running.process.pid):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Sequence
@@ -50,6 +51,9 @@ class Job:
         self, command: Sequence[str | Path], env: dict[str, str] | None = None, cwd: Path | None = None
     ) -> None:
         self.mark = uuid.uuid4().hex
+        # Open MPI names its session folder by the process number, and a killed mpirun leaves it behind: a later one of
+        # that number would fail to start. So each job has a folder of its own.
+        self.scratch = tempfile.mkdtemp(prefix="dpcnn-job-")
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             [str(word) for word in command],
@@ -59,7 +63,7 @@ class Job:
             text=True,
             start_new_session=True,
             cwd=cwd or ROOT,
-            env=environment() | {MARK: self.mark} | (env or {}),
+            env=environment() | {MARK: self.mark, "TMPDIR": self.scratch} | (env or {}),
         )
 
     def pids(self) -> list[int]:
@@ -100,6 +104,7 @@ class Job:
             self.kill()
             out, err = self.process.communicate()
             pytest.fail(f"{self.process.args} hung for {limit} s\n{out}\n{err}")
+        shutil.rmtree(self.scratch, ignore_errors=True)
         return Result(self.process.returncode, out, err, time.monotonic() - self.started)
 
 
