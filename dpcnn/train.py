@@ -5,6 +5,7 @@ import resource
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import Any
 
 from dpcnn import __version__
 from dpcnn.checkpoint import weights_sha256
@@ -84,15 +85,14 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
         if isinstance(report, Console):
             start.folder.open(config, trainer.cursor, fresh=options.resume is None)
             report.log_to(start.folder.log)
-            for line in [*opening_lines(trainer, start), *differences(numerics)]:
+            for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics)]:
                 report.say(line)
     return trainer
 
 
-def opening_lines(trainer: Trainer, start: Start) -> list[str]:
+def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> list[str]:
     """What a run says of itself before it trains."""
     config, comm, cursor, data = trainer.config, trainer.comm, trainer.cursor, trainer.samples.manifest
-    numerics = fingerprint()
     lines = [
         f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
         f"{trainer.training:,} images to train, {config.validation:,} to validate",
