@@ -16,6 +16,7 @@ from dpcnn.data.samples import find_data, load
 from dpcnn.nn.models import MODELS
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.shared import share_or_part
 from dpcnn.validation import evaluate
 
 SENTENCE = (
@@ -45,10 +46,11 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
     config = from_dict(comm.broadcast_obj(checkpoint and asdict(checkpoint.config)))
     with comm.together():
         folder = find_data(options.data or config.data)
+    share_or_part(comm)
     samples = load(folder, "test" if options.split == "test" else "train", comm)
     first = 0 if options.split == "test" else max(0, len(samples) - config.validation)
     with comm.together():
-        network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes))
+        network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes, config.dropout))
         vector = np.empty(network.size, np.float32)
         if checkpoint:
             vector = network.flat(checkpoint.parameters)

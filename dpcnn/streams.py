@@ -4,11 +4,16 @@ The bit generator is the counter-based Philox-4x64 (Salmon et al., "Parallel ran
 easy as 1, 2, 3", SC 2011), so a stream needs no history and no rank has one of its own.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
+from numpy.typing import NDArray
 
 WEIGHTS = 1  # + parameter number
 ORDER = 2  # + epoch
+SAMPLES = 3  # + epoch; then, in the generator's counter, sample number and layer number
 
 
 def philox(seed: int, purpose: int, number: int) -> Philox:
@@ -32,3 +37,30 @@ def permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
     """
     keys = philox(seed, ORDER, epoch).random_raw(samples)
     return np.argsort(keys, kind="stable")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What layers draw at random for a batch: for each sample its own stream in each epoch.
+
+    Attributes:
+        seed: of the run.
+        epoch: from 0.
+        samples: (N,) the samples' numbers in the data set.
+    """
+
+    seed: int
+    epoch: int
+    samples: NDArray[Any]
+
+    def bits(self, layer: int, count: int) -> NDArray[np.uint16]:
+        """Uniform values (N, count) for the layer of this number: row n depends on sample n alone."""
+        words = -(-count // 4)
+        rows = np.empty((len(self.samples), words), np.uint64)
+        source = philox(self.seed, SAMPLES, self.epoch)
+        state: Any = source.state  # one generator set to each sample's counter: much faster than one for each
+        for row, sample in zip(rows, self.samples, strict=True):
+            state["state"]["counter"][:] = 0, 0, sample, layer  # the lowest words count within the stream
+            source.state = state
+            row[:] = source.random_raw(words)
+        return rows.astype("<u8", copy=False).view(np.uint16)[:, :count]

@@ -16,6 +16,7 @@ from dpcnn.fingerprint import differences, fingerprint
 from dpcnn.nn.models import MODELS
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.shared import share_or_part
 from dpcnn.plots import draw_curves
 from dpcnn.report import Console, Report, epoch_table
 from dpcnn.resume import Start, choose_config, find_start
@@ -32,6 +33,9 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     report = Console() if comm.rank == 0 else Report()
     with comm.together():
         options = parse(_parser(), argv, comm)
+    apart = share_or_part(comm)
+    if apart:
+        report.say(f"warning: {apart}; each rank now has its own copy of data and parameters, and all goes over MPI")
     trainer = set_up(comm, options, report)
     left = trainer.images(trainer.last_step) - trainer.images(trainer.cursor.step)
     report.begin(trainer.cursor, trainer.config.epochs, left)
@@ -76,7 +80,7 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
             raise ConfigError(f"--validation: must be below {len(samples)}, the training samples of {data}")
         if start.checkpoint and start.checkpoint.data != samples.manifest.checksum:
             raise CheckpointError(f"{start.path}: made with other data than {data}; give --data the one it knows")
-        network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes))
+        network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes, config.dropout))
     trainer = Trainer(comm, config, network, samples, start.folder, report)
     if comm.broadcast_obj(start.checkpoint is not None):
         trainer.restore(start.checkpoint)

@@ -24,7 +24,7 @@ from dpcnn.parallel.exchange import EXCHANGES
 from dpcnn.parallel.split import Node, cut, middle, shares
 from dpcnn.report import Report
 from dpcnn.run_folder import RunFolder
-from dpcnn.streams import permutation
+from dpcnn.streams import Draw, permutation
 from dpcnn.validation import evaluate
 
 STOP, DIVERGED = 1, 2  # what a rank may have to say at a step's end, as bits
@@ -116,9 +116,11 @@ class Trainer:
         """The gradient sum of a subtree of microbatches, into ``out``; see :mod:`dpcnn.parallel.split`."""
         lo, hi = node
         if hi - lo == 1:
-            images, labels = self.samples.take(batch[slice(*leaves[lo])])
+            numbers = batch[slice(*leaves[lo])]
+            images, labels = self.samples.take(numbers)
+            draw = Draw(self.config.seed, self.cursor.epochs, numbers)
             smoothing = self.config.label_smoothing
-            tallies.append(self.network.gradient(self.vector, images, labels, smoothing, out))
+            tallies.append(self.network.gradient(self.vector, images, labels, smoothing, out, draw))
             return
         if len(self._spares) == depth:
             self._spares.append(np.empty_like(self.vector))

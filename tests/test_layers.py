@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dpcnn.nn import reference
-from dpcnn.nn.layers import Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU, Scale
+from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU, Scale
+from dpcnn.streams import Draw
 
 RNG = np.random.default_rng(7)
 EPSILON = 1e-6
@@ -26,9 +27,9 @@ def connected(layer: Layer, shape: tuple[int, ...], dtype=np.float64):
     return layer, {p.name: RNG.standard_normal(p.shape).astype(dtype) for p in layer.parameters}
 
 
-def check_gradients(layer: Layer, weights: dict, x: np.ndarray) -> None:
+def check_gradients(layer: Layer, weights: dict, x: np.ndarray, draw: Draw | None = None) -> None:
     """Along a random direction of everything, the loss sum(c * y) changes as the gradients say."""
-    y, backward = layer.forward(x, weights)
+    y, backward = layer.forward(x, weights, draw)
     c = RNG.standard_normal(y.shape)
     gradients = {name: np.full_like(w, np.nan) for name, w in weights.items()}
     dx = backward(c, gradients).copy()
@@ -37,7 +38,7 @@ def check_gradients(layer: Layer, weights: dict, x: np.ndarray) -> None:
 
     def loss(t: float) -> float:
         moved = {name: w + t * directions[name] for name, w in weights.items()}
-        return float((c * layer.forward(x + t * direction, moved)[0]).sum())
+        return float((c * layer.forward(x + t * direction, moved, draw)[0]).sum())
 
     numeric = (loss(EPSILON) - loss(-EPSILON)) / (2 * EPSILON)
     analytic = (dx * direction).sum() + sum((gradients[name] * directions[name]).sum() for name in weights)
@@ -110,6 +111,22 @@ def test_relu_and_max_pooling_commute_with_their_gradients():
         results.append((y.copy(), back_first(back_second(dy, {}), {}).copy()))
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("part", [0.25, 0.5, 0.9])
+def test_dropout(part):
+    layer, x, draw = Dropout(part), RNG.uniform(1, 2, (400, 50)), Draw(1, 0, np.arange(400))
+    y = layer.forward(x, {}, draw)[0].copy()
+    kept = y != 0
+    assert abs(kept.mean() - (1 - part)) < 5 * np.sqrt(part * (1 - part) / x.size)
+    np.testing.assert_allclose(y[kept], x[kept] / (1 - int(part * 65536) / 65536))
+    np.testing.assert_array_equal(layer.forward(x[7:9], {}, Draw(1, 0, np.arange(7, 9)))[0], y[7:9])
+    check_gradients(layer, {}, x, draw)
+    assert layer.forward(x, {})[0] is x, "nothing is dropped in evaluation"
+
+
+def test_dropout_of_almost_everything_stays_finite():
+    assert np.isfinite(Dropout(1 - 1e-9).forward(np.ones((9, 99)), {}, Draw(0, 0, np.arange(9)))[0]).all()
 
 
 def test_scale_maps_bytes_to_the_recipe_s_range():

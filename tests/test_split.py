@@ -5,8 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpcnn.parallel.exchange import owned
-from dpcnn.parallel.split import cut, middle, shares, subtrees, tree_sum
+from dpcnn.parallel.split import Layout, cut, middle, owned, share, shares, subtrees, tree_sum
 
 leaves = st.integers(1, 200)
 ranks = st.integers(1, 64)
@@ -18,6 +17,7 @@ def test_shares_cover_everything_once_and_evenly(count, parts):
     sizes = [b - a for a, b in itertools.pairwise(bounds)]
     assert bounds[0] == 0 and bounds[-1] == count and len(sizes) == parts
     assert min(sizes) >= 0 and max(sizes) - min(sizes) <= 1
+    assert [share(count, parts, part) for part in range(parts)] == list(itertools.pairwise(bounds))
 
 
 @given(count=st.integers(1, 5000), length=st.integers(1, 300))
@@ -79,3 +79,62 @@ def test_a_ragged_batch_by_hand():
     assert owned(7, 3) == [[(0, 2)], [(2, 4)], [(4, 7)]]
     assert owned(5, 3) == [[(0, 1)], [(1, 2), (2, 3)], [(3, 4), (4, 5)]]
     assert owned(2, 4) == [[], [(0, 1)], [], [(1, 2)]]
+
+
+@st.composite
+def layouts(draw):
+    """Vectors of up to 40 elements on up to six nodes of up to four ranks: more ranks than elements too."""
+    ends = list(itertools.accumulate(draw(st.lists(st.integers(1, 4), min_size=1, max_size=6)), initial=0))
+    return Layout(draw(st.integers(1, 40)), tuple(itertools.pairwise(ends)))
+
+
+@given(layouts())
+def test_parts_make_up_the_vector_and_so_do_the_slices_of_each_node(layout):
+    whole = list(range(layout.size))
+    assert [e for rank in range(layout.ranks) for e in range(*layout.part(rank))] == whole
+    for number, (first, end) in enumerate(layout.nodes):
+        assert [e for rank in range(first, end) for e in range(*layout.slice(rank))] == whole
+        assert all(layout.node_of(rank) == number for rank in range(first, end))
+
+
+def deliver(messages, sending, receiving):
+    """What MPI_Alltoallv would do with the messages of all ranks."""
+    for giver, message in enumerate(messages):
+        for taker, (count, start) in enumerate(zip(*message.sent, strict=True)):
+            counts, places = messages[taker].received
+            assert counts[giver] == count
+            receiving[taker][places[giver] : places[giver] + count] = sending[giver][start : start + count]
+
+
+@given(layouts(), st.integers(1, 30))
+def test_each_rank_receives_every_node_s_sums_of_its_part(layout, count):
+    everyone, of_nodes = range(layout.ranks), layout.of_nodes(count)
+    assert [leaf for held in of_nodes for lo, hi in held for leaf in range(lo, hi)] == list(range(count))
+    messages = [layout.sums(count, rank) for rank in everyone]
+    for number in range(max(map(len, of_nodes))):
+        sending = []
+        for rank in everyone:
+            node = layout.node_of(rank)
+            holds = number < len(of_nodes[node])
+            sending.append([(node, element) for element in range(*layout.slice(rank))] if holds else [])
+        widths = [stop - start for start, stop in map(layout.part, everyone)]
+        receiving = [[None] * (len(layout.nodes) * width) for width in widths]
+        deliver([theirs[number] for theirs in messages], sending, receiving)
+        for rank in everyone:
+            elements = range(*layout.part(rank))
+            holding = [node for node, held in enumerate(of_nodes) if number < len(held)]
+            expected = [(n, e) if n in holding else None for n in range(len(layout.nodes)) for e in elements]
+            assert receiving[rank] == expected
+
+
+@given(layouts())
+def test_each_node_receives_the_parts_that_others_updated(layout):
+    everyone = range(layout.ranks)
+    sending = [["new" if e in range(*layout.part(rank)) else "old" for e in range(layout.size)] for rank in everyone]
+    receiving = [["old"] * layout.size for _ in layout.nodes]
+    for rank in everyone:
+        receiving[layout.node_of(rank)][slice(*layout.part(rank))] = sending[rank][slice(*layout.part(rank))]
+    deliver(
+        [layout.updates(rank) for rank in everyone], sending, [receiving[layout.node_of(rank)] for rank in everyone]
+    )
+    assert receiving == [["new"] * layout.size] * len(layout.nodes)

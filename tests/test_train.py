@@ -85,6 +85,21 @@ def test_nodes_change_nothing(alone, quick, tmp_path, nodes):
     assert timeless(tmp_path / "run") == timeless(alone[0])
 
 
+def test_without_shared_memory_everything_goes_over_mpi_and_changes_nothing(alone, quick, tmp_path):
+    result = run(3, Path(__file__).parent / "ranks" / "no_shared_memory.py", *quick, "--out", tmp_path / "run")
+    assert result.status == 0, result.err
+    (warning,) = [line for line in result.out.splitlines() if line.startswith("warning: ")]
+    assert "can't share memory (/proc/" in warning and "all goes over MPI" in warning
+    assert timeless(tmp_path / "run") == timeless(alone[0])
+
+
+def test_dropout_changes_the_result_and_ranks_still_change_nothing(alone, quick, tmp_path):
+    for name, ranks, nodes in (("one", 1, ""), ("three", 3, ""), ("nodes", 3, "1,2")):
+        trained(ranks, *quick, "--dropout", "0.4", "--out", tmp_path / name, env={"DPCNN_PRETEND_NODES": nodes})
+    assert timeless(tmp_path / "three") == timeless(tmp_path / "nodes") == timeless(tmp_path / "one")
+    assert timeless(tmp_path / "one") != timeless(alone[0])
+
+
 def test_a_mapped_data_set_changes_nothing(alone, quick, npz, tmp_path):
     folder = tmp_path / "contiguous"
     made = run(

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from dpcnn.streams import Draw
+
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 Backward = Callable[[Array, Mapping[str, Array]], Array | None]
@@ -61,6 +63,8 @@ class Layer:
     parameters: tuple[Parameter, ...] = ()
     needs_dx = True
     """Whether anything in front of this layer wants its input's gradient; the network decides."""
+    number = 0
+    """Its place in the network, which names its random stream; the network decides."""
 
     def __init__(self) -> None:
         self.workspace = Workspace()
@@ -69,10 +73,11 @@ class Layer:
         """Take the input's shape without N, declare ``parameters``, return the output's shape."""
         return shape
 
-    def forward(self, x: Array, weights: Mapping[str, Array]) -> tuple[Array, Backward]:
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         """The output for ``x``, and the function ``backward(dy, gradients) -> dx``.
 
-        ``backward`` writes the weights' gradients into the arrays of ``gradients``, over what was
+        ``draw`` is where the layer takes what is random in training; None: there is nothing random,
+        as in evaluation. ``backward`` writes the weights' gradients into the arrays of ``gradients``, over what was
         in them, and returns None in place of dx where ``needs_dx`` is false.
         """
         raise NotImplementedError
@@ -85,7 +90,7 @@ class Scale(Layer):
         super().__init__()
         self.low, self.span, self.dtype = low, span, np.dtype(dtype)
 
-    def forward(self, x: Array, weights: Mapping[str, Array]) -> tuple[Array, Backward]:
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         y = self.workspace.array("y", x.shape, self.dtype)
         np.multiply(x, self.dtype.type(self.span / 255), out=y)
         y += self.dtype.type(self.low)
@@ -122,7 +127,7 @@ class Conv2d(Layer):
         OW = output_length(W, KW, self.stride, self.padding)
         return OH, OW, self.filters
 
-    def forward(self, x: Array, weights: Mapping[str, Array]) -> tuple[Array, Backward]:
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         N, H, W, _ = x.shape
         w = weights["w"]
         KH, KW, _, F = w.shape
@@ -196,7 +201,7 @@ class MaxPool2d(Layer):
         H, W, C = shape
         return output_length(H, self.window, self.stride), output_length(W, self.window, self.stride), C
 
-    def forward(self, x: Array, weights: Mapping[str, Array]) -> tuple[Array, Backward]:
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         N, H, W, C = x.shape
         OH, OW = output_length(H, self.window, self.stride), output_length(W, self.window, self.stride)
         places = [
@@ -228,7 +233,7 @@ class MaxPool2d(Layer):
 class ReLU(Layer):
     """max(x, 0)."""
 
-    def forward(self, x: Array, weights: Mapping[str, Array]) -> tuple[Array, Backward]:
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         y = self.workspace.array("y", x.shape, x.dtype)
         np.maximum(x, 0, out=y)
 
@@ -242,13 +247,39 @@ class ReLU(Layer):
         return y, backward
 
 
+class Dropout(Layer):
+    """In training, each unit is zero with probability ``part``, and the others grow by 1 / (1 - part).
+
+    Srivastava et al., "Dropout" (2014), section 10, in its inverted form. The probability is
+    rounded down to a multiple of 1/65536. Units are drawn by seed, epoch and sample, so a sample's mask is the same
+    in any batch on any rank.
+    """
+
+    def __init__(self, part: float) -> None:
+        super().__init__()
+        self.threshold = int(part * 65536)
+
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+        if draw is None:
+            return x, lambda dy, gradients: dy
+        kept = draw.bits(self.number, x[0].size) >= self.threshold
+        mask = self.workspace.array("mask", x.shape, x.dtype)
+        np.multiply(kept.reshape(x.shape), x.dtype.type(65536 / (65536 - self.threshold)), out=mask)
+        y = np.multiply(x, mask, out=self.workspace.array("y", x.shape, x.dtype))
+
+        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
+            return np.multiply(dy, mask, out=self.workspace.array("dx", x.shape, x.dtype))
+
+        return y, backward
+
+
 class Flatten(Layer):
     """(N, H, W, C) to (N, H * W * C)."""
 
     def connect(self, shape: Shape) -> Shape:
         return (int(np.prod(shape)),)
 
-    def forward(self, x: Array, weights: Mapping[str, Array]) -> tuple[Array, Backward]:
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         return x.reshape(len(x), -1), lambda dy, gradients: dy.reshape(x.shape)
 
 
@@ -266,7 +297,7 @@ class Linear(Layer):
             self.parameters += (Parameter("b", (self.features,), 0),)
         return (self.features,)
 
-    def forward(self, x: Array, weights: Mapping[str, Array]) -> tuple[Array, Backward]:
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         w = weights["w"]
         y = self.workspace.array("y", (len(x), self.features), x.dtype)
         np.matmul(x, w, out=y)

@@ -1,11 +1,11 @@
-"""The models that ``--model`` names: each a list of layers, made anew at every call."""
+"""The models that ``--model`` names: each a list of layers for so many classes and a part dropped."""
 
 from collections.abc import Callable
 
-from dpcnn.nn.layers import Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU, Scale
+from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU, Scale
 
 
-def simple_cnn(classes: int) -> list[Layer]:
+def simple_cnn(classes: int, dropout: float = 0.0) -> list[Layer]:
     """Three 3x3 convolutions and two linear layers, no biases: 1.63 M parameters on 28x28x1.
 
     ReLU stands behind max-pooling, where it has a quarter of the work: the two commute, values
@@ -24,13 +24,20 @@ def simple_cnn(classes: int) -> list[Layer]:
         Flatten(),
         Linear(512),
         ReLU(),
+        *dropped(dropout),
         Linear(classes),
     ]
 
 
-def mlp(classes: int) -> list[Layer]:
+def mlp(classes: int, dropout: float = 0.0) -> list[Layer]:
     """One hidden layer of 128 units with biases: small enough to study a run by hand."""
-    return [Scale(low=0.0, span=1.0), Flatten(), Linear(128, bias=True), ReLU(), Linear(classes, bias=True)]
+    hidden = [Linear(128, bias=True), ReLU(), *dropped(dropout)]
+    return [Scale(low=0.0, span=1.0), Flatten(), *hidden, Linear(classes, bias=True)]
 
 
-MODELS: dict[str, Callable[[int], list[Layer]]] = {"simple-cnn": simple_cnn, "mlp": mlp}
+def dropped(part: float) -> list[Layer]:
+    """A dropout layer, or none where nothing is dropped."""
+    return [Dropout(part)] if part else []
+
+
+MODELS: dict[str, Callable[..., list[Layer]]] = {"simple-cnn": simple_cnn, "mlp": mlp}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.nn.layers import Array, Layer, Parameter, Shape
 from dpcnn.nn.losses import softmax_cross_entropy
-from dpcnn.streams import WEIGHTS, generator
+from dpcnn.streams import WEIGHTS, Draw, generator
 
 Vector = NDArray[np.float32]
 
@@ -31,8 +31,8 @@ class Network:
     def __init__(self, input_shape: Shape, layers: Sequence[Layer]) -> None:
         self.input_shape, self.layers, self.names = input_shape, list(layers), unique_names(layers)
         shape = input_shape
-        for name, layer in zip(self.names, self.layers, strict=True):
-            shape = layer.connect(shape)
+        for number, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
+            layer.number, shape = number, layer.connect(shape)
             if min(shape) < 1:
                 raise ConfigError(f"images of {input_shape} are too small for this model: {name} would give {shape}")
         (self.classes,) = shape
@@ -95,7 +95,9 @@ class Network:
             x, _ = layer.forward(x, weights)
         return x
 
-    def gradient(self, vector: Array, images: Array, labels: Array, smoothing: float, out: Array) -> tuple[float, int]:
+    def gradient(
+        self, vector: Array, images: Array, labels: Array, smoothing: float, out: Array, draw: Draw | None = None
+    ) -> tuple[float, int]:
         """The gradient of the summed loss of a microbatch.
 
         Args:
@@ -104,13 +106,14 @@ class Network:
             labels: (N,) integers.
             smoothing: of the targets, see :func:`dpcnn.nn.losses.softmax_cross_entropy`.
             out: (size,) written over with the gradient of the sum of the N losses.
+            draw: where layers take what is random; None: nothing is.
 
         Returns:
             The sum of the losses, and the number of images classified right.
         """
         x, steps = images, []
         for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
-            x, backward = layer.forward(x, weights)
+            x, backward = layer.forward(x, weights, draw)
             steps.append(backward)
         losses, dy = softmax_cross_entropy(x, labels, smoothing)
         correct = int((x.argmax(axis=1) == labels).sum())

@@ -23,7 +23,7 @@ from dpcnn.errors import KINDS, DpcnnError, LaunchError
 from dpcnn.parallel.launch import Launch, detect, mismatch
 
 Array = NDArray[Any]
-Run = tuple[int, int]
+Runs = tuple[Sequence[int], Sequence[int]]
 
 PRETENDED = "DPCNN_PRETEND_NODES"
 """Environment variable for tests: ranks of one machine as nodes of so many ranks each, "2,1,1"."""
@@ -62,16 +62,16 @@ class Alone:
     def allreduce(self, array: Array) -> None:
         """The sum of every rank's array, in place, in an order of MPI's choosing."""
 
-    def alltoall(self, send: Array, sent: Sequence[Run], receive: Array, received: Sequence[Run]) -> None:
+    def alltoall(self, send: Array, sent: Runs, receive: Array, received: Runs) -> None:
         """Hand every rank a run of this rank's elements.
 
         Args:
             send: contiguous.
-            sent: for each rank, the (count, start) of what it is given of ``send``.
+            sent: for each rank, how many elements it is given, and the first of them in ``send``.
             receive: contiguous; of the same type.
-            received: for each rank, the (count, start) in ``receive`` of what it gives.
+            received: for each rank, how many elements it gives, and the place of the first in ``receive``.
         """
-        ((count, start),), ((_, place),) = sent, received
+        (((count,), (start,)), (_, (place,))) = sent, received
         receive.ravel()[place : place + count] = send.ravel()[start : start + count]
 
     def gather_parts(self, part: Array, bounds: Sequence[int]) -> Array | None:
@@ -85,6 +85,9 @@ class Alone:
     def node(self) -> "Alone":
         """The ranks that share memory with this one."""
         return self
+
+    def live_apart(self) -> None:
+        """From now on each rank is a node of its own."""
 
     def abort(self, status: int) -> NoReturn:
         """End the whole job now, with this exit status."""
@@ -145,8 +148,8 @@ class Communicator(Alone):
     def allreduce(self, array: Array) -> None:
         self._comm.Allreduce(self._mpi.IN_PLACE, array)
 
-    def alltoall(self, send: Array, sent: Sequence[Run], receive: Array, received: Sequence[Run]) -> None:
-        self._comm.Alltoallv([send, tuple(zip(*sent, strict=True))], [receive, tuple(zip(*received, strict=True))])
+    def alltoall(self, send: Array, sent: Runs, receive: Array, received: Runs) -> None:
+        self._comm.Alltoallv([send, sent], [receive, received])
 
     def gather_parts(self, part: Array, bounds: Sequence[int]) -> Array | None:
         vector = np.empty(bounds[-1], part.dtype) if self.rank == 0 else None
@@ -159,6 +162,9 @@ class Communicator(Alone):
     def node(self) -> "Communicator":
         self._node = self._node or Communicator(self._mpi, split_nodes(self._mpi, self._comm))
         return self._node
+
+    def live_apart(self) -> None:
+        self._node = Communicator(self._mpi, self._comm.Split(self.rank))
 
     def abort(self, status: int) -> NoReturn:
         sys.stdout.flush()
@@ -192,9 +198,10 @@ def split_nodes(mpi: Any, comm: Any) -> Any:
     pretended = os.environ.get(PRETENDED)
     if not pretended:
         return comm.Split_type(mpi.COMM_TYPE_SHARED)
-    counts = [int(count) for count in pretended.split(",")]
-    if sum(counts) != comm.size or min(counts) < 1:
-        raise LaunchError(f"{PRETENDED}={pretended}: expected {comm.size} ranks in all; change or unset it")
+    words = pretended.split(",")
+    counts = [int(word) for word in words if word.isdecimal()]
+    if sum(counts) != comm.size or min(counts) < 1 or len(counts) < len(words):
+        raise LaunchError(f"{PRETENDED}={pretended}: expected {comm.size} ranks in all, as in 2,1; change or unset it")
     return comm.Split(np.repeat(np.arange(len(counts)), counts)[comm.rank])
 
 

@@ -6,8 +6,7 @@ and gives the elements of the sum in ``part``; the caller updates ``vector[part]
 :meth:`~Exchange.share` lets every rank see the whole of it.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import shared_array
-from dpcnn.parallel.split import Node, shares, subtrees, tree_sum
+from dpcnn.parallel.split import Layout, Message, Node, owned, shares, tree_sum
 
 Vector = NDArray[Any]
 
@@ -72,23 +71,16 @@ class ExactExchange(Exchange):
         self.owns_copy = self.node.rank == 0
         self._rows: list[Vector] = []  # by row number: (ranks of the node, size)
         self._received: list[Vector] = []  # by row number: (nodes, width of the part)
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        """Which rank is where, and what it passes on: its slice of its node's sums."""
-        ranks = self.comm.allgather_obj([self.node.rank, self.node.size])
-        firsts = [rank for rank, (local, _) in enumerate(ranks) if local == 0]
-        self._nodes = [(first, first + ranks[first][1]) for first in firsts]  # its ranks: [first, end)
-        self._slices = []  # for each rank
-        for local, count in ranks:
-            bounds = shares(self.size, count)
-            self._slices.append((bounds[local], bounds[local + 1]))
-        self._slice = slice(*self._slices[self.comm.rank])
-        self._home = next(n for n, (first, end) in enumerate(self._nodes) if first <= self.comm.rank < end)
+        places = comm.allgather_obj([self.node.rank, self.node.size])
+        self._layout = Layout(size, tuple((r, r + count) for r, (local, count) in enumerate(places) if local == 0))
+        self._home = self._layout.node_of(comm.rank)
+        self._slice = slice(*self._layout.slice(comm.rank))
+        self._updates = self._layout.updates(comm.rank)
+        self._plans: dict[int, tuple[list[list[Node]], list[Message]]] = {}
 
     def rows(self, leaves: int) -> list[tuple[Node, Vector]]:
         held = owned(leaves, self.comm.size)
-        first, end = self._nodes[self._home]
+        first, end = self._layout.nodes[self._home]
         while len(self._rows) < max(len(held[rank]) for rank in range(first, end)):
             self._rows.append(shared_array(self.node, (self.node.size, self.size), np.float32))
         mine = held[self.comm.rank]
@@ -96,54 +88,37 @@ class ExactExchange(Exchange):
 
     def sum(self, leaves: int) -> Vector:
         self.node.barrier()  # the node's rows are full, and nobody reads its parameters any more
+        if leaves not in self._plans:  # a run has two at most: a full batch, and an epoch's last one
+            self._plans[leaves] = self._layout.of_nodes(leaves), self._layout.sums(leaves, self.comm.rank)
+        of_nodes, messages = self._plans[leaves]
         held = owned(leaves, self.comm.size)
-        first, end = self._nodes[self._home]
+        first, end = self._layout.nodes[self._home]
         known = {
             subtree: rows[rank - first, self._slice]
             for rank in range(first, end)
             for subtree, rows in zip(held[rank], self._rows, strict=False)
         }
-        bounds = shares(leaves, self.comm.size)
-        of_nodes = [subtrees(leaves, bounds[first], bounds[end]) for first, end in self._nodes]
         sums = [tree_sum(subtree, known.get, add_into_left) for subtree in of_nodes[self._home]]
-        if len(self._nodes) == 1:
+        if len(of_nodes) == 1:
             return sums[0]
-        return tree_sum((0, leaves), self._send(sums, of_nodes).get, add_into_left)
+        return tree_sum((0, leaves), self._send(sums, of_nodes, messages).get, add_into_left)
 
-    def _send(self, sums: list[Vector], of_nodes: list[list[Node]]) -> dict[Node, Vector]:
+    def _send(self, sums: list[Vector], of_nodes: list[list[Node]], messages: list[Message]) -> dict[Node, Vector]:
         """Every node's sums, the elements of this rank's part, by their subtrees."""
-        width, here = self.part.stop - self.part.start, self._slice.start
         known: dict[Node, Vector] = {}
-        for number in range(max(map(len, of_nodes))):
+        for number, message in enumerate(messages):
             if len(self._received) == number:
-                self._received.append(np.empty((len(self._nodes), width), np.float32))
+                self._received.append(np.empty((len(of_nodes), self.part.stop - self.part.start), np.float32))
             sending = sums[number] if number < len(sums) else np.empty(0, np.float32)
-            sent, received = [], []
-            for rank in range(self.comm.size):
-                start, count = overlap(self._slices[self.comm.rank], self.bounds[rank : rank + 2])
-                sent.append((count, start - here) if number < len(sums) else (0, 0))
-            for node, (first, end) in enumerate(self._nodes):
-                for rank in range(first, end):
-                    start, count = overlap(self._slices[rank], (self.part.start, self.part.stop))
-                    place = node * width + start - self.part.start
-                    received.append((count, place) if number < len(of_nodes[node]) else (0, 0))
-            self.comm.alltoall(sending, sent, self._received[number], received)
-            for node, theirs in enumerate(of_nodes):
+            self.comm.alltoall(sending, message.sent, self._received[number], message.received)
+            for theirs, row in zip(of_nodes, self._received[number], strict=True):
                 if number < len(theirs):
-                    known[theirs[number]] = self._received[number][node]
+                    known[theirs[number]] = row
         return known
 
     def share(self) -> None:
-        if len(self._nodes) > 1:  # each rank fetches its slice of the parameters for its node
-            sent, received = [], []
-            first, end = self._nodes[self._home]
-            for rank in range(self.comm.size):
-                abroad = not first <= rank < end
-                start, count = overlap(self._slices[rank], (self.part.start, self.part.stop))
-                sent.append((count, start) if abroad else (0, 0))
-                start, count = overlap(self._slices[self.comm.rank], self.bounds[rank : rank + 2])
-                received.append((count, start) if abroad else (0, 0))
-            self.comm.alltoall(self.vector, sent, self.vector, received)
+        if len(self._layout.nodes) > 1:  # each rank fetches its slice of the parameters for its node
+            self.comm.alltoall(self.vector, self._updates.sent, self.vector, self._updates.received)
         self.node.barrier()
 
     def collect(self, part: Vector) -> Vector | None:
@@ -188,19 +163,6 @@ class AllreduceExchange(Exchange):
 
 
 EXCHANGES: dict[str, Callable[[Alone, int], Exchange]] = {"exact": ExactExchange, "allreduce": AllreduceExchange}
-
-
-def overlap(one: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
-    """Where two runs of elements, each (start, stop), have some in common, and how many; (0, 0): none."""
-    start, stop = max(one[0], other[0]), min(one[1], other[1])
-    return (start, stop - start) if start < stop else (0, 0)
-
-
-@cache
-def owned(leaves: int, ranks: int) -> Sequence[list[Node]]:
-    """For each rank, the subtrees of tree(0, leaves) that it adds up."""
-    bounds = shares(leaves, ranks)
-    return [subtrees(leaves, bounds[rank], bounds[rank + 1]) for rank in range(ranks)]
 
 
 def add_into_left(left: Vector, right: Vector) -> Vector:

@@ -41,8 +41,31 @@ def shared_array(node: Alone, shape: tuple[int, ...], dtype: Any) -> NDArray[Any
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
+def share_or_part(comm: Alone) -> str | None:
+    """Try whether the ranks of each node can share memory; if not on every node, all ranks live apart.
+
+    Then each holds its own copy of what would be shared, and everything goes over MPI, with the
+    same results. Ranks in containers of their own are such a case.
+
+    Returns:
+        On every rank: None, or why memory can't be shared.
+    """
+    reason = None
+    try:
+        shared_array(comm.node(), (1,), np.uint8)
+    except LaunchError as error:
+        reason = str(error)
+    found: str | None = next(filter(None, comm.allgather_obj(reason)), None)
+    if found:
+        comm.live_apart()
+    return found
+
+
 def _reserve(size: int) -> tuple[str, int]:
-    descriptor = os.memfd_create("dpcnn")
+    try:
+        descriptor = os.memfd_create("dpcnn")
+    except OSError as error:
+        raise LaunchError(f"this system gives out no memory to share between ranks ({error.strerror})") from None
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:

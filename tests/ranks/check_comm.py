@@ -37,8 +37,8 @@ for length in (0, 1, 3, 1000):  # also fewer elements than ranks
     assert (part == whole[mine]).all()
 
     received = np.full((size, mine.stop - mine.start), -1, np.float32)
-    runs = [(bounds[r + 1] - bounds[r], bounds[r]) for r in range(size)]  # every rank its part
-    places = [(received.shape[1], r * received.shape[1]) for r in range(size)]
+    runs = np.diff(bounds).tolist(), bounds[:-1]  # every rank its part
+    places = [received.shape[1]] * size, [r * received.shape[1] for r in range(size)]
     comm.alltoall(whole + 1000 * rank, runs, received, places)
     for giver, row in enumerate(received):
         assert (row == whole[mine] + 1000 * giver).all()
