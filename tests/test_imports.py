@@ -14,6 +14,8 @@ ORDER = [  # a file imports only from what stands above it
     "dpcnn",
     "errors",
     "streams",
+    "nn.workspace",
+    "nn.convolution",
     "nn.layers",
     "nn.reference",
     "nn.losses",

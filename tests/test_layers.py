@@ -1,9 +1,14 @@
 """Layers: against their definitions, and their gradients against finite differences in float64."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dpcnn.nn import reference
+from dpcnn.nn import convolution, reference
+from dpcnn.nn.convolution import Im2col, Winograd, choose_kernel
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU, Scale
 from dpcnn.streams import Draw
 
@@ -18,7 +23,16 @@ CONVOLUTIONS = [  # (input H, W, C), filters, kernel, stride, padding
     ((11, 11, 2), 3, (4, 4), 3, 0),
     ((5, 5, 4), 6, (1, 1), 1, 0),
     ((6, 6, 1), 2, (5, 5), 2, 2),
+    ((8, 6, 8), 5, (3, 3), 1, 1),  # from here on Winograd's
+    ((2, 2, 9), 3, (3, 3), 1, 1),
+    ((14, 14, 16), 7, (3, 3), 1, 1),
 ]
+
+
+def image_batch(images: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """Random images (H, W, N, C)."""
+    H, W, C = shape
+    return RNG.standard_normal((H, W, images, C))
 
 
 def connected(layer: Layer, shape: tuple[int, ...], dtype=np.float64):
@@ -46,29 +60,69 @@ def check_gradients(layer: Layer, weights: dict, x: np.ndarray, draw: Draw | Non
 
 
 @pytest.mark.parametrize(("shape", "filters", "kernel", "stride", "padding"), CONVOLUTIONS)
-@pytest.mark.parametrize("images", [1, 5, 16, 19])  # 16 are a block
-def test_conv2d_is_its_definition(shape, filters, kernel, stride, padding, images):
+@pytest.mark.parametrize("images", [1, 5, 19])
+@pytest.mark.parametrize("band", [1, 40_000, 1 << 30])  # bytes: one row at a time, some, all
+def test_conv2d_is_its_definition(shape, filters, kernel, stride, padding, images, band, monkeypatch):
+    monkeypatch.setattr(convolution, "BAND", band)
     layer, weights = connected(Conv2d(filters, kernel, stride, padding), shape)
-    x = RNG.standard_normal((images, *shape))
+    x = image_batch(images, shape)
     y, _ = layer.forward(x, weights)
-    assert y.shape == (images, *layer.connect(shape))
+    OH, OW, F = layer.connect(shape)
+    assert y.shape == (OH, OW, images, F)
     np.testing.assert_allclose(y, reference.conv2d(x, weights["w"], stride, padding), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("band", [1, 1 << 20])
 @pytest.mark.parametrize(("shape", "filters", "kernel", "stride", "padding"), CONVOLUTIONS)
-def test_conv2d_gradients(shape, filters, kernel, stride, padding, bias):
+def test_conv2d_gradients(shape, filters, kernel, stride, padding, band, bias, monkeypatch):
+    monkeypatch.setattr(convolution, "BAND", band)
     layer, weights = connected(Conv2d(filters, kernel, stride, padding, bias), shape)
-    check_gradients(layer, weights, RNG.standard_normal((18, *shape)))
+    check_gradients(layer, weights, image_batch(18, shape))
 
 
-def test_conv2d_in_float32_stays_close_to_float64():
-    layer, weights = connected(Conv2d(64, (3, 3), padding=1), (14, 14, 32))
-    x = RNG.standard_normal((4, 14, 14, 32))
-    exact = layer.forward(x, weights)[0].copy()
-    single = layer.forward(x.astype(np.float32), {"w": weights["w"].astype(np.float32)})[0]
-    assert single.dtype == np.float32
-    assert np.abs(single - exact).max() < 1e-5 * np.abs(exact).max()
+@given(
+    tiles=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    images=st.integers(1, 9),
+    channels=st.integers(1, 20),
+    filters=st.integers(1, 20),
+    band=st.sampled_from([1, 1000, 1 << 20]),
+)
+def test_winograd_s_convolution_and_gradients_are_im2col_s(tiles, images, channels, filters, band):
+    rng = np.random.default_rng(channels)
+    shape = 2 * tiles[0], 2 * tiles[1], images
+    x, w, dy = (rng.standard_normal(s) for s in ((*shape, channels), (3, 3, channels, filters), (*shape, filters)))
+    found = []
+    with mock.patch.object(convolution, "BAND", band):
+        for kernel in (Winograd(), Im2col((3, 3), 1, 1)):
+            y, dw, dx = np.empty_like(dy), np.empty_like(w), np.empty_like(x)
+            kernel.forward(x, w, y)
+            kernel.backward(dy, w, dw, dx)
+            found.append((y, dw, dx))
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kernel", [Winograd, lambda: Im2col((3, 3), 1, 1)])
+def test_in_float32_the_error_is_below_two_millionths_of_the_largest_value(kernel):
+    x, w, dy = (RNG.standard_normal(shape) for shape in ((14, 14, 8, 32), (3, 3, 32, 64), (14, 14, 8, 64)))
+    found = []
+    for dtype in (np.float64, np.float32):
+        y, dw, dx = np.empty(dy.shape, dtype), np.empty(w.shape, dtype), np.empty(x.shape, dtype)
+        algorithm = kernel()
+        algorithm.forward(x.astype(dtype), w.astype(dtype), y)
+        algorithm.backward(dy.astype(dtype), w.astype(dtype), dw, dx)
+        found.append((y, dw, dx))
+    for exact, single in zip(*found, strict=True):
+        assert single.dtype == np.float32
+        assert np.abs(single - exact).max() < 2e-6 * np.abs(exact).max()
+
+
+def test_kernels_are_chosen_by_shape_alone():
+    assert isinstance(choose_kernel((14, 14, 16), (3, 3), 1, 1), Winograd)
+    others = [((28, 28, 1), (3, 3), 1, 1), ((7, 7, 16), (3, 3), 1, 1), ((8, 8, 16), (3, 3), 1, 0)]
+    others += [((8, 8, 16), (3, 3), 2, 1), ((8, 8, 16), (5, 5), 1, 1)]
+    assert all(isinstance(choose_kernel(*shape), Im2col) for shape in others)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -82,17 +136,17 @@ def test_linear_gradients(bias):
 @pytest.mark.parametrize(("size", "window", "stride"), [(8, 2, 2), (9, 2, 2), (9, 3, 2), (7, 3, 1), (10, 2, 3)])
 def test_max_pool2d(size, window, stride):
     layer, _ = connected(MaxPool2d(window, stride), (size, size, 3))
-    x = RNG.standard_normal((4, size, size, 3))
+    x = image_batch(4, (size, size, 3))
     y, _ = layer.forward(x, {})
     np.testing.assert_array_equal(y, reference.max_pool2d(x, window, stride))
     check_gradients(layer, {}, x)
 
 
 def test_max_pool2d_gives_a_tied_gradient_to_one_place_only():
-    x = np.zeros((1, 4, 4, 1))
+    x = np.zeros((4, 4, 1, 1))
     y, backward = MaxPool2d(2).forward(x, {})
     dx = backward(np.ones_like(y), {})
-    np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(dx[:, :, 0, 0], [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
 
 
 def test_relu_gradients():
@@ -102,8 +156,8 @@ def test_relu_gradients():
 
 
 def test_relu_and_max_pooling_commute_with_their_gradients():
-    x = RNG.integers(-2, 3, (6, 8, 8, 3)).astype(float)  # with many ties and zeros
-    dy = RNG.standard_normal((6, 4, 4, 3))
+    x = RNG.integers(-2, 3, (8, 8, 6, 3)).astype(float)  # with many ties and zeros
+    dy = RNG.standard_normal((4, 4, 6, 3))
     results = []
     for first, second in ((ReLU(), MaxPool2d(2)), (MaxPool2d(2), ReLU())):
         middle, back_first = first.forward(x, {})
@@ -123,6 +177,10 @@ def test_dropout(part):
     np.testing.assert_array_equal(layer.forward(x[7:9], {}, Draw(1, 0, np.arange(7, 9)))[0], y[7:9])
     check_gradients(layer, {}, x, draw)
     assert layer.forward(x, {})[0] is x, "nothing is dropped in evaluation"
+    images = image_batch(30, (3, 2, 5))
+    mask = layer.forward(images, {}, Draw(1, 0, np.arange(30)))[0] / images
+    rows = layer.forward(np.ones((30, 30)), {}, Draw(1, 0, np.arange(30)))[0].reshape(30, 3, 2, 5)
+    np.testing.assert_allclose(mask, rows.transpose(1, 2, 0, 3))
 
 
 def test_dropout_of_almost_everything_stays_finite():
@@ -137,16 +195,17 @@ def test_scale_maps_bytes_to_the_recipe_s_range():
     check_gradients(Scale(0.01, 0.99, np.float64), {}, RNG.uniform(0, 255, (3, 4)))
 
 
-def test_flatten_keeps_the_order_of_memory():
-    x = RNG.standard_normal((2, 3, 4, 5))
+def test_flatten_makes_each_image_a_row():
+    x = RNG.standard_normal((3, 4, 2, 5))
     y, backward = Flatten().forward(x, {})
-    np.testing.assert_array_equal(y, x.reshape(2, 60))
+    np.testing.assert_array_equal(y, np.stack([x[:, :, 0].ravel(), x[:, :, 1].ravel()]))
     np.testing.assert_array_equal(backward(y, {}), x)
 
 
 def test_a_layer_that_needs_no_input_gradient_computes_none():
-    for layer, shape in ((Conv2d(2, (3, 3)), (6, 6, 1)), (Linear(3), (4,))):
-        layer, weights = connected(layer, shape)
+    images, rows = image_batch(2, (6, 6, 9)), RNG.standard_normal((2, 4))
+    for layer, x in ((Conv2d(2, (3, 3)), images), (Conv2d(2, (3, 3), padding=1), images), (Linear(3), rows)):
+        layer, weights = connected(layer, (*x.shape[:-2], x.shape[-1]))
         layer.needs_dx = False
-        y, backward = layer.forward(RNG.standard_normal((2, *shape)), weights)
+        y, backward = layer.forward(x, weights)
         assert backward(y, {name: np.empty_like(w) for name, w in weights.items()}) is None

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.errors import CheckpointError, ConfigError
-from dpcnn.nn.layers import Array, Layer, Parameter, Shape
+from dpcnn.nn.layers import Layer, Parameter
 from dpcnn.nn.losses import softmax_cross_entropy
+from dpcnn.nn.workspace import Array, Shape
 from dpcnn.streams import WEIGHTS, Draw, generator
 
 Vector = NDArray[np.float32]
@@ -90,7 +91,7 @@ class Network:
 
     def logits(self, vector: Array, images: Array) -> Array:
         """The last layer's output, (N, classes), for images (N, *input_shape); valid until the next call."""
-        x = images
+        x = images.transpose(1, 2, 0, 3)
         for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
             x, _ = layer.forward(x, weights)
         return x
@@ -111,7 +112,7 @@ class Network:
         Returns:
             The sum of the losses, and the number of images classified right.
         """
-        x, steps = images, []
+        x, steps = images.transpose(1, 2, 0, 3), []
         for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
             x, backward = layer.forward(x, weights, draw)
             steps.append(backward)
@@ -127,7 +128,7 @@ class Network:
 
     def first_not_finite(self, vector: Array, images: Array) -> str | None:
         """The first layer, in order, whose weights or output for ``images`` are not all finite."""
-        x = images
+        x = images.transpose(1, 2, 0, 3)
         for name, layer, weights in zip(self.names, self.layers, self._layer_views(vector), strict=True):
             x, _ = layer.forward(x, weights)
             for kind, values in [*weights.items(), ("output", x)]:

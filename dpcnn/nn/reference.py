@@ -13,18 +13,18 @@ Array = NDArray[Any]
 
 
 def conv2d(x: Array, w: Array, stride: int = 1, padding: int = 0) -> Array:
-    """y[n,i,j,f] = sum over p,q,c of x[n, i*stride+p-padding, j*stride+q-padding, c] * w[p,q,c,f]."""
+    """y[i,j,n,f] = sum over p,q,c of x[i*stride+p-padding, j*stride+q-padding, n, c] * w[p,q,c,f]."""
     KH, KW, _, _ = w.shape
-    around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    windows = sliding_window_view(np.pad(x, around), (KH, KW), axis=(1, 2))  # (N, OH', OW', C, KH, KW)
-    y: Array = np.einsum("nijcpq,pqcf->nijf", windows[:, ::stride, ::stride], w)
+    around = ((padding, padding), (padding, padding), (0, 0), (0, 0))
+    windows = sliding_window_view(np.pad(x, around), (KH, KW), axis=(0, 1))  # (OH', OW', N, C, KH, KW)
+    y: Array = np.einsum("ijncpq,pqcf->ijnf", windows[::stride, ::stride], w)
     return y
 
 
 def max_pool2d(x: Array, window: int, stride: int) -> Array:
-    """y[n,i,j,c] = max over p,q < window of x[n, i*stride+p, j*stride+q, c]."""
-    windows = sliding_window_view(x, (window, window), axis=(1, 2))
-    y: Array = windows[:, ::stride, ::stride].max(axis=(-2, -1))
+    """y[i,j,n,c] = max over p,q < window of x[i*stride+p, j*stride+q, n, c]."""
+    windows = sliding_window_view(x, (window, window), axis=(0, 1))
+    y: Array = windows[::stride, ::stride].max(axis=(-2, -1))
     return y
 
 
