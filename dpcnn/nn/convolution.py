@@ -104,58 +104,66 @@ class Winograd:
     where * is a product of matrices over the channels, one for each of the 16 places of a tile: 4
     multiplications an output instead of 9. (The last rows have the opposite sign of the paper's, which
     cancels.) The gradients are the adjoint of this formula, and use the same transformed inputs.
+
+    B^T and A^T, too, are applied as products of matrices, since those of so few rows run at the speed of
+    memory, and faster than additions of arrays: first over the rows of a tile, then over its columns.
     """
 
+    BT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]])
     G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    AT = np.array([[1, 1, 1, 0], [0, 1, -1, 1]])
 
     def __init__(self) -> None:
         self.workspace = Workspace()
         self.inputs: list[Array] = []
 
     def forward(self, x: Array, w: Array, y: Array) -> None:
-        (_, W, N, C), F, array = x.shape, w.shape[-1], self.workspace.array
-        kernels = self._transform_kernels(w)
-        image, self.inputs = padded(self.workspace, x, 1), []
+        (H, W, N, C), F, array = x.shape, w.shape[-1], self.workspace.array
+        BT, AT = self.BT.astype(x.dtype), self.AT.astype(x.dtype)
+        kernels, image, m = self._transform_kernels(w), padded(self.workspace, x, 1), W // 2
+        tile_rows = windows(image.reshape(H + 2, -1), 0)
+        self.inputs = []
         for lo, hi in self._bands(y, max(C, F)):
             n = hi - lo
-            rows = array("rows", (4, n, W + 2, N, C), x.dtype)
-            inputs = array(f"inputs {lo}", (4, 4, n, W // 2, N, C), x.dtype)
-            transform_input(image[2 * lo : 2 * hi + 2], rows)
-            transform_input(columns_first(rows, 2), columns_first(inputs, 1, 3))
-            products = array("products", (4, 4, n, W // 2, N, F), x.dtype)
+            rows = array("rows", (n, 4, W + 2, N * C), x.dtype)
+            np.matmul(BT, tile_rows[lo:hi], out=rows.reshape(n, 4, -1))
+            inputs = array(f"inputs {lo}", (4, 4, n, m, N * C), x.dtype)
+            np.matmul(BT, windows(rows, 2), out=inputs.transpose(2, 0, 3, 1, 4))
+            products = array("products", (4, 4, n, m, N * F), x.dtype)
             np.matmul(inputs.reshape(16, -1, C), kernels, out=products.reshape(16, -1, F))
-            half = array("half", (2, 4, n, W // 2, N, F), x.dtype)
-            transform_output(products, half)
-            transform_output(half.swapaxes(0, 1), tiles(y[2 * lo : 2 * hi]).swapaxes(0, 1))
+            half = array("half", (4, 2, n, m, N * F), x.dtype)
+            np.matmul(AT, products.reshape(4, 4, -1).swapaxes(0, 1), out=half.reshape(4, 2, -1))
+            np.matmul(AT, half.transpose(2, 1, 3, 0, 4), out=y[2 * lo : 2 * hi].reshape(n, 2, m, 2, N * F))
             self.inputs.append(inputs)
 
     def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         (_, W, N, F), C, array = dy.shape, w.shape[2], self.workspace.array
-        kernels = self._transform_kernels(w)
+        A, kernels, m = self.AT.T.astype(dy.dtype), self._transform_kernels(w), W // 2
         dkernels, share = array("dkernels", kernels.shape, w.dtype), array("share", kernels.shape, w.dtype)
         carry = array("carry", (W, N, C), dy.dtype)
         for (lo, hi), inputs in zip(self._bands(dy, max(C, F)), self.inputs, strict=True):
             n = hi - lo
-            dproducts = array("products", (4, 4, n, W // 2, N, F), dy.dtype)
-            self._spread_output(tiles(dy[2 * lo : 2 * hi]), dproducts)
+            half = array("half", (n, 4, m, 2, N * F), dy.dtype)
+            np.matmul(A, dy[2 * lo : 2 * hi].reshape(n, 2, -1), out=half.reshape(n, 4, -1))
+            dproducts = array("products", (4, 4, n, m, N * F), dy.dtype)
+            np.matmul(A, half, out=dproducts.transpose(2, 0, 3, 1, 4))
             products = dproducts.reshape(16, -1, F)
             np.matmul(inputs.reshape(16, -1, C).transpose(0, 2, 1), products, out=share if lo else dkernels)
             if lo:
                 dkernels += share
             if dx is None:
                 continue
-            dinputs = array("dinputs", inputs.shape, dy.dtype)
+            dinputs = array("dinputs", (4, 4, n, m, N, C), dy.dtype)
             np.matmul(products, kernels.transpose(0, 2, 1), out=dinputs.reshape(16, -1, C))
             rows = array("drows", (4, n, W, N, C), dy.dtype)
-            spread_input(columns_first(dinputs, 1, 3), columns_first(rows, 2))
+            spread_input(dinputs.transpose(1, 3, 0, 2, 4, 5), rows.transpose(2, 0, 1, 3, 4))
             spread_input(rows, dx[2 * lo : 2 * hi])
             if lo:  # tiles overlap, also those of two bands
                 dx[2 * lo - 1] += rows[0, 0]
                 dx[2 * lo] += carry
             carry[...] = rows[3, -1]
         G = self.G.astype(w.dtype)
-        half = np.matmul(G.T, dkernels.reshape(4, -1)).reshape(3, 4, -1)
-        np.matmul(G.T, half, out=dw.reshape(3, 3, -1))
+        np.matmul(G.T, np.matmul(G.T, dkernels.reshape(4, -1)).reshape(3, 4, -1), out=dw.reshape(3, 3, -1))
 
     def _transform_kernels(self, w: Array) -> Array:
         """G g G^T: (16, C, F)."""
@@ -163,34 +171,23 @@ class Winograd:
         half = np.matmul(G, w.reshape(3, -1)).reshape(4, 3, -1)
         return np.matmul(G, half, out=self.workspace.array("kernels", (4, 4, C * F), w.dtype)).reshape(16, C, F)
 
-    def _spread_output(self, dy: Array, dproducts: Array) -> None:
-        """A dy A^T, from (2, 2, ...) to (4, 4, ...)."""
-        sums = self.workspace.array("sums", (2, *dy.shape[1:]), dy.dtype)
-        np.add(dy[0], dy[1], out=sums[0])
-        np.subtract(dy[0], dy[1], out=sums[1])
-        for (left, right), products in zip((dy[0], *sums, dy[1]), dproducts, strict=True):
-            products[0] = left
-            np.add(left, right, out=products[1])
-            np.subtract(left, right, out=products[2])
-            products[3] = right
-
     def _bands(self, y: Array, channels: int) -> list[tuple[int, int]]:
         """In rows of tiles."""
         OH, OW, N, _ = y.shape
         return bands(OH // 2, 16 * (OW // 2) * N * channels * y.itemsize)
 
 
-def transform_input(d: Array, out: Array) -> None:
-    """B^T along the first axis: (2n + 2, ...) to (4, n, ...)."""
-    d0, d1, d2, d3 = (d[strided(place, out.shape[1], 2)] for place in range(4))
-    np.subtract(d0, d2, out=out[0])
-    np.add(d1, d2, out=out[1])
-    np.subtract(d2, d1, out=out[2])
-    np.subtract(d3, d1, out=out[3])
+def windows(array: Array, axis: int) -> Array:
+    """Overlapping runs of 4 along an axis, 2 apart, as a view: (..., 2n + 2, L) to (..., n, 4, L)."""
+    every = (slice(None),) * axis
+    return sliding_window_view(array, 4, axis)[(*every, slice(None, None, 2))].swapaxes(-1, -2)
 
 
 def spread_input(v: Array, out: Array) -> None:
-    """The adjoint of :func:`transform_input`, (4, n, ...) to (2n, ...): without the border's two places."""
+    """The adjoint of B^T over :func:`windows`: (4, n, ...) to (2n, ...), leaving out the border's two places.
+
+    By additions, since windows overlap.
+    """
     v0, v1, v2, v3 = v
     even, odd = out[0::2], out[1::2]
     np.subtract(v1, v2, out=even)
@@ -199,25 +196,6 @@ def spread_input(v: Array, out: Array) -> None:
     np.add(v1, v2, out=odd)
     odd -= v0
     odd[:-1] += v0[1:]
-
-
-def transform_output(m: Array, out: Array) -> None:
-    """A^T along the first axis: (4, ...) to (2, ...)."""
-    np.add(m[1], m[2], out=out[0])
-    out[0] += m[0]
-    np.subtract(m[1], m[2], out=out[1])
-    out[1] += m[3]
-
-
-def columns_first(array: Array, *axes: int) -> Array:
-    """A view with these axes in front."""
-    return np.moveaxis(array, axes, range(len(axes)))
-
-
-def tiles(y: Array) -> Array:
-    """A view of (2n, 2m, N, F) as (2, 2, n, m, N, F): the place in a tile of 2x2, then the tile."""
-    H, W, N, F = y.shape
-    return y.reshape(H // 2, 2, W // 2, 2, N, F).transpose(1, 3, 0, 2, 4, 5)
 
 
 def padded(workspace: Workspace, x: Array, padding: int) -> Array:

@@ -142,34 +142,33 @@ class MaxPool2d(Layer):
         first, *others = [
             (strided(i, OH, self.stride), strided(j, OW, self.stride)) for i, j in np.ndindex(self.window, self.window)
         ]
-        largest = [x[first]]  # of the places up to each
-        for number, place in enumerate(others):
-            y = self.workspace.array(f"largest {number}", (OH, OW, N, C), x.dtype)
-            largest.append(np.maximum(largest[-1], x[place], out=y))
+        y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
+        larger = self.workspace.array("larger", (len(others), *y.shape), np.dtype(bool))
+        largest = x[first]
+        for place, flags in zip(others, larger, strict=True):
+            np.greater(x[place], largest, out=flags)  # than all places before it
+            largest = np.maximum(largest, x[place], out=y)
 
         def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
-            """From the last place to the first: each takes the gradient if it is larger than all before it."""
-            dx = self.workspace.array("dx", x.shape, x.dtype)
+            dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
             tiled = self.stride == self.window and (OH * self.window, OW * self.window) == (H, W)
             if not tiled:
                 dx[...] = 0
             left, share = (self.workspace.array(key, dy.shape, dy.dtype) for key in ("left", "share"))
-            larger = self.workspace.array("larger", dy.shape, np.dtype(bool))
-            np.copyto(left, dy)
-            for place, before in zip(reversed(others), reversed(largest[:-1]), strict=True):
+            untaken = dy
+            for place, flags in zip(reversed(others), larger[::-1], strict=True):
                 share = dx[place] if tiled else share
-                np.greater(x[place], before, out=larger)
-                np.multiply(left, larger, out=share)
-                left -= share
+                np.multiply(untaken, flags, out=share)
+                untaken = np.subtract(untaken, share, out=left)
                 if not tiled:
                     dx[place] += share
             if tiled:
-                dx[first] = left
+                dx[first] = untaken
             else:
-                dx[first] += left
+                dx[first] += untaken
             return dx
 
-        return largest[-1], backward
+        return largest, backward
 
 
 class ReLU(Layer):
@@ -177,14 +176,14 @@ class ReLU(Layer):
 
     def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         y = self.workspace.array("y", x.shape, x.dtype)
-        np.maximum(x, 0, out=y)
+        positive = self.workspace.array("positive", x.shape, np.dtype(bool))
+        zeros = self.workspace.array("zeros", x.shape[-2:], x.dtype)
+        zeros[...] = 0
+        np.maximum(x, zeros, out=y)  # against an array: a scalar takes three times as long
+        np.greater(x, 0, out=positive)
 
         def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
-            dx = self.workspace.array("dx", x.shape, x.dtype)
-            positive = self.workspace.array("positive", x.shape, np.dtype(bool))
-            np.greater(y, 0, out=positive)
-            np.multiply(dy, positive, out=dx)
-            return dx
+            return np.multiply(dy, positive, out=self.workspace.array("dx", dy.shape, dy.dtype))
 
         return y, backward
 

@@ -1,7 +1,8 @@
 """A network: layers in a row, over one flat vector of parameters with named views."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,13 @@ from dpcnn.nn.workspace import Array, Shape
 from dpcnn.streams import WEIGHTS, Draw, generator
 
 Vector = NDArray[np.float32]
+
+UFUNC_BUFFER = 512
+"""Elements that NumPy works on at a time where an array is not contiguous.
+
+Rows that are shorter, it copies before and after, which takes three times as long. Its default is 8192;
+the pixels of a batch have fewer.
+"""
 
 
 class Network:
@@ -91,10 +99,11 @@ class Network:
 
     def logits(self, vector: Array, images: Array) -> Array:
         """The last layer's output, (N, classes), for images (N, *input_shape); valid until the next call."""
-        x = images.transpose(1, 2, 0, 3)
-        for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
-            x, _ = layer.forward(x, weights)
-        return x
+        with ufunc_buffer(UFUNC_BUFFER):
+            x = images.transpose(1, 2, 0, 3)
+            for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
+                x, _ = layer.forward(x, weights)
+            return x
 
     def gradient(
         self, vector: Array, images: Array, labels: Array, smoothing: float, out: Array, draw: Draw | None = None
@@ -112,19 +121,20 @@ class Network:
         Returns:
             The sum of the losses, and the number of images classified right.
         """
-        x, steps = images.transpose(1, 2, 0, 3), []
-        for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
-            x, backward = layer.forward(x, weights, draw)
-            steps.append(backward)
-        losses, dy = softmax_cross_entropy(x, labels, smoothing)
-        correct = int((x.argmax(axis=1) == labels).sum())
-        gradients = self._layer_views(out)
-        for index in range(len(steps) - 1, self.first, -1):
-            dx = steps[index](dy, gradients[index])
-            assert dx is not None, "only the first layer with weights has no dx"
-            dy = dx
-        steps[self.first](dy, gradients[self.first])
-        return float(losses.sum(dtype=np.float64)), correct
+        with ufunc_buffer(UFUNC_BUFFER):
+            x, steps = images.transpose(1, 2, 0, 3), []
+            for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
+                x, backward = layer.forward(x, weights, draw)
+                steps.append(backward)
+            losses, dy = softmax_cross_entropy(x, labels, smoothing)
+            correct = int((x.argmax(axis=1) == labels).sum())
+            gradients = self._layer_views(out)
+            for index in range(len(steps) - 1, self.first, -1):
+                dx = steps[index](dy, gradients[index])
+                assert dx is not None, "only the first layer with weights has no dx"
+                dy = dx
+            steps[self.first](dy, gradients[self.first])
+            return float(losses.sum(dtype=np.float64)), correct
 
     def first_not_finite(self, vector: Array, images: Array) -> str | None:
         """The first layer, in order, whose weights or output for ``images`` are not all finite."""
@@ -135,6 +145,16 @@ class Network:
                 if not np.isfinite(values).all():
                     return f"{name} ({'its output' if kind == 'output' else f'its parameter {kind}'})"
         return None
+
+
+@contextmanager
+def ufunc_buffer(size: int) -> Iterator[None]:
+    """Another size of NumPy's buffer for a while."""
+    before = np.setbufsize(size)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
 
 
 def unique_names(layers: Sequence[Layer]) -> list[str]:
