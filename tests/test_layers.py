@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpcnn.nn import convolution, reference
-from dpcnn.nn.convolution import Im2col, Winograd, choose_kernel
+from dpcnn.nn.convolution import TILES, Im2col, Winograd, choose_kernel, cook_toom
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU, Scale
 from dpcnn.streams import Draw
 
@@ -24,7 +24,8 @@ CONVOLUTIONS = [  # (input H, W, C), filters, kernel, stride, padding
     ((5, 5, 4), 6, (1, 1), 1, 0),
     ((6, 6, 1), 2, (5, 5), 2, 2),
     ((8, 6, 8), 5, (3, 3), 1, 1),  # from here on Winograd's
-    ((2, 2, 9), 3, (3, 3), 1, 1),
+    ((3, 4, 9), 3, (3, 3), 1, 0),
+    ((7, 5, 8), 3, (3, 3), 1, 2),
     ((14, 14, 16), 7, (3, 3), 1, 1),
 ]
 
@@ -81,47 +82,60 @@ def test_conv2d_gradients(shape, filters, kernel, stride, padding, band, bias, m
     check_gradients(layer, weights, image_batch(18, shape))
 
 
+def convolve(kernel, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
+    """The output, dw and dx."""
+    y, dw, dx = np.empty_like(dy), np.empty_like(w), np.empty_like(x)
+    kernel.forward(x, w, y)
+    kernel.backward(dy, w, dw, dx)
+    return y, dw, dx
+
+
 @given(
-    tiles=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    size=st.tuples(st.integers(3, 17), st.integers(3, 17)),
+    padding=st.integers(0, 2),
     images=st.integers(1, 9),
     channels=st.integers(1, 20),
     filters=st.integers(1, 20),
     band=st.sampled_from([1, 1000, 1 << 20]),
 )
-def test_winograd_s_convolution_and_gradients_are_im2col_s(tiles, images, channels, filters, band):
+def test_winograd_s_convolution_and_gradients_are_im2col_s(size, padding, images, channels, filters, band):
     rng = np.random.default_rng(channels)
-    shape = 2 * tiles[0], 2 * tiles[1], images
-    x, w, dy = (rng.standard_normal(s) for s in ((*shape, channels), (3, 3, channels, filters), (*shape, filters)))
+    x, w = rng.standard_normal((*size, images, channels)), rng.standard_normal((3, 3, channels, filters))
+    dy = rng.standard_normal((size[0] + 2 * padding - 2, size[1] + 2 * padding - 2, images, filters))
     found = []
     with mock.patch.object(convolution, "BAND", band):
-        for kernel in (Winograd(), Im2col((3, 3), 1, 1)):
-            y, dw, dx = np.empty_like(dy), np.empty_like(w), np.empty_like(x)
-            kernel.forward(x, w, y)
-            kernel.backward(dy, w, dw, dx)
-            found.append((y, dw, dx))
+        for kernel in (Winograd((*size, channels), padding), Im2col((3, 3), 1, padding)):
+            found.append(convolve(kernel, x, w, dy))
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("kernel", [Winograd, lambda: Im2col((3, 3), 1, 1)])
-def test_in_float32_the_error_is_below_two_millionths_of_the_largest_value(kernel):
+@pytest.mark.parametrize("m", TILES)
+def test_cook_toom_s_matrices_give_correlations(m):
+    AT, BT, G = cook_toom(m)
+    d, g = RNG.standard_normal(m + 2), RNG.standard_normal(3)
+    np.testing.assert_allclose(AT @ ((G @ g) * (BT @ d)), np.correlate(d, g), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("m", "bound"), [(0, 1e-6), (2, 1e-6), (3, 4e-6), (4, 1e-5), (5, 1e-5), (6, 2e-5)])
+def test_errors_in_float32_relative_to_the_largest_value(m, bound):
+    """m = 0 stands for im2col."""
     x, w, dy = (RNG.standard_normal(shape) for shape in ((14, 14, 8, 32), (3, 3, 32, 64), (14, 14, 8, 64)))
     found = []
-    for dtype in (np.float64, np.float32):
-        y, dw, dx = np.empty(dy.shape, dtype), np.empty(w.shape, dtype), np.empty(x.shape, dtype)
-        algorithm = kernel()
-        algorithm.forward(x.astype(dtype), w.astype(dtype), y)
-        algorithm.backward(dy.astype(dtype), w.astype(dtype), dw, dx)
-        found.append((y, dw, dx))
+    with mock.patch.object(convolution, "TILES", (m,)):
+        for dtype in (np.float64, np.float32):
+            kernel = Winograd((14, 14, 32), 1) if m else Im2col((3, 3), 1, 1)
+            found.append(convolve(kernel, *(array.astype(dtype) for array in (x, w, dy))))
     for exact, single in zip(*found, strict=True):
         assert single.dtype == np.float32
-        assert np.abs(single - exact).max() < 2e-6 * np.abs(exact).max()
+        assert np.abs(single - exact).max() < bound * np.abs(exact).max()
 
 
 def test_kernels_are_chosen_by_shape_alone():
-    assert isinstance(choose_kernel((14, 14, 16), (3, 3), 1, 1), Winograd)
-    others = [((28, 28, 1), (3, 3), 1, 1), ((7, 7, 16), (3, 3), 1, 1), ((8, 8, 16), (3, 3), 1, 0)]
-    others += [((8, 8, 16), (3, 3), 2, 1), ((8, 8, 16), (5, 5), 1, 1)]
+    for shape, padding, m in (((14, 14, 16), 1, 5), ((7, 7, 16), 1, 4), ((8, 8, 16), 0, 6), ((4, 4, 8), 0, 2)):
+        kernel = choose_kernel(shape, (3, 3), 1, padding)
+        assert isinstance(kernel, Winograd) and kernel.m == m
+    others = [((28, 28, 1), (3, 3), 1, 1), ((8, 8, 16), (3, 3), 2, 1), ((8, 8, 16), (5, 5), 1, 1)]
     assert all(isinstance(choose_kernel(*shape), Im2col) for shape in others)
 
 

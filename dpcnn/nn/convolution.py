@@ -4,6 +4,7 @@ Each has the two methods of :class:`Kernel`. They work on bands: some rows of th
 so that what lies between the passes stays in the second-level cache.
 """
 
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,12 @@ BAND = 1 << 20
 
 WINOGRAD_CHANNELS = 8
 """With fewer input channels the transforms cost more than the multiplications that they save."""
+
+TILES = (2, 3, 4, 5, 6)
+"""Lengths m of Winograd's output tiles. Rounding errors grow with m: with 6 ten times those of m = 2."""
+
+POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
+"""Where Winograd's polynomials are evaluated, the first m + 1 of them: small, and exact in binary."""
 
 
 class Kernel(Protocol):
@@ -30,9 +37,8 @@ class Kernel(Protocol):
 
 def choose_kernel(shape: Shape, kernel: tuple[int, int], stride: int, padding: int) -> Kernel:
     """The fastest kernel for inputs (H, W, C): decided by shape alone, so that the bits are, too."""
-    H, W, C = shape
-    if kernel == (3, 3) and stride == padding == 1 and H % 2 == W % 2 == 0 and C >= WINOGRAD_CHANNELS:
-        return Winograd()
+    if kernel == (3, 3) and stride == 1 and shape[-1] >= WINOGRAD_CHANNELS:
+        return Winograd(shape, padding)
     return Im2col(kernel, stride, padding)
 
 
@@ -45,7 +51,8 @@ class Im2col:
         self.workspace = Workspace()
 
     def forward(self, x: Array, w: Array, y: Array) -> None:
-        self.padded = padded(self.workspace, x, self.padding)
+        (H, W, _, _), p = x.shape, self.padding
+        self.padded = padded(self.workspace, x, p, (H + 2 * p, W + 2 * p))
         for start, stop in self._bands(y):
             np.matmul(self._columns(start, stop, y), w.reshape(-1, w.shape[-1]), out=flat(y[start:stop]))
 
@@ -90,119 +97,140 @@ class Im2col:
 
 
 class Winograd:
-    """F(2x2, 3x3) of Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016).
+    """F(m x m, 3x3) of Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016).
 
-    With tiles d of 4x4 inputs (2 apart), kernels g, and tiles of 2x2 outputs::
+    With tiles d of m+2 by m+2 inputs, m apart, kernels g of 3x3, and tiles y of m by m outputs::
 
         y = A^T [(G g G^T) * (B^T d B)] A
 
-              1  0 -1  0             1    0    0            1  1  1  0
-        B^T = 0  1  1  0       G =  1/2  1/2  1/2     A^T = 0  1 -1  1
-              0 -1  1  0            1/2 -1/2  1/2
-              0 -1  0  1             0    0    1
+    where * is a product of matrices over the channels, one for each of the (m+2)^2 places of a tile: for
+    m = 5 there are 1.96 multiplications an output instead of 9. The gradients are the adjoint of this
+    formula, and use the same transformed inputs.
 
-    where * is a product of matrices over the channels, one for each of the 16 places of a tile: 4
-    multiplications an output instead of 9. (The last rows have the opposite sign of the paper's, which
-    cancels.) The gradients are the adjoint of this formula, and use the same transformed inputs.
-
-    B^T and A^T, too, are applied as products of matrices, since those of so few rows run at the speed of
-    memory, and faster than additions of arrays: first over the rows of a tile, then over its columns.
+    A^T, B^T and G, too, are applied as products of matrices, first over the rows of a tile, then over its
+    columns: at every pixel a batch has a long run of numbers, and the product of a small matrix with such
+    runs takes little more than one pass over memory.
     """
 
-    BT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, -1, 0, 1]])
-    G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-    AT = np.array([[1, 1, 1, 0], [0, 1, -1, 1]])
-
-    def __init__(self) -> None:
-        self.workspace = Workspace()
-        self.inputs: list[Array] = []
+    def __init__(self, shape: Shape, padding: int) -> None:
+        H, W, _ = shape
+        self.padding, self.workspace = padding, Workspace()
+        OH, OW = output_length(H, 3, 1, padding), output_length(W, 3, 1, padding)
+        self.m = min(TILES, key=lambda m: -(-OH // m) * -(-OW // m) * (m + 2) ** 2)  # fewest multiplications
+        self.tiles = -(-OH // self.m), -(-OW // self.m)
+        self.matrices = cook_toom(self.m)
+        self.bands: list[tuple[int, int]] = []  # in rows of tiles
+        self.inputs: list[Array] = []  # transformed, for each band
 
     def forward(self, x: Array, w: Array, y: Array) -> None:
-        (H, W, N, C), F, array = x.shape, w.shape[-1], self.workspace.array
-        BT, AT = self.BT.astype(x.dtype), self.AT.astype(x.dtype)
-        kernels, image, m = self._transform_kernels(w), padded(self.workspace, x, 1), W // 2
-        tile_rows = windows(image.reshape(H + 2, -1), 0)
+        (_, _, N, C), F, m, (TH, TW) = x.shape, w.shape[-1], self.m, self.tiles
+        (AT, BT, _), array, a = self._matrices(x), self.workspace.array, m + 2
+        image = padded(self.workspace, x, self.padding, (TH * m + 2, TW * m + 2))
+        image_tiles = windows(image.reshape(TH * m + 2, TW * m + 2, N * C), 0, m)
+        kernels = self._transform_kernels(w)
+        self.bands = bands(TH, a * a * TW * N * max(C, F) * x.itemsize)
         self.inputs = []
-        for lo, hi in self._bands(y, max(C, F)):
+        for lo, hi in self.bands:
             n = hi - lo
-            rows = array("rows", (n, 4, W + 2, N * C), x.dtype)
-            np.matmul(BT, tile_rows[lo:hi], out=rows.reshape(n, 4, -1))
-            inputs = array(f"inputs {lo}", (4, 4, n, m, N * C), x.dtype)
-            np.matmul(BT, windows(rows, 2), out=inputs.transpose(2, 0, 3, 1, 4))
-            products = array("products", (4, 4, n, m, N * F), x.dtype)
-            np.matmul(inputs.reshape(16, -1, C), kernels, out=products.reshape(16, -1, F))
-            half = array("half", (4, 2, n, m, N * F), x.dtype)
-            np.matmul(AT, products.reshape(4, 4, -1).swapaxes(0, 1), out=half.reshape(4, 2, -1))
-            np.matmul(AT, half.transpose(2, 1, 3, 0, 4), out=y[2 * lo : 2 * hi].reshape(n, 2, m, 2, N * F))
+            rows = array("rows", (n, a, TW * m + 2, N * C), x.dtype)
+            np.matmul(BT, image_tiles[lo:hi], out=rows.swapaxes(1, 2))
+            inputs = array(f"inputs {lo}", (a, a, n, TW, N * C), x.dtype)
+            np.matmul(BT, windows(rows, 2, m), out=inputs.transpose(2, 0, 3, 1, 4))
+            products = array("products", (a, a, n, TW, N * F), x.dtype)
+            np.matmul(inputs.reshape(a * a, -1, C), kernels, out=products.reshape(a * a, -1, F))
+            half = array("half", (n, m, TW, a, N * F), x.dtype)
+            np.matmul(AT, products.transpose(2, 3, 1, 0, 4), out=half.transpose(0, 2, 3, 1, 4))
+            outputs = array("outputs", (n, m, TW, m, N * F), x.dtype)
+            np.matmul(AT, half, out=outputs)
+            band = y[lo * m : hi * m]
+            band[...] = outputs.reshape(n * m, TW * m, N, F)[: len(band), : y.shape[1]]
             self.inputs.append(inputs)
 
     def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
-        (_, W, N, F), C, array = dy.shape, w.shape[2], self.workspace.array
-        A, kernels, m = self.AT.T.astype(dy.dtype), self._transform_kernels(w), W // 2
-        dkernels, share = array("dkernels", kernels.shape, w.dtype), array("share", kernels.shape, w.dtype)
-        carry = array("carry", (W, N, C), dy.dtype)
-        for (lo, hi), inputs in zip(self._bands(dy, max(C, F)), self.inputs, strict=True):
-            n = hi - lo
-            half = array("half", (n, 4, m, 2, N * F), dy.dtype)
-            np.matmul(A, dy[2 * lo : 2 * hi].reshape(n, 2, -1), out=half.reshape(n, 4, -1))
-            dproducts = array("products", (4, 4, n, m, N * F), dy.dtype)
-            np.matmul(A, half, out=dproducts.transpose(2, 0, 3, 1, 4))
-            products = dproducts.reshape(16, -1, F)
-            np.matmul(inputs.reshape(16, -1, C).transpose(0, 2, 1), products, out=share if lo else dkernels)
+        (_, OW, N, F), C, m, (TH, TW) = dy.shape, w.shape[2], self.m, self.tiles
+        (AT, BT, G), array, a = self._matrices(dy), self.workspace.array, m + 2
+        kernels = self._transform_kernels(w)
+        dkernels, share = (array(key, kernels.shape, w.dtype) for key in ("dkernels", "share"))
+        dimage = array("dimage", (TH * m + 2, TW * m + 2, N * C), dy.dtype)
+        for (lo, hi), inputs in zip(self.bands, self.inputs, strict=True):
+            n, band = hi - lo, dy[lo * m : hi * m]
+            outputs = array("outputs", (n * m, TW * m, N, F), dy.dtype)
+            outputs[: len(band), :OW] = band
+            outputs[len(band) :] = outputs[:, OW:] = 0
+            half = array("half", (n, a, TW * m, N * F), dy.dtype)
+            np.matmul(AT.T, outputs.reshape(n, m, TW * m, N * F).swapaxes(1, 2), out=half.swapaxes(1, 2))
+            products = array("products", (a, a, n, TW, N * F), dy.dtype)
+            np.matmul(AT.T, half.reshape(n, a, TW, m, N * F), out=products.transpose(2, 0, 3, 1, 4))
+            rows = inputs.reshape(a * a, -1, C).swapaxes(1, 2)
+            np.matmul(rows, products.reshape(a * a, -1, F), out=share if lo else dkernels)
             if lo:
                 dkernels += share
-            if dx is None:
-                continue
-            dinputs = array("dinputs", (4, 4, n, m, N, C), dy.dtype)
-            np.matmul(products, kernels.transpose(0, 2, 1), out=dinputs.reshape(16, -1, C))
-            rows = array("drows", (4, n, W, N, C), dy.dtype)
-            spread_input(dinputs.transpose(1, 3, 0, 2, 4, 5), rows.transpose(2, 0, 1, 3, 4))
-            spread_input(rows, dx[2 * lo : 2 * hi])
-            if lo:  # tiles overlap, also those of two bands
-                dx[2 * lo - 1] += rows[0, 0]
-                dx[2 * lo] += carry
-            carry[...] = rows[3, -1]
-        G = self.G.astype(w.dtype)
-        np.matmul(G.T, np.matmul(G.T, dkernels.reshape(4, -1)).reshape(3, 4, -1), out=dw.reshape(3, 3, -1))
+            if dx is not None:
+                dinputs = array("dinputs", inputs.shape, dy.dtype)
+                np.matmul(products.reshape(a * a, -1, F), kernels.swapaxes(1, 2), out=dinputs.reshape(a * a, -1, C))
+                drows = array("rows", (n, a, TW * m + 2, N * C), dy.dtype)
+                self._spread(BT.T, dinputs.transpose(2, 0, 3, 1, 4), drows)
+                before = dimage[lo * m : lo * m + 2].copy()  # the overlap with the band above
+                self._spread(BT.T, drows.transpose(2, 0, 1, 3), dimage[lo * m : hi * m + 2].swapaxes(0, 1))
+                if lo:
+                    dimage[lo * m : lo * m + 2] += before
+        np.matmul(G.T, np.matmul(G.T, dkernels.reshape(a, -1)).reshape(3, a, -1), out=dw.reshape(3, 3, -1))
+        if dx is not None:
+            (H, W, _, _), p = dx.shape, self.padding
+            dx[...] = dimage.reshape(TH * m + 2, TW * m + 2, N, C)[p : p + H, p : p + W]
+
+    def _matrices(self, x: Array) -> list[Array]:
+        """A^T, B^T and G in the precision of ``x``."""
+        return [matrix.astype(x.dtype) for matrix in self.matrices]
 
     def _transform_kernels(self, w: Array) -> Array:
-        """G g G^T: (16, C, F)."""
-        G, (_, _, C, F) = self.G.astype(w.dtype), w.shape
-        half = np.matmul(G, w.reshape(3, -1)).reshape(4, 3, -1)
-        return np.matmul(G, half, out=self.workspace.array("kernels", (4, 4, C * F), w.dtype)).reshape(16, C, F)
+        """G g G^T: ((m + 2)^2, C, F)."""
+        (_, _, G), (_, _, C, F), a = self._matrices(w), w.shape, self.m + 2
+        half = np.matmul(G, w.reshape(3, -1)).reshape(a, 3, -1)
+        return np.matmul(G, half, out=self.workspace.array("kernels", (a, a, C * F), w.dtype)).reshape(a * a, C, F)
 
-    def _bands(self, y: Array, channels: int) -> list[tuple[int, int]]:
-        """In rows of tiles."""
-        OH, OW, N, _ = y.shape
-        return bands(OH // 2, 16 * (OW // 2) * N * channels * y.itemsize)
+    def _spread(self, B: Array, tiles: Array, out: Array) -> None:
+        """B times each tile, added up where tiles overlap: (..., n, m + 2, L) to (..., n * m + 2, L)."""
+        *others, n, _, L = tiles.shape
+        m = self.m
+        np.matmul(B[:m], tiles, out=out[..., :-2, :].reshape(*others, n, m, L))
+        out[..., -2:, :] = 0
+        overlap = self.workspace.array("overlap", (*others, n, 2, L), tiles.dtype)
+        np.matmul(B[m:], tiles, out=overlap)
+        out[..., m::m, :] += overlap[..., 0, :]
+        out[..., m + 1 :: m, :] += overlap[..., 1, :]
 
 
-def windows(array: Array, axis: int) -> Array:
-    """Overlapping runs of 4 along an axis, 2 apart, as a view: (..., 2n + 2, L) to (..., n, 4, L)."""
-    every = (slice(None),) * axis
-    return sliding_window_view(array, 4, axis)[(*every, slice(None, None, 2))].swapaxes(-1, -2)
+@cache
+def cook_toom(m: int) -> tuple[Array, Array, Array]:
+    """A^T (m, m+2), B^T (m+2, m+2) and G (m+2, 3) of F(m, 3) by the method of Cook and Toom.
 
-
-def spread_input(v: Array, out: Array) -> None:
-    """The adjoint of B^T over :func:`windows`: (4, n, ...) to (2n, ...), leaving out the border's two places.
-
-    By additions, since windows overlap.
+    It multiplies polynomials by their values at m + 1 points and at infinity: see Blahut, "Fast
+    algorithms for signal processing" (2010), chapter 5.
     """
-    v0, v1, v2, v3 = v
-    even, odd = out[0::2], out[1::2]
-    np.subtract(v1, v2, out=even)
-    even -= v3
-    even[1:] += v3[:-1]
-    np.add(v1, v2, out=odd)
-    odd -= v0
-    odd[:-1] += v0[1:]
+    points = np.array(POINTS[: m + 1])
+    AT, BT, G = np.zeros((m, m + 2)), np.zeros((m + 2, m + 2)), np.zeros((m + 2, 3))
+    for row, point in enumerate(points):
+        others = np.delete(points, row)
+        AT[:, row] = point ** np.arange(m)
+        BT[row, :-1] = np.poly(others)[::-1]
+        G[row] = point ** np.arange(3) / np.prod(point - others)
+    AT[-1, -1] = G[-1, -1] = 1
+    BT[-1] = np.poly(points)[::-1]
+    return AT, BT, G
 
 
-def padded(workspace: Workspace, x: Array, padding: int) -> Array:
-    """A copy of images (H, W, N, C) with zeros around each."""
-    H, W, N, C = x.shape
-    p = padding
-    image = workspace.array("padded", (H + 2 * p, W + 2 * p, N, C), x.dtype)
+def windows(array: Array, axis: int, step: int) -> Array:
+    """Overlapping runs along an axis, as a view: (.., n * step + 2, .., L) to (.., n, .., step + 2, L)."""
+    every = (slice(None),) * axis
+    runs = sliding_window_view(array, step + 2, axis)[(*every, slice(None, None, step))]
+    return runs.swapaxes(-1, -2)
+
+
+def padded(workspace: Workspace, x: Array, padding: int, size: tuple[int, int]) -> Array:
+    """Images (H, W, N, C) in zeros of a larger size, ``padding`` from the top and the left."""
+    (H, W, N, C), p = x.shape, padding
+    image = workspace.array("padded", (*size, N, C), x.dtype)
     for border in (image[:p], image[p + H :], image[p : p + H, :p], image[p : p + H, p + W :]):
         border[...] = 0
     image[p : p + H, p : p + W] = x
