@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from dpcnn.nn.workspace import Array, Shape, Workspace
 
-BAND = 1 << 20
+BAND = 1 << 21
 """Bytes of a band's largest array; a band has one row of outputs or tiles at least."""
 
 WINOGRAD_CHANNELS = 8

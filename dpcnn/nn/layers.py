@@ -15,6 +15,7 @@ to windows, place by place, is done to long runs of N * C numbers. Vectors are (
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ import numpy as np
 from dpcnn.nn.convolution import choose_kernel, output_length, strided
 from dpcnn.nn.workspace import Array, Shape, Workspace
 from dpcnn.streams import Draw
+
+SMALL_PRODUCT = 1_000_000
+"""Up to so many multiplications, OpenBLAS multiplies matrices as they lie, and does not copy them first."""
 
 Backward = Callable[[Array, Mapping[str, Array]], Array | None]
 
@@ -256,12 +260,26 @@ class Linear(Layer):
             y += weights["b"]
 
         def backward(dy: Array, gradients: Mapping[str, Array]) -> Array | None:
-            np.matmul(x.T, dy, out=gradients["w"])
+            """Some rows of ``w`` at a time, where products can be small, and with C, the longest side, in front."""
+            N, (C, F) = len(x), w.shape
+            rows = block_rows(C, N * F)
+            np.matmul(x.T.reshape(-1, rows, N), dy, out=gradients["w"].reshape(-1, rows, F))
             if self.bias:
                 np.sum(dy, axis=0, out=gradients["b"])
             if not self.needs_dx:
                 return None
-            dx = self.workspace.array("dx", x.T.shape, x.dtype)
-            return np.matmul(w, dy.T, out=dx).T  # a third faster than dy @ w.T
+            dy_transposed = self.workspace.array("dy transposed", (F, N), dy.dtype)
+            np.copyto(dy_transposed, dy.T)
+            dx = self.workspace.array("dx", (C, N), x.dtype)
+            np.matmul(w.reshape(-1, rows, F), dy_transposed, out=dx.reshape(-1, rows, N))
+            return dx.T
 
         return y, backward
+
+
+@cache
+def block_rows(rows: int, multiplications_a_row: int) -> int:
+    """The most rows, a divisor of ``rows``, that make a small product; all where those would be few."""
+    most = min(rows, SMALL_PRODUCT // multiplications_a_row)
+    best = max((divisor for divisor in range(1, most + 1) if rows % divisor == 0), default=0)
+    return best if best >= 24 else rows
