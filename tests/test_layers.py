@@ -112,7 +112,7 @@ def test_winograd_s_convolution_and_gradients_are_im2col_s(size, padding, images
 
 @pytest.mark.parametrize("m", TILES)
 def test_cook_toom_s_matrices_give_correlations(m):
-    AT, BT, G = cook_toom(m)
+    AT, BT, G = cook_toom(m, np.dtype(np.float64))
     d, g = RNG.standard_normal(m + 2), RNG.standard_normal(3)
     np.testing.assert_allclose(AT @ ((G @ g) * (BT @ d)), np.correlate(d, g), rtol=1e-12, atol=1e-12)
 

@@ -5,10 +5,10 @@ so that what lies between the passes stays in the second-level cache.
 """
 
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 from dpcnn.nn.workspace import Array, Shape, Workspace
 
@@ -118,13 +118,12 @@ class Winograd:
         OH, OW = output_length(H, 3, 1, padding), output_length(W, 3, 1, padding)
         self.m = min(TILES, key=lambda m: -(-OH // m) * -(-OW // m) * (m + 2) ** 2)  # fewest multiplications
         self.tiles = -(-OH // self.m), -(-OW // self.m)
-        self.matrices = cook_toom(self.m)
         self.bands: list[tuple[int, int]] = []  # in rows of tiles
         self.inputs: list[Array] = []  # transformed, for each band
 
     def forward(self, x: Array, w: Array, y: Array) -> None:
         (_, _, N, C), F, m, (TH, TW) = x.shape, w.shape[-1], self.m, self.tiles
-        (AT, BT, _), array, a = self._matrices(x), self.workspace.array, m + 2
+        (AT, BT, _), array, a = cook_toom(self.m, x.dtype), self.workspace.array, m + 2
         image = padded(self.workspace, x, self.padding, (TH * m + 2, TW * m + 2))
         image_tiles = windows(image.reshape(TH * m + 2, TW * m + 2, N * C), 0, m)
         kernels = self._transform_kernels(w)
@@ -148,9 +147,9 @@ class Winograd:
 
     def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         (_, OW, N, F), C, m, (TH, TW) = dy.shape, w.shape[2], self.m, self.tiles
-        (AT, BT, G), array, a = self._matrices(dy), self.workspace.array, m + 2
-        kernels = self._transform_kernels(w)
-        dkernels, share = (array(key, kernels.shape, w.dtype) for key in ("dkernels", "share"))
+        (AT, BT, G), array, a = cook_toom(self.m, dy.dtype), self.workspace.array, m + 2
+        kernels = self._transform_kernels(w.swapaxes(2, 3).copy())  # BLAS is slower where it has to transpose
+        dkernels, share = (array(key, (a * a, C, F), w.dtype) for key in ("dkernels", "share"))
         dimage = array("dimage", (TH * m + 2, TW * m + 2, N * C), dy.dtype)
         for (lo, hi), inputs in zip(self.bands, self.inputs, strict=True):
             n, band = hi - lo, dy[lo * m : hi * m]
@@ -167,7 +166,7 @@ class Winograd:
                 dkernels += share
             if dx is not None:
                 dinputs = array("dinputs", inputs.shape, dy.dtype)
-                np.matmul(products.reshape(a * a, -1, F), kernels.swapaxes(1, 2), out=dinputs.reshape(a * a, -1, C))
+                np.matmul(products.reshape(a * a, -1, F), kernels, out=dinputs.reshape(a * a, -1, C))
                 drows = array("rows", (n, a, TW * m + 2, N * C), dy.dtype)
                 self._spread(BT.T, dinputs.transpose(2, 0, 3, 1, 4), drows)
                 before = dimage[lo * m : lo * m + 2].copy()  # the overlap with the band above
@@ -179,13 +178,9 @@ class Winograd:
             (H, W, _, _), p = dx.shape, self.padding
             dx[...] = dimage.reshape(TH * m + 2, TW * m + 2, N, C)[p : p + H, p : p + W]
 
-    def _matrices(self, x: Array) -> list[Array]:
-        """A^T, B^T and G in the precision of ``x``."""
-        return [matrix.astype(x.dtype) for matrix in self.matrices]
-
     def _transform_kernels(self, w: Array) -> Array:
-        """G g G^T: ((m + 2)^2, C, F)."""
-        (_, _, G), (_, _, C, F), a = self._matrices(w), w.shape, self.m + 2
+        """G g G^T, the last two axes as those of ``w``."""
+        (_, _, G), (_, _, C, F), a = cook_toom(self.m, w.dtype), w.shape, self.m + 2
         half = np.matmul(G, w.reshape(3, -1)).reshape(a, 3, -1)
         return np.matmul(G, half, out=self.workspace.array("kernels", (a, a, C * F), w.dtype)).reshape(a * a, C, F)
 
@@ -202,7 +197,7 @@ class Winograd:
 
 
 @cache
-def cook_toom(m: int) -> tuple[Array, Array, Array]:
+def cook_toom(m: int, dtype: np.dtype[Any]) -> tuple[Array, Array, Array]:
     """A^T (m, m+2), B^T (m+2, m+2) and G (m+2, 3) of F(m, 3) by the method of Cook and Toom.
 
     It multiplies polynomials by their values at m + 1 points and at infinity: see Blahut, "Fast
@@ -217,14 +212,15 @@ def cook_toom(m: int) -> tuple[Array, Array, Array]:
         G[row] = point ** np.arange(3) / np.prod(point - others)
     AT[-1, -1] = G[-1, -1] = 1
     BT[-1] = np.poly(points)[::-1]
-    return AT, BT, G
+    return AT.astype(dtype), BT.astype(dtype), G.astype(dtype)
 
 
 def windows(array: Array, axis: int, step: int) -> Array:
     """Overlapping runs along an axis, as a view: (.., n * step + 2, .., L) to (.., n, .., step + 2, L)."""
-    every = (slice(None),) * axis
-    runs = sliding_window_view(array, step + 2, axis)[(*every, slice(None, None, step))]
-    return runs.swapaxes(-1, -2)
+    shape, strides = list(array.shape), list(array.strides)
+    along = strides[axis]
+    shape[axis], strides[axis] = (shape[axis] - 2) // step, step * along
+    return as_strided(array, (*shape[:-1], step + 2, shape[-1]), (*strides[:-1], along, strides[-1]))
 
 
 def padded(workspace: Workspace, x: Array, padding: int, size: tuple[int, int]) -> Array:

@@ -1,5 +1,6 @@
 """Memory that layers use again and again."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ class Workspace:
 
     def array(self, key: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
         """An array of uninitialised values; its memory is that of the last call with this key."""
-        size = int(np.prod(shape))
+        size = prod(shape)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:
             buffer = self._buffers[key] = np.empty(size, dtype)
