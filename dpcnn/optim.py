@@ -29,20 +29,21 @@ class Optimizer:
         self.state: dict[str, Vector] = {name: np.zeros(size, dtype) for name in self.state_names}
         self._scratch = np.empty((2, min(size, UPDATE_BLOCK)), dtype)
 
-    def update(self, parameters: Vector, gradient: Vector, step: int, rate: float) -> None:
+    def update(self, parameters: Vector, gradient: Vector, step: int, rate: float, scale: float = 1.0) -> None:
         """Take step number ``step`` (counted from 1) with learning rate ``rate``.
 
         Args:
             parameters: (size,), changed in place.
             gradient: (size,), left as it is.
+            scale: times which the gradient is meant: 1 / count, where it is a sum over samples.
         """
         for start in range(0, len(parameters), UPDATE_BLOCK):
             block = slice(start, start + UPDATE_BLOCK)
             p = parameters[block]
             states = [array[block] for array in self.state.values()]
-            self._update(p, gradient[block], step, rate, *states, *self._scratch[:, : len(p)])
+            self._update(p, gradient[block], scale, step, rate, *states, *self._scratch[:, : len(p)])
 
-    def _update(self, p: Vector, g: Vector, step: int, rate: float, *arrays: Vector) -> None:
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
         raise NotImplementedError
 
 
@@ -55,15 +56,15 @@ class Adam(Optimizer):
     state_names = ("m", "v")
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
 
-    def _update(self, p: Vector, g: Vector, step: int, rate: float, *arrays: Vector) -> None:
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
         m, v, a, b = arrays
         correction = (1 - self.beta2**step) ** 0.5
+        np.multiply(g, scale * (1 - self.beta1), out=a)
         m *= self.beta1
-        np.multiply(g, 1 - self.beta1, out=a)
         m += a
+        a *= a
+        a *= (1 - self.beta2) / (1 - self.beta1) ** 2
         v *= self.beta2
-        np.multiply(g, g, out=a)
-        a *= 1 - self.beta2
         v += a
         np.sqrt(v, out=b)
         b += self.epsilon * correction
@@ -78,10 +79,11 @@ class SGD(Optimizer):
     state_names = ("u",)
     momentum = 0.9
 
-    def _update(self, p: Vector, g: Vector, step: int, rate: float, *arrays: Vector) -> None:
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
         u, a, _ = arrays
+        np.multiply(g, scale, out=a)
         u *= self.momentum
-        u += g
+        u += a
         np.multiply(u, rate, out=a)
         p -= a
 

@@ -103,9 +103,8 @@ class Trainer:
         if flags & DIVERGED:
             raise self._divergence(batch, leaves)
 
-        gradient /= np.float32(len(batch))
         rate = self.rate(self.cursor.step)
-        self.optimizer.update(self.vector[self.part], gradient, self.cursor.step + 1, rate)
+        self.optimizer.update(self.vector[self.part], gradient, self.cursor.step + 1, rate, 1 / len(batch))
         self.exchange.share()
         self._advance(tally, time.perf_counter() - started, rate)
         return bool(flags & STOP)

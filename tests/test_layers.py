@@ -44,10 +44,10 @@ def connected(layer: Layer, shape: tuple[int, ...], dtype=np.float64):
 
 def check_gradients(layer: Layer, weights: dict, x: np.ndarray, draw: Draw | None = None) -> None:
     """Along a random direction of everything, the loss sum(c * y) changes as the gradients say."""
-    y, backward = layer.forward(x, weights, draw)
+    y, backward = layer.forward(x.copy(), weights, draw)
     c = RNG.standard_normal(y.shape)
     gradients = {name: np.full_like(w, np.nan) for name, w in weights.items()}
-    dx = backward(c, gradients).copy()
+    dx = backward(c.copy(), gradients).copy()
     directions = {name: RNG.standard_normal(w.shape) for name, w in weights.items()}
     direction = RNG.standard_normal(x.shape)
 
@@ -165,7 +165,7 @@ def test_max_pool2d_gives_a_tied_gradient_to_one_place_only():
 
 def test_relu_gradients():
     x = RNG.standard_normal((6, 5, 5, 2))
-    np.testing.assert_array_equal(ReLU().forward(x, {})[0], np.where(x > 0, x, 0))
+    np.testing.assert_array_equal(ReLU().forward(x.copy(), {})[0], np.where(x > 0, x, 0))
     check_gradients(ReLU(), {}, x)
 
 
@@ -174,9 +174,9 @@ def test_relu_and_max_pooling_commute_with_their_gradients():
     dy = RNG.standard_normal((4, 4, 6, 3))
     results = []
     for first, second in ((ReLU(), MaxPool2d(2)), (MaxPool2d(2), ReLU())):
-        middle, back_first = first.forward(x, {})
+        middle, back_first = first.forward(x.copy(), {})
         y, back_second = second.forward(middle, {})
-        results.append((y.copy(), back_first(back_second(dy, {}), {}).copy()))
+        results.append((y.copy(), back_first(back_second(dy.copy(), {}), {}).copy()))
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
 

@@ -20,7 +20,7 @@ def test_adam_is_the_paper_s_algorithm():
     ours, adam = p.copy(), Adam(SIZE, np.float64)
     for step in range(1, 6):
         g = values(step, np.float64)
-        adam.update(ours, g, step, 0.01)
+        adam.update(ours, 7 * g, step, 0.01, scale=1 / 7)
         reference.adam(p, m, v, g, step, 0.01, 0.9, 0.999, 1e-8)
         np.testing.assert_allclose(ours, p, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(adam.state["v"], v, rtol=1e-12)

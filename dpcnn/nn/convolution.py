@@ -49,37 +49,39 @@ class Im2col:
     def __init__(self, kernel: tuple[int, int], stride: int, padding: int) -> None:
         self.kernel, self.stride, self.padding = kernel, stride, padding
         self.workspace = Workspace()
+        self.bands: list[tuple[int, int]] = []
+        self.columns: list[Array] = []  # for each band
 
     def forward(self, x: Array, w: Array, y: Array) -> None:
-        (H, W, _, _), p = x.shape, self.padding
-        self.padded = padded(self.workspace, x, p, (H + 2 * p, W + 2 * p))
-        for start, stop in self._bands(y):
-            np.matmul(self._columns(start, stop, y), w.reshape(-1, w.shape[-1]), out=flat(y[start:stop]))
+        (H, W, _, _), (KH, KW), p = x.shape, self.kernel, self.padding
+        image = padded(self.workspace, x, p, (H + 2 * p, W + 2 * p))
+        self.bands = bands(len(y), KH * KW * image[0].nbytes)
+        self.columns = []
+        for lo, hi in self.bands:
+            self.columns.append(self._columns(image, lo, hi, y.shape[1]))
+            np.matmul(self.columns[-1], flat(w), out=flat(y[lo:hi]))
 
     def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
-        total = dw.reshape(-1, w.shape[-1])
+        total = flat(dw)
         share = self.workspace.array("share", total.shape, total.dtype)
-        for start, stop in self._bands(dy):
-            np.matmul(self._columns(start, stop, dy).T, flat(dy[start:stop]), out=share if start else total)
-            if start:
+        for (lo, hi), columns in zip(self.bands, self.columns, strict=True):
+            np.matmul(columns.T, flat(dy[lo:hi]), out=share if lo else total)
+            if lo:
                 total += share
         if dx is not None:
             self._scatter(dy, w, dx)
 
-    def _bands(self, y: Array) -> list[tuple[int, int]]:
-        return bands(len(y), int(np.prod(self.kernel)) * self.padded[0].nbytes)
-
-    def _columns(self, start: int, stop: int, y: Array) -> Array:
-        """The windows of some output rows: ((stop - start) * OW * N, KH * KW * C)."""
-        (KH, KW), (_, _, N, C) = self.kernel, self.padded.shape
-        rows = self.padded[start * self.stride : (stop - 1) * self.stride + KH]
-        windows = sliding_window_view(rows, (KH, KW), axis=(0, 1))[:: self.stride, :: self.stride]  # (.., N, C, KH, KW)
-        shape = stop - start, y.shape[1], N, KH, KW, C
+    def _columns(self, image: Array, lo: int, hi: int, OW: int) -> Array:
+        """The windows of some output rows: ((hi - lo) * OW * N, KH * KW * C)."""
+        (KH, KW), (_, _, N, C), s = self.kernel, image.shape, self.stride
+        rows = image[lo * s : (hi - 1) * s + KH]
+        windows = sliding_window_view(rows, (KH, KW), axis=(0, 1))[::s, ::s]  # (.., OW, N, C, KH, KW)
+        shape = hi - lo, OW, N, KH, KW, C
         if C > 1:
-            columns = self.workspace.array("columns", shape, y.dtype)
+            columns = self.workspace.array(f"columns {lo}", shape, image.dtype)
             np.copyto(columns, windows.transpose(0, 1, 2, 4, 5, 3))
             return columns.reshape(-1, KH * KW * C)
-        planes = self.workspace.array("columns", shape[3:] + shape[:3], y.dtype)  # long runs to copy
+        planes = self.workspace.array(f"columns {lo}", shape[3:] + shape[:3], image.dtype)  # long runs to copy
         np.copyto(planes, windows.transpose(4, 5, 3, 0, 1, 2))
         return planes.reshape(KH * KW * C, -1).T
 

@@ -42,7 +42,8 @@ class Parameter:
 class Layer:
     """A step of a network, without weights of its own: they are passed to it by name.
 
-    An output lives in the layer's workspace until the layer's next call.
+    An output lives in the layer's workspace until the layer's next call, or until a layer behind it
+    writes over it; no layer needs its own output to go back.
     """
 
     parameters: tuple[Parameter, ...] = ()
@@ -176,20 +177,23 @@ class MaxPool2d(Layer):
 
 
 class ReLU(Layer):
-    """max(x, 0)."""
+    """max(x, 0), in place of x; its gradient in place of dy."""
 
     def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
-        y = self.workspace.array("y", x.shape, x.dtype)
         positive = self.workspace.array("positive", x.shape, np.dtype(bool))
-        zeros = self.workspace.array("zeros", x.shape[-2:], x.dtype)
-        zeros[...] = 0
-        np.maximum(x, zeros, out=y)  # against an array: a scalar takes three times as long
         np.greater(x, 0, out=positive)
+        np.maximum(x, self._zeros(x), out=x)
 
         def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
-            return np.multiply(dy, positive, out=self.workspace.array("dx", dy.shape, dy.dtype))
+            return np.multiply(dy, positive, out=dy)
 
-        return y, backward
+        return x, backward
+
+    def _zeros(self, x: Array) -> Array:
+        """A row of zeros: NumPy compares with it three times faster than with a scalar."""
+        zeros = self.workspace.array("zeros", x.shape[-2:], x.dtype)
+        zeros[...] = 0
+        return zeros
 
 
 class Dropout(Layer):
