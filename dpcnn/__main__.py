@@ -7,6 +7,7 @@ COMMANDS = {
     "train": "train a network",
     "evaluate": "loss and accuracy of a checkpoint",
     "verify": "prove that ranks change nothing, here",
+    "bench": "measure speed, also against PyTorch DDP",
     "data": "make, fetch and inspect data sets",
 }
 

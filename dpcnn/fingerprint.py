@@ -1,7 +1,9 @@
 """What decides the last bits of floating-point results on a machine."""
 
+import os
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,16 @@ def fingerprint() -> dict[str, Any]:
         "cpu_features": sorted(name for name, present in features.items() if present),
         "machine": platform.machine(),
     }
+
+
+def processor() -> str:
+    """The processor's name as Linux tells it, and how many cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def differences(by_rank: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:

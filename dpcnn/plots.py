@@ -1,9 +1,39 @@
 """Pictures of runs. Matplotlib is an extra, imported only when something is drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dpcnn.metrics import read_events
+
+MISSING = "no curves drawn: matplotlib is not installed (pip install 'dpcnn[plot]')"
+
+
+def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path) -> str:
+    """Draw images a second over ranks, a line for each kind of scaling, to STEM.png and STEM.svg.
+
+    Returns:
+        A line that says what was drawn, or why not.
+    """
+    figure = new_figure(width=6)
+    if figure is None:
+        return MISSING
+    axes = figure.subplots()
+    for (kind, found), mark in zip(speeds.items(), "os^", strict=False):
+        axes.plot(list(found), list(found.values()), f"{mark}-", label=kind)
+    first = next(iter(speeds.values()))
+    start = next(iter(first))
+    axes.plot(
+        list(first),
+        [first[start] * ranks / start for ranks in first],
+        ":",
+        color="grey",
+        label="as many times as ranks",
+    )
+    axes.set(xlabel="ranks", ylabel="images a second", ylim=(0, None), xticks=list(first))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return save(figure, stem)
 
 
 def draw_curves(runs: Sequence[Path], stem: Path) -> str:
@@ -12,14 +42,9 @@ def draw_curves(runs: Sequence[Path], stem: Path) -> str:
     Returns:
         A line that says what was drawn, or why not.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        return "no curves drawn: matplotlib is not installed (pip install 'dpcnn[plot]')"
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = new_figure(width=10)
+    if figure is None:
+        return MISSING
     loss, accuracy = figure.subplots(1, 2)
     worst = 1.0
     for number, run in enumerate(runs):
@@ -45,6 +70,23 @@ def draw_curves(runs: Sequence[Path], stem: Path) -> str:
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.legend()
+    return save(figure, stem)
+
+
+def new_figure(width: float) -> Any:
+    """A figure of that many inches, or None without Matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, 4), layout="constrained")
+
+
+def save(figure: Any, stem: Path) -> str:
+    """Write a figure, and say where."""
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for path in paths:
         figure.savefig(path, dpi=150)

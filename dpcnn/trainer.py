@@ -37,6 +37,7 @@ class Trainer:
     Attributes:
         vector: the current parameters, (network.size,) float32, the same on every rank.
         cursor: where the run is.
+        spans: where this rank's time goes.
     """
 
     def __init__(
@@ -49,7 +50,8 @@ class Trainer:
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
         self.last_epoch = math.ceil(self.last_step / self.steps_per_epoch)
         self.cursor = Cursor()
-        self.exchange = EXCHANGES[config.exchange](comm, network.size)
+        self.spans = network.spans
+        self.exchange = EXCHANGES[config.exchange](comm, network.size, self.spans)
         self.vector, self.part = self.exchange.vector, self.exchange.part
         self.vector[self.part] = network.initialise(config.seed)[self.part]
         self.exchange.share()
@@ -104,7 +106,8 @@ class Trainer:
             raise self._divergence(batch, leaves)
 
         rate = self.rate(self.cursor.step)
-        self.optimizer.update(self.vector[self.part], gradient, self.cursor.step + 1, rate, 1 / len(batch))
+        with self.spans("optimizer"):
+            self.optimizer.update(self.vector[self.part], gradient, self.cursor.step + 1, rate, 1 / len(batch))
         self.exchange.share()
         self._advance(tally, time.perf_counter() - started, rate)
         return bool(flags & STOP)
@@ -116,7 +119,8 @@ class Trainer:
         lo, hi = node
         if hi - lo == 1:
             numbers = batch[slice(*leaves[lo])]
-            images, labels = self.samples.take(numbers)
+            with self.spans("data"):
+                images, labels = self.samples.take(numbers)
             draw = Draw(self.config.seed, self.cursor.epochs, numbers)
             smoothing = self.config.label_smoothing
             tallies.append(self.network.gradient(self.vector, images, labels, smoothing, out, draw))
@@ -126,14 +130,16 @@ class Trainer:
         m, right = middle(lo, hi), self._spares[depth]
         self._add_up((lo, m), out, batch, leaves, tallies, depth)
         self._add_up((m, hi), right, batch, leaves, tallies, depth + 1)
-        out += right
+        with self.spans("exchange"):
+            out += right
 
     def _decide(self, gradient: Vector, tallies: list[tuple[float, int]], leaves: int, count: int) -> tuple[int, Tally]:
         """Every rank's flags and tallies, the same on all ranks: the step's one small message."""
         row = np.zeros((1 + math.ceil(leaves / self.comm.size), 2))
         row[1 : 1 + len(tallies)] = tallies or np.empty((0, 2))
         row[0, 0] = STOP * self._stop | DIVERGED * (not np.isfinite(gradient.sum()))
-        rows = self.comm.allgather(row)
+        with self.spans("waiting"):
+            rows = self.comm.allgather(row)
         flags = int(np.bitwise_or.reduce(rows[:, 0, 0].astype(np.int64)))
         losses = rows[:, 1:, 0].ravel()
         if not np.isfinite(losses).all():

@@ -14,6 +14,7 @@ ORDER = [  # a file imports only from what stands above it
     "dpcnn",
     "errors",
     "streams",
+    "spans",
     "nn.workspace",
     "nn.convolution",
     "nn.layers",
@@ -46,6 +47,9 @@ ORDER = [  # a file imports only from what stands above it
     "evaluate",
     "train",
     "verify",
+    "measure",
+    "bench",
+    "peers.torch_ddp",
     "__main__",
 ]
 ONLY_IN = {"mpi4py": {"parallel.comm"}, "h5py": {"data.shards", "checkpoint"}, "matplotlib": {"plots"}, "pickle": set()}

@@ -16,6 +16,7 @@ to windows, place by place, is done to long runs of N * C numbers. Vectors are (
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ class Layer:
     """
 
     parameters: tuple[Parameter, ...] = ()
+    multiplications = 0
+    """Of an image's way forward, by the layer's definition."""
     needs_dx = True
     """Whether anything in front of this layer wants its input's gradient; the network decides."""
     number = 0
@@ -112,6 +115,7 @@ class Conv2d(Layer):
             output_length(H, KH, self.stride, self.padding),
             output_length(W, KW, self.stride, self.padding),
         )
+        self.multiplications = prod(self.output) * KH * KW * C * self.filters
         return *self.output, self.filters
 
     def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
@@ -254,6 +258,7 @@ class Linear(Layer):
         self.parameters = (Parameter("w", (C, self.features), C),)
         if self.bias:
             self.parameters += (Parameter("b", (self.features,), 0),)
+        self.multiplications = C * self.features
         return (self.features,)
 
     def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:

@@ -11,6 +11,7 @@ from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.nn.layers import Layer, Parameter
 from dpcnn.nn.losses import softmax_cross_entropy
 from dpcnn.nn.workspace import Array, Shape
+from dpcnn.spans import Spans
 from dpcnn.streams import WEIGHTS, Draw, generator
 
 Vector = NDArray[np.float32]
@@ -31,6 +32,7 @@ class Network:
 
     Attributes:
         size: elements of a parameter or gradient vector.
+        spans: where the time of :meth:`gradient` goes.
         parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
 
     Raises:
@@ -53,6 +55,7 @@ class Network:
             for p in layer.parameters
         ]
         self.size = sum(int(np.prod(p.shape)) for p in self.parameters)
+        self.spans = Spans()
 
     def initialise(self, seed: int) -> Vector:
         """First values: normal with variance 2 / fan-in (He et al., 2015, eq. 10); biases zero."""
@@ -62,6 +65,16 @@ class Network:
                 values = generator(seed, WEIGHTS, number).standard_normal(parameter.shape, np.float32)
                 view[...] = values * np.float32((2 / parameter.fan_in) ** 0.5)
         return vector
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of an image's gradient, convolutions by their definition.
+
+        A multiplication and an addition for each weight at each place: forward, for the weights'
+        gradient, and for that of the input, which the first layer does not need.
+        """
+        ways = [2 if index == self.first else 3 for index in range(len(self.layers))]
+        return sum(2 * way * layer.multiplications for way, layer in zip(ways, self.layers, strict=True))
 
     def views(self, vector: Array) -> dict[str, Array]:
         """The parameters of a flat vector by full name: views, not copies."""
@@ -122,18 +135,20 @@ class Network:
             The sum of the losses, and the number of images classified right.
         """
         with ufunc_buffer(UFUNC_BUFFER):
-            x, steps = images.transpose(1, 2, 0, 3), []
-            for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
-                x, backward = layer.forward(x, weights, draw)
-                steps.append(backward)
-            losses, dy = softmax_cross_entropy(x, labels, smoothing)
-            correct = int((x.argmax(axis=1) == labels).sum())
-            gradients = self._layer_views(out)
-            for index in range(len(steps) - 1, self.first, -1):
-                dx = steps[index](dy, gradients[index])
-                assert dx is not None, "only the first layer with weights has no dx"
-                dy = dx
-            steps[self.first](dy, gradients[self.first])
+            with self.spans("forward"):
+                x, steps = images.transpose(1, 2, 0, 3), []
+                for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
+                    x, backward = layer.forward(x, weights, draw)
+                    steps.append(backward)
+                losses, dy = softmax_cross_entropy(x, labels, smoothing)
+                correct = int((x.argmax(axis=1) == labels).sum())
+            with self.spans("backward"):
+                gradients = self._layer_views(out)
+                for index in range(len(steps) - 1, self.first, -1):
+                    dx = steps[index](dy, gradients[index])
+                    assert dx is not None, "only the first layer with weights has no dx"
+                    dy = dx
+                steps[self.first](dy, gradients[self.first])
             return float(losses.sum(dtype=np.float64)), correct
 
     def first_not_finite(self, vector: Array, images: Array) -> str | None:

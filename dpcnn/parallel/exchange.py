@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.split import Layout, Message, Node, owned, shares, tree_sum
+from dpcnn.spans import Spans
 
 Vector = NDArray[Any]
 
@@ -26,12 +27,14 @@ class Exchange:
         vector: (size,) float32, the parameters; every rank may read all of it between ``share`` and
             the next ``sum``, and write ``vector[part]`` between ``sum`` and ``share``.
         part: the elements that this rank updates.
+        spans: where the time of ``sum`` and ``share`` goes.
         owns_copy: whether ``vector`` is this rank's own, or the first rank's of those that share it.
     """
 
     vector: Vector
     part: slice
     owns_copy: bool
+    spans: Spans
 
     def rows(self, leaves: int) -> list[tuple[Node, Vector]]:
         """The subtrees of tree(0, leaves) that are this rank's to add up, each with its (size,) row."""
@@ -63,8 +66,8 @@ class ExactExchange(Exchange):
     rank a node, nothing to add up before.
     """
 
-    def __init__(self, comm: Alone, size: int) -> None:
-        self.comm, self.node, self.size = comm, comm.node(), size
+    def __init__(self, comm: Alone, size: int, spans: Spans) -> None:
+        self.comm, self.node, self.size, self.spans = comm, comm.node(), size, spans
         self.bounds = shares(size, comm.size)
         self.part = slice(self.bounds[comm.rank], self.bounds[comm.rank + 1])
         self.vector = shared_array(self.node, (size,), np.float32)
@@ -87,7 +90,12 @@ class ExactExchange(Exchange):
         return [(subtree, rows[self.node.rank]) for subtree, rows in zip(mine, self._rows, strict=False)]
 
     def sum(self, leaves: int) -> Vector:
-        self.node.barrier()  # the node's rows are full, and nobody reads its parameters any more
+        with self.spans("waiting"):
+            self.node.barrier()  # the node's rows are full, and nobody reads its parameters any more
+        with self.spans("exchange"):
+            return self._sum(leaves)
+
+    def _sum(self, leaves: int) -> Vector:
         if leaves not in self._plans:  # a run has two at most: a full batch, and an epoch's last one
             self._plans[leaves] = self._layout.of_nodes(leaves), self._layout.sums(leaves, self.comm.rank)
         of_nodes, messages = self._plans[leaves]
@@ -118,8 +126,10 @@ class ExactExchange(Exchange):
 
     def share(self) -> None:
         if len(self._layout.nodes) > 1:  # each rank fetches its slice of the parameters for its node
-            self.comm.alltoall(self.vector, self._updates.sent, self.vector, self._updates.received)
-        self.node.barrier()
+            with self.spans("exchange"):
+                self.comm.alltoall(self.vector, self._updates.sent, self.vector, self._updates.received)
+        with self.spans("waiting"):
+            self.node.barrier()
 
     def collect(self, part: Vector) -> Vector | None:
         return self.comm.gather_parts(part, self.bounds)
@@ -131,8 +141,8 @@ class ExactExchange(Exchange):
 class AllreduceExchange(Exchange):
     """One MPI_Allreduce; every rank updates everything. The last bits depend on the ranks."""
 
-    def __init__(self, comm: Alone, size: int) -> None:
-        self.comm, self.size = comm, size
+    def __init__(self, comm: Alone, size: int, spans: Spans) -> None:
+        self.comm, self.size, self.spans = comm, size, spans
         self.part = slice(0, size)
         self.vector, self.owns_copy = np.zeros(size, np.float32), True
         self._total = np.empty(size, np.float32)
@@ -144,11 +154,12 @@ class AllreduceExchange(Exchange):
         return list(zip(nodes, self._rows, strict=False))
 
     def sum(self, leaves: int) -> Vector:
-        self._total[...] = 0
-        for _, row in self.rows(leaves):
-            self._total += row
-        self.comm.allreduce(self._total)
-        return self._total
+        with self.spans("exchange"):
+            self._total[...] = 0
+            for _, row in self.rows(leaves):
+                self._total += row
+            self.comm.allreduce(self._total)
+            return self._total
 
     def share(self) -> None:
         """Nothing to do: every rank has updated the whole."""
@@ -162,7 +173,7 @@ class AllreduceExchange(Exchange):
         self.comm.broadcast(part)
 
 
-EXCHANGES: dict[str, Callable[[Alone, int], Exchange]] = {"exact": ExactExchange, "allreduce": AllreduceExchange}
+EXCHANGES: dict[str, Callable[[Alone, int, Spans], Exchange]] = {"exact": ExactExchange, "allreduce": AllreduceExchange}
 
 
 def add_into_left(left: Vector, right: Vector) -> Vector:

@@ -7,6 +7,7 @@ import numpy as np
 import dpcnn.parallel.comm
 from dpcnn.parallel.exchange import AllreduceExchange, ExactExchange
 from dpcnn.parallel.split import middle
+from dpcnn.spans import Spans
 
 comm = dpcnn.parallel.comm.world()
 assert comm.size == int(sys.argv[1])
@@ -35,7 +36,7 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 for kind, agree in ((ExactExchange, same), (AllreduceExchange, close)):
-    exchange = kind(comm, SIZE)
+    exchange = kind(comm, SIZE, Spans())
     for step, leaves in enumerate((1, 2, 3, 4, 5, 7, 8, 13, 3, 16)):
         expected = tree(0, leaves, step)
         for (lo, hi), row in exchange.rows(leaves):

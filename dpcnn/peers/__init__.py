@@ -1,0 +1,1 @@
+"""Other trainers, for comparison."""

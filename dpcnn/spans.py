@@ -1,0 +1,44 @@
+"""Where a rank's time goes: seconds by phase."""
+
+import time
+from collections import defaultdict
+from types import TracebackType
+
+PHASES = ("data", "forward", "backward", "exchange", "optimizer", "waiting")
+"""Waiting is for other ranks; the exchange is moving and adding numbers."""
+
+
+class Spans:
+    """Seconds by phase; of phases inside each other, the inner one counts.
+
+    ::
+
+        with spans("exchange"):
+            ...
+    """
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    def __call__(self, phase: str) -> "Spans":
+        self._turn()
+        self._open.append(phase)
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._turn()
+        self._open.pop()
+
+    def _turn(self) -> None:
+        """Count the time since the last turn for the phase that was at hand."""
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now

@@ -1,0 +1,29 @@
+"""Spans: where the time went, each moment counted once."""
+
+import time
+
+import pytest
+
+from dpcnn.spans import Spans
+
+
+def test_inner_phases_are_taken_out_of_outer_ones():
+    spans, started = Spans(), time.perf_counter()
+    for _ in range(2):
+        with spans("outer"):
+            time.sleep(0.01)
+            with spans("inner"):
+                time.sleep(0.03)
+            time.sleep(0.01)
+    passed = time.perf_counter() - started
+    assert spans.seconds["inner"] >= 0.06 and spans.seconds["outer"] >= 0.04
+    assert sum(spans.seconds.values()) == pytest.approx(passed, abs=0.005)
+
+
+def test_an_exception_closes_its_phase():
+    spans = Spans()
+    with pytest.raises(KeyError), spans("outer"), spans("inner"):
+        raise KeyError
+    with spans("outer"):
+        time.sleep(0.01)
+    assert spans.seconds["outer"] > 0.01 > spans.seconds["inner"]
