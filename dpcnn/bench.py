@@ -112,11 +112,11 @@ def measure_here(comm: Alone, options: Namespace, config: Config) -> tuple[Resul
 
 def step_lines(result: Result) -> list[str]:
     """What there is to say of one measured job."""
-    machine, config = result["machine"], result["config"]
+    machine, config, milliseconds = result["machine"], result["config"], 1e3 * result["seconds_a_step"]
     lines = [
         f"{machine['processor']}; {machine['mpi']}; NumPy {machine['numpy']}, {machine['blas']}",
         f"{config['model']}, {result['ranks']} ranks, batch {config['batch']} in microbatches of "
-        f"{config['microbatch']}: {result['images_per_second']:,.0f} images/s, {1e3 * result['seconds_a_step']:.1f} ms a step",
+        f"{config['microbatch']}: {result['images_per_second']:,.0f} images/s, {milliseconds:.1f} ms a step",
         f"sgemm peak of all ranks {result['sgemm_peak'] / 1e9:.0f} GFLOP/s; {result['flops_an_image'] / 1e6:.1f} MFLOP "
         f"an image by direct convolution; {result['fraction_of_limit']:.0%} of that limit",
         "",

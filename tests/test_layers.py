@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpcnn.nn import convolution, reference
-from dpcnn.nn.convolution import TILES, Im2col, Winograd, choose_kernel, cook_toom
+from dpcnn.nn.convolution import POINTS, Im2col, Winograd, choose_kernel, cook_toom
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU, Scale
 from dpcnn.streams import Draw
 
@@ -107,22 +107,22 @@ def test_winograd_s_convolution_and_gradients_are_im2col_s(size, padding, images
         for kernel in (Winograd((*size, channels), padding), Im2col((3, 3), 1, padding)):
             found.append(convolve(kernel, x, w, dy))
     for ours, theirs in zip(*found, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("m", TILES)
+@pytest.mark.parametrize("m", POINTS)
 def test_cook_toom_s_matrices_give_correlations(m):
     AT, BT, G = cook_toom(m, np.dtype(np.float64))
     d, g = RNG.standard_normal(m + 2), RNG.standard_normal(3)
     np.testing.assert_allclose(AT @ ((G @ g) * (BT @ d)), np.correlate(d, g), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("m", "bound"), [(0, 1e-6), (2, 1e-6), (3, 4e-6), (4, 1e-5), (5, 1e-5), (6, 2e-5)])
+@pytest.mark.parametrize(("m", "bound"), [(0, 1e-6), (2, 1e-6), (3, 2e-6), (4, 5e-6), (5, 1e-5), (6, 1e-5), (7, 3e-5)])
 def test_errors_in_float32_relative_to_the_largest_value(m, bound):
     """m = 0 stands for im2col."""
     x, w, dy = (RNG.standard_normal(shape) for shape in ((14, 14, 8, 32), (3, 3, 32, 64), (14, 14, 8, 64)))
     found = []
-    with mock.patch.object(convolution, "TILES", (m,)):
+    with mock.patch.object(convolution, "POINTS", {m: POINTS.get(m)}):
         for dtype in (np.float64, np.float32):
             kernel = Winograd((14, 14, 32), 1) if m else Im2col((3, 3), 1, 1)
             found.append(convolve(kernel, *(array.astype(dtype) for array in (x, w, dy))))
@@ -132,7 +132,13 @@ def test_errors_in_float32_relative_to_the_largest_value(m, bound):
 
 
 def test_kernels_are_chosen_by_shape_alone():
-    for shape, padding, m in (((14, 14, 16), 1, 5), ((7, 7, 16), 1, 4), ((8, 8, 16), 0, 6), ((4, 4, 8), 0, 2)):
+    for shape, padding, m in (
+        ((14, 14, 16), 1, 7),
+        ((7, 7, 16), 1, 7),
+        ((8, 8, 16), 0, 6),
+        ((4, 4, 8), 0, 2),
+        ((5, 5, 8), 1, 5),
+    ):
         kernel = choose_kernel(shape, (3, 3), 1, padding)
         assert isinstance(kernel, Winograd) and kernel.m == m
     others = [((28, 28, 1), (3, 3), 1, 1), ((8, 8, 16), (3, 3), 2, 1), ((8, 8, 16), (5, 5), 1, 1)]
