@@ -221,7 +221,7 @@ def test_ctrl_c_on_the_script_saves_a_checkpoint(long, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_it_ends_as_if_left_alone(quick, tmp_path):
+def test_killed_at_twenty_random_moments_on_random_ranks_it_ends_as_if_left_alone(quick, tmp_path):
     straight, folder = tmp_path / "straight", tmp_path / "run"
     flags = [*quick, "--epochs", "25", "--checkpoint-every", "5"]
     whole = train(2, *flags, "--out", straight)
@@ -234,7 +234,8 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_left_alone(quick, tmp_pat
         resume = (folder / "config.toml").exists()
         if folder.exists() and not resume:  # killed before there was a run to resume
             shutil.rmtree(folder)
-        job = start(2, "-m", "dpcnn.train", *(["--resume"] if resume else flags), "--out", folder)
+        ranks = int(moments.integers(1, 5))
+        job = start(ranks, "-m", "dpcnn.train", *(["--resume"] if resume else flags), "--out", folder)
         time.sleep(moments.uniform(0.15, 0.5) * whole.seconds)
         ended = job.process.poll() is not None
         job.kill()
@@ -247,7 +248,7 @@ def test_killed_at_twenty_random_moments_it_ends_as_if_left_alone(quick, tmp_pat
         kills += not ended
     assert kills == 20
     going_on = ["--resume"] if (folder / "config.toml").exists() else flags
-    result = train(2, *going_on, "--out", folder)
+    result = train(3, *going_on, "--out", folder)
     assert result.status == 0, result.err
     assert timeless(folder) == timeless(straight)
     assert len(resumed_from) > 3

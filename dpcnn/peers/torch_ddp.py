@@ -24,6 +24,7 @@ WARM_UP = 10  # steps
 
 
 def main() -> None:
+    """Start the ranks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64, help="of a rank")

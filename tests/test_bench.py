@@ -1,0 +1,79 @@
+"""The benchmark: what it says adds up. How fast anything is, no test asks."""
+
+import importlib.util
+import json
+
+import pytest
+from conftest import run
+
+from dpcnn.nn.models import MODELS
+from dpcnn.nn.network import Network
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_job_measures_itself(quick, tmp_path, ranks):
+    result = run(ranks, "-m", "dpcnn.bench", *quick, "--steps", "4", "--json", tmp_path / "b.json")
+    assert result.status == 0, result.err
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["ranks"] == ranks == len(found["shares"]) == len(found["memory"])
+    for shares in found["shares"]:
+        assert 0.5 < sum(shares.values()) <= 1.01 and min(shares.values()) >= 0
+    assert found["images_per_second"] == pytest.approx(90 / found["seconds_a_step"])
+    limit = found["sgemm_peak"] / found["flops_an_image"]
+    assert found["fraction_of_limit"] == pytest.approx(found["images_per_second"] / limit)
+    assert all(0 < used["own"] <= used["peak"] for used in found["memory"])
+    assert len(found["exchange"]["ratios"]) == 9 and found["exchange"]["ratio"] > 0
+    assert f"simple-cnn, {ranks} ranks, batch 90 in microbatches of 16: " in result.out
+    assert "exact exchange and Adam on slices" in result.out.splitlines()[-1]
+
+
+def test_flops_by_hand():
+    network = Network((28, 28, 1), MODELS["simple-cnn"](10))
+    convolutions = 28**2 * 9 * 16 * 2 + 14**2 * 9 * 16 * 32 * 3 + 14**2 * 9 * 32 * 64 * 3
+    assert network.flops == 2 * (convolutions + 3136 * 512 * 3 + 512 * 10 * 3)
+
+
+def test_scaling_starts_the_jobs_and_draws_them(quick, tmp_path):
+    pytest.importorskip("matplotlib")
+    words = ["-m", "dpcnn.bench", "--scaling", "1,2", "--rounds", "1", "--steps", "2", *quick]
+    result = run(0, *words, cwd=tmp_path)
+    assert result.status == 0, result.err
+    rows = [line.split(" | ") for line in result.out.splitlines() if line.startswith(("| strong", "| weak"))]
+    assert [row[:3] for row in rows] == [
+        ["| strong", "1", "90"], ["| strong", "2", "90"], ["| weak", "1", "90"], ["| weak", "2", "180"]
+    ]  # fmt: skip
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "0"], "--steps: must be at least 1, not 0"),
+        (["--scaling", "1,x"], "--scaling: expected numbers such as 1,2,4, not 1,x"),
+        (["--scaling", "1,2", "--launcher", "nosuchrun"], "--launcher: no nosuchrun on the PATH"),
+        (["--scaling", "1", "--data", "nosuchdata"], "it said: dpcnn: error: no data set 'nosuchdata'"),
+    ],
+)
+def test_mistakes(tmp_path, flags, message):
+    result = run(0, "-m", "dpcnn.bench", *flags, cwd=tmp_path)
+    assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
+def test_without_pytorch_it_says_how_to_get_it():
+    result = run(0, "-m", "dpcnn.bench", "--versus", "torch")
+    assert result.status == 2
+    assert result.errors == [
+        "dpcnn: error: --versus torch: PyTorch is not installed; get it: pip install 'dpcnn[torch]'"
+    ]
+
+
+@needs_torch
+def test_pytorch_ddp_in_turns(quick, tmp_path):
+    words = ["--versus", "torch", "--batches", "8", "--rounds", "1", "--steps", "2", "--json", tmp_path / "v.json"]
+    result = run(0, "-m", "dpcnn.bench", *words, *quick, limit=120)
+    assert result.status == 0, result.err
+    (found,) = json.loads((tmp_path / "v.json").read_text())["rounds"]["8"]
+    assert min(found.values()) > 0 and set(found) == {"dpcnn", "nchw", "channels-last", "limit"}
