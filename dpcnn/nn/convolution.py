@@ -133,7 +133,7 @@ class Winograd:
 
     def forward(self, x: Array, w: Array, y: Array) -> None:
         (_, _, N, C), F, m, (TH, TW) = x.shape, w.shape[-1], self.m, self.tiles
-        (AT, BT, _), array, a = cook_toom(self.m, x.dtype), self.workspace.array, m + 2
+        (AT, BT, _), array, a = cook_toom(m, x.dtype), self.workspace.array, m + 2
         image = padded(self.workspace, x, self.padding, (TH * m + 2, TW * m + 2))
         image_tiles = windows(image.reshape(TH * m + 2, TW * m + 2, N * C), 0, m)
         kernels = self._transform_kernels(w)
@@ -158,39 +158,49 @@ class Winograd:
             self.inputs.append(inputs)
 
     def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
-        (_, OW, N, F), C, m, (TH, TW) = dy.shape, w.shape[2], self.m, self.tiles
-        (AT, BT, G), array, a = cook_toom(self.m, dy.dtype), self.workspace.array, m + 2
+        (_, _, N, F), C, m, (TH, TW) = dy.shape, w.shape[2], self.m, self.tiles
+        (_, _, G), array, a = cook_toom(m, dy.dtype), self.workspace.array, m + 2
         kernels = self._transform_kernels(w.swapaxes(2, 3).copy())  # BLAS is slower where it has to transpose
         dkernels, share = (array(key, (a * a, C, F), w.dtype) for key in ("dkernels", "share"))
         dimage = array("dimage", (TH * m + 2, TW * m + 2, N * C), dy.dtype)
         for (lo, hi), inputs in zip(self.bands, self.inputs, strict=True):
-            n, band = hi - lo, dy[lo * m : hi * m]
-            if band.shape[:2] != (n * m, TW * m):
-                outputs = array("outputs", (n * m, TW * m, N, F), dy.dtype)
-                outputs[: len(band), :OW] = band
-                outputs[len(band) :] = outputs[:, OW:] = 0
-                band = outputs
-            half = array("half", (n, a, TW * m, N * F), dy.dtype)
-            np.matmul(AT.T, band.reshape(n, m, TW * m, N * F).swapaxes(1, 2), out=half.swapaxes(1, 2))
-            products = array("products", (a, a, n, TW, N * F), dy.dtype)
-            np.matmul(AT.T, half.reshape(n, a, TW, m, N * F), out=products.transpose(2, 0, 3, 1, 4))
-            rows = inputs.reshape(a * a, -1, C).swapaxes(1, 2)
-            np.matmul(rows, products.reshape(a * a, -1, F), out=share if lo else dkernels)
+            dproducts = self._spread_output(lo, hi, dy)
+            np.matmul(inputs.reshape(a * a, -1, C).swapaxes(1, 2), dproducts, out=share if lo else dkernels)
             if lo:
                 dkernels += share
             if dx is not None:
                 dinputs = array("dinputs", inputs.shape, dy.dtype)
-                np.matmul(products.reshape(a * a, -1, F), kernels, out=dinputs.reshape(a * a, -1, C))
-                drows = array("rows", (n, a, TW * m + 2, N * C), dy.dtype)
-                self._spread(BT.T, dinputs.transpose(2, 0, 3, 1, 4), drows)
-                before = dimage[lo * m : lo * m + 2].copy()  # the overlap with the band above
-                self._spread(BT.T, drows.transpose(2, 0, 1, 3), dimage[lo * m : hi * m + 2].swapaxes(0, 1))
-                if lo:
-                    dimage[lo * m : lo * m + 2] += before
+                np.matmul(dproducts, kernels, out=dinputs.reshape(a * a, -1, C))
+                self._spread_input(lo, hi, dinputs, dimage)
         np.matmul(G.T, np.matmul(G.T, dkernels.reshape(a, -1)).reshape(3, a, -1), out=dw.reshape(3, 3, -1))
         if dx is not None:
             (H, W, _, _), p = dx.shape, self.padding
             dx[...] = dimage.reshape(TH * m + 2, TW * m + 2, N, C)[p : p + H, p : p + W]
+
+    def _spread_output(self, lo: int, hi: int, dy: Array) -> Array:
+        """A dy A^T for the rows of tiles from lo to hi: ((m + 2)^2, tiles * N, F)."""
+        (_, OW, N, F), m, TW, array = dy.shape, self.m, self.tiles[1], self.workspace.array
+        n, a, A, band = hi - lo, m + 2, cook_toom(m, dy.dtype)[0].T, dy[lo * m : hi * m]
+        if band.shape[:2] != (n * m, TW * m):
+            whole = array("outputs", (n * m, TW * m, N, F), dy.dtype)
+            whole[: len(band), :OW] = band
+            whole[len(band) :] = whole[:, OW:] = 0
+            band = whole
+        half = array("half", (n, a, TW * m, N * F), dy.dtype)
+        np.matmul(A, band.reshape(n, m, TW * m, N * F).swapaxes(1, 2), out=half.swapaxes(1, 2))
+        dproducts = array("products", (a, a, n, TW, N * F), dy.dtype)
+        np.matmul(A, half.reshape(n, a, TW, m, N * F), out=dproducts.transpose(2, 0, 3, 1, 4))
+        return dproducts.reshape(a * a, -1, F)
+
+    def _spread_input(self, lo: int, hi: int, dinputs: Array, dimage: Array) -> None:
+        """B dinputs B^T, added up where tiles overlap, for the rows of tiles from lo to hi."""
+        m, TW, B = self.m, self.tiles[1], cook_toom(self.m, dinputs.dtype)[1].T
+        rows = self.workspace.array("rows", (hi - lo, m + 2, TW * m + 2, dimage.shape[-1]), dimage.dtype)
+        self._add_tiles(B, dinputs.reshape(*dinputs.shape[:4], -1).transpose(2, 0, 3, 1, 4), rows)
+        above = dimage[lo * m : lo * m + 2].copy()  # what the band above has left in the two rows of both
+        self._add_tiles(B, rows.transpose(2, 0, 1, 3), dimage[lo * m : hi * m + 2].swapaxes(0, 1))
+        if lo:
+            dimage[lo * m : lo * m + 2] += above
 
     def _transform_kernels(self, w: Array) -> Array:
         """G g G^T, the last two axes as those of ``w``."""
@@ -198,7 +208,7 @@ class Winograd:
         half = np.matmul(G, w.reshape(3, -1)).reshape(a, 3, -1)
         return np.matmul(G, half, out=self.workspace.array("kernels", (a, a, C * F), w.dtype)).reshape(a * a, C, F)
 
-    def _spread(self, B: Array, tiles: Array, out: Array) -> None:
+    def _add_tiles(self, B: Array, tiles: Array, out: Array) -> None:
         """B times each tile, added up where tiles overlap: (..., n, m + 2, L) to (..., n * m + 2, L)."""
         *others, n, _, L = tiles.shape
         m = self.m
