@@ -52,7 +52,7 @@ class Config:
     batch: int = _option(128, "global batch: samples of a step, whatever the number of ranks", least=1)
     microbatch: int = _option(32, "samples whose gradient is computed at once", least=1)
     seed: int = _option(0, "of the first weights, the order of samples and dropout", least=0, below=2**63)
-    dropout: float = _option(0.0, "part of the hidden linear layer dropped in training", least=0, below=1)
+    dropout: float = _option(0.0, "part of the last linear layer's input dropped in training", least=0, below=1)
     optimizer: str = _option("adam", "rule of the update", choices=OPTIMIZERS)
     lr: float = _option(0.003, "learning rate", above=0)
     schedule: str = _option("cosine", "course of the learning rate", choices=SCHEDULES)

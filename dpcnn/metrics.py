@@ -75,7 +75,7 @@ class Cursor:
         if self.step < min(self.epochs * steps_per_epoch, last_step):
             self.epochs -= 1
             self.events = [event for event in self.events if event is not self.epoch_events[-1]]
-        self.events = [event for event in self.events if event["event"] != "end"]
+        self.events = [event for event in self.events if event["event"] not in ("test", "end")]
 
     @property
     def epoch_events(self) -> list[Event]:

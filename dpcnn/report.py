@@ -101,6 +101,9 @@ class Console(Report):
             self._print(f"{where}: {facts}; {speed:,.0f} images/s")
 
     def event(self, event: Event) -> None:
+        if event["event"] == "test":
+            accuracy, loss = event["test_accuracy"], event["test_loss"]
+            self.say(f"test accuracy {accuracy:.4f}, loss {loss:.4f}, of {event['samples']:,} samples")
         if event["event"] != "epoch":
             return
         self.say(

@@ -21,6 +21,7 @@ from dpcnn.plots import draw_curves
 from dpcnn.report import Console, Report, epoch_table
 from dpcnn.resume import Start, choose_config, find_start
 from dpcnn.trainer import Trainer
+from dpcnn.validation import evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
         finished = trainer.fit()
     finally:
         report.end()
-    return finish(trainer, report, finished)
+    return finish(trainer, report, finished, options.test)
 
 
 def _parser() -> Parser:
@@ -57,6 +58,7 @@ def _parser() -> Parser:
         const="",
         help="go on with a run: from this checkpoint, or from the last one of --out or of the newest run",
     )
+    parser.add_argument("--test", action="store_true", help="evaluate the last weights on the test samples at the end")
     add_config_flags(parser)
     return parser
 
@@ -118,13 +120,15 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     return lines
 
 
-def finish(trainer: Trainer, report: Report, finished: bool) -> int:
-    """Record the end, draw the curves, print the table and the last line."""
+def finish(trainer: Trainer, report: Report, finished: bool, test: bool) -> int:
+    """Evaluate on the test samples if asked to, record the end, draw the curves, print the table and the last line."""
     comm, cursor, folder = trainer.comm, trainer.cursor, trainer.run.path
     if not finished:
         with comm.together():
             report.say(f"stopped at step {cursor.step}; go on with --resume --out {folder}")
         return RESUMABLE
+    if test:
+        evaluate_on_test(trainer)
     peak = max(comm.allgather_obj(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
     best = cursor.best
     assert best is not None, "a finished run has an epoch"
@@ -150,6 +154,23 @@ def finish(trainer: Trainer, report: Report, finished: bool) -> int:
                 f"{folder}, weights {sha256}"
             )
     return DONE
+
+
+def evaluate_on_test(trainer: Trainer) -> None:
+    """Record loss and accuracy of the test samples."""
+    config, comm = trainer.config, trainer.comm
+    samples = load(find_data(config.data), "test", comm)
+    everything = range(len(samples))
+    tally = evaluate(comm, trainer.network, trainer.vector, samples, everything, config.label_smoothing)
+    trainer.record(
+        {
+            "event": "test",
+            "step": trainer.cursor.step,
+            "samples": tally.count,
+            "test_loss": tally.mean_loss,
+            "test_accuracy": tally.accuracy,
+        }
+    )
 
 
 if __name__ == "__main__":

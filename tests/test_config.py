@@ -38,7 +38,7 @@ def test_whole_numbers_are_taken_for_floats():
 
 
 def test_recipes_that_can_t_be_read(tmp_path):
-    with pytest.raises(ConfigError, match="--recipe: no recipe and no file 'nowhere'; recipes are simple-cnn"):
+    with pytest.raises(ConfigError, match="--recipe: no recipe and no file 'nowhere'; recipes are fast, simple-cnn"):
         read_recipe("nowhere")
     broken = tmp_path / "broken.toml"
     broken.write_text("lr = \n")

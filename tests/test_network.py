@@ -32,6 +32,10 @@ def test_simple_cnn_has_the_published_layout():
     assert network.size == 1_633_936
 
 
+def test_small_cnn_is_small():
+    assert Network((28, 28, 1), MODELS["small-cnn"](10)).size == 21_522
+
+
 def test_views_share_the_vector_s_memory(network):
     vector = np.zeros(network.size, np.float32)
     views = network.views(vector)

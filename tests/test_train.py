@@ -216,6 +216,17 @@ def test_evaluate_counts_every_sample_once(alone, ranks):
     assert f"accuracy {found['test']['accuracy']:.4f} ({found['test']['correct']} of 150)" in text
 
 
+def test_the_test_samples_at_the_end_of_a_run(quick, tmp_path):
+    result = trained(3, *quick, "--test", "--out", tmp_path / "run", "--model", "small-cnn")
+    test = events(tmp_path / "run")[-2]
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.h5"
+    found = json.loads(run(0, "-m", "dpcnn.evaluate", checkpoint, "--json").out)
+    assert test == {
+        "event": "test", "step": 14, "samples": 150, "test_loss": found["loss"], "test_accuracy": found["accuracy"]
+    }  # fmt: skip
+    assert f"test accuracy {found['accuracy']:.4f}, loss {found['loss']:.4f}, of 150 samples" in result.out
+
+
 def test_any_hdf5_tool_opens_a_checkpoint(alone):
     with h5py.File(alone[0] / "checkpoints" / "last.h5") as file:
         assert next(iter(file["parameters"])) == "conv2d1.w"

@@ -29,6 +29,24 @@ def simple_cnn(classes: int, dropout: float = 0.0) -> list[Layer]:
     ]
 
 
+def small_cnn(classes: int, dropout: float = 0.0) -> list[Layer]:
+    """Three 3x3 convolutions of 8, 16 and 32 filters and one linear layer: 21,522 parameters on 28x28x1."""
+    return [
+        Scale(low=0.0, span=1.0),
+        Conv2d(8, (3, 3), padding=1),
+        MaxPool2d(2),
+        ReLU(),
+        Conv2d(16, (3, 3), padding=1),
+        MaxPool2d(2),
+        ReLU(),
+        Conv2d(32, (3, 3), padding=1),
+        ReLU(),
+        Flatten(),
+        *dropped(dropout),
+        Linear(classes, bias=True),
+    ]
+
+
 def mlp(classes: int, dropout: float = 0.0) -> list[Layer]:
     """One hidden layer of 128 units with biases: small enough to study a run by hand."""
     hidden = [Linear(128, bias=True), ReLU(), *dropped(dropout)]
@@ -40,4 +58,4 @@ def dropped(part: float) -> list[Layer]:
     return [Dropout(part)] if part else []
 
 
-MODELS: dict[str, Callable[..., list[Layer]]] = {"simple-cnn": simple_cnn, "mlp": mlp}
+MODELS: dict[str, Callable[..., list[Layer]]] = {"simple-cnn": simple_cnn, "small-cnn": small_cnn, "mlp": mlp}
