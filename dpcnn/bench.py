@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import shlex
-import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -22,7 +20,7 @@ from dpcnn.measure import Result, compare_exchanges, measure
 from dpcnn.nn.models import MODELS
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.launch import detect
+from dpcnn.parallel.launch import check_starter, usual_launcher
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.plots import draw_scaling
 from dpcnn.resume import RECIPE
@@ -47,7 +45,7 @@ def _parser() -> Parser:
     parser.add_argument("--ranks", type=int, default=2, help="ranks of --versus (default 2)")
     parser.add_argument("--batches", default="32,64,128", help="batches a rank of --versus (default 32,64,128)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of --scaling and --versus (default 7)")
-    parser.add_argument("--launcher", default="mpirun", help='starts ranks, with "-n RANKS" behind it (default mpirun)')
+    parser.add_argument("--launcher", default=usual_launcher(), help="starts the ranks, as for dpcnn.verify")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--recipe", metavar="NAME|FILE", help="options to start from (default simple-cnn)")
     add_config_flags(parser)
@@ -84,13 +82,7 @@ def check(options: Namespace) -> None:
             raise ConfigError(f"--{name}: expected numbers such as 1,2,4, not {getattr(options, name)}")
     if not (options.scaling or options.versus):
         return
-    launch = detect(os.environ)
-    if launch and launch.size > 1:
-        raise LaunchError(
-            f"--scaling and --versus start the ranks themselves: type them without {launch.family}'s mpirun"
-        )
-    if shutil.which(shlex.split(options.launcher)[0]) is None:
-        raise LaunchError(f"--launcher: no {options.launcher} on the PATH; load your MPI, or activate the environment")
+    check_starter("--scaling" if options.scaling else "--versus", options.launcher)
     if options.versus and importlib.util.find_spec("torch") is None:
         raise LaunchError("--versus torch: PyTorch is not installed; get it: pip install 'dpcnn[torch]'")
 

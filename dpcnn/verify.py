@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run
 from dpcnn.errors import ConfigError, LaunchError
 from dpcnn.metrics import Event, read_events
 from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.launch import descendants, detect
+from dpcnn.parallel.launch import check_starter, descendants, usual_launcher
 from dpcnn.report import table
 
 TIMES = ("seconds", "images_per_second")
@@ -38,7 +37,9 @@ def _parser() -> Parser:
     parser.add_argument("--ranks", default="1,2,3,4", help="numbers of ranks to compare (default 1,2,3,4)")
     parser.add_argument("--steps", type=int, default=20, help="steps of each run (default 20)")
     parser.add_argument(
-        "--launcher", default="mpirun", help='starts the ranks, with "-n RANKS" behind it (default mpirun)'
+        "--launcher",
+        default=usual_launcher(),
+        help='starts the ranks, with "-n RANKS" behind it (default mpirun; srun in an allocation without mpirun)',
     )
     parser.add_argument(
         "--receipt", type=Path, default=Path("verify.json"), help="what was found (default verify.json)"
@@ -60,9 +61,7 @@ class Outcome:
 def verify(options: Namespace) -> int:
     """Run the same training on several numbers of ranks, kill and resume one more, and compare all."""
     counts = _counts(options)
-    launch = detect(os.environ)
-    if launch and launch.size > 1:
-        raise LaunchError(f"verify starts the ranks itself: type it without {launch.family}'s launcher")
+    check_starter("verify", options.launcher)
     outcomes = []
     with TemporaryDirectory(prefix="dpcnn-verify-") as work:
         for count in counts:
@@ -90,8 +89,6 @@ def _counts(options: Namespace) -> list[int]:
         raise ConfigError(f"--ranks: expected at least two numbers such as 1,2,3,4, not {options.ranks}")
     if options.steps < 4:
         raise ConfigError(f"--steps: must be at least 4, not {options.steps}")
-    if shutil.which(shlex.split(options.launcher)[0]) is None:
-        raise LaunchError(f"--launcher: no {options.launcher} on the PATH; load your MPI, or activate the environment")
     return [int(word) for word in words]
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import Job, run
 
 from dpcnn import choose_blas
-from dpcnn.parallel.launch import Launch, detect
+from dpcnn.parallel.launch import Launch, detect, usual_launcher
 
 LAUNCHES = [
     ({}, None),
@@ -129,3 +129,22 @@ def test_a_bar_moves_on_a_terminal(quick, tmp_path):
     assert result.status == 0, result.out
     bars = [line for line in result.out.splitlines() if re.match(r"epoch \d+/20 .*images/s, loss .* left", line)]
     assert bars and result.out.index(bars[0]) < result.out.index("epoch 20/20: validation accuracy")
+
+
+@pytest.mark.parametrize(
+    ("programs", "allocation", "launcher"),
+    [
+        (["mpirun", "srun"], True, "mpirun"),
+        (["srun"], True, "srun --mpi=pmix"),
+        (["srun"], False, "mpirun"),
+        ([], True, "mpirun"),
+    ],
+)
+def test_ranks_are_started_with_what_there_is(tmp_path, monkeypatch, programs, allocation, launcher):
+    for name in programs:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if allocation:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert usual_launcher() == launcher

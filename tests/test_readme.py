@@ -23,7 +23,11 @@ def test_the_commands_under_use(tmp_path):
     """One after the other in an empty folder beside the data, as the environment's user would type them."""
     (tmp_path / "data").symlink_to(ROOT / "data")
     for line in COMMANDS[3:]:
-        fewer = {"dpcnn.train": " --max-steps 3", "dpcnn.verify": " --steps 4 --ranks 1,2 --receipt receipt.json"}
+        fewer = {
+            "dpcnn.train": " --max-steps 3",
+            "dpcnn.verify": " --steps 4 --ranks 1,2 --receipt receipt.json",
+            "dpcnn.bench": " --steps 3",
+        }
         flags = next((flags for command, flags in fewer.items() if command in line), "")
         result = Job(["bash", "-c", line + flags], cwd=tmp_path).wait()
         assert result.status == 0, f"{line}\n{result.err}"
@@ -31,6 +35,8 @@ def test_the_commands_under_use(tmp_path):
             assert result.out.splitlines()[-1].startswith("validation accuracy")
         elif "dpcnn.evaluate" in line:
             assert '"correct": ' in result.out or re.search(r"accuracy 0\.\d{4} \(\d+ of 10000\)", result.out)
+        elif "dpcnn.bench" in line:
+            assert "exact exchange and Adam on slices" in result.out.splitlines()[-1]
         elif "dpcnn.verify" in line:
             assert result.out.splitlines()[-1] == "PASS; receipt: receipt.json"
         else:

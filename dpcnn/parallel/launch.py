@@ -5,6 +5,8 @@ the job then trains N times over. The launcher's own variables betray it.
 """
 
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,6 +85,25 @@ def descendants(pid: int) -> list[int]:
 def launcher() -> tuple[int, str] | None:
     """The launcher above this process, as (pid, path), if it can be seen."""
     return next(((pid, path) for pid, path in ancestors() if Path(path).name.startswith(LAUNCHERS)), None)
+
+
+def usual_launcher() -> str:
+    """What starts ranks here: mpirun, or Slurm's srun in an allocation where there is no mpirun."""
+    alone = shutil.which("mpirun") is None and shutil.which("srun") is not None
+    return "srun --mpi=pmix" if alone and "SLURM_JOB_ID" in os.environ else "mpirun"
+
+
+def check_starter(command: str, launcher: str) -> None:
+    """Make sure that this process may start ranks, and can.
+
+    Raises:
+        LaunchError: it is itself one of several ranks, or there is no such launcher.
+    """
+    launch = detect(os.environ)
+    if launch and launch.size > 1:
+        raise LaunchError(f"{command} starts the ranks itself: type it without {launch.family}'s launcher")
+    if shutil.which(shlex.split(launcher)[0]) is None:
+        raise LaunchError(f"--launcher: no {launcher} on the PATH; load your MPI, or activate the environment")
 
 
 def mismatch(launch: Launch, library: str, library_path: str) -> LaunchError:
