@@ -52,7 +52,13 @@ ORDER = [  # a file imports only from what stands above it
     "peers.torch_ddp",
     "__main__",
 ]
-ONLY_IN = {"mpi4py": {"parallel.comm"}, "h5py": {"data.shards", "checkpoint"}, "matplotlib": {"plots"}, "pickle": set()}
+ONLY_IN = {
+    "mpi4py": {"parallel.comm"},
+    "h5py": {"data.shards", "checkpoint"},
+    "matplotlib": {"plots"},
+    "torch": {"peers.torch_ddp"},
+    "pickle": set(),
+}
 
 
 def module_name(path: Path) -> str:
