@@ -12,7 +12,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dpcnn.cli import DONE, Parser, add_config_flags, given, override, parse, run
+from dpcnn.cli import DONE, Parser, add_config_flags, given, override, parse, retype, run
 from dpcnn.config import Config, read_recipe
 from dpcnn.data.samples import find_data, load
 from dpcnn.errors import ConfigError, LaunchError
@@ -89,15 +89,18 @@ def check(options: Namespace) -> None:
 
 def measure_here(comm: Alone, options: Namespace, config: Config) -> tuple[Result, str]:
     """The speed of this job's own ranks."""
-    share_or_part(comm)
+    apart = share_or_part(comm)
+    if apart and comm.rank == 0:
+        print(apart, file=sys.stderr)
     with comm.together():
         folder = find_data(config.data)
     samples = load(folder, "train", comm)
+    with comm.together():
+        network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes, config.dropout))
     result: Result = {}
     if not options.exchange_only:
-        result = measure(comm, config, samples, options.steps)
-    size = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes, config.dropout)).size
-    result["exchange"] = compare_exchanges(comm, size)
+        result = measure(comm, config, network, samples, options.steps)
+    result["exchange"] = compare_exchanges(comm, network.size)
     text = [exchange_line(comm.size, result["exchange"])]
     return result, "\n".join(text if options.exchange_only else [*step_lines(result), *text])
 
@@ -204,12 +207,11 @@ def versus(options: Namespace, config: Config) -> tuple[Result, str]:
 def job(options: Namespace, ranks: int, batch: int, microbatch: int) -> Result:
     """One measurement by a job of its own; microbatch 0: as configured."""
     flags = given(options) | {"batch": batch} | ({"microbatch": microbatch} if microbatch else {})
-    words = [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
     recipe = ["--recipe", options.recipe] if options.recipe else []
     with TemporaryDirectory(prefix="dpcnn-bench-") as work:
         path = Path(work) / "result.json"
         own = ["--steps", str(options.steps), "--json", str(path)]
-        start([*shlex.split(options.launcher), "-n", str(ranks)], "dpcnn.bench", *recipe, *words, *own)
+        start([*shlex.split(options.launcher), "-n", str(ranks)], "dpcnn.bench", *recipe, *retype(flags), *own)
         found: Result = json.loads(path.read_text(encoding="utf-8"))
     return found
 

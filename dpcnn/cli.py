@@ -89,6 +89,11 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name in names}
 
 
+def retype(flags: dict[str, Any]) -> list[str]:
+    """Config values as they would be typed, for a command that starts another."""
+    return [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
+
+
 def override(config: Config, options: argparse.Namespace) -> Config:
     """A config with the flags that were typed in place of its own values."""
     return from_dict({**asdict(config), **given(options)})

@@ -46,7 +46,9 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
     config = from_dict(comm.broadcast_obj(checkpoint and asdict(checkpoint.config)))
     with comm.together():
         folder = find_data(options.data or config.data)
-    share_or_part(comm)
+    apart = share_or_part(comm)
+    if apart and comm.rank == 0:
+        print(apart, file=sys.stderr)
     samples = load(folder, "test" if options.split == "test" else "train", comm)
     first = 0 if options.split == "test" else max(0, len(samples) - config.validation)
     with comm.together():

@@ -14,7 +14,6 @@ import numpy as np
 from dpcnn.config import Config
 from dpcnn.data.samples import Samples
 from dpcnn.fingerprint import fingerprint, processor
-from dpcnn.nn.models import MODELS
 from dpcnn.nn.network import Network
 from dpcnn.optim import Adam
 from dpcnn.parallel.comm import Alone
@@ -31,10 +30,9 @@ PEAK_SIDE, PEAK_SECONDS = 1024, 0.5
 Result = dict[str, Any]
 
 
-def measure(comm: Alone, config: Config, samples: Samples, steps: int) -> Result:
+def measure(comm: Alone, config: Config, network: Network, samples: Samples, steps: int) -> Result:
     """Train for some steps, on every rank of ``comm``, and tell how that went; the same on every rank."""
     with TemporaryDirectory(prefix="dpcnn-bench-") as work:
-        network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes, config.dropout))
         trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Report())
         peak = sgemm_peak(comm)
         seconds = time_steps(comm, trainer, steps)

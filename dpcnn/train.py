@@ -36,7 +36,7 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
         options = parse(_parser(), argv, comm)
     apart = share_or_part(comm)
     if apart:
-        report.say(f"warning: {apart}; each rank now has its own copy of data and parameters, and all goes over MPI")
+        report.say(apart)
     trainer = set_up(comm, options, report)
     left = trainer.images(trainer.last_step) - trainer.images(trainer.cursor.step)
     report.begin(trainer.cursor, trainer.config.epochs, left)
@@ -159,7 +159,9 @@ def finish(trainer: Trainer, report: Report, finished: bool, test: bool) -> int:
 def evaluate_on_test(trainer: Trainer) -> None:
     """Record loss and accuracy of the test samples."""
     config, comm = trainer.config, trainer.comm
-    samples = load(find_data(config.data), "test", comm)
+    with comm.together():
+        folder = find_data(config.data)
+    samples = load(folder, "test", comm)
     everything = range(len(samples))
     tally = evaluate(comm, trainer.network, trainer.vector, samples, everything, config.label_smoothing)
     trainer.record(

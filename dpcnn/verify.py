@@ -17,7 +17,7 @@ from typing import Any
 
 from dpcnn import __version__
 from dpcnn.checkpoint import Checkpoint, read
-from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run
+from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, retype, run
 from dpcnn.errors import ConfigError, LaunchError
 from dpcnn.metrics import Event, read_events
 from dpcnn.parallel.comm import Alone
@@ -110,10 +110,9 @@ def start(options: Namespace, count: int, folder: Path, *more: str) -> Running:
     """Start a training on ``count`` ranks that records the hash of every step."""
     flags = {} if more else given(options)
     flags |= {"max_steps": options.steps, "guard_every": 1, "checkpoint_every": max(1, options.steps // 4)}
-    words = [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
     recipe = ["--recipe", options.recipe] if options.recipe and not more else []
     launcher = [*shlex.split(options.launcher), "-n", str(count)]
-    command = [*launcher, sys.executable, "-m", "dpcnn.train", *recipe, *words, *more, "--out", str(folder)]
+    command = [*launcher, sys.executable, "-m", "dpcnn.train", *recipe, *retype(flags), *more, "--out", str(folder)]
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

@@ -48,7 +48,7 @@ def share_or_part(comm: Alone) -> str | None:
     same results. Ranks in containers of their own are such a case.
 
     Returns:
-        On every rank: None, or why memory can't be shared.
+        On every rank: None, or a warning that says why memory can't be shared.
     """
     reason = None
     try:
@@ -56,9 +56,10 @@ def share_or_part(comm: Alone) -> str | None:
     except LaunchError as error:
         reason = str(error)
     found: str | None = next(filter(None, comm.allgather_obj(reason)), None)
-    if found:
-        comm.live_apart()
-    return found
+    if found is None:
+        return None
+    comm.live_apart()
+    return f"warning: {found}; each rank now has its own copy of data and parameters, and all goes over MPI"
 
 
 def _reserve(size: int) -> tuple[str, int]:
