@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[Any]
 
-UPDATE_BLOCK = 16_384
+UPDATE_BLOCK = 32_768
 """Elements updated at a time, so that an optimizer's passes run in the cache."""
 
 

@@ -4,11 +4,12 @@ Each has the two methods of :class:`Kernel`. They work on bands: some rows of th
 so that what lies between the passes stays in the second-level cache.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided, sliding_window_view
+from numpy.lib.stride_tricks import sliding_window_view
 
 from dpcnn.nn.workspace import Array, Shape, Workspace
 
@@ -119,88 +120,77 @@ class Winograd:
 
     A^T, B^T and G, too, are applied as products of matrices, first over the rows of a tile, then over its
     columns: at every pixel a batch has a long run of numbers, and the product of a small matrix with such
-    runs takes little more than one pass over memory.
+    runs takes little more than one pass over memory. A tile that reaches over the border has matrices of
+    its own, without what would be multiplied with zeros or thrown away.
     """
 
     def __init__(self, shape: Shape, padding: int) -> None:
         H, W, _ = shape
-        self.padding, self.workspace = padding, Workspace()
         OH, OW = output_length(H, 3, 1, padding), output_length(W, 3, 1, padding)
         self.m = min(POINTS, key=lambda m: -(-OH // m) * -(-OW // m) * (m + 2) ** 2)  # fewest multiplications
-        self.tiles = -(-OH // self.m), -(-OW // self.m)
-        self.bands: list[tuple[int, int]] = []  # in rows of tiles
-        self.inputs: list[Array] = []  # transformed, for each band
+        self.down, self.across = tiles(H, OH, self.m, padding), tiles(W, OW, self.m, padding)
+        self.workspace = Workspace()
 
     def forward(self, x: Array, w: Array, y: Array) -> None:
-        (_, _, N, C), F, m, (TH, TW) = x.shape, w.shape[-1], self.m, self.tiles
-        (AT, BT, _), array, a = cook_toom(m, x.dtype), self.workspace.array, m + 2
-        image = padded(self.workspace, x, self.padding, (TH * m + 2, TW * m + 2))
-        image_tiles = windows(image.reshape(TH * m + 2, TW * m + 2, N * C), 0, m)
-        kernels = self._transform_kernels(w)
-        self.bands = bands(TH, a * a * TW * N * max(C, F) * x.itemsize)
-        self.inputs = []
-        for lo, hi in self.bands:
-            n = hi - lo
-            rows = array("rows", (n, a, TW * m + 2, N * C), x.dtype)
-            np.matmul(BT, image_tiles[lo:hi], out=rows.swapaxes(1, 2))
-            inputs = array(f"inputs {lo}", (a, a, n, TW, N * C), x.dtype)
-            np.matmul(BT, windows(rows, 2, m), out=inputs.transpose(2, 0, 3, 1, 4))
-            products = array("products", (a, a, n, TW, N * F), x.dtype)
+        (_, W, N, C), F, TW, a = x.shape, w.shape[-1], len(self.across), self.m + 2
+        (AT, BT, _), array, kernels = cook_toom(self.m, x.dtype), self.workspace.array, self._transform_kernels(w)
+        x, y = pixels(x), pixels(y)
+        rows = array("rows", (a, W, N * C), x.dtype)
+        products = array("products", (a, a, TW, N * F), x.dtype)
+        for number, top in enumerate(self.down):
+            np.matmul(BT[:, top.within], x[top.inputs].swapaxes(0, 1), out=rows.swapaxes(0, 1))
+            inputs = self._inputs(number, N * C, x.dtype)
+            for i, left in enumerate(self.across):
+                np.matmul(BT[:, left.within], rows[:, left.inputs], out=inputs[:, :, i])
             np.matmul(inputs.reshape(a * a, -1, C), kernels, out=products.reshape(a * a, -1, F))
-            half = array("half", (n, m, TW, a, N * F), x.dtype)
-            np.matmul(AT, products.transpose(2, 3, 1, 0, 4), out=half.transpose(0, 2, 3, 1, 4))
-            band = y[lo * m : hi * m]
-            fits = band.shape[:2] == (n * m, TW * m)
-            outputs = band if fits else array("outputs", (n * m, TW * m, N, F), x.dtype)
-            np.matmul(AT, half, out=outputs.reshape(n, m, TW, m, N * F))
-            if not fits:
-                band[...] = outputs[: len(band), : y.shape[1]]
-            self.inputs.append(inputs)
+            half = array("half", (top.height, a, TW, N * F), x.dtype)
+            np.matmul(AT[: top.height], products.transpose(1, 2, 0, 3), out=half.transpose(1, 2, 0, 3))
+            for i, left in enumerate(self.across):
+                np.matmul(AT[: left.height], half[:, :, i], out=y[top.outputs, left.outputs])
 
     def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
-        (_, _, N, F), C, m, (TH, TW) = dy.shape, w.shape[2], self.m, self.tiles
-        (_, _, G), array, a = cook_toom(m, dy.dtype), self.workspace.array, m + 2
+        (_, OW, N, F), C, TW, a = dy.shape, w.shape[2], len(self.across), self.m + 2
+        (AT, _, G), array = cook_toom(self.m, dy.dtype), self.workspace.array
         kernels = self._transform_kernels(w.swapaxes(2, 3).copy())  # BLAS is slower where it has to transpose
         dkernels, share = (array(key, (a * a, C, F), w.dtype) for key in ("dkernels", "share"))
-        dimage = array("dimage", (TH * m + 2, TW * m + 2, N * C), dy.dtype)
-        for (lo, hi), inputs in zip(self.bands, self.inputs, strict=True):
-            dproducts = self._spread_output(lo, hi, dy)
-            np.matmul(inputs.reshape(a * a, -1, C).swapaxes(1, 2), dproducts, out=share if lo else dkernels)
-            if lo:
+        dy = pixels(dy)
+        half = array("half", (a, OW, N * F), dy.dtype)
+        dproducts = array("products", (a, a, TW, N * F), dy.dtype)
+        for number, top in enumerate(self.down):
+            np.matmul(AT[: top.height].T, dy[top.outputs].swapaxes(0, 1), out=half.swapaxes(0, 1))
+            for i, left in enumerate(self.across):
+                np.matmul(AT[: left.height].T, half[:, left.outputs], out=dproducts[:, :, i])
+            inputs, products = self._inputs(number, N * C, dy.dtype), dproducts.reshape(a * a, -1, F)
+            np.matmul(inputs.reshape(a * a, -1, C).swapaxes(1, 2), products, out=share if number else dkernels)
+            if number:
                 dkernels += share
             if dx is not None:
                 dinputs = array("dinputs", inputs.shape, dy.dtype)
-                np.matmul(dproducts, kernels, out=dinputs.reshape(a * a, -1, C))
-                self._spread_input(lo, hi, dinputs, dimage)
+                np.matmul(products, kernels, out=dinputs.reshape(a * a, -1, C))
+                self._spread(top, dinputs, pixels(dx))
         np.matmul(G.T, np.matmul(G.T, dkernels.reshape(a, -1)).reshape(3, a, -1), out=dw.reshape(3, 3, -1))
-        if dx is not None:
-            (H, W, _, _), p = dx.shape, self.padding
-            dx[...] = dimage.reshape(TH * m + 2, TW * m + 2, N, C)[p : p + H, p : p + W]
 
-    def _spread_output(self, lo: int, hi: int, dy: Array) -> Array:
-        """A dy A^T for the rows of tiles from lo to hi: ((m + 2)^2, tiles * N, F)."""
-        (_, OW, N, F), m, TW, array = dy.shape, self.m, self.tiles[1], self.workspace.array
-        n, a, A, band = hi - lo, m + 2, cook_toom(m, dy.dtype)[0].T, dy[lo * m : hi * m]
-        if band.shape[:2] != (n * m, TW * m):
-            whole = array("outputs", (n * m, TW * m, N, F), dy.dtype)
-            whole[: len(band), :OW] = band
-            whole[len(band) :] = whole[:, OW:] = 0
-            band = whole
-        half = array("half", (n, a, TW * m, N * F), dy.dtype)
-        np.matmul(A, band.reshape(n, m, TW * m, N * F).swapaxes(1, 2), out=half.swapaxes(1, 2))
-        dproducts = array("products", (a, a, n, TW, N * F), dy.dtype)
-        np.matmul(A, half.reshape(n, a, TW, m, N * F), out=dproducts.transpose(2, 0, 3, 1, 4))
-        return dproducts.reshape(a * a, -1, F)
+    def _inputs(self, number: int, length: int, dtype: np.dtype[Any]) -> Array:
+        """Where a row of tiles keeps its transformed inputs: (m + 2, m + 2, tiles, N * C)."""
+        a = self.m + 2
+        return self.workspace.array(f"inputs {number}", (a, a, len(self.across), length), dtype)
 
-    def _spread_input(self, lo: int, hi: int, dinputs: Array, dimage: Array) -> None:
-        """B dinputs B^T, added up where tiles overlap, for the rows of tiles from lo to hi."""
-        m, TW, B = self.m, self.tiles[1], cook_toom(self.m, dinputs.dtype)[1].T
-        rows = self.workspace.array("rows", (hi - lo, m + 2, TW * m + 2, dimage.shape[-1]), dimage.dtype)
-        self._add_tiles(B, dinputs.reshape(*dinputs.shape[:4], -1).transpose(2, 0, 3, 1, 4), rows)
-        above = dimage[lo * m : lo * m + 2].copy()  # what the band above has left in the two rows of both
-        self._add_tiles(B, rows.transpose(2, 0, 1, 3), dimage[lo * m : hi * m + 2].swapaxes(0, 1))
-        if lo:
-            dimage[lo * m : lo * m + 2] += above
+    def _spread(self, top: "Tile", dinputs: Array, dx: Array) -> None:
+        """B dinputs B^T for a row of tiles, into ``dx`` (H, W, N * C)."""
+        rows = self.workspace.array("rows", (len(dinputs), *dx.shape[1:]), dx.dtype)
+        for i, left in enumerate(self.across):
+            self._add_tile(left, dinputs[:, :, i], rows)
+        self._add_tile(top, rows.swapaxes(0, 1), dx.swapaxes(0, 1))
+
+    def _add_tile(self, tile: "Tile", values: Array, out: Array) -> None:
+        """B times the values (.., m + 2, L) of a tile, to its place in (.., H, L), where earlier tiles may be."""
+        B, old = cook_toom(self.m, out.dtype)[1][:, tile.within].T, tile.overlap
+        place = out[..., tile.inputs, :]
+        np.matmul(B[old:], values, out=place[..., old:, :])
+        if old:
+            share = self.workspace.array("overlap", (*place.shape[:-2], old, place.shape[-1]), out.dtype)
+            np.matmul(B[:old], values, out=share)
+            place[..., :old, :] += share
 
     def _transform_kernels(self, w: Array) -> Array:
         """G g G^T, the last two axes as those of ``w``."""
@@ -208,16 +198,36 @@ class Winograd:
         half = np.matmul(G, w.reshape(3, -1)).reshape(a, 3, -1)
         return np.matmul(G, half, out=self.workspace.array("kernels", (a, a, C * F), w.dtype)).reshape(a * a, C, F)
 
-    def _add_tiles(self, B: Array, tiles: Array, out: Array) -> None:
-        """B times each tile, added up where tiles overlap: (..., n, m + 2, L) to (..., n * m + 2, L)."""
-        *others, n, _, L = tiles.shape
-        m = self.m
-        np.matmul(B[:m], tiles, out=out[..., :-2, :].reshape(*others, n, m, L))
-        out[..., -2:, :] = 0
-        overlap = self.workspace.array("overlap", (*others, n, 2, L), tiles.dtype)
-        np.matmul(B[m:], tiles, out=overlap)
-        out[..., m::m, :] += overlap[..., 0, :]
-        out[..., m + 1 :: m, :] += overlap[..., 1, :]
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile's place along one side of the image.
+
+    Attributes:
+        inputs: the pixels of the image that it covers.
+        within: which of its m + 2 places those are; the others lie outside.
+        overlap: so many of its first pixels are the last ones of the tile before.
+        outputs: the pixels of the output that it gives.
+        height: how many those are; m, but for the last tile.
+    """
+
+    inputs: slice
+    within: slice
+    overlap: int
+    outputs: slice
+    height: int
+
+
+def tiles(length: int, outputs: int, m: int, padding: int) -> list[Tile]:
+    """The tiles along a side of ``length`` pixels."""
+    found, end = [], 0
+    for first in range(0, outputs, m):
+        start, last = first - padding, min(first + m, outputs)
+        lo, hi = (min(max(pixel, 0), length) for pixel in (start, start + m + 2))
+        inside = slice(lo - start, hi - start)
+        found.append(Tile(slice(lo, hi), inside, min(max(end - lo, 0), hi - lo), slice(first, last), last - first))
+        end = hi
+    return found
 
 
 @cache
@@ -239,14 +249,6 @@ def cook_toom(m: int, dtype: np.dtype[Any]) -> tuple[Array, Array, Array]:
     return AT.astype(dtype), BT.astype(dtype), G.astype(dtype)
 
 
-def windows(array: Array, axis: int, step: int) -> Array:
-    """Overlapping runs along an axis, as a view: (.., n * step + 2, .., L) to (.., n, .., step + 2, L)."""
-    shape, strides = list(array.shape), list(array.strides)
-    along = strides[axis]
-    shape[axis], strides[axis] = (shape[axis] - 2) // step, step * along
-    return as_strided(array, (*shape[:-1], step + 2, shape[-1]), (*strides[:-1], along, strides[-1]))
-
-
 def padded(workspace: Workspace, x: Array, padding: int, size: tuple[int, int]) -> Array:
     """Images (H, W, N, C) in zeros of a larger size, ``padding`` from the top and the left."""
     (H, W, N, C), p = x.shape, padding
@@ -255,6 +257,11 @@ def padded(workspace: Workspace, x: Array, padding: int, size: tuple[int, int]) 
         border[...] = 0
     image[p : p + H, p : p + W] = x
     return image
+
+
+def pixels(x: Array) -> Array:
+    """Contiguous (H, W, N, C) with what lies at a pixel as one run: (H, W, N * C)."""
+    return x.reshape(*x.shape[:2], -1)
 
 
 def flat(y: Array) -> Array:
