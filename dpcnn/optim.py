@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.memory import zeros
+
 Vector = NDArray[Any]
 
 UPDATE_BLOCK = 32_768
@@ -26,8 +28,8 @@ class Optimizer:
     state_names: tuple[str, ...] = ()
 
     def __init__(self, size: int, dtype: Any = np.float32) -> None:
-        self.state: dict[str, Vector] = {name: np.zeros(size, dtype) for name in self.state_names}
-        self._scratch = np.empty((2, min(size, UPDATE_BLOCK)), dtype)
+        self.state: dict[str, Vector] = {name: zeros((size,), dtype) for name in self.state_names}
+        self._scratch = zeros((2, min(size, UPDATE_BLOCK)), dtype)
 
     def update(self, parameters: Vector, gradient: Vector, step: int, rate: float, scale: float = 1.0) -> None:
         """Take step number ``step`` (counted from 1) with learning rate ``rate``.

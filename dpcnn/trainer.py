@@ -16,6 +16,7 @@ from dpcnn.data.samples import Samples
 from dpcnn.errors import CheckpointError, DivergenceError
 from dpcnn.fingerprint import fingerprint
 from dpcnn.guard import Hashes, check_drift, tensor_hashes
+from dpcnn.memory import zeros
 from dpcnn.metrics import Cursor, Event, Tally, total
 from dpcnn.nn.network import Network, Vector
 from dpcnn.optim import OPTIMIZERS, SCHEDULES
@@ -126,7 +127,7 @@ class Trainer:
             tallies.append(self.network.gradient(self.vector, images, labels, smoothing, out, draw))
             return
         if len(self._spares) == depth:
-            self._spares.append(np.empty_like(self.vector))
+            self._spares.append(zeros(self.vector.shape, np.float32))
         m, right = middle(lo, hi), self._spares[depth]
         self._add_up((lo, m), out, batch, leaves, tallies, depth)
         self._add_up((m, hi), right, batch, leaves, tallies, depth + 1)

@@ -15,7 +15,7 @@ ORDER = [  # a file imports only from what stands above it
     "errors",
     "streams",
     "spans",
-    "nn.workspace",
+    "memory",
     "nn.convolution",
     "nn.layers",
     "nn.reference",

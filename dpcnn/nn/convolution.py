@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from dpcnn.nn.workspace import Array, Shape, Workspace
+from dpcnn.memory import Array, Shape, Workspace
 
 BAND = 1 << 21
 """Bytes of a band's largest array; a band has one row of outputs or tiles at least."""
@@ -127,60 +127,49 @@ class Winograd:
     def __init__(self, shape: Shape, padding: int) -> None:
         H, W, _ = shape
         OH, OW = output_length(H, 3, 1, padding), output_length(W, 3, 1, padding)
+        self.width = W
         self.m = min(POINTS, key=lambda m: -(-OH // m) * -(-OW // m) * (m + 2) ** 2)  # fewest multiplications
         self.down, self.across = tiles(H, OH, self.m, padding), tiles(W, OW, self.m, padding)
         self.workspace = Workspace()
 
     def forward(self, x: Array, w: Array, y: Array) -> None:
-        (_, W, N, C), F, TW, a = x.shape, w.shape[-1], len(self.across), self.m + 2
+        (_, W, N, C), F, a = x.shape, w.shape[-1], self.m + 2
         (AT, BT, _), array, kernels = cook_toom(self.m, x.dtype), self.workspace.array, self._transform_kernels(w)
         x, y = pixels(x), pixels(y)
         rows = array("rows", (a, W, N * C), x.dtype)
-        products = array("products", (a, a, TW, N * F), x.dtype)
-        for number, top in enumerate(self.down):
+        products = array("products", (a, a, N * F), x.dtype)
+        for i, top in enumerate(self.down):
             np.matmul(BT[:, top.within], x[top.inputs].swapaxes(0, 1), out=rows.swapaxes(0, 1))
-            inputs = self._inputs(number, N * C, x.dtype)
-            for i, left in enumerate(self.across):
-                np.matmul(BT[:, left.within], rows[:, left.inputs], out=inputs[:, :, i])
-            np.matmul(inputs.reshape(a * a, -1, C), kernels, out=products.reshape(a * a, -1, F))
-            half = array("half", (top.height, a, TW, N * F), x.dtype)
-            np.matmul(AT[: top.height], products.transpose(1, 2, 0, 3), out=half.transpose(1, 2, 0, 3))
-            for i, left in enumerate(self.across):
-                np.matmul(AT[: left.height], half[:, :, i], out=y[top.outputs, left.outputs])
+            half = array("half", (top.height, a, N * F), x.dtype)
+            for j, left in enumerate(self.across):
+                inputs = array(f"inputs {i} {j}", (a, a, N * C), x.dtype)
+                np.matmul(BT[:, left.within], rows[:, left.inputs], out=inputs)
+                np.matmul(inputs.reshape(a * a, N, C), kernels, out=products.reshape(a * a, N, F))
+                np.matmul(AT[: top.height], products.swapaxes(0, 1), out=half.swapaxes(0, 1))
+                np.matmul(AT[: left.height], half, out=y[top.outputs, left.outputs])
 
     def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
-        (_, OW, N, F), C, TW, a = dy.shape, w.shape[2], len(self.across), self.m + 2
+        (_, OW, N, F), W, C, a = dy.shape, self.width, w.shape[2], self.m + 2
         (AT, _, G), array = cook_toom(self.m, dy.dtype), self.workspace.array
         kernels = self._transform_kernels(w.swapaxes(2, 3).copy())  # BLAS is slower where it has to transpose
         dkernels, share = (array(key, (a * a, C, F), w.dtype) for key in ("dkernels", "share"))
         dy = pixels(dy)
-        half = array("half", (a, OW, N * F), dy.dtype)
-        dproducts = array("products", (a, a, TW, N * F), dy.dtype)
-        for number, top in enumerate(self.down):
+        half, rows = array("half", (a, OW, N * F), dy.dtype), array("rows", (a, W, N * C), dy.dtype)
+        dproducts, dinputs = (array(key, (a, a, N * L), dy.dtype) for key, L in (("products", F), ("dinputs", C)))
+        for i, top in enumerate(self.down):
             np.matmul(AT[: top.height].T, dy[top.outputs].swapaxes(0, 1), out=half.swapaxes(0, 1))
-            for i, left in enumerate(self.across):
-                np.matmul(AT[: left.height].T, half[:, left.outputs], out=dproducts[:, :, i])
-            inputs, products = self._inputs(number, N * C, dy.dtype), dproducts.reshape(a * a, -1, F)
-            np.matmul(inputs.reshape(a * a, -1, C).swapaxes(1, 2), products, out=share if number else dkernels)
-            if number:
-                dkernels += share
+            for j, left in enumerate(self.across):
+                np.matmul(AT[: left.height].T, half[:, left.outputs], out=dproducts)
+                inputs = array(f"inputs {i} {j}", (a * a, N, C), dy.dtype).swapaxes(1, 2)
+                np.matmul(inputs, dproducts.reshape(a * a, N, F), out=share if i or j else dkernels)
+                if i or j:
+                    dkernels += share
+                if dx is not None:
+                    np.matmul(dproducts.reshape(a * a, N, F), kernels, out=dinputs.reshape(a * a, N, C))
+                    self._add_tile(left, dinputs, rows)
             if dx is not None:
-                dinputs = array("dinputs", inputs.shape, dy.dtype)
-                np.matmul(products, kernels, out=dinputs.reshape(a * a, -1, C))
-                self._spread(top, dinputs, pixels(dx))
+                self._add_tile(top, rows.swapaxes(0, 1), pixels(dx).swapaxes(0, 1))
         np.matmul(G.T, np.matmul(G.T, dkernels.reshape(a, -1)).reshape(3, a, -1), out=dw.reshape(3, 3, -1))
-
-    def _inputs(self, number: int, length: int, dtype: np.dtype[Any]) -> Array:
-        """Where a row of tiles keeps its transformed inputs: (m + 2, m + 2, tiles, N * C)."""
-        a = self.m + 2
-        return self.workspace.array(f"inputs {number}", (a, a, len(self.across), length), dtype)
-
-    def _spread(self, top: "Tile", dinputs: Array, dx: Array) -> None:
-        """B dinputs B^T for a row of tiles, into ``dx`` (H, W, N * C)."""
-        rows = self.workspace.array("rows", (len(dinputs), *dx.shape[1:]), dx.dtype)
-        for i, left in enumerate(self.across):
-            self._add_tile(left, dinputs[:, :, i], rows)
-        self._add_tile(top, rows.swapaxes(0, 1), dx.swapaxes(0, 1))
 
     def _add_tile(self, tile: "Tile", values: Array, out: Array) -> None:
         """B times the values (.., m + 2, L) of a tile, to its place in (.., H, L), where earlier tiles may be."""

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from dpcnn.memory import Array, Shape, Workspace
 from dpcnn.nn.convolution import choose_kernel, output_length, strided
-from dpcnn.nn.workspace import Array, Shape, Workspace
 from dpcnn.streams import Draw
 
 SMALL_PRODUCT = 1_000_000

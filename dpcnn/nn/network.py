@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.memory import Array, Shape
 from dpcnn.nn.layers import Layer, Parameter
 from dpcnn.nn.losses import softmax_cross_entropy
-from dpcnn.nn.workspace import Array, Shape
 from dpcnn.spans import Spans
 from dpcnn.streams import WEIGHTS, Draw, generator
 

@@ -1,0 +1,43 @@
+"""Memory that is used again and again, placed where processors like it."""
+
+from itertools import count
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+CACHE_LINE, PAGE = 64, 4096  # bytes
+
+_arrays = count()
+
+
+def zeros(shape: Shape, dtype: Any) -> Array:
+    """A contiguous array of zeros that starts a cache line, in another place of its page than the last ones did.
+
+    ``np.zeros`` starts large arrays 16 bytes after a page: then each 64 bytes that the processor loads
+    lie in two lines, and what is at the same place of several arrays competes for the same few places of the cache.
+    """
+    size = prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + PAGE, np.uint8)
+    start = (17 * CACHE_LINE * next(_arrays) - memory.ctypes.data) % PAGE  # 17: all 64 lines of a page in turn
+    array: Array = memory[start : start + size].view(dtype).reshape(shape)
+    return array
+
+
+class Workspace:
+    """Arrays that are used again at every call: fresh memory costs page faults."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Array] = {}
+
+    def array(self, key: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
+        """An array of uninitialised values; its memory is that of the last call with this key."""
+        size = prod(shape)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.size < size or buffer.dtype != dtype:
+            buffer = self._buffers[key] = zeros((size,), dtype)
+        return buffer[:size].reshape(shape)
