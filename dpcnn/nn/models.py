@@ -30,13 +30,13 @@ def simple_cnn(classes: int, dropout: float = 0.0) -> list[Layer]:
 
 
 def small_cnn(classes: int, dropout: float = 0.0) -> list[Layer]:
-    """Three 3x3 convolutions of 8, 16 and 64 filters and one linear layer: 41,810 parameters on 28x28x1."""
+    """Three 3x3 convolutions of 8, 24 and 64 filters and one linear layer: 46,994 parameters on 28x28x1."""
     return [
         Scale(low=0.0, span=1.0),
         Conv2d(8, (3, 3), padding=1),
         MaxPool2d(2),
         ReLU(),
-        Conv2d(16, (3, 3), padding=1),
+        Conv2d(24, (3, 3), padding=1),
         MaxPool2d(2),
         ReLU(),
         Conv2d(64, (3, 3), padding=1),
