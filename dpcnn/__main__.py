@@ -8,6 +8,7 @@ COMMANDS = {
     "evaluate": "loss and accuracy of a checkpoint",
     "verify": "prove that ranks change nothing, here",
     "bench": "measure speed, also against PyTorch DDP",
+    "forecast": "predict the speed on more ranks from measured ones",
     "data": "make, fetch and inspect data sets",
 }
 
@@ -16,7 +17,7 @@ def main() -> int:
     """The command; returns its exit status."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in COMMANDS:
-        print("usage: dpcnn COMMAND [--help]\n", *(f"  {key:<10}{text}" for key, text in COMMANDS.items()), sep="\n")
+        print("usage: dpcnn COMMAND [--help]\n", *(f"  {key:<11}{text}" for key, text in COMMANDS.items()), sep="\n")
         return 0 if name in ("-h", "--help") else 2
     module = importlib.import_module("dpcnn.data.__main__" if name == "data" else f"dpcnn.{name}")
     status: int = module.main(sys.argv[2:])

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from dpcnn.cli import DONE, Parser, add_config_flags, given, override, parse, retype, run
 from dpcnn.config import Config, read_recipe
@@ -25,6 +24,7 @@ from dpcnn.parallel.shared import share_or_part
 from dpcnn.plots import draw_scaling
 from dpcnn.resume import RECIPE
 from dpcnn.spans import PHASES
+from dpcnn.tables import markdown
 
 LAYOUTS = ("nchw", "channels-last")
 
@@ -97,9 +97,10 @@ def measure_here(comm: Alone, options: Namespace, config: Config) -> tuple[Resul
     samples = load(folder, "train", comm)
     with comm.together():
         network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes, config.dropout))
-    result: Result = {}
+    nodes = comm.allgather_obj(comm.node().rank).count(0)
+    result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}
     if not options.exchange_only:
-        result = measure(comm, config, network, samples, options.steps)
+        result |= measure(comm, config, network, samples, options.steps)
     result["exchange"] = compare_exchanges(comm, network.size)
     text = [exchange_line(comm.size, result["exchange"])]
     return result, "\n".join(text if options.exchange_only else [*step_lines(result), *text])
@@ -240,12 +241,6 @@ def start(launcher: Sequence[str], module: str, *words: str) -> str:
 def spread(values: Sequence[float]) -> str:
     """The least and the greatest."""
     return f"{min(values):,.0f} to {max(values):,.0f}"
-
-
-def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 if __name__ == "__main__":

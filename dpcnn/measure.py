@@ -40,12 +40,12 @@ def measure(comm: Alone, config: Config, network: Network, samples: Samples, ste
         shares = [trainer.spans.seconds[phase] / seconds for phase in PHASES]
     speed = min(config.batch, trainer.training) * steps / seconds
     return {
-        "ranks": comm.size,
         "config": asdict(config),
         "images_per_second": speed,
         "seconds_a_step": seconds / steps,
         "shares": [dict(zip(PHASES, row.tolist(), strict=True)) for row in comm.allgather(np.array(shares))],
         "flops_an_image": network.flops,
+        "activations_an_image": network.activations,
         "sgemm_peak": peak,
         "fraction_of_limit": speed * network.flops / peak,
         "memory": comm.allgather_obj(memory()),

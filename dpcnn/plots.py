@@ -9,8 +9,10 @@ from dpcnn.metrics import read_events
 MISSING = "no curves drawn: matplotlib is not installed (pip install 'dpcnn[plot]')"
 
 
-def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path) -> str:
+def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: bool = False) -> str:
     """Draw images a second over ranks, a line for each kind of scaling, to STEM.png and STEM.svg.
+
+    With ``log``, both axes are logarithmic.
 
     Returns:
         A line that says what was drawn, or why not.
@@ -30,7 +32,11 @@ def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path) -> str:
         color="grey",
         label="as many times as ranks",
     )
-    axes.set(xlabel="ranks", ylabel="images a second", ylim=(0, None), xticks=list(first))
+    axes.set(xlabel="ranks", ylabel="images a second")
+    if log:
+        axes.set(xscale="log", yscale="log")
+    else:
+        axes.set(ylim=(0, None), xticks=list(first))
     axes.grid(alpha=0.3)
     axes.legend()
     return save(figure, stem)

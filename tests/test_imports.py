@@ -39,6 +39,7 @@ ORDER = [  # a file imports only from what stands above it
     "run_folder",
     "report",
     "plots",
+    "tables",
     "validation",
     "trainer",
     "cli",
@@ -49,6 +50,7 @@ ORDER = [  # a file imports only from what stands above it
     "verify",
     "measure",
     "bench",
+    "forecast",
     "peers.torch_ddp",
     "__main__",
 ]

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ class Network:
 
     Attributes:
         size: elements of a parameter or gradient vector.
+        activations: elements of all layers' outputs for an image.
         spans: where the time of :meth:`gradient` goes.
         parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
 
@@ -41,9 +43,10 @@ class Network:
 
     def __init__(self, input_shape: Shape, layers: Sequence[Layer]) -> None:
         self.input_shape, self.layers, self.names = input_shape, list(layers), unique_names(layers)
-        shape = input_shape
+        shape, self.activations = input_shape, 0
         for number, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
             layer.number, shape = number, layer.connect(shape)
+            self.activations += prod(shape)
             if min(shape) < 1:
                 raise ConfigError(f"images of {input_shape} are too small for this model: {name} would give {shape}")
         (self.classes,) = shape
@@ -54,7 +57,7 @@ class Network:
             for name, layer in zip(self.names, self.layers, strict=True)
             for p in layer.parameters
         ]
-        self.size = sum(int(np.prod(p.shape)) for p in self.parameters)
+        self.size = sum(prod(p.shape) for p in self.parameters)
         self.spans = Spans()
 
     def initialise(self, seed: int) -> Vector:
@@ -80,7 +83,7 @@ class Network:
         """The parameters of a flat vector by full name: views, not copies."""
         views, start = {}, 0
         for parameter in self.parameters:
-            stop = start + int(np.prod(parameter.shape))
+            stop = start + prod(parameter.shape)
             views[parameter.name] = vector[start:stop].reshape(parameter.shape)
             start = stop
         return views

@@ -1,0 +1,89 @@
+"""The cost model: constants that were put in come out again, and bad files are refused."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+from conftest import run
+
+from dpcnn.errors import ConfigError
+from dpcnn.forecast import TERMS, Job, check, fitted, look_ahead, predicted, read_job
+from dpcnn.nn.models import MODELS
+from dpcnn.nn.network import Network
+
+CONSTANTS = dict(zip(TERMS, (2e-12, 3e-9, 2e-9, 1e-4, 1e-9, 2e-9, 5e-6, 4e-5, 8e-9), strict=True))
+
+
+def jobs(count, seed=0):
+    """Jobs of every kind, that take just as long as the model says."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        nodes, a_node, microbatches = draw.randint(1, 9), draw.randint(1, 8), draw.randint(0, 4)
+        images = 32 * microbatches * draw.randint(1, 4)
+        size, flops, activations = draw.randint(1, 10**7), draw.randint(1, 10**8), draw.randint(1, 10**5)
+        job = Job(nodes * a_node, nodes, images, microbatches, size, flops, activations)
+        yield replace(job, seconds=sum(value * TERMS[name][1](job) for name, value in CONSTANTS.items()))
+
+
+def test_the_constants_come_out_again():
+    fit = fitted(list(jobs(60)))
+    assert fit == pytest.approx(CONSTANTS, rel=1e-6)
+    others = list(jobs(20, seed=1))
+    assert [sum(predicted(fit, job).values()) for job in others] == pytest.approx([job.seconds for job in others])
+
+
+def test_no_constant_is_negative():
+    found = [replace(job, seconds=job.seconds * random.Random(n).uniform(0.5, 2)) for n, job in enumerate(jobs(30))]
+    assert min(fitted(found).values()) >= 0
+
+
+def test_one_node_has_no_network():
+    assert not {name for name in fitted([job for job in jobs(200) if job.nodes == 1]) if "network" in name}
+
+
+def test_a_step_between_nodes_by_hand():
+    """Of 8 bytes a parameter, there and back, a node keeps a quarter; it has 3 others, all in 2 rounds."""
+    job = Job(ranks=4, nodes=4, images=0, microbatches=0, size=1000, flops=0, activations=0)
+    times = predicted({"alpha, network": 1e-3, "beta, network": 1e-6}, job)
+    assert times == pytest.approx({"alpha, network": (2 * 3 + 2) * 1e-3, "beta, network": 6000 * 1e-6})
+
+
+def test_errors_of_the_check(tmp_path):
+    job = replace(next(jobs(1)), seconds=1.0)
+    guess = sum(predicted(CONSTANTS, job).values())
+    text = check(CONSTANTS, [(tmp_path / "a.json", replace(job, seconds=guess / 1.1))])
+    assert text.splitlines()[2].endswith("| +10% |") and text.endswith("median error of these 10%, largest 10%")
+
+
+def test_twice_the_ranks_without_a_network_are_twice_as_fast():
+    base = Job(ranks=2, nodes=1, images=64, microbatches=1, size=1000, flops=1e6, activations=1e4)
+    _, speeds = look_ahead({"gamma, arithmetic": 1e-11}, base, 2, [1, 2, 4])
+    for kind in speeds.values():
+        assert list(kind) == [2, 4, 8]
+        assert [kind[ranks] / kind[2] for ranks in kind] == pytest.approx([1, 2, 4])
+
+
+def test_from_the_benchmark_to_a_forecast(quick, tmp_path):
+    files = []
+    for ranks, more in ((1, []), (2, []), (2, ["--microbatch", "45"]), (2, ["--exchange-only"])):
+        files.append(tmp_path / f"{len(files)}.json")
+        words = ["-m", "dpcnn.bench", *quick, "--steps", "3", *more, "--json", files[-1]]
+        assert run(ranks, *words, env={"DPCNN_PRETEND_NODES": "1,1"} if "--exchange-only" in more else None).status == 0
+    found = [read_job(path) for path in files]
+    assert [(job.ranks, job.nodes, job.images, job.microbatches) for job in found] == [
+        (1, 1, 90, 6), (2, 1, 45, 3), (2, 1, 45, 1), (2, 2, 0, 0)
+    ]  # fmt: skip
+    assert {job.size for job in found} == {Network((12, 12, 1), MODELS["simple-cnn"](10)).size} and all(
+        job.seconds > 0 for job in found
+    )
+    result = run(0, "-m", "dpcnn.forecast", "--fit", files[2], "--nodes", "1,4", "--check", *files[:2])
+    assert result.status == 2 and "give more, of other kinds" in result.err
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", json.dumps({"ranks": 1, "nodes": 1, "parameters": None})])
+def test_other_files_are_refused(tmp_path, content):
+    path = tmp_path / "b.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="expected a file of python -m dpcnn.bench --json, of one job"):
+        read_job(path)

@@ -1,0 +1,70 @@
+"""Nodes for real: hosts of their own in network namespaces, with TCP of a limited rate between them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Job, run, train
+
+from dpcnn.forecast import read_job
+
+SCRIPT = Path(__file__).parent / "namespaces.sh"
+HOSTS = {"DPCNN_HOSTS": "dpcnntest", "DPCNN_SUBNET": "7"}
+
+
+def script(*words):
+    return subprocess.run([SCRIPT, *words], env=os.environ | HOSTS, capture_output=True, text=True, timeout=60)
+
+
+def why_not():
+    """Why there can be no such hosts here, or None."""
+    if os.geteuid() or not all(map(shutil.which, ("ip", "tc", "unshare"))):
+        return "network namespaces need root and iproute2"
+    if not (Path(sys.executable).parent / "ompi_info").exists():
+        return "tests/namespaces.sh starts ranks with Open MPI"
+    made = script("up", "1", "1gbit")
+    script("down")
+    return None if made.returncode == 0 else f"no network namespaces here: {made.stderr.strip()}"
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    """Two hosts at 1 Gbit/s."""
+    if reason := why_not():
+        pytest.skip(reason)
+    script("up", "2", "1gbit")
+    yield
+    script("down")
+
+
+def on_hosts(ranks, *words):
+    spread = {2: "h1:1,h2:1", 3: "h1:2,h2:1", 4: "h1:2,h2:2"}[ranks]
+    start = [SCRIPT, "mpirun", "--host", spread, "-n", str(ranks), sys.executable, *words]
+    return Job(start, env=HOSTS).wait(90)
+
+
+def weights(result):
+    assert result.status == 0, result.err
+    return result.out.split("weights ")[-1].split()[0]
+
+
+@pytest.mark.slow
+def test_ranks_on_two_hosts_train_to_the_same_bits(hosts, quick, tmp_path):
+    expected = weights(train(1, *quick, "--out", tmp_path / "one"))
+    for ranks in (2, 3, 4):
+        result = on_hosts(ranks, "-m", "dpcnn.train", *quick, "--out", tmp_path / str(ranks))
+        assert weights(result) == expected, ranks
+
+
+@pytest.mark.slow
+def test_the_benchmark_sees_the_network(hosts, quick, tmp_path):
+    words = ["-m", "dpcnn.bench", *quick, "--exchange-only", "--json"]
+    assert run(2, *words, tmp_path / "here.json").status == 0
+    assert on_hosts(2, *words, tmp_path / "there.json").status == 0
+    here, there = (read_job(tmp_path / f"{name}.json") for name in ("here", "there"))
+    assert (here.ranks, here.nodes, there.ranks, there.nodes) == (2, 1, 2, 2)
+    least = 4 * there.size / 125e6  # each host sends half of the sums, then half of the parameters
+    assert there.seconds > 0.8 * least
