@@ -8,6 +8,7 @@ COMMANDS = {
     "evaluate": "loss and accuracy of a checkpoint",
     "verify": "prove that ranks change nothing, here",
     "bench": "measure speed, also against PyTorch DDP",
+    "reproduce": "run recipes anew, and hold them against what was published",
     "forecast": "predict the speed on more ranks from measured ones",
     "data": "make, fetch and inspect data sets",
 }

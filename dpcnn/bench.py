@@ -16,8 +16,6 @@ from dpcnn.config import Config, read_recipe
 from dpcnn.data.samples import find_data, load
 from dpcnn.errors import ConfigError, LaunchError
 from dpcnn.measure import Result, compare_exchanges, measure
-from dpcnn.nn.models import MODELS
-from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.launch import check_starter, usual_launcher
 from dpcnn.parallel.shared import share_or_part
@@ -96,7 +94,7 @@ def measure_here(comm: Alone, options: Namespace, config: Config) -> tuple[Resul
         folder = find_data(config.data)
     samples = load(folder, "train", comm)
     with comm.together():
-        network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes, config.dropout))
+        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     nodes = comm.allgather_obj(comm.node().rank).count(0)
     result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}
     if not options.exchange_only:

@@ -73,6 +73,8 @@ def parse(parser: Parser, argv: Sequence[str] | None, comm: Alone) -> argparse.N
 def add_config_flags(parser: Parser) -> None:
     """A flag for each field of :class:`~dpcnn.config.Config`; those not given are left out."""
     for option in fields(Config):
+        if option.name == "layers":  # in recipes only
+            continue
         choices = option.metadata["choices"]
         parser.add_argument(
             "--" + option.name.replace("_", "-"),
@@ -96,4 +98,6 @@ def retype(flags: dict[str, Any]) -> list[str]:
 
 def override(config: Config, options: argparse.Namespace) -> Config:
     """A config with the flags that were typed in place of its own values."""
-    return from_dict({**asdict(config), **given(options)})
+    typed = given(options)
+    layers: dict[str, Any] = {"layers": []} if "model" in typed else {}
+    return from_dict({**asdict(config), **layers, **typed})

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from dpcnn.errors import ConfigError
-from dpcnn.nn.models import MODELS
+from dpcnn.memory import Shape
+from dpcnn.nn.initialise import INITS
+from dpcnn.nn.models import MODELS, build
+from dpcnn.nn.network import Network
 from dpcnn.optim import OPTIMIZERS, SCHEDULES
 from dpcnn.parallel.exchange import EXCHANGES
 
@@ -44,19 +47,26 @@ class Config:
         ConfigError: a value out of its range or of the wrong type.
     """
 
-    model: str = _option("simple-cnn", "network", choices=MODELS)
+    model: str = _option(
+        "simple-cnn", f"network: {', '.join(MODELS)}; with layers in a recipe, the name of that network"
+    )
+    layers: list[dict[str, Any]] = field(default_factory=list, metadata={"free": False})
     data: str = _option("mnist", "data set: a name under data/, or a folder", free=True)
-    validation: int = _option(10_000, "training samples, the last ones, held back for validation", least=1)
+    validation: int = _option(10_000, "training samples, the last ones, held back for validation", least=0)
     epochs: int = _option(8, "epochs of the whole run", least=1, free=True)
     max_steps: int = _option(0, "end the run after this many steps; 0: after its epochs", least=0, free=True)
     batch: int = _option(128, "global batch: samples of a step, whatever the number of ranks", least=1)
     microbatch: int = _option(32, "samples whose gradient is computed at once", least=1)
     seed: int = _option(0, "of the first weights, the order of samples and dropout", least=0, below=2**63)
     dropout: float = _option(0.0, "part of the last linear layer's input dropped in training", least=0, below=1)
+    init: str = _option("he", "first values of the weights", choices=INITS)
+    init_deviation: float = _option(0.01, "standard deviation of init normal", above=0)
     optimizer: str = _option("adam", "rule of the update", choices=OPTIMIZERS)
     lr: float = _option(0.003, "learning rate", above=0)
+    momentum: float = _option(0.9, "of the optimizers momentum and nesterov", least=0, below=1)
+    weight_decay: float = _option(0.01, "of the optimizer adamw", least=0)
     schedule: str = _option("cosine", "course of the learning rate", choices=SCHEDULES)
-    lr_decay: float = _option(0.8, "factor of the exponential schedule after each epoch", above=0)
+    lr_decay: float = _option(0.8, "factor of the schedules exponential and step", above=0)
     warmup: int = _option(200, "steps over which the learning rate rises from 0", least=0)
     label_smoothing: float = _option(0.01, "part of each target spread over all classes", least=0, below=1)
     exchange: str = _option(
@@ -70,7 +80,23 @@ class Config:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            check(option, getattr(self, option.name))
+            if option.name != "layers":
+                check(option, getattr(self, option.name))
+        if not self.layers and self.model not in MODELS:
+            raise ConfigError(f"--model: no {self.model!r}; choose from {', '.join(sorted(MODELS))}")
+        if not (isinstance(self.layers, list) and all(isinstance(layer, dict) for layer in self.layers)):
+            raise ConfigError(f"layers: expected a list of tables, [[layers]] in TOML, not {self.layers!r}")
+
+    def network(self, image_shape: Shape, classes: int) -> Network:
+        """The network for images (H, W, C) of so many classes.
+
+        Raises:
+            ConfigError: the layers don't fit each other, the images or the classes.
+        """
+        network = Network(image_shape, build(self.layers or MODELS[self.model], classes, self.dropout))
+        if network.classes != classes:
+            raise ConfigError(f"the model tells {network.classes} classes apart; the data has {classes}")
+        return network
 
 
 def check(option: Field[Any], value: Any) -> None:

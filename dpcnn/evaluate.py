@@ -13,8 +13,6 @@ from dpcnn.checkpoint import Checkpoint, read
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.config import from_dict
 from dpcnn.data.samples import find_data, load
-from dpcnn.nn.models import MODELS
-from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.validation import evaluate
@@ -52,7 +50,7 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
     samples = load(folder, "test" if options.split == "test" else "train", comm)
     first = 0 if options.split == "test" else max(0, len(samples) - config.validation)
     with comm.together():
-        network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes, config.dropout))
+        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         vector = np.empty(network.size, np.float32)
         if checkpoint:
             vector = network.flat(checkpoint.parameters)

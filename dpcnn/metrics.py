@@ -9,6 +9,14 @@ from typing import Any
 
 Event = dict[str, Any]
 
+KINDS = ("validation", "test")
+"""What an epoch's event may tell of, besides training: NAME_loss and NAME_accuracy."""
+
+
+def evaluated(event: Event) -> list[str]:
+    """Those of KINDS that the event of an epoch tells of."""
+    return [kind for kind in KINDS if f"{kind}_accuracy" in event]
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -75,7 +83,7 @@ class Cursor:
         if self.step < min(self.epochs * steps_per_epoch, last_step):
             self.epochs -= 1
             self.events = [event for event in self.events if event is not self.epoch_events[-1]]
-        self.events = [event for event in self.events if event["event"] not in ("test", "end")]
+        self.events = [event for event in self.events if event["event"] != "end"]
 
     @property
     def epoch_events(self) -> list[Event]:
@@ -83,8 +91,11 @@ class Cursor:
 
     @property
     def best(self) -> Event | None:
-        """The epoch with the highest validation accuracy; of equals, the first."""
-        return max(self.epoch_events, key=lambda event: event["validation_accuracy"], default=None)
+        """The epoch with the highest validation accuracy, of equals the first; without validation, the last."""
+        epochs = self.epoch_events
+        if epochs and "validation_accuracy" not in epochs[0]:
+            return epochs[-1]
+        return max(epochs, key=lambda event: event["validation_accuracy"], default=None)
 
 
 def read_events(path: Path) -> list[Event]:

@@ -27,7 +27,8 @@ class Optimizer:
 
     state_names: tuple[str, ...] = ()
 
-    def __init__(self, size: int, dtype: Any = np.float32) -> None:
+    def __init__(self, size: int, dtype: Any = np.float32, momentum: float = 0.9, weight_decay: float = 0.01) -> None:
+        self.momentum, self.weight_decay = momentum, weight_decay
         self.state: dict[str, Vector] = {name: zeros((size,), dtype) for name in self.state_names}
         self._scratch = zeros((2, min(size, UPDATE_BLOCK)), dtype)
 
@@ -75,11 +76,28 @@ class Adam(Optimizer):
         p -= a
 
 
+class AdamW(Adam):
+    """Adam, and p -= rate * decay * p beside it: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019),
+    algorithm 2."""
+
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
+        p *= 1 - rate * self.weight_decay
+        super()._update(p, g, scale, step, rate, *arrays)
+
+
 class SGD(Optimizer):
-    """Gradient descent with momentum 0.9: u = 0.9 u + g; p -= rate u (Polyak, 1964)."""
+    """p -= rate * g."""
+
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
+        a, _ = arrays
+        np.multiply(g, scale * rate, out=a)
+        p -= a
+
+
+class Momentum(Optimizer):
+    """u = momentum * u + g; p -= rate * u (Polyak, 1964)."""
 
     state_names = ("u",)
-    momentum = 0.9
 
     def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
         u, a, _ = arrays
@@ -90,7 +108,87 @@ class SGD(Optimizer):
         p -= a
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "sgd": SGD}
+class Nesterov(Optimizer):
+    """u = momentum * u + g; p -= rate * (g + momentum * u): Sutskever et al., "On the importance of initialization
+    and momentum in deep learning" (2013), eq. 3 and 4, written for the point where the gradient is taken."""
+
+    state_names = ("u",)
+
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
+        u, a, b = arrays
+        np.multiply(g, scale, out=a)
+        u *= self.momentum
+        u += a
+        np.multiply(u, self.momentum, out=b)
+        a += b
+        a *= rate
+        p -= a
+
+
+class AdaGrad(Optimizer):
+    """h += g^2; p -= rate * g / (sqrt(h) + epsilon): Duchi, Hazan and Singer, "Adaptive subgradient methods for
+    online learning and stochastic optimization" (2011), with a diagonal matrix."""
+
+    state_names = ("h",)
+    epsilon = 1e-7
+
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
+        h, a, b = arrays
+        np.multiply(g, scale, out=a)
+        np.multiply(a, a, out=b)
+        self._accumulate(h, b)
+        np.sqrt(h, out=b)
+        b += self.epsilon
+        a /= b
+        a *= rate
+        p -= a
+
+    def _accumulate(self, h: Vector, squares: Vector) -> None:
+        h += squares
+
+
+class RMSProp(AdaGrad):
+    """h = 0.99 h + 0.01 g^2, else as AdaGrad: Tieleman and Hinton, "Neural networks for machine learning" (2012),
+    lecture 6.5."""
+
+    decay, epsilon = 0.99, 1e-8
+
+    def _accumulate(self, h: Vector, squares: Vector) -> None:
+        h *= self.decay
+        squares *= 1 - self.decay
+        h += squares
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "adam": Adam,
+    "adamw": AdamW,
+    "sgd": SGD,
+    "momentum": Momentum,
+    "nesterov": Nesterov,
+    "adagrad": AdaGrad,
+    "rmsprop": RMSProp,
+}
+
+
+def constant(progress: float, epochs: int, decay: float) -> float:
+    """Always 1."""
+    return 1.0
+
+
+def step(progress: float, epochs: int, decay: float) -> float:
+    """Times ``decay`` at half of the run, and again at three quarters (He et al., "Deep residual learning", 2016,
+    section 4.2)."""
+    return decay ** ((progress >= epochs / 2) + (progress >= 0.75 * epochs))
+
+
+def one_cycle(progress: float, epochs: int, decay: float) -> float:
+    """Up from 1/25 to 1 in 0.3 of the run, then down to 1/250,000, along half cosines.
+
+    Smith and Topin, "Super-convergence" (2018), with the shape that has become usual.
+    """
+    part, peak = progress / epochs, 0.3
+    low, high, place = (1 / 25, 1.0, part / peak) if part < peak else (4e-6, 1.0, (1 - part) / (1 - peak))
+    return low + (high - low) * 0.5 * (1 - float(np.cos(np.pi * place)))
 
 
 def exponential(progress: float, epochs: int, decay: float) -> float:
@@ -104,4 +202,12 @@ def cosine(progress: float, epochs: int, decay: float) -> float:
 
 
 Schedule = Callable[[float, int, float], float]
-SCHEDULES: dict[str, Schedule] = {"exponential": exponential, "cosine": cosine}
+SCHEDULES: dict[str, Schedule] = {
+    "constant": constant,
+    "exponential": exponential,
+    "step": step,
+    "cosine": cosine,
+    "one-cycle": one_cycle,
+}
+OVER_ALL_EPOCHS = {"step", "cosine", "one-cycle"}
+"""Schedules that depend on how many epochs the run has, from the first step on."""

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpcnn.metrics import read_events
+from dpcnn.metrics import evaluated, read_events
 
+STYLES = ("o--", "s-", "^:")
+NAMES = {"train": "training"}
 MISSING = "no curves drawn: matplotlib is not installed (pip install 'dpcnn[plot]')"
 
 
@@ -57,19 +59,21 @@ def draw_curves(runs: Sequence[Path], stem: Path) -> str:
         events = read_events(run / "metrics.jsonl")
         epochs = [event for event in events if event["event"] == "epoch"]
         steps_per_epoch = epochs[0]["step"]
-        worst = min(worst, epochs[-1]["train_accuracy"], epochs[-1]["validation_accuracy"])
+        kinds = ["train", *evaluated(epochs[-1])]
+        worst = min(worst, *(epochs[-1][f"{kind}_accuracy"] for kind in kinds))
         steps = [event for event in events if event["event"] == "step"]
         label = f"{run.name}: " if len(runs) > 1 else ""
-        color, other = f"C{2 * number}", f"C{2 * number + 1}"
-        for axes, key, train in ((loss, "loss", "train_loss"), (accuracy, "accuracy", "train_accuracy")):
-            x = [event["step"] / steps_per_epoch for event in epochs]
+        of_steps = f"C{number}" if len(runs) > 1 else "grey"
+        for axes, key in ((loss, "loss"), (accuracy, "accuracy")):
             fine = [event["step"] / steps_per_epoch for event in steps]
-            validation = [event[f"validation_{key}"] for event in epochs]
             axes.plot(
-                fine, [event[key] for event in steps], color=color, alpha=0.25, lw=1, label=f"{label}single steps"
+                fine, [event[key] for event in steps], color=of_steps, alpha=0.4, lw=1, label=f"{label}single steps"
             )
-            axes.plot(x, [event[train] for event in epochs], "o-", color=color, label=f"{label}training")
-            axes.plot(x, validation, "s-", color=other, label=f"{label}validation")
+            for place, (kind, style) in enumerate(zip(kinds, STYLES, strict=False)):
+                color = f"C{number if len(runs) > 1 else place}"
+                told = [event for event in epochs if f"{kind}_{key}" in event]
+                x, y = ([event["step"] / steps_per_epoch for event in told], [event[f"{kind}_{key}"] for event in told])
+                axes.plot(x, y, style, color=color, label=f"{label}{NAMES.get(kind, kind)}")
     loss.set(xlabel="epoch", ylabel="cross-entropy an image", yscale="log", title="loss")
     accuracy.set(xlabel="epoch", ylabel="share classified right", title="accuracy")
     accuracy.set_ylim(max(0.0, 1 - 8 * (1 - worst) - 0.001), 1.0005)  # the first steps may lie below

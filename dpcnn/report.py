@@ -9,8 +9,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from dpcnn.metrics import Cursor, Event, Tally
+from dpcnn.metrics import Cursor, Event, Tally, evaluated
 from dpcnn.parallel.launch import launcher
+from dpcnn.tables import text
 
 LINE_SECONDS = 10.0  # between the plain lines of a running epoch
 
@@ -101,16 +102,14 @@ class Console(Report):
             self._print(f"{where}: {facts}; {speed:,.0f} images/s")
 
     def event(self, event: Event) -> None:
-        if event["event"] == "test":
-            accuracy, loss = event["test_accuracy"], event["test_loss"]
-            self.say(f"test accuracy {accuracy:.4f}, loss {loss:.4f}, of {event['samples']:,} samples")
         if event["event"] != "epoch":
             return
-        self.say(
-            f"epoch {event['epoch']}/{self._epochs}: validation accuracy {event['validation_accuracy']:.4f}, "
-            f"loss {event['validation_loss']:.4f}; training accuracy {event['train_accuracy']:.4f}, "
-            f"loss {event['train_loss']:.4f}; {event['images_per_second']:,.0f} images/s, {event['seconds']:.1f} s"
-        )
+        names = {**{kind: kind for kind in evaluated(event)}, "training": "train"}
+        told = [
+            f"{name} accuracy {event[f'{k}_accuracy']:.4f}, loss {event[f'{k}_loss']:.4f}" for name, k in names.items()
+        ]
+        speed = f"{event['images_per_second']:,.0f} images/s, {event['seconds']:.1f} s"
+        self.say(f"epoch {event['epoch']}/{self._epochs}: {'; '.join([*told, speed])}")
 
     def end(self) -> None:
         if self._bar is not None:
@@ -118,31 +117,23 @@ class Console(Report):
             self._bar = None
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, aligned to the right, under a line."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
-
-
 def epoch_table(events: Sequence[Event]) -> str:
     """The epochs of a run, a line each."""
-    header = ("epoch", "step", "rate", "train loss", "accuracy", "valid. loss", "accuracy", "seconds", "images/s")
+    kinds = ["train", *evaluated(events[-1])]
+    header = [title for kind in kinds for title in (f"{kind[:5]}{'.' * (len(kind) > 5)} loss", "accuracy")]
+    columns = [f"{kind}_{what}" for kind in kinds for what in ("loss", "accuracy")]
     rows = [
         (
             str(event["epoch"]),
             str(event["step"]),
             f"{event['learning_rate']:.2g}",
-            f"{event['train_loss']:.4f}",
-            f"{event['train_accuracy']:.4f}",
-            f"{event['validation_loss']:.4f}",
-            f"{event['validation_accuracy']:.4f}",
+            *(f"{event[column]:.4f}" if column in event else "" for column in columns),
             f"{event['seconds']:.1f}",
             f"{event['images_per_second']:,.0f}",
         )
         for event in events
     ]
-    return table(header, rows)
+    return text(("epoch", "step", "rate", *header, "seconds", "images/s"), rows)
 
 
 def terminal(descriptor: int) -> str | None:

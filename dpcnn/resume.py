@@ -10,6 +10,7 @@ from dpcnn.checkpoint import Checkpoint, read
 from dpcnn.cli import override
 from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.optim import OVER_ALL_EPOCHS
 from dpcnn.run_folder import RunFolder
 
 RUNS = Path("runs")
@@ -86,8 +87,8 @@ def choose_config(options: Namespace, stored: dict[str, Any] | None, place: str)
     asked = override(read_recipe(options.recipe) if options.recipe else of_run, options)
     for option in fields(Config):
         was, now = getattr(of_run, option.name), getattr(asked, option.name)
-        free = option.metadata["free"] and not (option.name == "epochs" and of_run.schedule == "cosine")
-        if was != now and not free:  # a cosine is laid over all epochs from the first step on
+        free = option.metadata["free"] and not (option.name == "epochs" and of_run.schedule in OVER_ALL_EPOCHS)
+        if was != now and not free:
             flag = "--" + option.name.replace("_", "-")
             raise ConfigError(
                 f"{flag}: {place} was begun with {was}, and can't be resumed with {now}; "

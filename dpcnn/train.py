@@ -13,15 +13,13 @@ from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse, run
 from dpcnn.data.samples import find_data, load
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.fingerprint import differences, fingerprint
-from dpcnn.nn.models import MODELS
-from dpcnn.nn.network import Network
+from dpcnn.metrics import evaluated
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.plots import draw_curves
 from dpcnn.report import Console, Report, epoch_table
 from dpcnn.resume import Start, choose_config, find_start
 from dpcnn.trainer import Trainer
-from dpcnn.validation import evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +42,7 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
         finished = trainer.fit()
     finally:
         report.end()
-    return finish(trainer, report, finished, options.test)
+    return finish(trainer, report, finished)
 
 
 def _parser() -> Parser:
@@ -58,7 +56,7 @@ def _parser() -> Parser:
         const="",
         help="go on with a run: from this checkpoint, or from the last one of --out or of the newest run",
     )
-    parser.add_argument("--test", action="store_true", help="evaluate the last weights on the test samples at the end")
+    parser.add_argument("--test", action="store_true", help="evaluate on the test samples after each epoch")
     add_config_flags(parser)
     return parser
 
@@ -82,8 +80,10 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
             raise ConfigError(f"--validation: must be below {len(samples)}, the training samples of {data}")
         if start.checkpoint and start.checkpoint.data != samples.manifest.checksum:
             raise CheckpointError(f"{start.path}: made with other data than {data}; give --data the one it knows")
-        network = Network(samples.manifest.image_shape, MODELS[config.model](samples.manifest.classes, config.dropout))
+        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     trainer = Trainer(comm, config, network, samples, start.folder, report)
+    if options.test:
+        trainer.test = load(data, "test", comm)
     if comm.broadcast_obj(start.checkpoint is not None):
         trainer.restore(start.checkpoint)
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
@@ -120,15 +120,13 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     return lines
 
 
-def finish(trainer: Trainer, report: Report, finished: bool, test: bool) -> int:
-    """Evaluate on the test samples if asked to, record the end, draw the curves, print the table and the last line."""
+def finish(trainer: Trainer, report: Report, finished: bool) -> int:
+    """Record the end, draw the curves, print the table and the last line."""
     comm, cursor, folder = trainer.comm, trainer.cursor, trainer.run.path
     if not finished:
         with comm.together():
             report.say(f"stopped at step {cursor.step}; go on with --resume --out {folder}")
         return RESUMABLE
-    if test:
-        evaluate_on_test(trainer)
     peak = max(comm.allgather_obj(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
     best = cursor.best
     assert best is not None, "a finished run has an epoch"
@@ -139,7 +137,7 @@ def finish(trainer: Trainer, report: Report, finished: bool, test: bool) -> int:
             "steps": cursor.step,
             "seconds": round(cursor.seconds, 3),
             "weights_sha256": sha256,
-            "best_validation_accuracy": best["validation_accuracy"],
+            **({"best_validation_accuracy": best["validation_accuracy"]} if "validation_accuracy" in best else {}),
         }
     )
     with comm.together():
@@ -148,31 +146,14 @@ def finish(trainer: Trainer, report: Report, finished: bool, test: bool) -> int:
             report.say(draw_curves([folder], folder / "curves"))
             last = cursor.epoch_events[-1]
             speed = trainer.images(cursor.step) / sum(event["seconds"] for event in cursor.epoch_events)
+            results = [f"{kind} accuracy {last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last) or ["train"]]
+            if "validation_accuracy" in best:
+                results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"
             report.say(
-                f"validation accuracy {last['validation_accuracy']:.4f} (best {best['validation_accuracy']:.4f}, epoch "
-                f"{best['epoch']}), {cursor.seconds:.1f} s, {speed:,.0f} images/s, peak memory {peak:.0f} MB a rank, "
-                f"{folder}, weights {sha256}"
+                f"{', '.join(results)}, {cursor.seconds:.1f} s, {speed:,.0f} images/s, "
+                f"peak memory {peak:.0f} MB a rank, {folder}, weights {sha256}"
             )
     return DONE
-
-
-def evaluate_on_test(trainer: Trainer) -> None:
-    """Record loss and accuracy of the test samples."""
-    config, comm = trainer.config, trainer.comm
-    with comm.together():
-        folder = find_data(config.data)
-    samples = load(folder, "test", comm)
-    everything = range(len(samples))
-    tally = evaluate(comm, trainer.network, trainer.vector, samples, everything, config.label_smoothing)
-    trainer.record(
-        {
-            "event": "test",
-            "step": trainer.cursor.step,
-            "samples": tally.count,
-            "test_loss": tally.mean_loss,
-            "test_accuracy": tally.accuracy,
-        }
-    )
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class Trainer:
     Attributes:
         vector: the current parameters, (network.size,) float32, the same on every rank.
         cursor: where the run is.
+        test: test samples, to be evaluated after each epoch; None, or a value given by the caller.
         spans: where this rank's time goes.
     """
 
@@ -46,6 +47,7 @@ class Trainer:
     ) -> None:
         self.comm, self.config, self.network, self.samples = comm, config, network, samples
         self.run, self.report = run, report
+        self.test: Samples | None = None
         self.training = len(samples) - config.validation
         self.steps_per_epoch = math.ceil(self.training / config.batch)
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
@@ -54,9 +56,11 @@ class Trainer:
         self.spans = network.spans
         self.exchange = EXCHANGES[config.exchange](comm, network.size, self.spans)
         self.vector, self.part = self.exchange.vector, self.exchange.part
-        self.vector[self.part] = network.initialise(config.seed)[self.part]
+        self.vector[self.part] = network.initialise(config.seed, config.init, config.init_deviation)[self.part]
         self.exchange.share()
-        self.optimizer = OPTIMIZERS[config.optimizer](self.part.stop - self.part.start)
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            self.part.stop - self.part.start, momentum=config.momentum, weight_decay=config.weight_decay
+        )
         self._spares: list[Vector] = []
         self._stop = False
 
@@ -173,12 +177,9 @@ class Trainer:
             )
 
     def finish_epoch(self) -> None:
-        """Validate and record the epoch."""
+        """Evaluate and record the epoch."""
         started = time.perf_counter()
-        cursor, held_back = self.cursor, range(self.training, len(self.samples))
-        validation = evaluate(
-            self.comm, self.network, self.vector, self.samples, held_back, self.config.label_smoothing
-        )
+        cursor = self.cursor
         cursor.epochs += 1
         event = {
             "event": "epoch",
@@ -186,8 +187,8 @@ class Trainer:
             "step": cursor.step,
             "train_loss": cursor.tally.mean_loss,
             "train_accuracy": cursor.tally.accuracy,
-            "validation_loss": validation.mean_loss,
-            "validation_accuracy": validation.accuracy,
+            **self._evaluation("validation", self.samples, self.training),
+            **(self._evaluation("test", self.test, 0) if self.test else {}),
             "learning_rate": self.rate(cursor.step - 1),
             "seconds": round(cursor.epoch_seconds, 3),
             "images_per_second": round(cursor.tally.count / cursor.epoch_seconds, 1),
@@ -196,6 +197,14 @@ class Trainer:
         self.record(event)
         if cursor.step == cursor.epochs * self.steps_per_epoch:  # else --max-steps has cut it short
             cursor.tally, cursor.epoch_seconds = Tally(), 0.0
+
+    def _evaluation(self, name: str, samples: Samples, first: int) -> Event:
+        """Loss and accuracy of the samples from ``first`` on, if there are any."""
+        numbers = range(first, len(samples))
+        if not numbers:
+            return {}
+        found = evaluate(self.comm, self.network, self.vector, samples, numbers, self.config.label_smoothing)
+        return {f"{name}_loss": found.mean_loss, f"{name}_accuracy": found.accuracy}
 
     def record(self, event: Event) -> None:
         """Add a line to metrics.jsonl, and say it."""

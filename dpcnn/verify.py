@@ -22,7 +22,7 @@ from dpcnn.errors import ConfigError, LaunchError
 from dpcnn.metrics import Event, read_events
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.launch import check_starter, descendants, usual_launcher
-from dpcnn.report import table
+from dpcnn.tables import text
 
 TIMES = ("seconds", "images_per_second")
 
@@ -77,7 +77,7 @@ def verify(options: Namespace) -> int:
         (outcome.name, outcome.checkpoint.weights_sha256[:16], "FAIL" if difference else "PASS", difference or "")
         for outcome, difference in zip(outcomes, differences, strict=True)
     ]
-    print(table(("run", "weights", "verdict", "first difference"), rows))
+    print(text(("run", "weights", "verdict", "first difference"), rows))
     write_receipt(options.receipt, outcomes, differences)
     print(f"{'FAIL' if any(differences) else 'PASS'}; receipt: {options.receipt}")
     return FAULT if any(differences) else DONE

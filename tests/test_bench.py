@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import run
 
-from dpcnn.nn.models import MODELS
+from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
@@ -30,7 +30,7 @@ def test_a_job_measures_itself(quick, tmp_path, ranks):
 
 
 def test_flops_by_hand():
-    network = Network((28, 28, 1), MODELS["simple-cnn"](10))
+    network = Network((28, 28, 1), build(MODELS["simple-cnn"], 10))
     convolutions = 28**2 * 9 * 16 * 2 + 14**2 * 9 * 16 * 32 * 3 + 14**2 * 9 * 32 * 64 * 3
     assert network.flops == 2 * (convolutions + 3136 * 512 * 3 + 512 * 10 * 3)
 

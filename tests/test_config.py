@@ -13,12 +13,12 @@ MISTAKES = [
     ({"lr": float("inf")}, "--lr: must be a number above 0, not inf"),
     ({"label_smoothing": 1.0}, "--label-smoothing: must be below 1, not 1.0"),
     ({"model": "resnet"}, "--model: no 'resnet'; choose from mlp, simple-cnn"),
-    ({"optimizer": "lion"}, "--optimizer: no 'lion'; choose from adam, sgd"),
+    ({"optimizer": "lion"}, "--optimizer: no 'lion'; choose from adagrad, adam, adamw, "),
     ({"epochs": 2.5}, "--epochs: expected int, not 2.5"),
     ({"epochs": True}, "--epochs: expected int, not True"),
     ({"data": 3}, "--data: expected str, not 3"),
     ({"epocs": 3}, "unknown key 'epocs'; did you mean 'epochs'?"),
-    ({"zzz": 3}, "unknown key 'zzz'; known are model, data, "),
+    ({"zzz": 3}, "unknown key 'zzz'; known are model, layers, data, "),
 ]
 
 
@@ -38,7 +38,7 @@ def test_whole_numbers_are_taken_for_floats():
 
 
 def test_recipes_that_can_t_be_read(tmp_path):
-    with pytest.raises(ConfigError, match="--recipe: no recipe and no file 'nowhere'; recipes are fast, simple-cnn"):
+    with pytest.raises(ConfigError, match="--recipe: no recipe and no file 'nowhere'; recipes are book-cnn-adagrad, "):
         read_recipe("nowhere")
     broken = tmp_path / "broken.toml"
     broken.write_text("lr = \n")

@@ -9,7 +9,7 @@ from conftest import run
 
 from dpcnn.errors import ConfigError
 from dpcnn.forecast import TERMS, Job, check, fitted, look_ahead, predicted, read_job
-from dpcnn.nn.models import MODELS
+from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
 
 CONSTANTS = dict(zip(TERMS, (2e-12, 3e-9, 2e-9, 1e-4, 1e-9, 2e-9, 5e-6, 4e-5, 8e-9), strict=True))
@@ -74,7 +74,7 @@ def test_from_the_benchmark_to_a_forecast(quick, tmp_path):
     assert [(job.ranks, job.nodes, job.images, job.microbatches) for job in found] == [
         (1, 1, 90, 6), (2, 1, 45, 3), (2, 1, 45, 1), (2, 2, 0, 0)
     ]  # fmt: skip
-    assert {job.size for job in found} == {Network((12, 12, 1), MODELS["simple-cnn"](10)).size} and all(
+    assert {job.size for job in found} == {Network((12, 12, 1), build(MODELS["simple-cnn"], 10)).size} and all(
         job.seconds > 0 for job in found
     )
     result = run(0, "-m", "dpcnn.forecast", "--fit", files[2], "--nodes", "1,4", "--check", *files[:2])

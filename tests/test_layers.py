@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpcnn.nn import convolution, reference
+from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.convolution import POINTS, Im2col, Winograd, choose_kernel, cook_toom
-from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU, Scale
+from dpcnn.nn.layer import Layer
+from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
+from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 from dpcnn.streams import Draw
 
 RNG = np.random.default_rng(7)
@@ -229,3 +232,38 @@ def test_a_layer_that_needs_no_input_gradient_computes_none():
         layer.needs_dx = False
         y, backward = layer.forward(x, weights)
         assert backward(y, {name: np.empty_like(w) for name, w in weights.items()}) is None
+
+
+@pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 2), (2, 3), (3, None)])
+def test_avg_pool2d_is_its_definition_and_its_gradient(window, stride):
+    layer, _ = connected(AvgPool2d(window, stride), (9, 8, 3))
+    x = image_batch(5, (9, 8, 3))
+    y, _ = layer.forward(x, {})
+    np.testing.assert_allclose(y, reference.avg_pool2d(x, window, stride or window), rtol=1e-12, atol=1e-12)
+    check_gradients(layer, {}, x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"), [(Tanh, np.tanh), (Sigmoid, lambda x: 1 / (1 + np.exp(-x)))], ids=["tanh", "sigmoid"]
+)
+def test_activations_are_their_functions(kind, function):
+    x = 5 * RNG.standard_normal((7, 11))
+    y, _ = kind().forward(x.copy(), {})
+    np.testing.assert_allclose(y, function(x), rtol=1e-12, atol=1e-14)
+    check_gradients(kind(), {}, x)
+
+
+def test_sigmoid_of_large_numbers_is_0_or_1():
+    with np.errstate(all="raise"):
+        y, _ = Sigmoid().forward(np.array([[-1e4, 1e4]], np.float32), {})
+    np.testing.assert_array_equal(y, [[0, 1]])
+
+
+@pytest.mark.parametrize("behind", [ReLU, Dropout])
+def test_an_activation_s_slope_outlives_what_the_next_layer_does_to_its_output(behind):
+    tanh, other = Tanh(), behind(0.5) if behind is Dropout else behind()
+    x, dy = RNG.standard_normal((4, 6)), np.ones((4, 6))
+    y, backward = tanh.forward(x.copy(), {})
+    expected = 1 - y**2
+    other.forward(y, {}, Draw(0, 0, np.arange(4)))
+    np.testing.assert_allclose(backward(dy, {}), expected)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpcnn.nn import reference
-from dpcnn.optim import OPTIMIZERS, SCHEDULES, SGD, UPDATE_BLOCK, Adam
+from dpcnn.optim import OPTIMIZERS, SCHEDULES, SGD, UPDATE_BLOCK, AdaGrad, Adam, AdamW, Momentum, Nesterov, RMSProp
 
 SIZE = 2 * UPDATE_BLOCK + 1234
 
@@ -26,15 +26,50 @@ def test_adam_is_the_paper_s_algorithm():
     np.testing.assert_allclose(adam.state["v"], v, rtol=1e-12)
 
 
-def test_sgd_by_hand():
+def test_momentum_by_hand():
     p, u = values(0), np.zeros(SIZE, np.float32)
-    ours, sgd = p.copy(), SGD(SIZE)
+    ours, momentum = p.copy(), Momentum(SIZE)
     for step in range(1, 4):
         g = values(step)
-        sgd.update(ours, g, step, 0.1)
+        momentum.update(ours, g, step, 0.1)
         u = np.float32(0.9) * u + g
         p = p - np.float32(0.1) * u
         np.testing.assert_array_equal(ours, p)
+
+
+def formula(kind, p, state, g, rate):
+    """One step as the definition has it, in float64."""
+    if kind is SGD:
+        p -= rate * g
+    elif kind is Nesterov:  # the update of the look-ahead point: momentum is applied once more
+        state[...] = 0.7 * state + g
+        p -= rate * (g + 0.7 * state)
+    elif kind is AdaGrad:
+        state += g**2
+        p -= rate * g / (np.sqrt(state) + 1e-7)
+    elif kind is RMSProp:
+        state[...] = 0.99 * state + 0.01 * g**2
+        p -= rate * g / (np.sqrt(state) + 1e-8)
+
+
+@pytest.mark.parametrize("kind", [SGD, Nesterov, AdaGrad, RMSProp])
+def test_others_are_their_formulas(kind):
+    p, state = values(0, np.float64), np.zeros(SIZE)
+    ours, optimizer = p.copy(), kind(SIZE, np.float64, momentum=0.7)
+    for step in range(1, 6):
+        g = values(step, np.float64)
+        optimizer.update(ours, 7 * g, step, 0.01, scale=1 / 7)
+        formula(kind, p, state, g, 0.01)
+        np.testing.assert_allclose(ours, p, rtol=1e-12, atol=1e-14)
+
+
+def test_adamw_decays_the_weights_beside_adam():
+    p, adam, adamw = values(0, np.float64), Adam(SIZE, np.float64), AdamW(SIZE, np.float64, weight_decay=0.3)
+    ours, plain = p.copy(), p.copy()
+    g = values(1, np.float64)
+    adamw.update(ours, g, 1, 0.01)
+    adam.update(plain, g, 1, 0.01)
+    np.testing.assert_allclose(ours - plain, -0.01 * 0.3 * p, rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -65,3 +100,7 @@ def test_schedules():
     exponential, cosine = SCHEDULES["exponential"], SCHEDULES["cosine"]
     assert [exponential(t, 8, 0.8) for t in (0, 0.99, 1, 2.5)] == pytest.approx([1, 1, 0.8, 0.64])
     assert [cosine(t, 8, 0.8) for t in (0, 4, 8)] == pytest.approx([1, 0.5, 0])
+    step, one_cycle = SCHEDULES["step"], SCHEDULES["one-cycle"]
+    assert SCHEDULES["constant"](3, 8, 0.8) == 1
+    assert [step(t, 8, 0.1) for t in (0, 3.9, 4, 5.9, 6, 8)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert [one_cycle(t, 10, 0.8) for t in (0, 1.5, 3, 6.5, 10)] == pytest.approx([0.04, 0.52, 1, 0.500002, 4e-6])

@@ -216,15 +216,37 @@ def test_evaluate_counts_every_sample_once(alone, ranks):
     assert f"accuracy {found['test']['accuracy']:.4f} ({found['test']['correct']} of 150)" in text
 
 
-def test_the_test_samples_at_the_end_of_a_run(quick, tmp_path):
+def test_the_test_samples_after_each_epoch(quick, tmp_path):
     result = trained(3, *quick, "--test", "--out", tmp_path / "run", "--model", "small-cnn")
-    test = events(tmp_path / "run")[-2]
+    first, last = (event for event in events(tmp_path / "run") if event["event"] == "epoch")
     checkpoint = tmp_path / "run" / "checkpoints" / "last.h5"
     found = json.loads(run(0, "-m", "dpcnn.evaluate", checkpoint, "--json").out)
-    assert test == {
-        "event": "test", "step": 14, "samples": 150, "test_loss": found["loss"], "test_accuracy": found["accuracy"]
-    }  # fmt: skip
-    assert f"test accuracy {found['accuracy']:.4f}, loss {found['loss']:.4f}, of 150 samples" in result.out
+    assert (last["test_loss"], last["test_accuracy"]) == (found["loss"], found["accuracy"])
+    assert first["test_loss"] > last["test_loss"]
+    assert f"; test accuracy {found['accuracy']:.4f}, loss {found['loss']:.4f}; training accuracy " in result.out
+    assert f", test accuracy {found['accuracy']:.4f}, " in result.out.splitlines()[-1]
+
+
+def test_without_validation_the_last_epoch_is_the_best(quick, tmp_path):
+    result = trained(2, *quick, "--validation", "0", "--model", "mlp", "--out", tmp_path / "run")
+    assert "700 images to train, 0 to validate" in result.out
+    assert result.out.splitlines()[-1].startswith("train accuracy ")
+    assert not [event for event in events(tmp_path / "run") if "validation_loss" in event]
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert (checkpoints / "best.h5").resolve() == (checkpoints / "last.h5").resolve()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["book-cnn-adagrad", "lenet5", "mlp-sgd"])
+def test_a_network_of_layers_in_a_recipe_on_any_number_of_ranks(recipe, tmp_path):
+    of_steps = ["--max-steps", "3", "--validation", "500"]
+    alone = trained(1, "--recipe", recipe, *of_steps, "--out", tmp_path / "1")
+    again = trained(3, "--recipe", tmp_path / "1" / "config.toml", "--out", tmp_path / "3")
+    assert alone.out.split("weights ")[-1].split()[0] == again.out.split("weights ")[-1].split()[0]
+    resumed = trained(2, "--resume", "--out", tmp_path / "3", "--max-steps", "4")
+    assert "resuming from step-00000003.h5" in resumed.out
+    result = run(0, "-m", "dpcnn.evaluate", tmp_path / "3" / "checkpoints" / "last.h5", "--split", "validation")
+    assert result.status == 0 and " of 500)" in result.out, result.err
 
 
 def test_any_hdf5_tool_opens_a_checkpoint(alone):

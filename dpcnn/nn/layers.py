@@ -1,81 +1,26 @@
-"""Layers: each turns a batch into the next one, and hands back the way for its gradient.
+"""Layers with weights, and those that shape what flows between them. Shapes: see layer.py."""
 
-Shapes, in every file of this package::
-
-    N       images of a batch                   x, y    a layer's input and output
-    H, W    height and width of the input       w, b    its weights and bias
-    C       channels of the input               dx ..   the gradient of the loss sum by x ..
-    F       filters: channels of the output
-    KH, KW  height and width of the kernel or pooling window
-    OH, OW  height and width of the output
-
-Images are (H, W, N, C): at each pixel the whole batch lies side by side. So everything that is done
-to windows, place by place, is done to long runs of N * C numbers. Vectors are (N, C).
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from dpcnn.memory import Array, Shape, Workspace
-from dpcnn.nn.convolution import choose_kernel, output_length, strided
+from dpcnn.errors import ConfigError
+from dpcnn.memory import Array, Shape
+from dpcnn.nn.convolution import choose_kernel, output_length
+from dpcnn.nn.layer import Backward, Layer, Parameter, at_least
 from dpcnn.streams import Draw
 
 SMALL_PRODUCT = 1_000_000
 """Up to so many multiplications, OpenBLAS multiplies matrices as they lie, and does not copy them first."""
 
-Backward = Callable[[Array, Mapping[str, Array]], Array | None]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A named array of a layer: its shape, and the fan-in that scales its first values (0: zeros)."""
-
-    name: str
-    shape: Shape
-    fan_in: int
-
-
-class Layer:
-    """A step of a network, without weights of its own: they are passed to it by name.
-
-    An output lives in the layer's workspace until the layer's next call, or until a layer behind it
-    writes over it; no layer needs its own output to go back.
-    """
-
-    parameters: tuple[Parameter, ...] = ()
-    multiplications = 0
-    """Of an image's way forward, by the layer's definition."""
-    needs_dx = True
-    """Whether anything in front of this layer wants its input's gradient; the network decides."""
-    number = 0
-    """Its place in the network, which names its random stream; the network decides."""
-
-    def __init__(self) -> None:
-        self.workspace = Workspace()
-
-    def connect(self, shape: Shape) -> Shape:
-        """Take the input's shape without N, declare ``parameters``, return the output's shape."""
-        return shape
-
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
-        """The output for ``x``, and the function ``backward(dy, gradients) -> dx``.
-
-        ``draw`` is where the layer takes what is random in training; None: there is nothing random,
-        as in evaluation. ``backward`` writes the weights' gradients into the arrays of ``gradients``, over what was
-        in them, and returns None in place of dx where ``needs_dx`` is false.
-        """
-        raise NotImplementedError
-
 
 class Scale(Layer):
     """Pixels 0..255 of any number type to ``low`` .. ``low + span`` of the weights' float type."""
 
-    def __init__(self, low: float, span: float, dtype: Any = np.float32) -> None:
+    def __init__(self, low: float = 0.0, span: float = 1.0, dtype: Any = np.float32) -> None:
         super().__init__()
         self.low, self.span, self.dtype = low, span, np.dtype(dtype)
 
@@ -99,17 +44,22 @@ class Conv2d(Layer):
     """
 
     def __init__(
-        self, filters: int, kernel: tuple[int, int], stride: int = 1, padding: int = 0, bias: bool = False
+        self, filters: int, kernel: int | tuple[int, int], stride: int = 1, padding: int = 0, bias: bool = False
     ) -> None:
         super().__init__()
-        self.filters, self.kernel, self.stride, self.padding, self.bias = filters, kernel, stride, padding, bias
+        self.kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+        if len(self.kernel) != 2:
+            raise ConfigError(f"kernel: expected a height and a width, not {list(self.kernel)}")
+        at_least(1, filters=filters, kernel=min(self.kernel), stride=stride)
+        at_least(0, padding=padding)
+        self.filters, self.stride, self.padding, self.bias = filters, stride, padding, bias
 
     def connect(self, shape: Shape) -> Shape:
         H, W, C = shape
         KH, KW = self.kernel
-        self.parameters = (Parameter("w", (KH, KW, C, self.filters), fan_in=KH * KW * C),)
+        self.parameters = (Parameter("w", (KH, KW, C, self.filters), KH * KW * C, KH * KW * self.filters),)
         if self.bias:
-            self.parameters += (Parameter("b", (self.filters,), 0),)
+            self.parameters += (Parameter("b", (self.filters,)),)
         self.algorithm = choose_kernel(shape, self.kernel, self.stride, self.padding)
         self.output = (
             output_length(H, KH, self.stride, self.padding),
@@ -134,72 +84,6 @@ class Conv2d(Layer):
         return y, backward
 
 
-class MaxPool2d(Layer):
-    """The largest value of each window; its gradient goes to the first place that holds it."""
-
-    def __init__(self, window: int, stride: int | None = None) -> None:
-        super().__init__()
-        self.window, self.stride = window, stride or window
-
-    def connect(self, shape: Shape) -> Shape:
-        H, W, C = shape
-        return output_length(H, self.window, self.stride), output_length(W, self.window, self.stride), C
-
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
-        H, W, N, C = x.shape
-        OH, OW, _ = self.connect((H, W, C))
-        first, *others = [
-            (strided(i, OH, self.stride), strided(j, OW, self.stride)) for i, j in np.ndindex(self.window, self.window)
-        ]
-        y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
-        larger = self.workspace.array("larger", (len(others), *y.shape), np.dtype(bool))
-        largest = x[first]
-        for place, flags in zip(others, larger, strict=True):
-            np.greater(x[place], largest, out=flags)  # than all places before it
-            largest = np.maximum(largest, x[place], out=y)
-
-        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
-            dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
-            tiled = self.stride == self.window and (OH * self.window, OW * self.window) == (H, W)
-            if not tiled:
-                dx[...] = 0
-            left, share = (self.workspace.array(key, dy.shape, dy.dtype) for key in ("left", "share"))
-            untaken = dy
-            for place, flags in zip(reversed(others), larger[::-1], strict=True):
-                share = dx[place] if tiled else share
-                np.multiply(untaken, flags, out=share)
-                untaken = np.subtract(untaken, share, out=left)
-                if not tiled:
-                    dx[place] += share
-            if tiled:
-                dx[first] = untaken
-            else:
-                dx[first] += untaken
-            return dx
-
-        return largest, backward
-
-
-class ReLU(Layer):
-    """max(x, 0), in place of x; its gradient in place of dy."""
-
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
-        positive = self.workspace.array("positive", x.shape, np.dtype(bool))
-        np.greater(x, 0, out=positive)
-        np.maximum(x, self._zeros(x), out=x)
-
-        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
-            return np.multiply(dy, positive, out=dy)
-
-        return x, backward
-
-    def _zeros(self, x: Array) -> Array:
-        """A row of zeros: NumPy compares with it three times faster than with a scalar."""
-        zeros = self.workspace.array("zeros", x.shape[-2:], x.dtype)
-        zeros[...] = 0
-        return zeros
-
-
 class Dropout(Layer):
     """In training, each unit is zero with probability ``part``, and the others grow by 1 / (1 - part).
 
@@ -210,6 +94,8 @@ class Dropout(Layer):
 
     def __init__(self, part: float) -> None:
         super().__init__()
+        if not 0 <= part < 1:
+            raise ConfigError(f"part: must be at least 0 and below 1, not {part}")
         self.threshold = int(part * 65536)
 
     def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
@@ -251,13 +137,14 @@ class Linear(Layer):
 
     def __init__(self, features: int, bias: bool = False) -> None:
         super().__init__()
+        at_least(1, features=features)
         self.features, self.bias = features, bias
 
     def connect(self, shape: Shape) -> Shape:
         (C,) = shape
-        self.parameters = (Parameter("w", (C, self.features), C),)
+        self.parameters = (Parameter("w", (C, self.features), C, self.features),)
         if self.bias:
-            self.parameters += (Parameter("b", (self.features,), 0),)
+            self.parameters += (Parameter("b", (self.features,)),)
         self.multiplications = C * self.features
         return (self.features,)
 

@@ -1,61 +1,114 @@
-"""The models that ``--model`` names: each a list of layers for so many classes and a part dropped."""
+"""Networks as data: lists of layers, each a table of its kind and its options, as recipes write them."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin, get_type_hints
 
-from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU, Scale
+from dpcnn.errors import ConfigError
+from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
+from dpcnn.nn.layer import Layer
+from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
+from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
+
+Spec = Sequence[Mapping[str, Any]]
+
+KINDS: dict[str, type[Layer]] = {
+    kind.__name__.lower(): kind
+    for kind in (Scale, Conv2d, MaxPool2d, AvgPool2d, ReLU, Sigmoid, Tanh, Dropout, Flatten, Linear)
+}
+
+MODELS: dict[str, Spec] = {
+    # 1.63 M parameters on 28x28x1. ReLU stands behind max-pooling, where it has a quarter of the
+    # work: the two commute, values and gradients alike.
+    "simple-cnn": [
+        {"kind": "scale", "low": 0.01, "span": 0.99},
+        {"kind": "conv2d", "filters": 16, "kernel": 3, "padding": 1},
+        {"kind": "maxpool2d", "window": 2},
+        {"kind": "relu"},
+        {"kind": "conv2d", "filters": 32, "kernel": 3, "padding": 1},
+        {"kind": "relu"},
+        {"kind": "conv2d", "filters": 64, "kernel": 3, "padding": 1},
+        {"kind": "maxpool2d", "window": 2},
+        {"kind": "relu"},
+        {"kind": "flatten"},
+        {"kind": "linear", "features": 512},
+        {"kind": "relu"},
+        {"kind": "dropout"},
+        {"kind": "linear"},
+    ],
+    # 46,994 parameters: the fastest way to 99 %
+    "small-cnn": [
+        {"kind": "scale"},
+        {"kind": "conv2d", "filters": 8, "kernel": 3, "padding": 1},
+        {"kind": "maxpool2d", "window": 2},
+        {"kind": "relu"},
+        {"kind": "conv2d", "filters": 24, "kernel": 3, "padding": 1},
+        {"kind": "maxpool2d", "window": 2},
+        {"kind": "relu"},
+        {"kind": "conv2d", "filters": 64, "kernel": 3, "padding": 1},
+        {"kind": "relu"},
+        {"kind": "flatten"},
+        {"kind": "dropout"},
+        {"kind": "linear", "bias": True},
+    ],
+    # one hidden layer: small enough to study a run by hand
+    "mlp": [
+        {"kind": "scale"},
+        {"kind": "flatten"},
+        {"kind": "linear", "features": 128, "bias": True},
+        {"kind": "relu"},
+        {"kind": "dropout"},
+        {"kind": "linear", "bias": True},
+    ],
+}
+"""The networks that ``--model`` names."""
 
 
-def simple_cnn(classes: int, dropout: float = 0.0) -> list[Layer]:
-    """Three 3x3 convolutions and two linear layers, no biases: 1.63 M parameters on 28x28x1.
+def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
+    """The layers of a network for so many classes.
 
-    ReLU stands behind max-pooling, where it has a quarter of the work: the two commute, values
-    and gradients alike.
+    A linear layer without ``features`` has one for each class. A dropout layer without ``part`` drops
+    ``dropout``, and is left out where that is 0.
+
+    Raises:
+        ConfigError: a layer of an unknown kind, or with options that it has not or can't have.
     """
-    return [
-        Scale(low=0.01, span=0.99),
-        Conv2d(16, (3, 3), padding=1),
-        MaxPool2d(2),
-        ReLU(),
-        Conv2d(32, (3, 3), padding=1),
-        ReLU(),
-        Conv2d(64, (3, 3), padding=1),
-        MaxPool2d(2),
-        ReLU(),
-        Flatten(),
-        Linear(512),
-        ReLU(),
-        *dropped(dropout),
-        Linear(classes),
-    ]
+    layers = []
+    for number, table in enumerate(spec, 1):
+        options = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items() if key != "kind"}
+        kind = table.get("kind")
+        if kind not in KINDS:
+            raise ConfigError(f"layer {number}: no kind {kind!r}; known are {', '.join(KINDS)}")
+        if kind == "linear":
+            options.setdefault("features", classes)
+        if kind == "dropout" and not options.setdefault("part", dropout):
+            continue
+        check(options, KINDS[kind], f"layer {number} ({kind})")
+        try:
+            layers.append(KINDS[kind](**options))
+        except ConfigError as error:
+            raise ConfigError(f"layer {number} ({kind}): {error}") from None
+    return layers
 
 
-def small_cnn(classes: int, dropout: float = 0.0) -> list[Layer]:
-    """Three 3x3 convolutions of 8, 24 and 64 filters and one linear layer: 46,994 parameters on 28x28x1."""
-    return [
-        Scale(low=0.0, span=1.0),
-        Conv2d(8, (3, 3), padding=1),
-        MaxPool2d(2),
-        ReLU(),
-        Conv2d(24, (3, 3), padding=1),
-        MaxPool2d(2),
-        ReLU(),
-        Conv2d(64, (3, 3), padding=1),
-        ReLU(),
-        Flatten(),
-        *dropped(dropout),
-        Linear(classes, bias=True),
-    ]
+def check(options: Mapping[str, Any], kind: type[Layer], where: str) -> None:
+    """Hold a layer's options against its constructor's signature.
 
-
-def mlp(classes: int, dropout: float = 0.0) -> list[Layer]:
-    """One hidden layer of 128 units with biases: small enough to study a run by hand."""
-    hidden = [Linear(128, bias=True), ReLU(), *dropped(dropout)]
-    return [Scale(low=0.0, span=1.0), Flatten(), *hidden, Linear(classes, bias=True)]
-
-
-def dropped(part: float) -> list[Layer]:
-    """A dropout layer, or none where nothing is dropped."""
-    return [Dropout(part)] if part else []
-
-
-MODELS: dict[str, Callable[..., list[Layer]]] = {"simple-cnn": simple_cnn, "small-cnn": small_cnn, "mlp": mlp}
+    Raises:
+        ConfigError: an unknown option, one of the wrong type, or one that is missing.
+    """
+    known = inspect.signature(kind).parameters
+    types = get_type_hints(kind.__init__)
+    for name, value in options.items():
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
+            raise ConfigError(f"{where}: unknown key {name!r}; {hint}")
+        allowed = [get_origin(each) or each for each in get_args(types[name]) or (types[name],)]
+        if type(value) not in allowed and not (float in allowed and type(value) is int):
+            names = " or ".join(each.__name__ for each in allowed if each is not type(None))
+            raise ConfigError(f"{where}: {name}: expected {names}, not {value!r}")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise ConfigError(f"{where}: {name} is missing")

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.memory import Array, Shape
-from dpcnn.nn.layers import Layer, Parameter
+from dpcnn.nn.initialise import INITS
+from dpcnn.nn.layer import Layer
 from dpcnn.nn.losses import softmax_cross_entropy
 from dpcnn.spans import Spans
 from dpcnn.streams import WEIGHTS, Draw, generator
@@ -38,35 +40,40 @@ class Network:
         parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
 
     Raises:
-        ConfigError: the images are too small for the layers.
+        ConfigError: the images are too small for the layers, or these don't fit each other.
     """
 
     def __init__(self, input_shape: Shape, layers: Sequence[Layer]) -> None:
         self.input_shape, self.layers, self.names = input_shape, list(layers), unique_names(layers)
         shape, self.activations = input_shape, 0
         for number, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
-            layer.number, shape = number, layer.connect(shape)
+            layer.number = number
+            try:
+                shape = layer.connect(shape)
+            except ValueError:
+                raise ConfigError(f"{name} can't take {shape}: pixels need a flatten before a linear layer") from None
             self.activations += prod(shape)
             if min(shape) < 1:
                 raise ConfigError(f"images of {input_shape} are too small for this model: {name} would give {shape}")
-        (self.classes,) = shape
+        self.classes = prod(shape)
+        if len(shape) > 1 or not any(layer.parameters for layer in self.layers):
+            raise ConfigError(f"the model ends in {shape}: its last layer must be a linear one")
         self.first = next(i for i, layer in enumerate(self.layers) if layer.parameters)
         self.layers[self.first].needs_dx = False
         self.parameters = [
-            Parameter(f"{name}.{p.name}", p.shape, p.fan_in)
+            replace(p, name=f"{name}.{p.name}")
             for name, layer in zip(self.names, self.layers, strict=True)
             for p in layer.parameters
         ]
         self.size = sum(prod(p.shape) for p in self.parameters)
         self.spans = Spans()
 
-    def initialise(self, seed: int) -> Vector:
-        """First values: normal with variance 2 / fan-in (He et al., 2015, eq. 10); biases zero."""
+    def initialise(self, seed: int, init: str = "he", deviation: float = 0.01) -> Vector:
+        """First values, by one of :data:`INITS`; biases are zero."""
         vector = np.zeros(self.size, np.float32)
         for number, (parameter, view) in enumerate(zip(self.parameters, self.views(vector).values(), strict=True)):
             if parameter.fan_in:
-                values = generator(seed, WEIGHTS, number).standard_normal(parameter.shape, np.float32)
-                view[...] = values * np.float32((2 / parameter.fan_in) ** 0.5)
+                view[...] = INITS[init](generator(seed, WEIGHTS, number), parameter, deviation)
         return vector
 
     @property

@@ -28,6 +28,13 @@ def max_pool2d(x: Array, window: int, stride: int) -> Array:
     return y
 
 
+def avg_pool2d(x: Array, window: int, stride: int) -> Array:
+    """y[i,j,n,c] = mean over p,q < window of x[i*stride+p, j*stride+q, n, c]."""
+    windows = sliding_window_view(x, (window, window), axis=(0, 1))
+    y: Array = windows[::stride, ::stride].mean(axis=(-2, -1))
+    return y
+
+
 def cross_entropy(logits: Array, targets: Array) -> float:
     """The sum over a batch of -sum_k targets[n,k] * log softmax(logits)[n,k]."""
     exponentials = np.exp(logits)

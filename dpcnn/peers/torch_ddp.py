@@ -15,9 +15,12 @@ import torch.distributed as dist
 from torch import nn
 
 from dpcnn.data.samples import find_data, load
-from dpcnn.nn.layers import Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU, Scale
-from dpcnn.nn.models import MODELS
+from dpcnn.nn.activations import ReLU
+from dpcnn.nn.layer import Layer
+from dpcnn.nn.layers import Conv2d, Flatten, Linear, Scale
+from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
+from dpcnn.nn.pooling import MaxPool2d
 from dpcnn.parallel.comm import Alone
 
 WARM_UP = 10  # steps
@@ -47,7 +50,7 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
     os.environ.update(GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=options.ranks)
     samples = load(find_data(options.data), "train", Alone())
-    scale, *layers = MODELS[options.model](samples.manifest.classes)
+    scale, *layers = build(MODELS[options.model], samples.manifest.classes)
     assert isinstance(scale, Scale)
     Network(samples.manifest.image_shape, [scale, *layers])  # tells the layers their shapes
     layout = torch.channels_last if options.layout == "channels-last" else torch.contiguous_format

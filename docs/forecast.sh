@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Measure the points of the cost model in performance.md, fit it to some and check it on the others.
+# In an activated environment with Open MPI; as root, for the hosts in network namespaces. 8 minutes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+points=$(mktemp -d)
+mkdir "$points/fit" "$points/check"
+
+step() { # fit or check, the ranks, the batch, the microbatch
+  mpirun -n "$2" python -m dpcnn.bench --steps 40 --model "$model" --batch "$3" --microbatch "$4" \
+    --json "$points/$1/$model-$2-$3-$4.json" >/dev/null
+}
+for model in simple-cnn small-cnn mlp; do
+  step fit 1 32 32
+  step fit 1 64 64
+  step fit 1 128 64
+  step fit 2 128 64
+  step fit 2 128 32
+  step fit 2 256 128
+  step fit 2 256 16
+  step check 1 128 32
+  step check 2 192 96
+  step check 2 512 64
+done
+for hosts in 2 3 4 6 8; do
+  part=$([ "$hosts" -le 4 ] && echo fit || echo check)
+  tests/namespaces.sh up "$hosts" 500mbit
+  for model in simple-cnn small-cnn mlp; do
+    tests/namespaces.sh mpirun --host "$(seq -s, -f h%g:1 "$hosts")" -n "$hosts" python -m dpcnn.bench \
+      --exchange-only --model "$model" --json "$points/$part/hosts-$hosts-$model.json" >/dev/null
+  done
+  tests/namespaces.sh down
+done
+python -m dpcnn.forecast --fit "$points"/fit/*.json --check "$points"/check/*.json "$@"

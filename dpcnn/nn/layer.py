@@ -1,0 +1,79 @@
+"""What a layer is: it turns a batch into the next one, and hands back the way for its gradient.
+
+Shapes, in every file of this package::
+
+    N       images of a batch                   x, y    a layer's input and output
+    H, W    height and width of the input       w, b    its weights and bias
+    C       channels of the input               dx ..   the gradient of the loss sum by x ..
+    F       filters: channels of the output
+    KH, KW  height and width of the kernel or pooling window
+    OH, OW  height and width of the output
+
+Images are (H, W, N, C): at each pixel the whole batch lies side by side. So everything that is done
+to windows, place by place, is done to long runs of N * C numbers. Vectors are (N, C).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from dpcnn.errors import ConfigError
+from dpcnn.memory import Array, Shape, Workspace
+from dpcnn.streams import Draw
+
+Backward = Callable[[Array, Mapping[str, Array]], Array | None]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A named array of a layer: its shape, and how many inputs an output has, and the reverse.
+
+    They scale the first values; where they are 0, as for biases, the first values are zeros.
+    """
+
+    name: str
+    shape: Shape
+    fan_in: int = 0
+    fan_out: int = 0
+
+
+class Layer:
+    """A step of a network, without weights of its own: they are passed to it by name.
+
+    An output lives in the layer's workspace until the layer's next call, or until a layer behind it
+    writes over it; no layer needs its own output to go back.
+    """
+
+    parameters: tuple[Parameter, ...] = ()
+    multiplications = 0
+    """Of an image's way forward, by the layer's definition."""
+    needs_dx = True
+    """Whether anything in front of this layer wants its input's gradient; the network decides."""
+    number = 0
+    """Its place in the network, which names its random stream; the network decides."""
+
+    def __init__(self) -> None:
+        self.workspace = Workspace()
+
+    def connect(self, shape: Shape) -> Shape:
+        """Take the input's shape without N, declare ``parameters``, return the output's shape."""
+        return shape
+
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+        """The output for ``x``, and the function ``backward(dy, gradients) -> dx``.
+
+        ``draw`` is where the layer takes what is random in training; None: there is nothing random,
+        as in evaluation. ``backward`` writes the weights' gradients into the arrays of ``gradients``, over what was
+        in them, and returns None in place of dx where ``needs_dx`` is false.
+        """
+        raise NotImplementedError
+
+
+def at_least(least: int, **options: int) -> None:
+    """Hold a layer's options against their bound.
+
+    Raises:
+        ConfigError: one is below.
+    """
+    for name, value in options.items():
+        if not value >= least:
+            raise ConfigError(f"{name}: must be at least {least}, not {value}")

@@ -1,0 +1,93 @@
+"""Pooling: one value for each window of a channel. Shapes: see layer.py."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dpcnn.memory import Array, Shape
+from dpcnn.nn.convolution import output_length, strided
+from dpcnn.nn.layer import Backward, Layer, at_least
+from dpcnn.streams import Draw
+
+
+class MaxPool2d(Layer):
+    """The largest value of each window; its gradient goes to the first place that holds it."""
+
+    def __init__(self, window: int, stride: int | None = None) -> None:
+        super().__init__()
+        self.window, self.stride = window, window if stride is None else stride
+        at_least(1, window=self.window, stride=self.stride)
+
+    def connect(self, shape: Shape) -> Shape:
+        H, W, C = shape
+        return output_length(H, self.window, self.stride), output_length(W, self.window, self.stride), C
+
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+        H, W, N, C = x.shape
+        OH, OW, _ = self.connect((H, W, C))
+        first, *others = [
+            (strided(i, OH, self.stride), strided(j, OW, self.stride)) for i, j in np.ndindex(self.window, self.window)
+        ]
+        y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
+        larger = self.workspace.array("larger", (len(others), *y.shape), np.dtype(bool))
+        largest = x[first]
+        for place, flags in zip(others, larger, strict=True):
+            np.greater(x[place], largest, out=flags)  # than all places before it
+            largest = np.maximum(largest, x[place], out=y)
+
+        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
+            dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
+            tiled = self.stride == self.window and (OH * self.window, OW * self.window) == (H, W)
+            if not tiled:
+                dx[...] = 0
+            left, share = (self.workspace.array(key, dy.shape, dy.dtype) for key in ("left", "share"))
+            untaken = dy
+            for place, flags in zip(reversed(others), larger[::-1], strict=True):
+                share = dx[place] if tiled else share
+                np.multiply(untaken, flags, out=share)
+                untaken = np.subtract(untaken, share, out=left)
+                if not tiled:
+                    dx[place] += share
+            if tiled:
+                dx[first] = untaken
+            else:
+                dx[first] += untaken
+            return dx
+
+        return largest, backward
+
+
+class AvgPool2d(Layer):
+    """The mean of each window."""
+
+    def __init__(self, window: int, stride: int | None = None) -> None:
+        super().__init__()
+        self.window, self.stride = window, window if stride is None else stride
+        at_least(1, window=self.window, stride=self.stride)
+
+    def connect(self, shape: Shape) -> Shape:
+        H, W, C = shape
+        return output_length(H, self.window, self.stride), output_length(W, self.window, self.stride), C
+
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+        H, W, N, C = x.shape
+        OH, OW, _ = self.connect((H, W, C))
+        places = [
+            (strided(i, OH, self.stride), strided(j, OW, self.stride)) for i, j in np.ndindex(self.window, self.window)
+        ]
+        share = x.dtype.type(1 / self.window**2)
+        y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
+        y[...] = x[places[0]]
+        for place in places[1:]:
+            y += x[place]
+        y *= share
+
+        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
+            dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
+            dx[...] = 0
+            dy *= share
+            for place in places:
+                dx[place] += dy
+            return dx
+
+        return y, backward

@@ -1,0 +1,119 @@
+"""Run recipes anew and hold them against what was published: python -m dpcnn.reproduce [RECIPE...]"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from dpcnn.bench import start
+from dpcnn.cli import DONE, Parser, parse, run
+from dpcnn.config import read_recipe
+from dpcnn.errors import ConfigError
+from dpcnn.fingerprint import fingerprint, processor
+from dpcnn.metrics import Event, read_events
+from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.launch import check_starter, usual_launcher
+from dpcnn.tables import markdown
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure that somebody printed: the accuracy on ``kind`` samples after an epoch."""
+
+    kind: str
+    epoch: int
+    accuracy: float
+    source: str
+
+
+PUBLISHED = {
+    "simple-cnn-32": [Published("validation", 8, 0.9956, "the network's author")],
+    "book-cnn-adam": [Published("test", 20, 0.99, "the textbook, about")],
+    "book-cnn-adagrad": [
+        Published("test", 1, 0.9780, "a reader of the textbook"),
+        Published("test", 10, 0.9860, "a reader of the textbook"),
+    ],
+    "mlp-sgd": [Published("test", 84, 0.9721, "a reader of the textbook")],
+    "mlp-adam": [Published("test", 10, 0.9708, "a course's author")],
+    "lenet5": [Published("test", 20, 0.9905, "LeCun et al., 1998, section III.B")],
+    "fast": [Published("test", 2, 0.99, "a goal of our own, in 10 s")],
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run(lambda comm: reproduce(comm, argv), comm=Alone())
+
+
+def reproduce(comm: Alone, argv: Sequence[str] | None) -> int:
+    """Run every recipe with every seed, and write the table."""
+    parser = Parser(prog="dpcnn.reproduce", description=__doc__)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"of {', '.join(PUBLISHED)} (default all)")
+    parser.add_argument("--seeds", default="0,1,2", help="a run with each (default 0,1,2)")
+    parser.add_argument("--ranks", type=int, default=2, help="of each run (default 2)")
+    parser.add_argument("--launcher", default=usual_launcher(), help="starts the ranks, as for dpcnn.verify")
+    parser.add_argument("--data", help="data set, in place of the recipes' own")
+    parser.add_argument("--max-steps", type=int, help="end each run after so many steps: for a trial")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table to this Markdown file")
+    options = parse(parser, argv, comm)
+    names = options.recipes or list(PUBLISHED)
+    for name in names:
+        if name not in PUBLISHED:
+            raise ConfigError(f"no published figure for {name!r}; choose from {', '.join(PUBLISHED)}")
+    if not all(word.isdecimal() for word in options.seeds.split(",")):
+        raise ConfigError(f"--seeds: expected numbers such as 0,1,2, not {options.seeds}")
+    check_starter("dpcnn.reproduce", options.launcher)
+    more = [word for key in ("data", "max_steps") if (value := getattr(options, key)) is not None
+            for word in ("--" + key.replace("_", "-"), str(value))]  # fmt: skip
+    launcher = [*shlex.split(options.launcher), "-n", str(options.ranks)]
+    rows = []
+    for name in names:
+        runs = []
+        for seed in options.seeds.split(","):
+            print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
+            runs.append(train(launcher, name, seed, more))
+        rows += [compare(name, published, runs) for published in PUBLISHED[name]]
+    text = table(rows, options.ranks)
+    print(text)
+    if options.out:
+        options.out.write_text(f"# Results\n\n{text}\n", encoding="utf-8")
+    return DONE
+
+
+def train(launcher: Sequence[str], recipe: str, seed: str, more: Sequence[str]) -> list[Event]:
+    """A run's events of epochs."""
+    with TemporaryDirectory(prefix="dpcnn-reproduce-") as work:
+        folder = Path(work) / recipe
+        start(launcher, "dpcnn.train", "--recipe", recipe, "--seed", seed, "--test", "--out", str(folder), *more)
+        return [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "epoch"]
+
+
+def compare(name: str, published: Published, runs: Sequence[Sequence[Event]]) -> tuple[str, ...]:
+    """A row of the table: the published figure, and ours of every seed after the same epoch."""
+    reached = [next((e for e in epochs if e["epoch"] == published.epoch), epochs[-1]) for epochs in runs]
+    found = [event[f"{published.kind}_accuracy"] for event in reached]
+    seconds = [sum(e["seconds"] for e in epochs if e["epoch"] <= published.epoch) for epochs in runs]
+    return (
+        name,
+        read_recipe(name).optimizer,
+        f"{published.kind}, epoch {published.epoch}",
+        f"{published.accuracy:.4f} ({published.source})",
+        f"{median(found):.4f}",
+        " ".join(f"{accuracy:.4f}" for accuracy in found),
+        f"{median(seconds):.0f} s",
+    )
+
+
+def table(rows: Sequence[Sequence[str]], ranks: int) -> str:
+    """The rows under their header, and what machine they come from."""
+    numerics = fingerprint()
+    header = ("recipe", "optimizer", "accuracy", "published", "ours, median", "of each seed", "training")
+    machine = f"{processor()}; {ranks} ranks; NumPy {numerics['numpy']}, {numerics['blas']}"
+    return f"{machine}\n\n{markdown(header, rows)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Layers and optimizers against PyTorch's, where it is installed."""
+
+import numpy as np
+import pytest
+
+from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
+from dpcnn.nn.layers import Conv2d, Linear
+from dpcnn.nn.losses import softmax_cross_entropy
+from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
+from dpcnn.optim import OPTIMIZERS
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+RNG = np.random.default_rng(3)
+
+PAIRS = {
+    "conv2d": (Conv2d(5, 3, 2, 1, bias=True), lambda: torch.nn.Conv2d(3, 5, 3, 2, 1)),
+    "winograd": (Conv2d(5, 3, 1, 1), lambda: torch.nn.Conv2d(8, 5, 3, 1, 1, bias=False)),
+    "maxpool2d": (MaxPool2d(3, 2), lambda: torch.nn.MaxPool2d(3, 2)),
+    "avgpool2d": (AvgPool2d(3, 2), lambda: torch.nn.AvgPool2d(3, 2)),
+    "relu": (ReLU(), torch.nn.ReLU),
+    "sigmoid": (Sigmoid(), torch.nn.Sigmoid),
+    "tanh": (Tanh(), torch.nn.Tanh),
+    "linear": (Linear(7, bias=True), lambda: torch.nn.Linear(6, 7)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_layers(name):
+    layer, make = PAIRS[name]
+    theirs = make().double()
+    shape = (6,) if name == "linear" else (9, 8, 8 if name == "winograd" else 3)
+    layer.connect(shape)
+    x = RNG.standard_normal((*shape[:-1], 4, shape[-1]))
+    weights = {p.name: RNG.standard_normal(p.shape) for p in layer.parameters}
+    with torch.no_grad():
+        for key, module in (("w", "weight"), ("b", "bias")):
+            if key in weights:
+                w = weights[key].transpose(3, 2, 0, 1) if weights[key].ndim == 4 else weights[key].T
+                getattr(theirs, module).copy_(torch.from_numpy(np.ascontiguousarray(w)))
+    there = torch.from_numpy(x.transpose(2, 3, 0, 1).copy() if x.ndim == 4 else x.copy()).requires_grad_()
+    expected = theirs(there)
+    y, backward = layer.forward(x.copy(), weights)
+    found = y.transpose(2, 3, 0, 1) if y.ndim == 4 else y
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-10, atol=1e-10)
+    dy = RNG.standard_normal(found.shape)
+    expected.backward(torch.from_numpy(dy))
+    gradients = {key: np.empty_like(w) for key, w in weights.items()}
+    dx = backward(np.ascontiguousarray(dy.transpose(2, 3, 0, 1)) if y.ndim == 4 else dy, gradients)
+    dx = dx.transpose(2, 3, 0, 1) if dx.ndim == 4 else dx
+    np.testing.assert_allclose(dx, there.grad.numpy(), rtol=1e-9, atol=1e-9)
+
+
+def test_loss():
+    logits, labels = RNG.standard_normal((6, 10)), RNG.integers(0, 10, 6)
+    losses, gradient = softmax_cross_entropy(logits, labels, 0.1)
+    there = torch.from_numpy(logits).requires_grad_()
+    value = torch.nn.functional.cross_entropy(there, torch.from_numpy(labels), label_smoothing=0.1, reduction="sum")
+    value.backward()
+    assert losses.sum() == pytest.approx(value.item())
+    np.testing.assert_allclose(gradient, there.grad.numpy(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("sgd", lambda p: torch.optim.SGD(p, 0.01)),
+        ("momentum", lambda p: torch.optim.SGD(p, 0.01, momentum=0.9)),
+        ("nesterov", lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, nesterov=True)),
+        ("adagrad", lambda p: torch.optim.Adagrad(p, 0.01, eps=1e-7)),
+        ("rmsprop", lambda p: torch.optim.RMSprop(p, 0.01)),
+        ("adam", lambda p: torch.optim.Adam(p, 0.01)),
+        ("adamw", lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.01)),
+    ],
+)
+def test_optimizers(name, make):
+    ours = RNG.standard_normal(50)
+    theirs = torch.from_numpy(ours.copy()).requires_grad_()
+    optimizer, other = OPTIMIZERS[name](50, np.float64), make([theirs])
+    for step in range(1, 8):
+        g = RNG.standard_normal(50)
+        optimizer.update(ours, g, step, 0.01)
+        theirs.grad = torch.from_numpy(g.copy())
+        other.step()
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-9, atol=1e-12)
