@@ -5,7 +5,8 @@ import sys
 
 COMMANDS = {
     "train": "train a network",
-    "evaluate": "loss and accuracy of a checkpoint",
+    "evaluate": "what a checkpoint gets right and wrong",
+    "predict": "say what is in pictures",
     "verify": "prove that ranks change nothing, here",
     "bench": "measure speed, also against PyTorch DDP",
     "reproduce": "run recipes anew, and hold them against what was published",

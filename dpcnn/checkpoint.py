@@ -1,6 +1,6 @@
 """Checkpoints: one file each, whole or absent, checked before a byte of it is believed.
 
-A checkpoint starts with a block of 512 bytes, ``dpcnn checkpoint 1``, the sha256 of all that
+A checkpoint starts with a block of 512 bytes, ``dpcnn checkpoint 2``, the sha256 of all that
 follows, and zeros; what follows is an HDF5 file (the block is HDF5's user block, so any HDF5 tool
 opens the checkpoint as it is)::
 
@@ -31,7 +31,7 @@ from dpcnn.metrics import Cursor
 
 Vector = NDArray[np.float32]
 
-MAGIC = b"dpcnn checkpoint 1\n"
+MAGIC = b"dpcnn checkpoint 2\n"
 BLOCK = 512
 LAST, BEST = "last.h5", "best.h5"
 
@@ -45,6 +45,7 @@ class Checkpoint:
         optimizer: the optimizer's flat vectors by name.
         cursor: where the run is, with its metrics so far.
         config: of the run, the seed included.
+        image_shape, classes: what the network takes and tells apart.
         data: the data set's checksum.
         weights_sha256: of the flat parameter vector.
         fingerprint: of the numerics that it was made with.
@@ -54,6 +55,8 @@ class Checkpoint:
     optimizer: dict[str, Vector]
     cursor: Cursor
     config: Config
+    image_shape: tuple[int, ...]
+    classes: int
     data: str
     weights_sha256: str
     fingerprint: dict[str, Any]
@@ -63,6 +66,8 @@ class Checkpoint:
         return {
             "cursor": asdict(self.cursor),
             "config": asdict(self.config),
+            "image_shape": list(self.image_shape),
+            "classes": self.classes,
             "data": self.data,
             "weights_sha256": self.weights_sha256,
             "fingerprint": self.fingerprint,
@@ -140,6 +145,8 @@ def read(path: Path) -> Checkpoint:
             optimizer,
             cursor=Cursor.from_dict(state["cursor"]),
             config=from_dict(state["config"]),
+            image_shape=(int(state["image_shape"][0]), int(state["image_shape"][1]), int(state["image_shape"][2])),
+            classes=int(state["classes"]),
             data=str(state["data"]),
             weights_sha256=str(state["weights_sha256"]),
             fingerprint=dict(state["fingerprint"]),

@@ -1,26 +1,32 @@
-"""Loss and accuracy of a checkpoint: python -m dpcnn.evaluate CHECKPOINT"""
+"""What a checkpoint gets right and wrong: python -m dpcnn.evaluate CHECKPOINT"""
 
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpcnn.checkpoint import Checkpoint, read
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.config import from_dict
 from dpcnn.data.samples import find_data, load
+from dpcnn.errors import ConfigError
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
-from dpcnn.validation import evaluate
+from dpcnn.plots import draw_confusion, draw_mistakes
+from dpcnn.tables import text
+from dpcnn.validation import Answers, evaluate
 
 SENTENCE = (
     "{checkpoint} (step {step}) on the {split} samples of {data}: accuracy {accuracy:.4f} "
     "({correct} of {samples}), loss {loss:.4f}, {seconds:.1f} s"
 )
+MISTAKES = 40  # in the picture
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +40,11 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, such as RUN/checkpoints/best.h5")
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="which samples (default test)")
     parser.add_argument("--data", metavar="NAME|DIR", help="another data set than the checkpoint's")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--classes", action="store_true", help="precision and recall of each class, and who is taken for whom"
+    )
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the confusion matrix and the worst mistakes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with all of this")
     with comm.together():
         options = parse(parser, argv, comm)
     checkpoint: Checkpoint | None = None
@@ -50,27 +60,71 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
     samples = load(folder, "test" if options.split == "test" else "train", comm)
     first = 0 if options.split == "test" else max(0, len(samples) - config.validation)
     with comm.together():
+        if first == len(samples):
+            raise ConfigError(f"{options.checkpoint}: its run held no samples back for validation; give --split test")
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         vector = np.empty(network.size, np.float32)
         if checkpoint:
             vector = network.flat(checkpoint.parameters)
     comm.broadcast(vector)
     started = time.perf_counter()
-    tally = evaluate(comm, network, vector, samples, range(first, len(samples)), config.label_smoothing)
-    if checkpoint:
-        result = {
-            "checkpoint": str(options.checkpoint),
-            "step": checkpoint.cursor.step,
-            "data": samples.manifest.name,
-            "split": options.split,
-            "samples": tally.count,
-            "correct": tally.correct,
-            "accuracy": tally.accuracy,
-            "loss": tally.mean_loss,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-        print(json.dumps(result) if options.json else SENTENCE.format(**result))
+    answers = evaluate(comm, network, vector, samples, range(first, len(samples)), config.label_smoothing)
+    seconds = time.perf_counter() - started
+    with comm.together():
+        if checkpoint:
+            place = {"checkpoint": str(options.checkpoint), "step": checkpoint.cursor.step}
+            of_data = {"data": samples.manifest.name, "split": options.split}
+            told = place | of_data | result(answers, network.classes) | {"seconds": round(seconds, 3)}
+            print(json.dumps(told) if options.json else SENTENCE.format(**told))
+            if options.classes:
+                print(f"\n{class_table(told)}")
+            if options.plots:
+                options.plots.mkdir(parents=True, exist_ok=True)
+                print(draw_confusion(answers.confusion(network.classes), options.plots / "confusion"))
+                print(draw_mistakes(answers, samples, first, MISTAKES, options.plots / "mistakes"))
     return DONE
+
+
+def result(answers: Answers, classes: int) -> dict[str, Any]:
+    """All that is said of the answers, ready for JSON."""
+    tally, confusion = answers.tally, answers.confusion(classes)
+    return {
+        "samples": tally.count,
+        "correct": tally.correct,
+        "accuracy": tally.accuracy,
+        "loss": tally.mean_loss,
+        "classes": of_classes(confusion),
+        "confusion": confusion.tolist(),
+    }
+
+
+def of_classes(confusion: NDArray[Any]) -> list[dict[str, Any]]:
+    """For each class: its samples; recall, the part of them that were found; and precision, the part
+    of those taken for it that were right. None where there are none."""
+    right, of_class, taken = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    return [
+        {
+            "class": number,
+            "samples": int(of_class[number]),
+            "precision": right[number] / taken[number] if taken[number] else None,
+            "recall": right[number] / of_class[number] if of_class[number] else None,
+        }
+        for number in range(len(confusion))
+    ]
+
+
+def class_table(result: Mapping[str, Any]) -> str:
+    """A row for each class: how many, precision and recall, and what they were taken for."""
+    rows = [
+        (
+            str(found["class"]),
+            str(found["samples"]),
+            *("-" if found[key] is None else f"{found[key]:.4f}" for key in ("precision", "recall")),
+            *(str(count or ".") for count in counts),
+        )
+        for found, counts in zip(result["classes"], result["confusion"], strict=True)
+    ]
+    return text(("class", "samples", "precision", "recall", *(f"as {row[0]}" for row in rows)), rows)
 
 
 if __name__ == "__main__":

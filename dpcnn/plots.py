@@ -4,11 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.data.samples import Samples
 from dpcnn.metrics import evaluated, read_events
+from dpcnn.validation import Answers
 
 STYLES = ("o--", "s-", "^:")
 NAMES = {"train": "training"}
-MISSING = "no curves drawn: matplotlib is not installed (pip install 'dpcnn[plot]')"
+MISSING = "nothing drawn: matplotlib is not installed (pip install 'dpcnn[plot]')"
 
 
 def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: bool = False) -> str:
@@ -41,7 +46,7 @@ def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: boo
         axes.set(ylim=(0, None), xticks=list(first))
     axes.grid(alpha=0.3)
     axes.legend()
-    return save(figure, stem)
+    return save(figure, stem, "scaling")
 
 
 def draw_curves(runs: Sequence[Path], stem: Path) -> str:
@@ -80,10 +85,61 @@ def draw_curves(runs: Sequence[Path], stem: Path) -> str:
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.legend()
-    return save(figure, stem)
+    return save(figure, stem, "curves")
 
 
-def new_figure(width: float) -> Any:
+def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:
+    """Draw who is taken for whom, (classes, classes) counts, to STEM.png and STEM.svg.
+
+    Shades are of the mistakes; the counts on the diagonal are right.
+
+    Returns:
+        A line that says what was drawn, or why not.
+    """
+    figure = new_figure(width=6, height=5.5)
+    if figure is None:
+        return MISSING
+    axes = figure.subplots()
+    mistakes = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
+    most = max(1, mistakes.max())
+    axes.imshow(mistakes, cmap="Greys", vmin=0, vmax=most)
+    for (row, column), count in np.ndenumerate(confusion):
+        dark = mistakes[row, column] > most / 2
+        weight = "bold" if row == column else "normal"
+        axes.text(column, row, count or "", ha="center", va="center", color="white" if dark else "black", weight=weight)
+    axes.set(xlabel="predicted class", ylabel="right class", xticks=range(len(confusion)), yticks=range(len(confusion)))
+    return save(figure, stem, "confusion matrix")
+
+
+def draw_mistakes(answers: Answers, samples: Samples, first: int, most: int, stem: Path) -> str:
+    """Draw the images with the highest losses among those classified wrong, to STEM.png and STEM.svg.
+
+    Args:
+        first: the number of the first of the samples that were answered.
+        most: draw no more than so many.
+
+    Returns:
+        A line that says what was drawn, or why not.
+    """
+    wrong = np.flatnonzero(answers.predicted != answers.labels)
+    worst = wrong[np.argsort(-answers.losses[wrong], kind="stable")][:most]
+    if not len(worst):
+        return "no mistakes drawn: there are none"
+    columns = 8
+    rows = -(-len(worst) // columns)
+    figure = new_figure(width=1.1 * columns, height=1.3 * rows)
+    if figure is None:
+        return MISSING
+    images, _ = samples.take(worst + first)
+    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+        axes.axis("off")
+    for axes, number, image in zip(grid.flat, worst, images, strict=False):
+        axes.imshow(image.squeeze(), cmap="Greys")
+        axes.set_title(f"{answers.labels[number]} as {answers.predicted[number]}", fontsize=9)
+    return save(figure, stem, "worst mistakes")
+
+
+def new_figure(width: float, height: float = 4) -> Any:
     """A figure of that many inches, or None without Matplotlib."""
     try:
         import matplotlib
@@ -92,12 +148,12 @@ def new_figure(width: float) -> Any:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, 4), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def save(figure: Any, stem: Path) -> str:
+def save(figure: Any, stem: Path, what: str) -> str:
     """Write a figure, and say where."""
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for path in paths:
         figure.savefig(path, dpi=150)
-    return f"curves drawn: {' and '.join(map(str, paths))}"
+    return f"{what} drawn: {' and '.join(map(str, paths))}"

@@ -203,7 +203,8 @@ class Trainer:
         numbers = range(first, len(samples))
         if not numbers:
             return {}
-        found = evaluate(self.comm, self.network, self.vector, samples, numbers, self.config.label_smoothing)
+        smoothing = self.config.label_smoothing
+        found = evaluate(self.comm, self.network, self.vector, samples, numbers, smoothing).tally
         return {f"{name}_loss": found.mean_loss, f"{name}_accuracy": found.accuracy}
 
     def record(self, event: Event) -> None:
@@ -240,6 +241,8 @@ class Trainer:
                         vectors,
                         self.cursor,
                         self.config,
+                        self.network.input_shape,
+                        self.network.classes,
                         self.samples.manifest.checksum,
                         weights_sha256(self.vector),
                         fingerprint(),

@@ -1,9 +1,14 @@
-"""Distributed evaluation: exact sums and counts, the same on any number of ranks."""
+"""Distributed evaluation: every sample answered once, the same on any number of ranks."""
+
+from dataclasses import dataclass
+from math import fsum
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpcnn.data.samples import Samples
-from dpcnn.metrics import Tally, total
+from dpcnn.metrics import Tally
 from dpcnn.nn.losses import softmax_cross_entropy
 from dpcnn.nn.network import Network, Vector
 from dpcnn.parallel.comm import Alone
@@ -13,25 +18,54 @@ EVALUATION_BLOCK = 128
 """Samples whose logits are computed at once: fixed, so that no sample's bits depend on the ranks."""
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of some samples, in their order.
+
+    Attributes:
+        labels: (n,) the right classes.
+        predicted: (n,) the classes with the highest logits.
+        losses: (n,) cross-entropy of each.
+    """
+
+    labels: NDArray[Any]
+    predicted: NDArray[Any]
+    losses: NDArray[Any]
+
+    @property
+    def tally(self) -> Tally:
+        """Their sum: ``math.fsum`` is exact, so nothing depends on an order."""
+        return Tally(fsum(self.losses), int((self.predicted == self.labels).sum()), len(self.labels))
+
+    def confusion(self, classes: int) -> NDArray[Any]:
+        """(classes, classes) counts: by row the right class, by column the predicted one."""
+        counts = np.zeros((classes, classes), np.int64)
+        np.add.at(counts, (self.labels, self.predicted), 1)
+        return counts
+
+
 def evaluate(
     comm: Alone, network: Network, vector: Vector, samples: Samples, numbers: range, smoothing: float
-) -> Tally:
-    """The loss and accuracy of some samples, each rank taking a share of them.
+) -> Answers:
+    """The answers for some samples, each rank working out a share of them.
 
     Args:
         numbers: which samples, by number.
         smoothing: of the targets, as in training.
 
     Returns:
-        The same tally on every rank: each sample counted once, none twice.
+        The same on every rank: each sample once, none twice.
     """
     blocks = cut(len(numbers), EVALUATION_BLOCK)
-    bounds = shares(len(blocks), comm.size)
-    row = np.zeros((1 + len(blocks) // comm.size, 2))  # of loss and count right: a share is never longer
-    for place, (start, stop) in enumerate(blocks[bounds[comm.rank] : bounds[comm.rank + 1]]):
-        images, labels = samples.take(np.array(numbers[start:stop]))
-        logits = network.logits(vector, images)
-        losses, _ = softmax_cross_entropy(logits, labels, smoothing)
-        row[place] = losses.sum(dtype=np.float64), (logits.argmax(axis=1) == labels).sum()
-    rows = comm.allgather(row).reshape(-1, 2)
-    return total(rows[:, 0], rows[:, 1], len(numbers))
+    bounds = [blocks[place][0] if place < len(blocks) else len(numbers) for place in shares(len(blocks), comm.size)]
+    row = np.empty((max(np.diff(bounds)), 3))
+    first, end = bounds[comm.rank : comm.rank + 2]
+    for start, stop in blocks:
+        if first <= start < end:
+            images, labels = samples.take(np.array(numbers[start:stop]))
+            logits = network.logits(vector, images)
+            losses, _ = softmax_cross_entropy(logits, labels, smoothing)
+            row[start - first : stop - first] = np.stack([labels, logits.argmax(axis=1), losses], axis=1)
+    rows = comm.allgather(row)
+    told = np.concatenate([rows[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
+    return Answers(told[:, 0].astype(np.int64), told[:, 1].astype(np.int64), told[:, 2])

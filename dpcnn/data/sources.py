@@ -86,7 +86,11 @@ def read_idx(path: Path) -> Images:
     Raises:
         DataError: its header and its length don't agree, or it holds other numbers.
     """
-    content = _read_bytes(path)
+    return parse_idx(path, _read_bytes(path))
+
+
+def parse_idx(path: Path, content: bytes) -> Images:
+    """The same for the bytes of such a file; ``path`` is for messages."""
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
         raise DataError(f"{path}: not an IDX file of unsigned bytes: it starts with {content[:4]!r}")
     shape = struct.unpack(f">{content[3]}I", content[4 : 4 + 4 * content[3]])

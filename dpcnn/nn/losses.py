@@ -33,3 +33,10 @@ def softmax_cross_entropy(logits: Array, labels: Array, smoothing: float) -> tup
     dlogits -= dlogits.dtype.type(smoothing / K)
     dlogits[rows, labels] -= dlogits.dtype.type(1 - smoothing)
     return losses, dlogits
+
+
+def softmax(logits: Array) -> Array:
+    """The probabilities (N, K) that the logits (N, K) stand for."""
+    exponentials: Array = np.exp(logits - logits.max(axis=1, keepdims=True))
+    exponentials /= exponentials.sum(axis=1, keepdims=True)
+    return exponentials

@@ -1,0 +1,67 @@
+"""Evaluation: counts by hand, pictures, and the same on any number of ranks."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import run, train
+
+from dpcnn.evaluate import class_table, of_classes
+from dpcnn.validation import Answers
+
+ANSWERS = Answers(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1]), np.array([0.1, 0.2, 3, 0.1, 2, 4]))
+
+
+def test_counts_by_hand():
+    confusion = ANSWERS.confusion(4)
+    assert confusion.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    assert (ANSWERS.tally.correct, ANSWERS.tally.count) == (3, 6)
+    assert ANSWERS.tally.mean_loss == pytest.approx(9.4 / 6)
+    first, second, third, fourth = of_classes(confusion)
+    assert first == {"class": 0, "samples": 3, "precision": 2 / 3, "recall": 2 / 3}
+    assert second == {"class": 1, "samples": 2, "precision": 1 / 3, "recall": 1 / 2}
+    assert third == {"class": 2, "samples": 1, "precision": None, "recall": 0}
+    assert fourth == {"class": 3, "samples": 0, "precision": None, "recall": None}
+
+
+def test_the_table_of_classes():
+    confusion = ANSWERS.confusion(3)
+    lines = class_table({"classes": of_classes(confusion), "confusion": confusion.tolist()}).splitlines()
+    assert lines[0].split() == ["class", "samples", "precision", "recall", "as", "0", "as", "1", "as", "2"]
+    assert lines[2].split() == ["0", "3", "0.6667", "0.6667", "2", "1", "."]
+    assert lines[4].split() == ["2", "1", "-", "0.0000", ".", "1", "."]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(quick, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    assert train(1, *quick, "--model", "mlp", "--max-steps", "6", "--validation", "0", "--out", folder).status == 0
+    return folder / "checkpoints" / "last.h5"
+
+
+def test_all_ranks_tell_the_same(checkpoint):
+    found = [json.loads(run(ranks, "-m", "dpcnn.evaluate", checkpoint, "--json").out) for ranks in (0, 2, 3)]
+    for result in found:
+        result.pop("seconds")
+        assert result == found[0]
+    assert np.sum(found[0]["confusion"]) == found[0]["samples"] == 150
+    assert np.trace(found[0]["confusion"]) == found[0]["correct"]
+    assert sum(row["samples"] for row in found[0]["classes"]) == 150
+
+
+def test_table_and_pictures(checkpoint, tmp_path):
+    pytest.importorskip("matplotlib")
+    result = run(3, "-m", "dpcnn.evaluate", checkpoint, "--classes", "--plots", tmp_path / "new" / "folder")
+    assert result.status == 0, result.err
+    assert sum(line.split()[:1] == [str(n)] for n, line in enumerate(result.out.splitlines()[4:14])) == 10
+    for name in ("confusion", "mistakes"):
+        path = tmp_path / "new" / "folder" / f"{name}.png"
+        assert path.read_bytes().startswith(b"\x89PNG") and str(path) in result.out
+
+
+def test_a_run_without_validation_has_none_to_evaluate(checkpoint):
+    result = run(2, "-m", "dpcnn.evaluate", checkpoint, "--split", "validation")
+    assert result.status == 2
+    assert [line for line in result.errors if line.startswith("dpcnn: ")] == [
+        f"dpcnn: error: {checkpoint}: its run held no samples back for validation; give --split test"
+    ]

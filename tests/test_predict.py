@@ -1,0 +1,176 @@
+"""Pictures of any size and polarity become what the network knows, and bad files are refused."""
+
+import csv
+import gzip
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, environment, run, train
+
+from dpcnn.data.pictures import like_mnist, read_pictures
+from dpcnn.data.samples import find_data, load
+from dpcnn.errors import DataError
+from dpcnn.nn.losses import softmax
+from dpcnn.parallel.comm import Alone
+
+Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+HERE = Path("picture.png")
+
+
+def digits(count):
+    samples = load(find_data(str(ROOT / "data" / "mnist")), "test", Alone())
+    images, labels = samples.take(np.arange(count))
+    return images[..., 0], labels
+
+
+def enlarged(digit, times=4, canvas=(300, 220), at=(150, 20)):
+    """A digit, larger, somewhere on an empty sheet."""
+    sheet = np.zeros(canvas)
+    large = digit.repeat(times, axis=0).repeat(times, axis=1)
+    sheet[at[0] : at[0] + len(large), at[1] : at[1] + len(large)] = large
+    return sheet
+
+
+def png(picture) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(picture, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_mnist_s_own_digits_come_out_as_they_went_in():
+    images, _ = digits(200)
+    errors = [np.abs(like_mnist(HERE, enlarged(digit), (28, 28)).astype(int) - digit).mean() for digit in images]
+    assert np.median(errors) < 0.2  # of 255; a shift by one pixel gives some 15
+    assert np.mean(np.array(errors) < 1) > 0.95
+
+
+def test_place_ground_and_polarity_do_not_matter():
+    digit = digits(1)[0][0]
+    expected = like_mnist(HERE, enlarged(digit), (28, 28))
+    np.testing.assert_array_equal(like_mnist(HERE, enlarged(digit, at=(3, 99)), (28, 28)), expected)
+    np.testing.assert_array_equal(like_mnist(HERE, 255 - enlarged(digit), (28, 28)), expected)
+    grey = like_mnist(HERE, 200 - 0.6 * enlarged(digit), (28, 28))
+    assert np.abs(grey.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(28, 28), (12, 12), (32, 48)])
+def test_the_centre_of_mass_is_in_the_middle_and_the_box_is_five_sevenths(size):
+    made = like_mnist(HERE, enlarged(digits(8)[0][3]), size).astype(float)
+    for axis in (0, 1):
+        mass = made.sum(axis=1 - axis)
+        assert abs((mass * np.arange(size[axis])).sum() / mass.sum() - size[axis] / 2) <= 0.51
+    sides = [np.flatnonzero(made.any(axis=axis)) for axis in (0, 1)]
+    assert abs(max(side[-1] - side[0] + 1 for side in sides) - min(size) * 5 / 7) <= 1
+
+
+def test_transparent_and_coloured_and_deep_pictures(tmp_path):
+    digit = enlarged(digits(1)[0][0])
+    expected = read_pictures(HERE, png(255 - digit), (28, 28, 1))
+    layered = np.zeros((*digit.shape, 4), np.uint8)  # black, seen where the digit is
+    layered[..., 3] = digit
+    found = read_pictures(HERE, png(layered), (28, 28, 1))
+    assert expected.shape == (1, 28, 28, 1) and np.abs(found.astype(int) - expected).max() <= 2
+    found = read_pictures(HERE, png(np.stack([255 - digit] * 3, axis=-1)), (28, 28, 1))
+    assert np.abs(found.astype(int) - expected).max() <= 2
+    file = io.BytesIO()
+    Image.fromarray(((255 - digit) * 257).astype(np.uint16)).save(file, "PNG")
+    found = read_pictures(HERE, file.getvalue(), (28, 28, 1))
+    assert np.abs(found.astype(int) - expected).max() <= 2
+
+
+def npz_file(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+IDX = b"\0\0\x08\x03" + np.array([2, 28, 28], ">u4").tobytes() + bytes(2 * 784)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected a PNG, JPEG, IDX or NPZ file; it starts with b''"),
+        (b"GIF89a", "expected a PNG, JPEG, IDX or NPZ file; it starts with b'GIF8'"),
+        (png(enlarged(np.full((28, 28), 200)))[:-40], "can't be read as a PNG or JPEG"),
+        (png(np.full((50, 40), 255)), "nothing is drawn in it"),
+        (IDX[:-1], "its header says (2, 28, 28)"),
+        (gzip.compress(IDX)[:-9], "can't be unpacked"),
+        (npz_file(a=np.zeros((2, 28, 28), np.uint8))[:-30], "can't be read as NPZ"),
+        (npz_file(a=np.array([{}], object)), "can't be read as NPZ"),
+        (npz_file(a=np.zeros(3)), "expected one array of images (n, H, W), found none"),
+        (
+            npz_file(a=np.zeros((2, 28, 28)), b=np.zeros((2, 28, 28))),
+            "expected one array of images (n, H, W), found a, b",
+        ),
+        (npz_file(a=np.zeros((2, 28, 28))), "float64 images of (28, 28, 1); this network takes uint8 of (28, 28, 1)"),
+        (
+            npz_file(a=np.zeros((2, 9, 9), np.uint8)),
+            "uint8 images of (9, 9, 1); this network takes uint8 of (28, 28, 1)",
+        ),
+    ],
+)
+def test_bad_files_are_refused(content, message):
+    with pytest.raises(DataError) as caught:
+        read_pictures(HERE, content, (28, 28, 1))
+    assert str(caught.value).startswith(f"{HERE}: ") and message in str(caught.value)
+
+
+def test_a_picture_of_too_many_pixels_is_not_unpacked():
+    header = png(np.zeros((9, 9)))
+    huge = header[:16] + (100_000).to_bytes(4, "big") * 2 + header[24:]
+    with pytest.raises(DataError):
+        read_pictures(HERE, huge, (28, 28, 1))
+
+
+def test_softmax():
+    p = softmax(np.array([[1000.0, 1000.0], [0.0, np.log(3)]]))
+    np.testing.assert_allclose(p, [[0.5, 0.5], [0.25, 0.75]])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predict") / "run"
+    result = train(2, "--recipe", "mlp-adam", "--max-steps", "900", "--batch", "64", "--out", folder)
+    assert result.status == 0, result.err
+    return folder / "checkpoints" / "last.h5"
+
+
+@pytest.mark.slow
+def test_digits_as_pictures_and_as_arrays(checkpoint, tmp_path):
+    images, labels = digits(60)
+    for number, digit in enumerate(images):
+        (tmp_path / f"{number}.png").write_bytes(png(255 - enlarged(digit, times=3)))
+    Image.fromarray((255 - enlarged(images[0])).astype(np.uint8)).save(tmp_path / "0.jpg")
+    (tmp_path / "raw.idx").write_bytes(b"\0\0\x08\x03" + np.array([60, 28, 28], ">u4").tobytes() + images.tobytes())
+    files = [tmp_path / f"{number}.png" for number in range(60)]
+    result = run(2, "-m", "dpcnn.predict", checkpoint, *files, tmp_path / "0.jpg", tmp_path / "raw.idx", "--json")
+    assert result.status == 0, result.err
+    found = [json.loads(line) for line in result.out.splitlines()]
+    assert len(found) == 121 and all(abs(sum(each["probabilities"]) - 1) < 1e-9 for each in found)
+    pictures, raw = [each["class"] for each in found[:60]], [each["class"] for each in found[61:]]
+    assert found[60]["class"] == found[0]["class"] and found[120]["image"] == 59
+    assert (np.array(raw) == labels).mean() > 0.8
+    assert (np.array(pictures) == labels).mean() > 0.8
+
+
+@pytest.mark.slow
+def test_text_csv_and_stdin(checkpoint, tmp_path):
+    seven = png(255 - enlarged(digits(1)[0][0]))
+    (tmp_path / "seven.png").write_bytes(seven)
+    command = [sys.executable, "-m", "dpcnn.predict", checkpoint]
+    done = subprocess.run([*command, "-"], input=seven, capture_output=True, env=environment(), timeout=60)
+    assert done.stdout.decode().startswith("-: 7 (0.")
+    result = run(0, "-m", "dpcnn.predict", checkpoint, tmp_path / "seven.png", "--csv")
+    header, row = csv.reader(result.out.splitlines())
+    assert header[:4] == ["file", "image", "class", "p0"] and row[:3] == [str(tmp_path / "seven.png"), "0", "7"]
+    result = run(2, "-m", "dpcnn.predict", checkpoint, tmp_path / "nowhere.png")
+    assert result.status == 2
+    assert result.errors == [
+        f"dpcnn: error: {tmp_path / 'nowhere.png'}: No such file or directory; give a PNG, JPEG, IDX or NPZ file"
+    ]
