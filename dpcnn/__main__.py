@@ -7,6 +7,7 @@ COMMANDS = {
     "train": "train a network",
     "evaluate": "what a checkpoint gets right and wrong",
     "predict": "say what is in pictures",
+    "export": "take a trained net elsewhere: ONNX, safetensors, NPZ",
     "verify": "prove that ranks change nothing, here",
     "bench": "measure speed, also against PyTorch DDP",
     "reproduce": "run recipes anew, and hold them against what was published",

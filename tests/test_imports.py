@@ -52,6 +52,7 @@ ORDER = [  # a file imports only from what stands above it
     "resume",
     "evaluate",
     "predict",
+    "export",
     "train",
     "verify",
     "measure",
@@ -66,6 +67,8 @@ ONLY_IN = {
     "h5py": {"data.shards", "checkpoint"},
     "matplotlib": {"plots"},
     "PIL": {"data.pictures"},
+    "onnx": {"export"},
+    "safetensors": {"export"},
     "torch": {"peers.torch_ddp"},
     "pickle": set(),
 }

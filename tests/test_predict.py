@@ -136,7 +136,7 @@ def test_softmax():
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict") / "run"
-    result = train(2, "--recipe", "mlp-adam", "--max-steps", "900", "--batch", "64", "--out", folder)
+    result = train(2, "--recipe", "mlp-adam", "--max-steps", "500", "--batch", "64", "--out", folder)
     assert result.status == 0, result.err
     return folder / "checkpoints" / "last.h5"
 

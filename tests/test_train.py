@@ -237,7 +237,7 @@ def test_without_validation_the_last_epoch_is_the_best(quick, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["book-cnn-adagrad", "lenet5", "mlp-sgd"])
+@pytest.mark.parametrize("recipe", ["book-cnn-adagrad", "lenet5"])
 def test_a_network_of_layers_in_a_recipe_on_any_number_of_ranks(recipe, tmp_path):
     of_steps = ["--max-steps", "3", "--validation", "500"]
     alone = trained(1, "--recipe", recipe, *of_steps, "--out", tmp_path / "1")
