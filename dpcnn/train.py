@@ -2,6 +2,7 @@
 
 import platform
 import resource
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     trainer = set_up(comm, options, report)
     left = trainer.images(trainer.last_step) - trainer.images(trainer.cursor.step)
     report.begin(trainer.cursor, trainer.config.epochs, left)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, trainer.ask_to_stop)
     try:
         finished = trainer.fit()
     finally:

@@ -1,10 +1,8 @@
 """The training loop."""
 
 import math
-import signal
 import time
 from dataclasses import asdict
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -65,7 +63,7 @@ class Trainer:
         self._stop = False
 
     def fit(self) -> bool:
-        """Train until the run's end, or until a signal asks for a stop.
+        """Train until the run's end, or until :meth:`ask_to_stop` has been called on any rank.
 
         Returns:
             Whether the end was reached; if not, a checkpoint of the last step is there.
@@ -74,8 +72,6 @@ class Trainer:
             DivergenceError: on every rank, before the parameters are touched.
             CheckpointError: on every rank.
         """
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._ask_to_stop)
         with np.errstate(all="ignore"):  # what is not finite is found by the step itself, and named
             while self.cursor.epochs < self.last_epoch:
                 order = permutation(self.config.seed, self.cursor.epochs, self.training)
@@ -90,6 +86,10 @@ class Trainer:
                 self.finish_epoch()
                 self.save()
         return True
+
+    def ask_to_stop(self, *_: object) -> None:
+        """End the run after this step, with a checkpoint, on all ranks; a signal handler as it is."""
+        self._stop = True
 
     def train_step(self, order: NDArray[Any]) -> bool:
         """One step of every rank: gradients, their sum, one decision, one update.
@@ -288,9 +288,6 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.cursor.step % every == 0
-
-    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        self._stop = True
 
 
 def check_optimizer(found: dict[str, Vector], state: dict[str, Vector], size: int) -> None:

@@ -39,5 +39,7 @@ def test_the_commands_under_use(tmp_path):
             assert "exact exchange and Adam on slices" in result.out.splitlines()[-1]
         elif "dpcnn.verify" in line:
             assert result.out.splitlines()[-1] == "PASS; receipt: receipt.json"
+        elif "dpcnn.export" in line:
+            assert result.out.startswith("runs/fast/net.npz: small-cnn of step 3, ")
         else:
             assert "every shard verified" in result.out

@@ -1,0 +1,23 @@
+"""The session of docs/api.md, as it stands there."""
+
+import re
+import subprocess
+import sys
+
+from conftest import ROOT, environment
+
+CODE, OUTPUT = re.search(
+    r"```python\n(.*?)```\n\n```\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL
+).groups()
+
+
+def test_the_session_prints_what_the_page_says(tmp_path):
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    accuracy, classes = done.stdout.splitlines()
+    assert float(accuracy.split()[0]) > 0.95 and accuracy.split()[1:] == OUTPUT.splitlines()[0].split()[1:]
+    assert classes == OUTPUT.splitlines()[1] == "[7 2 1] [7 2 1]"
+    assert (tmp_path / "runs" / "notebook" / "checkpoints" / "last.h5").exists()
