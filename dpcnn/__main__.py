@@ -7,6 +7,7 @@ COMMANDS = {
     "train": "train a network",
     "evaluate": "what a checkpoint gets right and wrong",
     "predict": "say what is in pictures",
+    "plot": "draw runs, and what a net's first layer sees",
     "export": "take a trained net elsewhere: ONNX, safetensors, NPZ",
     "verify": "prove that ranks change nothing, here",
     "bench": "measure speed, also against PyTorch DDP",

@@ -69,6 +69,9 @@ class Config:
     lr_decay: float = _option(0.8, "factor of the schedules exponential and step", above=0)
     warmup: int = _option(200, "steps over which the learning rate rises from 0", least=0)
     label_smoothing: float = _option(0.01, "part of each target spread over all classes", least=0, below=1)
+    patience: int = _option(
+        0, "end the run after so many epochs without a better validation accuracy; 0: never", least=0, free=True
+    )
     exchange: str = _option(
         "exact", "exact: the same bits on any number of ranks; allreduce: MPI's own sum", choices=EXCHANGES
     )
@@ -82,6 +85,8 @@ class Config:
         for option in fields(self):
             if option.name != "layers":
                 check(option, getattr(self, option.name))
+        if self.patience and not self.validation:
+            raise ConfigError("--patience: needs --validation samples to judge by")
         if not self.layers and self.model not in MODELS:
             raise ConfigError(f"--model: no {self.model!r}; choose from {', '.join(sorted(MODELS))}")
         if not (isinstance(self.layers, list) and all(isinstance(layer, dict) for layer in self.layers)):

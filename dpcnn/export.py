@@ -18,6 +18,7 @@ from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.errors import CheckpointError, LaunchError
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
+from dpcnn.nn.normalisation import LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 from dpcnn.parallel.comm import Alone
 
@@ -145,6 +146,8 @@ def as_onnx(checkpoint: Checkpoint) -> bytes:
             add(operator, kernel_shape=[layer.window] * 2, strides=[layer.stride] * 2)
         elif isinstance(layer, ReLU | Sigmoid | Tanh):
             add({"ReLU": "Relu"}.get(type(layer).__name__, type(layer).__name__))
+        elif isinstance(layer, LocalResponseNorm):
+            add("LRN", size=layer.size, alpha=layer.alpha * layer.size, beta=layer.beta, bias=layer.k)
         elif isinstance(layer, Flatten):
             add("Transpose", perm=[0, 2, 3, 1])  # our order of the features
             add("Flatten", axis=1)

@@ -139,6 +139,57 @@ def draw_mistakes(answers: Answers, samples: Samples, first: int, most: int, ste
     return save(figure, stem, "worst mistakes")
 
 
+def draw_filters(before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
+    """Draw a layer's filters (h, w, F) before and after training, each in its own shades, to STEM.png and STEM.svg.
+
+    Returns:
+        A line that says what was drawn, or why not.
+    """
+    columns = min(before.shape[-1], 5)
+    rows = -(-before.shape[-1] // columns)
+    figure = new_figure(width=1 + 1.6 * columns, height=0.5 + 0.8 * rows)
+    if figure is None:
+        return MISSING
+    for half, filters, title in zip(figure.subfigures(1, 2), (before, after), ("before", "after"), strict=True):
+        half.suptitle(f"{title} training")
+        _grid(half, filters, columns)
+    return save(figure, stem, "filters")
+
+
+def draw_maps(image: NDArray[Any], before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
+    """Draw an image (H, W), and a layer's output for it (h, w, F) before and after training, to STEM.png and STEM.svg.
+
+    Returns:
+        A line that says what was drawn, or why not.
+    """
+    columns = min(before.shape[-1], 4)
+    rows = -(-before.shape[-1] // columns)
+    figure = new_figure(width=2 + 1.8 * columns, height=0.5 + 0.9 * rows)
+    if figure is None:
+        return MISSING
+    parts = figure.subfigures(1, 3, width_ratios=(2, 0.9 * columns, 0.9 * columns))
+    parts[0].suptitle("image")
+    _grid(parts[0], image[..., None], 1)
+    for part, maps, title in zip(parts[1:], (before, after), ("before", "after"), strict=True):
+        part.suptitle(f"{title} training")
+        _grid(part, maps, columns)
+    return save(figure, stem, "feature maps")
+
+
+def _grid(figure: Any, pictures: NDArray[Any], columns: int) -> None:
+    """Pictures (h, w, n) side by side in one, each from its least value, white, to its greatest, black."""
+    h, w, n = pictures.shape
+    rows, gap = -(-n // columns), max(1, h // 12)
+    whole = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap), np.nan)
+    for number in range(n):
+        picture = pictures[..., number] - pictures[..., number].min()
+        top, left = number // columns * (h + gap), number % columns * (w + gap)
+        whole[top : top + h, left : left + w] = picture / (picture.max() or 1)
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.imshow(whole, cmap="Greys", vmin=0, vmax=1)
+
+
 def new_figure(width: float, height: float = 4) -> Any:
     """A figure of that many inches, or None without Matplotlib."""
     try:

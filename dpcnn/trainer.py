@@ -73,7 +73,7 @@ class Trainer:
             CheckpointError: on every rank.
         """
         with np.errstate(all="ignore"):  # what is not finite is found by the step itself, and named
-            while self.cursor.epochs < self.last_epoch:
+            while self.cursor.epochs < self.last_epoch and not self._out_of_patience():
                 order = permutation(self.config.seed, self.cursor.epochs, self.training)
                 while self.cursor.step < min((self.cursor.epochs + 1) * self.steps_per_epoch, self.last_step):
                     stop = self.train_step(order)
@@ -285,6 +285,10 @@ class Trainer:
             f"step {self.cursor.step + 1}, epoch {self.cursor.epochs + 1}: the loss is not finite; {where}; "
             f"{saved}; try a smaller --lr than {self.config.lr:g}"
         )
+
+    def _out_of_patience(self) -> bool:
+        best, patience = self.cursor.best, self.config.patience
+        return bool(patience and best and self.cursor.epochs - best["epoch"] >= patience)
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.cursor.step % every == 0

@@ -179,3 +179,12 @@ def quick(small) -> list[str]:
         "--data", str(small), "--validation", "100", "--batch", "90", "--microbatch", "16",
         "--epochs", "2", "--lr", "0.003", "--warmup", "0",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def mlp_checkpoint(tmp_path_factory) -> Path:
+    """A net that knows most of MNIST's digits: recipe mlp-adam, 500 steps."""
+    folder = tmp_path_factory.mktemp("mlp") / "run"
+    result = train(2, "--recipe", "mlp-adam", "--max-steps", "500", "--batch", "64", "--out", folder)
+    assert result.status == 0, result.err
+    return folder / "checkpoints" / "last.h5"

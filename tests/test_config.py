@@ -6,6 +6,7 @@ from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.errors import ConfigError
 
 MISTAKES = [
+    ({"patience": 2, "validation": 0}, "--patience: needs --validation samples"),
     ({"batch": 0}, "--batch: must be at least 1, not 0"),
     ({"seed": -1}, "--seed: must be at least 0, not -1"),
     ({"lr": 0.0}, "--lr: must be a number above 0, not 0.0"),

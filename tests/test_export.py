@@ -6,14 +6,15 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT, run, train
+from conftest import ROOT, run
 
 from dpcnn.checkpoint import Checkpoint, read
-from dpcnn.config import from_dict, read_recipe
+from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.data.samples import find_data, load
 from dpcnn.export import as_npz, as_onnx, as_safetensors, like_torch
 from dpcnn.metrics import Cursor
 from dpcnn.nn.layers import Dropout, Scale
+from dpcnn.nn.models import KINDS
 from dpcnn.parallel.comm import Alone
 
 needs_export = pytest.mark.skipif(
@@ -29,7 +30,7 @@ def images(count):
 
 def fresh(recipe):
     """A checkpoint of a recipe's first weights, its biases random, and its network's logits."""
-    config = read_recipe(recipe)
+    config = recipe if isinstance(recipe, Config) else read_recipe(recipe)
     network = config.network((28, 28, 1), 10)
     vector = network.initialise(1)
     parameters = network.views(vector)
@@ -57,6 +58,22 @@ def test_onnxruntime_computes_the_same_logits(recipe):
     np.testing.assert_allclose(
         onnx_logits(as_onnx(checkpoint), x), expected, rtol=1e-4, atol=1e-4 * abs(expected).max()
     )
+
+
+@needs_export
+def test_onnxruntime_knows_every_kind_of_layer():
+    kinds = {"maxpool2d": {"window": 2}, "avgpool2d": {"window": 3, "stride": 2}, "dropout": {"part": 0.4}}
+    middle = [kind for kind in KINDS if kind not in ("scale", "conv2d", "flatten", "linear")]
+    layers = [
+        {"kind": "scale", "low": -1.0, "span": 2.0},
+        {"kind": "conv2d", "filters": 6, "kernel": [5, 3], "stride": 1, "padding": 2, "bias": True},
+        *({"kind": kind, **kinds.get(kind, {})} for kind in middle),
+        {"kind": "flatten"},
+        {"kind": "linear", "features": 10},
+    ]
+    checkpoint, logits = fresh(Config(model="all", layers=layers))
+    x = images(20)
+    np.testing.assert_allclose(onnx_logits(as_onnx(checkpoint), x), logits(x), rtol=1e-4, atol=1e-4)
 
 
 @needs_export
@@ -104,18 +121,16 @@ def test_npz_holds_all_without_pickle():
 
 @needs_export
 @pytest.mark.slow
-def test_the_whole_test_set_has_the_same_answers(tmp_path):
+def test_the_whole_test_set_has_the_same_answers(mlp_checkpoint, tmp_path):
     """The command on a trained net; a second export writes nothing over."""
-    assert train(2, "--recipe", "mlp-adam", "--max-steps", "300", "--out", tmp_path / "run").status == 0
-    path = tmp_path / "run" / "checkpoints" / "last.h5"
-    result = run(2, "-m", "dpcnn.export", path, "--out", tmp_path / "net.onnx")
-    assert result.status == 0 and result.out.startswith(f"{tmp_path / 'net.onnx'}: mlp-50 of step 300, "), result.err
+    result = run(2, "-m", "dpcnn.export", mlp_checkpoint, "--out", tmp_path / "net.onnx")
+    assert result.status == 0 and result.out.startswith(f"{tmp_path / 'net.onnx'}: mlp-50 of step 500, "), result.err
     content = (tmp_path / "net.onnx").read_bytes()
-    checkpoint = read(path)
+    checkpoint = read(mlp_checkpoint)
     network = checkpoint.config.network(checkpoint.image_shape, checkpoint.classes)
     x = images(10_000)
     ours = network.logits(network.flat(checkpoint.parameters), x).argmax(axis=1)
     np.testing.assert_array_equal(onnx_logits(content, x).argmax(axis=1), ours)
-    result = run(0, "-m", "dpcnn.export", path, "--out", tmp_path / "net.onnx")
+    result = run(0, "-m", "dpcnn.export", mlp_checkpoint, "--out", tmp_path / "net.onnx")
     assert result.status == 2 and "net.onnx: exists; give another --out" in result.errors[0]
     assert (tmp_path / "net.onnx").read_bytes() == content

@@ -12,6 +12,7 @@ from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.convolution import POINTS, Im2col, Winograd, choose_kernel, cook_toom
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
+from dpcnn.nn.normalisation import LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 from dpcnn.streams import Draw
 
@@ -267,3 +268,12 @@ def test_an_activation_s_slope_outlives_what_the_next_layer_does_to_its_output(b
     expected = 1 - y**2
     other.forward(y, {}, Draw(0, 0, np.arange(4)))
     np.testing.assert_allclose(backward(dy, {}), expected)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(1, 4), (3, 4), (5, 4), (5, 9), (9, 3)])
+def test_local_response_norm_is_its_definition_and_its_gradient(size, channels):
+    layer = LocalResponseNorm(size, alpha=0.3, beta=0.6, k=1.5)
+    x = image_batch(4, (5, 3, channels))
+    y, _ = layer.forward(x.copy(), {})
+    np.testing.assert_allclose(y, reference.local_response_norm(x, size, 0.3, 0.6, 1.5), rtol=1e-12)
+    check_gradients(layer, {}, x)

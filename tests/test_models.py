@@ -43,6 +43,7 @@ def test_a_dropout_layer_without_a_part_takes_the_run_s():
         ({"kind": "conv2d", "filters": 3, "kernel": 3, "padding": -1}, "padding: must be at least 0, not -1"),
         ({"kind": "maxpool2d", "window": 2, "stride": 0}, "layer 1 (maxpool2d): stride: must be at least 1, not 0"),
         ({"kind": "dropout", "part": 1.0}, "layer 1 (dropout): part: must be at least 0 and below 1, not 1.0"),
+        ({"kind": "localresponsenorm", "size": 4}, "layer 1 (localresponsenorm): size: must be odd"),
         ({"kind": "linear", "features": -4}, "layer 1 (linear): features: must be at least 1, not -4"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment, run, train
+from conftest import ROOT, environment, run
 
 from dpcnn.data.pictures import like_mnist, read_pictures
 from dpcnn.data.samples import find_data, load
@@ -133,23 +133,15 @@ def test_softmax():
     np.testing.assert_allclose(p, [[0.5, 0.5], [0.25, 0.75]])
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("predict") / "run"
-    result = train(2, "--recipe", "mlp-adam", "--max-steps", "500", "--batch", "64", "--out", folder)
-    assert result.status == 0, result.err
-    return folder / "checkpoints" / "last.h5"
-
-
 @pytest.mark.slow
-def test_digits_as_pictures_and_as_arrays(checkpoint, tmp_path):
+def test_digits_as_pictures_and_as_arrays(mlp_checkpoint, tmp_path):
     images, labels = digits(60)
     for number, digit in enumerate(images):
         (tmp_path / f"{number}.png").write_bytes(png(255 - enlarged(digit, times=3)))
     Image.fromarray((255 - enlarged(images[0])).astype(np.uint8)).save(tmp_path / "0.jpg")
     (tmp_path / "raw.idx").write_bytes(b"\0\0\x08\x03" + np.array([60, 28, 28], ">u4").tobytes() + images.tobytes())
     files = [tmp_path / f"{number}.png" for number in range(60)]
-    result = run(2, "-m", "dpcnn.predict", checkpoint, *files, tmp_path / "0.jpg", tmp_path / "raw.idx", "--json")
+    result = run(2, "-m", "dpcnn.predict", mlp_checkpoint, *files, tmp_path / "0.jpg", tmp_path / "raw.idx", "--json")
     assert result.status == 0, result.err
     found = [json.loads(line) for line in result.out.splitlines()]
     assert len(found) == 121 and all(abs(sum(each["probabilities"]) - 1) < 1e-9 for each in found)
@@ -160,16 +152,16 @@ def test_digits_as_pictures_and_as_arrays(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_text_csv_and_stdin(checkpoint, tmp_path):
+def test_text_csv_and_stdin(mlp_checkpoint, tmp_path):
     seven = png(255 - enlarged(digits(1)[0][0]))
     (tmp_path / "seven.png").write_bytes(seven)
-    command = [sys.executable, "-m", "dpcnn.predict", checkpoint]
+    command = [sys.executable, "-m", "dpcnn.predict", mlp_checkpoint]
     done = subprocess.run([*command, "-"], input=seven, capture_output=True, env=environment(), timeout=60)
     assert done.stdout.decode().startswith("-: 7 (0.")
-    result = run(0, "-m", "dpcnn.predict", checkpoint, tmp_path / "seven.png", "--csv")
+    result = run(0, "-m", "dpcnn.predict", mlp_checkpoint, tmp_path / "seven.png", "--csv")
     header, row = csv.reader(result.out.splitlines())
     assert header[:4] == ["file", "image", "class", "p0"] and row[:3] == [str(tmp_path / "seven.png"), "0", "7"]
-    result = run(2, "-m", "dpcnn.predict", checkpoint, tmp_path / "nowhere.png")
+    result = run(2, "-m", "dpcnn.predict", mlp_checkpoint, tmp_path / "nowhere.png")
     assert result.status == 2
     assert result.errors == [
         f"dpcnn: error: {tmp_path / 'nowhere.png'}: No such file or directory; give a PNG, JPEG, IDX or NPZ file"

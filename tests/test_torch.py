@@ -6,6 +6,7 @@ import pytest
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Linear
 from dpcnn.nn.losses import softmax_cross_entropy
+from dpcnn.nn.normalisation import LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 from dpcnn.optim import OPTIMIZERS
 
@@ -20,6 +21,7 @@ PAIRS = {
     "relu": (ReLU(), torch.nn.ReLU),
     "sigmoid": (Sigmoid(), torch.nn.Sigmoid),
     "tanh": (Tanh(), torch.nn.Tanh),
+    "lrn": (LocalResponseNorm(5, 0.2, 0.6, 1.5), lambda: torch.nn.LocalResponseNorm(5, 5 * 0.2, 0.6, 1.5)),
     "linear": (Linear(7, bias=True), lambda: torch.nn.Linear(6, 7)),
 }
 
@@ -28,7 +30,7 @@ PAIRS = {
 def test_layers(name):
     layer, make = PAIRS[name]
     theirs = make().double()
-    shape = (6,) if name == "linear" else (9, 8, 8 if name == "winograd" else 3)
+    shape = (6,) if name == "linear" else (9, 8, {"winograd": 8, "lrn": 7}.get(name, 3))
     layer.connect(shape)
     x = RNG.standard_normal((*shape[:-1], 4, shape[-1]))
     weights = {p.name: RNG.standard_normal(p.shape) for p in layer.parameters}

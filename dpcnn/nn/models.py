@@ -9,13 +9,26 @@ from dpcnn.errors import ConfigError
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
+from dpcnn.nn.normalisation import LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 
 Spec = Sequence[Mapping[str, Any]]
 
 KINDS: dict[str, type[Layer]] = {
     kind.__name__.lower(): kind
-    for kind in (Scale, Conv2d, MaxPool2d, AvgPool2d, ReLU, Sigmoid, Tanh, Dropout, Flatten, Linear)
+    for kind in (
+        Scale,
+        Conv2d,
+        MaxPool2d,
+        AvgPool2d,
+        ReLU,
+        Sigmoid,
+        Tanh,
+        LocalResponseNorm,
+        Dropout,
+        Flatten,
+        Linear,
+    )
 }
 
 MODELS: dict[str, Spec] = {

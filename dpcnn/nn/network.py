@@ -161,12 +161,20 @@ class Network:
                 steps[self.first](dy, gradients[self.first])
             return float(losses.sum(dtype=np.float64)), correct
 
-    def first_not_finite(self, vector: Array, images: Array) -> str | None:
-        """The first layer, in order, whose weights or output for ``images`` are not all finite."""
+    def outputs(self, vector: Array, images: Array) -> Iterator[tuple[str, dict[str, Array], Array]]:
+        """Each layer's name, weights and output for images (N, *input_shape), in order; see :mod:`dpcnn.nn.layer`.
+
+        An output is valid until the next one is asked for.
+        """
         x = images.transpose(1, 2, 0, 3)
         for name, layer, weights in zip(self.names, self.layers, self._layer_views(vector), strict=True):
             x, _ = layer.forward(x, weights)
-            for kind, values in [*weights.items(), ("output", x)]:
+            yield name, weights, x
+
+    def first_not_finite(self, vector: Array, images: Array) -> str | None:
+        """The first layer, in order, whose weights or output for ``images`` are not all finite."""
+        for name, weights, output in self.outputs(vector, images):
+            for kind, values in [*weights.items(), ("output", output)]:
                 if not np.isfinite(values).all():
                     return f"{name} ({'its output' if kind == 'output' else f'its parameter {kind}'})"
         return None

@@ -35,6 +35,14 @@ def avg_pool2d(x: Array, window: int, stride: int) -> Array:
     return y
 
 
+def local_response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+    """y[..,c] = x[..,c] / (k + alpha * sum of x[..,d]^2 over abs(d - c) <= size // 2)^beta."""
+    C = x.shape[-1]
+    near = np.abs(np.subtract.outer(np.arange(C), np.arange(C))) <= size // 2
+    y: Array = x / (k + alpha * np.square(x) @ near) ** beta
+    return y
+
+
 def cross_entropy(logits: Array, targets: Array) -> float:
     """The sum over a batch of -sum_k targets[n,k] * log softmax(logits)[n,k]."""
     exponentials = np.exp(logits)
