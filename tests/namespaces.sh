@@ -5,6 +5,7 @@
 #   tests/namespaces.sh mpirun ARGS...   Open MPI's mpirun, on h1; give it --host h1:1,h2:1
 #   tests/namespaces.sh down
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin # where tc is, and not in every user's PATH
 
 prefix=${DPCNN_HOSTS:-dpcnn}
 folder=/run/$prefix-hosts

@@ -1,7 +1,7 @@
 """Convolution kernels: im2col for any shape, Winograd's for 3x3 with stride 1. Shapes: see layers.py.
 
-Each has the two methods of :class:`Kernel`. They work on bands: some rows of the output at a time,
-so that what lies between the passes stays in the second-level cache.
+Each has the two methods of :class:`Kernel`, and works on a part of the output at a time, some rows or a
+tile, so that what lies between its passes stays near the processor.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from dpcnn.memory import Array, Shape, Workspace
 
 BAND = 1 << 21
-"""Bytes of a band's largest array; a band has one row of outputs or tiles at least."""
+"""Bytes of the windows of a band: some rows of the output, one at least."""
 
 WINOGRAD_CHANNELS = 8
 """With fewer input channels the transforms cost more than the multiplications that they save."""
