@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from dpcnn.config import Config, from_dict
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.metrics import Cursor
+from dpcnn.nn.network import Network
 
 Vector = NDArray[np.float32]
 
@@ -60,6 +61,14 @@ class Checkpoint:
     data: str
     weights_sha256: str
     fingerprint: dict[str, Any]
+
+    def network(self) -> Network:
+        """The network that the parameters are of.
+
+        Raises:
+            ConfigError: the configuration's layers don't fit each other, or the images.
+        """
+        return self.config.network(self.image_shape, self.classes)
 
     def state(self) -> dict[str, Any]:
         """All but the arrays, as JSON has it."""

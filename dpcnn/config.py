@@ -3,12 +3,11 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from dpcnn.errors import ConfigError
+from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.memory import Shape
 from dpcnn.nn.initialise import INITS
 from dpcnn.nn.models import MODELS, build
@@ -135,9 +134,7 @@ def from_dict(values: Mapping[str, Any], where: str = "") -> Config:
     known = [option.name for option in fields(Config)]
     for key in values:
         if key not in known:
-            close = get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-            raise ConfigError(f"{where}unknown key {key!r}; {hint}")
+            raise ConfigError(f"{where}{unknown_key(key, known)}")
     try:
         return Config(**values)
     except ConfigError as error:

@@ -13,6 +13,9 @@
 Anything else that is raised is a fault of the program: the job ends at once with a traceback.
 """
 
+from collections.abc import Collection
+from difflib import get_close_matches
+
 
 class DpcnnError(Exception):
     """What happened, where, what was expected, and what to do next, in one line."""
@@ -52,6 +55,13 @@ class DriftError(DpcnnError):
     """Ranks that no longer see the same parameters: all have compared, so all raise it."""
 
     agreed, status = True, 1
+
+
+def unknown_key(key: str, known: Collection[str]) -> str:
+    """What to say of a key that is not known: the nearest that is, or all."""
+    close = get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
+    return f"unknown key {key!r}; {hint}"
 
 
 _KINDS: tuple[type[DpcnnError], ...] = (

@@ -74,20 +74,21 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
         if checkpoint:
             place = {"checkpoint": str(options.checkpoint), "step": checkpoint.cursor.step}
             of_data = {"data": samples.manifest.name, "split": options.split}
-            told = place | of_data | result(answers, network.classes) | {"seconds": round(seconds, 3)}
+            confusion = answers.confusion(network.classes)
+            told = place | of_data | result(answers, confusion) | {"seconds": round(seconds, 3)}
             print(json.dumps(told) if options.json else SENTENCE.format(**told))
             if options.classes:
                 print(f"\n{class_table(told)}")
             if options.plots:
                 options.plots.mkdir(parents=True, exist_ok=True)
-                print(draw_confusion(answers.confusion(network.classes), options.plots / "confusion"))
+                print(draw_confusion(confusion, options.plots / "confusion"))
                 print(draw_mistakes(answers, samples, first, MISTAKES, options.plots / "mistakes"))
     return DONE
 
 
-def result(answers: Answers, classes: int) -> dict[str, Any]:
-    """All that is said of the answers, ready for JSON."""
-    tally, confusion = answers.tally, answers.confusion(classes)
+def result(answers: Answers, confusion: NDArray[Any]) -> dict[str, Any]:
+    """All that is said of the answers and their confusion matrix, ready for JSON."""
+    tally = answers.tally
     return {
         "samples": tally.count,
         "correct": tally.correct,

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
 from dpcnn.nn.normalisation import LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 from dpcnn.parallel.comm import Alone
+from dpcnn.run_folder import replace_file
 
 Weights = dict[str, NDArray[np.float32]]
 OPSET, IR_VERSION = 17, 8  # of ONNX: old enough for any runtime in use
@@ -46,9 +46,7 @@ def export(comm: Alone, argv: Sequence[str] | None) -> int:
             if path.exists():
                 raise CheckpointError(f"{path}: exists; give another --out, or delete it")
             content = FORMATS[options.format](checkpoint)
-            temporary = path.with_name(f".{path.name}.part")
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
+            replace_file(path, content)
             print(f"{path}: {checkpoint.config.model} of step {checkpoint.cursor.step}, {len(content):,} bytes")
     return DONE
 
@@ -88,7 +86,7 @@ def like_torch(checkpoint: Checkpoint) -> Weights:
     Convolutions are (F, C, KH, KW), linear layers (F, C), and a linear layer behind flattened pixels takes them in
     the order (C, H, W); "w" is named "weight", and "b" "bias".
     """
-    network = checkpoint.config.network(checkpoint.image_shape, checkpoint.classes)
+    network = checkpoint.network()
     made, shape, pixels = {}, network.input_shape, None
     for name, layer in zip(network.names, network.layers, strict=True):
         if isinstance(layer, Flatten):
@@ -118,7 +116,7 @@ def as_onnx(checkpoint: Checkpoint) -> bytes:
         from onnx import helper, numpy_helper
     except ImportError:
         raise missing("onnx") from None
-    network = checkpoint.config.network(checkpoint.image_shape, checkpoint.classes)
+    network = checkpoint.network()
     constants: list[Any] = []
     nodes = [helper.make_node("Transpose", ["images"], ["x0"], perm=[0, 3, 1, 2])]
 

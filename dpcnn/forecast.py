@@ -84,14 +84,15 @@ def forecast(comm: Alone, argv: Sequence[str] | None) -> int:
     options = parse(parser, argv, comm)
     if not all(word.isdecimal() and int(word) for word in [*options.nodes.split(","), str(options.ranks_a_node)]):
         raise ConfigError("--nodes and --ranks-a-node: expected numbers such as 1,2,4")
-    fit = fitted([read_job(path) for path in options.fit])
+    measured = [read_job(path) for path in options.fit]
+    fit = fitted(measured)
     print(markdown(("constant", "value", "unit"), [(name, f"{fit[name]:.3g}", TERMS[name][0]) for name in fit]), "\n")
     jobs = [(path, read_job(path)) for path in options.check]
     if jobs:
         print(check(fit, jobs), "\n")
     if options.latency is not None:
         fit["alpha, network"] = options.latency
-    trained = [job for job in map(read_job, options.fit) if job.images]
+    trained = [job for job in measured if job.images]
     if trained:
         base = max(trained, key=lambda job: (job.size, job.images))
         text, speeds = look_ahead(fit, base, options.ranks_a_node, [int(word) for word in options.nodes.split(",")])

@@ -62,7 +62,7 @@ def draw_first_layer(folder: Path, sample: int, out: Path) -> list[str]:
     samples = load(find_data(config.data), "test", Alone())
     if not 0 <= sample < len(samples):
         raise ConfigError(f"--sample: must be below {len(samples)}, not {sample}")
-    network = config.network(checkpoint.image_shape, checkpoint.classes)
+    network = checkpoint.network()
     image, _ = samples.take(np.array([sample]))
     first = network.initialise(config.seed, config.init, config.init_deviation)
     (before, map_before), (after, map_after) = (

@@ -150,9 +150,7 @@ def draw_filters(before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
     figure = new_figure(width=1 + 1.6 * columns, height=0.5 + 0.8 * rows)
     if figure is None:
         return MISSING
-    for half, filters, title in zip(figure.subfigures(1, 2), (before, after), ("before", "after"), strict=True):
-        half.suptitle(f"{title} training")
-        _grid(half, filters, columns)
+    _before_and_after(figure.subfigures(1, 2), before, after, columns)
     return save(figure, stem, "filters")
 
 
@@ -170,10 +168,15 @@ def draw_maps(image: NDArray[Any], before: NDArray[Any], after: NDArray[Any], st
     parts = figure.subfigures(1, 3, width_ratios=(2, 0.9 * columns, 0.9 * columns))
     parts[0].suptitle("image")
     _grid(parts[0], image[..., None], 1)
-    for part, maps, title in zip(parts[1:], (before, after), ("before", "after"), strict=True):
-        part.suptitle(f"{title} training")
-        _grid(part, maps, columns)
+    _before_and_after(parts[1:], before, after, columns)
     return save(figure, stem, "feature maps")
+
+
+def _before_and_after(figures: Sequence[Any], before: NDArray[Any], after: NDArray[Any], columns: int) -> None:
+    """Pictures (h, w, n) before and after training, in a figure each."""
+    for figure, pictures, title in zip(figures, (before, after), ("before", "after"), strict=True):
+        figure.suptitle(f"{title} training")
+        _grid(figure, pictures, columns)
 
 
 def _grid(figure: Any, pictures: NDArray[Any], columns: int) -> None:

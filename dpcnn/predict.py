@@ -51,7 +51,7 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
         CheckpointError, DataError, ConfigError: a file is not what it should be.
     """
     known = read(checkpoint)
-    network = known.config.network(known.image_shape, known.classes)
+    network = known.network()
     vector = network.flat(known.parameters)
     for path in files:
         images = read_pictures(path, contents(path), known.image_shape)

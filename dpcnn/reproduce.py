@@ -9,7 +9,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from dpcnn.bench import start
-from dpcnn.cli import DONE, Parser, parse, run
+from dpcnn.cli import DONE, Parser, parse, retype, run
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.fingerprint import fingerprint, processor
@@ -66,8 +66,7 @@ def reproduce(comm: Alone, argv: Sequence[str] | None) -> int:
     if not all(word.isdecimal() for word in options.seeds.split(",")):
         raise ConfigError(f"--seeds: expected numbers such as 0,1,2, not {options.seeds}")
     check_starter("dpcnn.reproduce", options.launcher)
-    more = [word for key in ("data", "max_steps") if (value := getattr(options, key)) is not None
-            for word in ("--" + key.replace("_", "-"), str(value))]  # fmt: skip
+    more = retype({key: value for key in ("data", "max_steps") if (value := getattr(options, key)) is not None})
     launcher = [*shlex.split(options.launcher), "-n", str(options.ranks)]
     rows = []
     for name in names:

@@ -54,8 +54,8 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for leftover in (*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")):
                 leftover.unlink()
-            replace_text(self.config, tomli_w.dumps(asdict(config)))
-            replace_text(self.metrics, "".join(json.dumps(event) + "\n" for event in cursor.events))
+            replace_file(self.config, tomli_w.dumps(asdict(config)).encode())
+            replace_file(self.metrics, "".join(json.dumps(event) + "\n" for event in cursor.events).encode())
             self.point_best(cursor.best)
         except OSError as error:
             raise CheckpointError(f"{self.path}: can't be written ({error.strerror}); give another --out") from None
@@ -98,8 +98,8 @@ class RunFolder:
         point(self.checkpoints, BEST, name if name and (self.checkpoints / name).is_file() else None)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file in one move: the old text or the new, never a part."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in one move: the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     os.replace(temporary, path)

@@ -77,9 +77,8 @@ def like_mnist(path: Path, picture: Picture, size: tuple[int, int]) -> Images:
     box = min(size) * 5 / 7
     scale = box / max(ink.shape)
     height, width = (max(1, round(scale * side)) for side in ink.shape)
-    small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.BOX))
-    if scale > 1:
-        small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
+    way = Image.Resampling.BOX if scale <= 1 else Image.Resampling.BILINEAR
+    small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), way))
     made = np.zeros(size, np.uint8)
     places = [_start(small.sum(axis=1 - axis), small.shape[axis], size[axis]) for axis in (0, 1)]
     made[places[0] : places[0] + height, places[1] : places[1] + width] = np.clip(small.round(), 0, 255)

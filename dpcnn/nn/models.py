@@ -2,10 +2,9 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, get_args, get_origin, get_type_hints
 
-from dpcnn.errors import ConfigError
+from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
@@ -115,9 +114,7 @@ def check(options: Mapping[str, Any], kind: type[Layer], where: str) -> None:
     types = get_type_hints(kind.__init__)
     for name, value in options.items():
         if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
-            raise ConfigError(f"{where}: unknown key {name!r}; {hint}")
+            raise ConfigError(f"{where}: {unknown_key(name, known)}")
         allowed = [get_origin(each) or each for each in get_args(types[name]) or (types[name],)]
         if type(value) not in allowed and not (float in allowed and type(value) is int):
             names = " or ".join(each.__name__ for each in allowed if each is not type(None))

@@ -10,8 +10,8 @@ from dpcnn.nn.layer import Backward, Layer, at_least
 from dpcnn.streams import Draw
 
 
-class MaxPool2d(Layer):
-    """The largest value of each window; its gradient goes to the first place that holds it."""
+class Pool2d(Layer):
+    """What pooling layers share: windows of ``window`` by ``window``, ``stride`` apart."""
 
     def __init__(self, window: int, stride: int | None = None) -> None:
         super().__init__()
@@ -22,12 +22,20 @@ class MaxPool2d(Layer):
         H, W, C = shape
         return output_length(H, self.window, self.stride), output_length(W, self.window, self.stride), C
 
+    def places(self, OH: int, OW: int) -> list[tuple[slice, slice]]:
+        """For each place of a window, row by row, the pixels that are there in all windows."""
+        return [
+            (strided(i, OH, self.stride), strided(j, OW, self.stride)) for i, j in np.ndindex(self.window, self.window)
+        ]
+
+
+class MaxPool2d(Pool2d):
+    """The largest value of each window; its gradient goes to the first place that holds it."""
+
     def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
         OH, OW, _ = self.connect((H, W, C))
-        first, *others = [
-            (strided(i, OH, self.stride), strided(j, OW, self.stride)) for i, j in np.ndindex(self.window, self.window)
-        ]
+        first, *others = self.places(OH, OW)
         y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
         larger = self.workspace.array("larger", (len(others), *y.shape), np.dtype(bool))
         largest = x[first]
@@ -57,24 +65,13 @@ class MaxPool2d(Layer):
         return largest, backward
 
 
-class AvgPool2d(Layer):
+class AvgPool2d(Pool2d):
     """The mean of each window."""
-
-    def __init__(self, window: int, stride: int | None = None) -> None:
-        super().__init__()
-        self.window, self.stride = window, window if stride is None else stride
-        at_least(1, window=self.window, stride=self.stride)
-
-    def connect(self, shape: Shape) -> Shape:
-        H, W, C = shape
-        return output_length(H, self.window, self.stride), output_length(W, self.window, self.stride), C
 
     def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
         OH, OW, _ = self.connect((H, W, C))
-        places = [
-            (strided(i, OH, self.stride), strided(j, OW, self.stride)) for i, j in np.ndindex(self.window, self.window)
-        ]
+        places = self.places(OH, OW)
         share = x.dtype.type(1 / self.window**2)
         y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
         y[...] = x[places[0]]
