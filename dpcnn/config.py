@@ -56,7 +56,13 @@ class Config:
     max_steps: int = _option(0, "end the run after this many steps; 0: after its epochs", least=0, free=True)
     batch: int = _option(128, "global batch: samples of a step, whatever the number of ranks", least=1)
     microbatch: int = _option(32, "samples whose gradient is computed at once", least=1)
-    seed: int = _option(0, "of the first weights, the order of samples and dropout", least=0, below=2**63)
+    seed: int = _option(
+        0, "of the first weights, the order of samples, their changes, and dropout", least=0, below=2**63
+    )
+    shift: float = _option(0.0, "pixels by which training images are moved, at most", least=0)
+    rotation: float = _option(0.0, "degrees by which they are turned, at most", least=0, below=181)
+    zoom: float = _option(0.0, "part by which they grow or shrink, at most", least=0, below=1)
+    elastic: float = _option(0.0, "pixels by which each of their pixels is moved besides, on average", least=0)
     dropout: float = _option(0.0, "part of the last linear layer's input dropped in training", least=0, below=1)
     init: str = _option("he", "first values of the weights", choices=INITS)
     init_deviation: float = _option(0.01, "standard deviation of init normal", above=0)
@@ -64,6 +70,10 @@ class Config:
     lr: float = _option(0.003, "learning rate", above=0)
     momentum: float = _option(0.9, "of the optimizers momentum and nesterov", least=0, below=1)
     weight_decay: float = _option(0.01, "of the optimizer adamw", least=0)
+    clip: float = _option(0.0, "longer gradients are shortened to this norm; 0: none is", least=0)
+    average: float = _option(
+        0.0, "evaluate and keep a running average of the weights, of which each step keeps this part", least=0, below=1
+    )
     schedule: str = _option("cosine", "course of the learning rate", choices=SCHEDULES)
     lr_decay: float = _option(0.8, "factor of the schedules exponential and step", above=0)
     warmup: int = _option(200, "steps over which the learning rate rises from 0", least=0)
@@ -116,7 +126,9 @@ def check(option: Field[Any], value: Any) -> None:
         return
     if bounds["least"] is not None and not value >= bounds["least"]:
         raise ConfigError(f"{flag}: must be at least {bounds['least']}, not {value}")
-    if bounds["above"] is not None and not bounds["above"] < value < float("inf"):
+    if value == float("inf"):
+        raise ConfigError(f"{flag}: must be a number, not {value}")
+    if bounds["above"] is not None and not bounds["above"] < value:
         raise ConfigError(f"{flag}: must be a number above {bounds['above']}, not {value}")
     if bounds["below"] is not None and not value < bounds["below"]:
         raise ConfigError(f"{flag}: must be below {bounds['below']}, not {value}")

@@ -201,6 +201,26 @@ def cosine(progress: float, epochs: int, decay: float) -> float:
     return 0.5 * (1 + float(np.cos(np.pi * progress / epochs)))
 
 
+def squares(vector: Vector, block: int) -> NDArray[np.float64]:
+    """The sum of squares of each block of so many elements; the last may be shorter."""
+    whole = len(vector) // block * block
+    rows, rest = vector[:whole].reshape(-1, block), vector[whole:]
+    return np.array([*np.vecdot(rows, rows), *([np.vecdot(rest, rest)] if len(rest) else [])], np.float64)
+
+
+def average(running: Vector, vector: Vector, step: int, keep: float) -> None:
+    """Move a running average in place towards ``vector``, of which step number ``step`` (from 1) keeps a part.
+
+    That part is ``keep``, but no more than (1 + step) / (10 + step): so the first values are soon forgotten.
+    """
+    weight = 1 - min(keep, (1 + step) / (10 + step))
+    for start in range(0, len(vector), UPDATE_BLOCK):
+        block = slice(start, start + UPDATE_BLOCK)
+        change = vector[block] - running[block]
+        change *= weight
+        running[block] += change
+
+
 Schedule = Callable[[float, int, float], float]
 SCHEDULES: dict[str, Schedule] = {
     "constant": constant,

@@ -133,7 +133,8 @@ def finish(trainer: Trainer, report: Report, finished: bool) -> int:
     peak = max(comm.allgather_obj(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
     best = cursor.best
     assert best is not None, "a finished run has an epoch"
-    sha256 = weights_sha256(trainer.vector)
+    with trainer.averaged():
+        sha256 = weights_sha256(trainer.vector)
     trainer.record(
         {
             "event": "end",

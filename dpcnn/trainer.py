@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from dpcnn.checkpoint import Checkpoint, weights_sha256
 from dpcnn.config import Config
+from dpcnn.data.augment import Augment
 from dpcnn.data.samples import Samples
 from dpcnn.errors import CheckpointError, DivergenceError
 from dpcnn.fingerprint import fingerprint
@@ -17,10 +20,10 @@ from dpcnn.guard import Hashes, check_drift, tensor_hashes
 from dpcnn.memory import zeros
 from dpcnn.metrics import Cursor, Event, Tally, total
 from dpcnn.nn.network import Network, Vector
-from dpcnn.optim import OPTIMIZERS, SCHEDULES
+from dpcnn.optim import OPTIMIZERS, SCHEDULES, average, squares
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.exchange import EXCHANGES
-from dpcnn.parallel.split import Node, cut, middle, shares
+from dpcnn.parallel.split import PART_BLOCK, Node, cut, middle, shares
 from dpcnn.report import Report
 from dpcnn.run_folder import RunFolder
 from dpcnn.streams import Draw, permutation
@@ -35,6 +38,7 @@ class Trainer:
 
     Attributes:
         vector: the current parameters, (network.size,) float32, the same on every rank.
+        state: this rank's part of all else that a run remembers, by name.
         cursor: where the run is.
         test: test samples, to be evaluated after each epoch; None, or a value given by the caller.
         spans: where this rank's time goes.
@@ -50,6 +54,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(self.training / config.batch)
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
         self.last_epoch = math.ceil(self.last_step / self.steps_per_epoch)
+        self.augment = Augment(network.input_shape, config.shift, config.rotation, config.zoom, config.elastic)
         self.cursor = Cursor()
         self.spans = network.spans
         self.exchange = EXCHANGES[config.exchange](comm, network.size, self.spans)
@@ -59,7 +64,17 @@ class Trainer:
         self.optimizer = OPTIMIZERS[config.optimizer](
             self.part.stop - self.part.start, momentum=config.momentum, weight_decay=config.weight_decay
         )
+        self.state = dict(self.optimizer.state)
+        if config.average:
+            self.state["average"] = self.vector[self.part].copy()
+        self.running = [
+            (slice(lo - self.part.start, hi - self.part.start), rate)
+            for start, stop, rate in network.running
+            if (lo := max(start, self.part.start)) < (hi := min(stop, self.part.stop))
+        ]
         self._spares: list[Vector] = []
+        width = self.part.stop - self.part.start
+        self._blocks = max(comm.allgather_obj(math.ceil(width / PART_BLOCK))) if config.clip else 0
         self._stop = False
 
     def fit(self) -> bool:
@@ -106,16 +121,35 @@ class Trainer:
         for node, row in self.exchange.rows(len(leaves)):
             self._add_up(node, row, batch, leaves, tallies)
         gradient = self.exchange.sum(len(leaves))
-        flags, tally = self._decide(gradient, tallies, len(leaves), len(batch))
+        running = self._running_means(gradient, len(batch))
+        flags, tally, norm = self._decide(gradient, tallies, len(leaves), len(batch))
         if flags & DIVERGED:
             raise self._divergence(batch, leaves)
 
         rate = self.rate(self.cursor.step)
         with self.spans("optimizer"):
-            self.optimizer.update(self.vector[self.part], gradient, self.cursor.step + 1, rate, 1 / len(batch))
+            self._update(gradient, rate, shorten(norm, self.config.clip) / len(batch), running)
         self.exchange.share()
         self._advance(tally, time.perf_counter() - started, rate)
         return bool(flags & STOP)
+
+    def _running_means(self, gradient: Vector, count: int) -> list[Vector]:
+        """What the running means of this rank's part will be; their elements of the gradient become 0."""
+        found = []
+        for place, rate in self.running:
+            now = self.vector[self.part][place]
+            found.append(now + np.float32(rate) * (gradient[place] / np.float32(count) - now))
+            gradient[place] = 0
+        return found
+
+    def _update(self, gradient: Vector, rate: float, scale: float, running: list[Vector]) -> None:
+        """This rank's part of the parameters, from its part of the summed gradient."""
+        parameters, step = self.vector[self.part], self.cursor.step + 1
+        self.optimizer.update(parameters, gradient, step, rate, scale)
+        for (place, _), mean in zip(self.running, running, strict=True):
+            parameters[place] = mean
+        if self.config.average:
+            average(self.state["average"], parameters, step, self.config.average)
 
     def _add_up(
         self, node: Node, out: Vector, batch: Any, leaves: list[Node], tallies: list[Any], depth: int = 0
@@ -126,7 +160,8 @@ class Trainer:
             numbers = batch[slice(*leaves[lo])]
             with self.spans("data"):
                 images, labels = self.samples.take(numbers)
-            draw = Draw(self.config.seed, self.cursor.epochs, numbers)
+                draw = Draw(self.config.seed, self.cursor.epochs, numbers)
+                images = self.augment(images, draw)
             smoothing = self.config.label_smoothing
             tallies.append(self.network.gradient(self.vector, images, labels, smoothing, out, draw))
             return
@@ -138,18 +173,34 @@ class Trainer:
         with self.spans("exchange"):
             out += right
 
-    def _decide(self, gradient: Vector, tallies: list[tuple[float, int]], leaves: int, count: int) -> tuple[int, Tally]:
-        """Every rank's flags and tallies, the same on all ranks: the step's one small message."""
-        row = np.zeros((1 + math.ceil(leaves / self.comm.size), 2))
-        row[1 : 1 + len(tallies)] = tallies or np.empty((0, 2))
-        row[0, 0] = STOP * self._stop | DIVERGED * (not np.isfinite(gradient.sum()))
+    def _decide(
+        self, gradient: Vector, tallies: list[tuple[float, int]], leaves: int, count: int
+    ) -> tuple[int, Tally, float]:
+        """Every rank's flags and tallies and the gradient's norm, the same on all ranks: the step's one small message.
+
+        The norm is that of the mean gradient; it is worked out where ``clip`` asks for it, and 0 elsewhere.
+        """
+        most = math.ceil(leaves / self.comm.size)
+        row = np.zeros(1 + 2 * most + self._blocks)
+
+        def columns(rows: NDArray[Any]) -> list[NDArray[Any]]:
+            return np.split(rows, [1, 1 + most, 1 + 2 * most], axis=-1)
+
+        flags, losses, corrects, of_blocks = columns(row)
+        flags[0] = STOP * self._stop | DIVERGED * (not np.isfinite(gradient.sum()))
+        losses[: len(tallies)] = [loss for loss, _ in tallies]
+        corrects[: len(tallies)] = [correct for _, correct in tallies]
+        if self._blocks and (self.part.start or self.comm.rank == 0):  # under allreduce every rank has all of it
+            found = squares(gradient, PART_BLOCK)
+            of_blocks[: len(found)] = found
         with self.spans("waiting"):
             rows = self.comm.allgather(row)
-        flags = int(np.bitwise_or.reduce(rows[:, 0, 0].astype(np.int64)))
-        losses = rows[:, 1:, 0].ravel()
-        if not np.isfinite(losses).all():
-            return flags | DIVERGED, Tally()
-        return flags, total(losses, rows[:, 1:, 1].ravel(), count)
+        flags, losses, corrects, of_blocks = columns(rows)
+        flag = int(np.bitwise_or.reduce(flags.astype(np.int64), axis=None))
+        if not (np.isfinite(losses).all() and np.isfinite(of_blocks).all()):
+            return flag | DIVERGED, Tally(), 0.0
+        norm = math.fsum(of_blocks.ravel()) ** 0.5 / count
+        return flag, total(losses.ravel(), corrects.ravel(), count), norm
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -181,14 +232,17 @@ class Trainer:
         started = time.perf_counter()
         cursor = self.cursor
         cursor.epochs += 1
+        with self.averaged():
+            evaluations = self._evaluation("validation", self.samples, self.training)
+            if self.test:
+                evaluations |= self._evaluation("test", self.test, 0)
         event = {
             "event": "epoch",
             "epoch": cursor.epochs,
             "step": cursor.step,
             "train_loss": cursor.tally.mean_loss,
             "train_accuracy": cursor.tally.accuracy,
-            **self._evaluation("validation", self.samples, self.training),
-            **(self._evaluation("test", self.test, 0) if self.test else {}),
+            **evaluations,
             "learning_rate": self.rate(cursor.step - 1),
             "seconds": round(cursor.epoch_seconds, 3),
             "images_per_second": round(cursor.tally.count / cursor.epoch_seconds, 1),
@@ -206,6 +260,21 @@ class Trainer:
         smoothing = self.config.label_smoothing
         found = evaluate(self.comm, self.network, self.vector, samples, numbers, smoothing).tally
         return {f"{name}_loss": found.mean_loss, f"{name}_accuracy": found.accuracy}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A block within which ``vector`` is the average of the weights, and ``state`` has the weights in its place;
+        for a run without an average, a block like any other."""
+        self._swap()
+        yield
+        self._swap()
+
+    def _swap(self) -> None:
+        if self.config.average:
+            self.comm.barrier()  # nobody reads the parameters any more
+            parameters, other = self.vector[self.part], self.state["average"]
+            parameters[...], other[...] = other.copy(), parameters.copy()
+            self.exchange.share()
 
     def record(self, event: Event) -> None:
         """Add a line to metrics.jsonl, and say it."""
@@ -229,8 +298,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
         self._compare()
-        with self.comm.together():
-            collected = {name: self.exchange.collect(part) for name, part in self.optimizer.state.items()}
+        with self.averaged(), self.comm.together():
+            collected = {name: self.exchange.collect(part) for name, part in self.state.items()}
             vectors = {name: vector for name, vector in collected.items() if vector is not None}
             if self.comm.rank == 0:
                 if not np.isfinite(self.vector).all():
@@ -258,11 +327,12 @@ class Trainer:
         vectors: dict[str, Vector] = {}
         with self.comm.together():
             if checkpoint:
-                check_optimizer(checkpoint.optimizer, self.optimizer.state, self.network.size)
+                check_state(checkpoint.optimizer, self.state, self.network.size)
                 vectors = {"parameters": self.network.flat(checkpoint.parameters), **checkpoint.optimizer}
-        for name, part in {"parameters": self.vector[self.part], **self.optimizer.state}.items():
+        for name, part in {"parameters": self.vector[self.part], **self.state}.items():
             self.exchange.spread(vectors.get(name), part)
         self.exchange.share()
+        self._swap()  # a checkpoint's parameters are the average
         self.cursor = Cursor.from_dict(self.comm.broadcast_obj(checkpoint and asdict(checkpoint.cursor)))
         self.cursor.reopen(self.steps_per_epoch, self.last_step)
 
@@ -294,8 +364,16 @@ class Trainer:
         return bool(every) and self.cursor.step % every == 0
 
 
-def check_optimizer(found: dict[str, Vector], state: dict[str, Vector], size: int) -> None:
-    """Hold a checkpoint's optimizer vectors against the optimizer.
+def shorten(norm: float, clip: float) -> float:
+    """What a gradient of this norm is multiplied with, so that its norm is at most ``clip``; 0: no limit.
+
+    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013), algorithm 1.
+    """
+    return clip / norm if clip and norm > clip else 1.0
+
+
+def check_state(found: dict[str, Vector], state: dict[str, Vector], size: int) -> None:
+    """Hold a checkpoint's optimizer vectors against those of the run.
 
     Raises:
         CheckpointError: they are another optimizer's.

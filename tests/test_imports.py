@@ -39,6 +39,7 @@ ORDER = [  # a file imports only from what stands above it
     "guard",
     "data.shards",
     "data.samples",
+    "data.augment",
     "data.sources",
     "data.pictures",
     "checkpoint",

@@ -12,7 +12,7 @@ from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.convolution import POINTS, Im2col, Winograd, choose_kernel, cook_toom
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
-from dpcnn.nn.normalisation import LocalResponseNorm
+from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 from dpcnn.streams import Draw
 
@@ -277,3 +277,40 @@ def test_local_response_norm_is_its_definition_and_its_gradient(size, channels):
     y, _ = layer.forward(x.copy(), {})
     np.testing.assert_allclose(y, reference.local_response_norm(x, size, 0.3, 0.6, 1.5), rtol=1e-12)
     check_gradients(layer, {}, x)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4), (1, 1, 2), (7,)])
+def test_batch_norm_is_its_definition_and_its_gradient(shape):
+    layer, weights = connected(BatchNorm(epsilon=0.01), shape)
+    x = 3 + 2 * RNG.standard_normal((*shape[:-1], 6, shape[-1]))
+    y, _ = layer.forward(x.copy(), weights, Draw(0, 0, np.arange(6)))
+    np.testing.assert_allclose(y, reference.batch_norm(x, weights["w"], weights["b"], 0.01), rtol=1e-12, atol=1e-12)
+    learned = {name: weights[name] for name in "wb"}
+    for draw in (Draw(0, 0, np.arange(6)), None):  # by the batch's own statistics, by the running ones
+        running = {"mean": weights["mean"], "variance": weights["variance"] ** 2}
+        check_gradients(With(layer, running), learned, x, draw)
+
+
+class With(Layer):
+    """A layer, some of whose weights are given."""
+
+    def __init__(self, layer, given):
+        self.layer, self.given = layer, given
+
+    def forward(self, x, weights, draw=None):
+        y, backward = self.layer.forward(x, {**weights, **self.given}, draw)
+        return y, lambda dy, gradients: backward(dy, {**gradients, **{k: v.copy() for k, v in self.given.items()}})
+
+
+def test_batch_norm_tells_its_statistics_a_sample_and_evaluates_with_the_running_ones():
+    layer, weights = connected(BatchNorm(), (4, 4, 3))
+    x = image_batch(5, (4, 4, 3))
+    gradients = {name: np.full(3, np.nan) for name in weights}
+    y, backward = layer.forward(x, weights, Draw(0, 0, np.arange(5)))
+    backward(np.ones_like(y), gradients)
+    np.testing.assert_allclose(gradients["mean"], 5 * x.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(gradients["variance"], 5 * x.var(axis=(0, 1, 2), ddof=1), rtol=1e-12)
+    weights["variance"] = weights["variance"] ** 2
+    y, _ = layer.forward(x, weights)
+    expected = (x - weights["mean"]) / np.sqrt(weights["variance"] + 1e-5) * weights["w"] + weights["b"]
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)

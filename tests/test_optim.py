@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 
 from dpcnn.nn import reference
-from dpcnn.optim import OPTIMIZERS, SCHEDULES, SGD, UPDATE_BLOCK, AdaGrad, Adam, AdamW, Momentum, Nesterov, RMSProp
+from dpcnn.optim import (
+    OPTIMIZERS,
+    SCHEDULES,
+    SGD,
+    UPDATE_BLOCK,
+    AdaGrad,
+    Adam,
+    AdamW,
+    Momentum,
+    Nesterov,
+    RMSProp,
+    average,
+    squares,
+)
 
 SIZE = 2 * UPDATE_BLOCK + 1234
 
@@ -104,3 +117,25 @@ def test_schedules():
     assert SCHEDULES["constant"](3, 8, 0.8) == 1
     assert [step(t, 8, 0.1) for t in (0, 3.9, 4, 5.9, 6, 8)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     assert [one_cycle(t, 10, 0.8) for t in (0, 1.5, 3, 6.5, 10)] == pytest.approx([0.04, 0.52, 1, 0.500002, 4e-6])
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 30])
+def test_sums_of_squares_by_blocks(count):
+    vector = np.arange(count, dtype=np.float32)
+    found = squares(vector, 8)
+    assert found.tolist() == [sum(x * x for x in range(s, min(s + 8, count))) for s in range(0, count, 8)]
+
+
+def test_a_block_s_sum_of_squares_has_the_same_bits_in_any_slice():
+    vector = values(1)
+    whole = squares(vector, 1024)
+    for first in (1, 2, 17):
+        np.testing.assert_array_equal(squares(vector[first * 1024 :], 1024), whole[first:])
+
+
+def test_a_running_average_by_hand():
+    running, p = np.full(SIZE, 3, np.float32), np.full(SIZE, 7, np.float32)
+    average(running, p, 1, 0.999)  # keeps (1 + 1) / (10 + 1)
+    np.testing.assert_allclose(running, 3 * 2 / 11 + 7 * 9 / 11, rtol=1e-6)
+    average(running, p, 10_000, 0.5)
+    np.testing.assert_allclose(running, 3 / 11 + 7 * 10 / 11, rtol=1e-6)

@@ -2,10 +2,21 @@
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpcnn.parallel import split
 from dpcnn.parallel.split import Layout, cut, middle, owned, share, shares, subtrees, tree_sum
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """Vectors of a few elements, in blocks of 3: so that there are some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split, "PART_BLOCK", 3)
+        yield
+
 
 leaves = st.integers(1, 200)
 ranks = st.integers(1, 64)

@@ -6,9 +6,11 @@ import pytest
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Linear
 from dpcnn.nn.losses import softmax_cross_entropy
-from dpcnn.nn.normalisation import LocalResponseNorm
+from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
-from dpcnn.optim import OPTIMIZERS
+from dpcnn.optim import OPTIMIZERS, squares
+from dpcnn.streams import Draw
+from dpcnn.trainer import shorten
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 RNG = np.random.default_rng(3)
@@ -22,6 +24,7 @@ PAIRS = {
     "sigmoid": (Sigmoid(), torch.nn.Sigmoid),
     "tanh": (Tanh(), torch.nn.Tanh),
     "lrn": (LocalResponseNorm(5, 0.2, 0.6, 1.5), lambda: torch.nn.LocalResponseNorm(5, 5 * 0.2, 0.6, 1.5)),
+    "batchnorm": (BatchNorm(0.01), lambda: torch.nn.BatchNorm2d(3, 0.01)),
     "linear": (Linear(7, bias=True), lambda: torch.nn.Linear(6, 7)),
 }
 
@@ -41,7 +44,7 @@ def test_layers(name):
                 getattr(theirs, module).copy_(torch.from_numpy(np.ascontiguousarray(w)))
     there = torch.from_numpy(x.transpose(2, 3, 0, 1).copy() if x.ndim == 4 else x.copy()).requires_grad_()
     expected = theirs(there)
-    y, backward = layer.forward(x.copy(), weights)
+    y, backward = layer.forward(x.copy(), weights, Draw(0, 0, np.arange(4)))
     found = y.transpose(2, 3, 0, 1) if y.ndim == 4 else y
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-10, atol=1e-10)
     dy = RNG.standard_normal(found.shape)
@@ -84,3 +87,33 @@ def test_optimizers(name, make):
         theirs.grad = torch.from_numpy(g.copy())
         other.step()
     np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_batch_norm_s_running_statistics():
+    """Ours follow the mean of what a batch's microbatches tell; with one microbatch, PyTorch's."""
+    layer, theirs = BatchNorm(), torch.nn.BatchNorm2d(3).double()
+    layer.connect((5, 4, 3))
+    running = {p.name: np.full(p.shape, p.first) for p in layer.parameters}
+    for _ in range(4):
+        x = 2 + RNG.standard_normal((5, 4, 6, 3))
+        y, backward = layer.forward(x, running, Draw(0, 0, np.arange(6)))
+        gradients = {name: np.empty(3) for name in running}
+        backward(np.zeros_like(y), gradients)
+        for p in layer.parameters[2:]:
+            running[p.name] += p.running * (gradients[p.name] / 6 - running[p.name])
+        theirs(torch.from_numpy(x.transpose(2, 3, 0, 1).copy()))
+    np.testing.assert_allclose(running["mean"], theirs.running_mean.numpy(), rtol=1e-10)
+    np.testing.assert_allclose(running["variance"], theirs.running_var.numpy(), rtol=1e-10)
+    x = RNG.standard_normal((5, 4, 6, 3))
+    expected = theirs.eval()(torch.from_numpy(x.transpose(2, 3, 0, 1).copy())).detach().numpy()
+    np.testing.assert_allclose(layer.forward(x, running)[0].transpose(2, 3, 0, 1), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("clip", [0.5, 100.0])
+def test_clipping_by_the_global_norm(clip):
+    gradient = RNG.standard_normal(3000)
+    there = torch.zeros(3000, dtype=torch.float64, requires_grad=True)
+    there.grad = torch.from_numpy(gradient.copy())
+    norm = torch.nn.utils.clip_grad_norm_([there], clip).item()
+    assert norm == pytest.approx(squares(gradient, 1024).sum() ** 0.5, rel=1e-12)
+    np.testing.assert_allclose(shorten(norm, clip) * gradient, there.grad.numpy(), rtol=1e-5)

@@ -93,11 +93,20 @@ def test_without_shared_memory_everything_goes_over_mpi_and_changes_nothing(alon
     assert timeless(tmp_path / "run") == timeless(alone[0])
 
 
-def test_dropout_changes_the_result_and_ranks_still_change_nothing(alone, quick, tmp_path):
-    for name, ranks, nodes in (("one", 1, ""), ("three", 3, ""), ("nodes", 3, "1,2")):
-        trained(ranks, *quick, "--dropout", "0.4", "--out", tmp_path / name, env={"DPCNN_PRETEND_NODES": nodes})
-    assert timeless(tmp_path / "three") == timeless(tmp_path / "nodes") == timeless(tmp_path / "one")
-    assert timeless(tmp_path / "one") != timeless(alone[0])
+def test_the_promise_with_everything_random_running_clipped_and_averaged(quick, tmp_path):
+    """The recipe has batch normalisation, changed images, dropout and averaged weights; one run is cut in two."""
+    flags = ["--recipe", "accurate", *quick, "--clip", "1", "--average", "0.6", "--test"]
+    for name, ranks, nodes in (("one", 1, ""), ("nodes", 3, "1,2")):
+        trained(ranks, *flags, "--out", tmp_path / name, env={"DPCNN_PRETEND_NODES": nodes})
+    trained(4, *flags, "--out", tmp_path / "cut", "--max-steps", "10")
+    trained(3, "--resume", "--out", tmp_path / "cut", "--max-steps", "0", "--test")
+    assert timeless(tmp_path / "one") == timeless(tmp_path / "nodes") == timeless(tmp_path / "cut")
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.h5"
+    found, told = json.loads(run(2, "-m", "dpcnn.evaluate", checkpoint, "--json").out), events(tmp_path / "one")[-2]
+    assert (found["loss"], found["accuracy"]) == (told["test_loss"], told["test_accuracy"])
+    weights = read(checkpoint)
+    assert weights.weights_sha256 == events(tmp_path / "cut")[-1]["weights_sha256"]
+    assert set(weights.optimizer) == {"m", "v", "average"}
 
 
 def test_a_mapped_data_set_changes_nothing(alone, quick, npz, tmp_path):

@@ -25,15 +25,22 @@ Backward = Callable[[Array, Mapping[str, Array]], Array | None]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A named array of a layer: its shape, and how many inputs an output has, and the reverse.
+    """A named array of a layer.
 
-    They scale the first values; where they are 0, as for biases, the first values are zeros.
+    Attributes:
+        name, shape: of the array.
+        fan_in, fan_out: how many inputs an output has, and the reverse: they scale random first values.
+        first: where fan_in is 0, the first value of every element.
+        running: 0 for what is learned. Else this is a running mean of what ``backward`` gives for a
+            sample, and each step moves it by this part of the way to the batch's mean.
     """
 
     name: str
     shape: Shape
     fan_in: int = 0
     fan_out: int = 0
+    first: float = 0.0
+    running: float = 0.0
 
 
 class Layer:

@@ -8,7 +8,7 @@ from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
-from dpcnn.nn.normalisation import LocalResponseNorm
+from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 
 Spec = Sequence[Mapping[str, Any]]
@@ -23,6 +23,7 @@ KINDS: dict[str, type[Layer]] = {
         ReLU,
         Sigmoid,
         Tanh,
+        BatchNorm,
         LocalResponseNorm,
         Dropout,
         Flatten,

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate
 from math import prod
 
 import numpy as np
@@ -35,6 +36,7 @@ class Network:
 
     Attributes:
         size: elements of a parameter or gradient vector.
+        running: start, stop and rate of the elements that are running means: see :class:`Parameter`.
         activations: elements of all layers' outputs for an image.
         spans: where the time of :meth:`gradient` goes.
         parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
@@ -66,12 +68,17 @@ class Network:
             for p in layer.parameters
         ]
         self.size = sum(prod(p.shape) for p in self.parameters)
+        ends = list(accumulate(prod(p.shape) for p in self.parameters))
+        self.running = [
+            (end - prod(p.shape), end, p.running) for p, end in zip(self.parameters, ends, strict=True) if p.running
+        ]
         self.spans = Spans()
 
     def initialise(self, seed: int, init: str = "he", deviation: float = 0.01) -> Vector:
-        """First values, by one of :data:`INITS`; biases are zero."""
-        vector = np.zeros(self.size, np.float32)
+        """First values, by one of :data:`INITS` where there is a fan-in; biases are zero."""
+        vector = np.empty(self.size, np.float32)
         for number, (parameter, view) in enumerate(zip(self.parameters, self.views(vector).values(), strict=True)):
+            view[...] = parameter.first
             if parameter.fan_in:
                 view[...] = INITS[init](generator(seed, WEIGHTS, number), parameter, deviation)
         return vector

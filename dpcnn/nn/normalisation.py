@@ -1,13 +1,84 @@
 """Normalisation. Shapes: see layer.py."""
 
 from collections.abc import Mapping
+from math import prod
 
 import numpy as np
 
 from dpcnn.errors import ConfigError
-from dpcnn.memory import Array
-from dpcnn.nn.layer import Backward, Layer, at_least
+from dpcnn.memory import Array, Shape
+from dpcnn.nn.layer import Backward, Layer, Parameter, at_least
 from dpcnn.streams import Draw
+
+
+class BatchNorm(Layer):
+    """y = (x - mean) / sqrt(variance + epsilon) * w + b, for each channel.
+
+    Ioffe and Szegedy, "Batch normalization" (2015), algorithm 1. In training, mean and variance are those of the
+    microbatch ("ghost batches": Hoffer, Hubara and Soudry, "Train longer, generalize better", 2017, algorithm 1), so
+    a microbatch's gradient is a function of it and the weights alone, on whatever rank. In evaluation they are
+    running means of the microbatches' means and variances: these are parameters too, and travel with the gradients.
+
+    Weights "w", "b", "mean" and "variance", each (C,).
+    """
+
+    def __init__(self, epsilon: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        if not (epsilon > 0 and 0 < momentum <= 1):
+            raise ConfigError(f"epsilon, momentum: must be above 0, and momentum at most 1, not {epsilon}, {momentum}")
+        self.epsilon, self.momentum = epsilon, momentum
+
+    def connect(self, shape: Shape) -> Shape:
+        C = shape[-1:]
+        self.parameters = (
+            Parameter("w", C, first=1.0),
+            Parameter("b", C),
+            Parameter("mean", C, running=self.momentum),
+            Parameter("variance", C, first=1.0, running=self.momentum),
+        )
+        return shape
+
+    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+        *pixel, N, C = x.shape
+        count = prod(pixel) * N
+        rows = x.reshape(-1, N * C)  # long ones: a channel's values are C apart
+        y, spare = (self.workspace.array(key, x.shape, x.dtype) for key in ("y", "spare"))
+        centred, scratch = y.reshape(rows.shape), spare.reshape(rows.shape)
+
+        mean, variance = weights["mean"], weights["variance"]
+        if draw is not None:
+            mean = channel_sums(rows, C) / count
+        np.subtract(rows, np.tile(mean, N), out=centred)
+        if draw is not None:
+            variance = channel_sums(np.square(centred, out=scratch), C) / count
+        deviation = np.sqrt(variance + self.epsilon)
+        centred *= np.tile(weights["w"] / deviation, N)
+        centred += np.tile(weights["b"], N)
+
+        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
+            """dx = w / deviation * (dy - (sum of dy) / count - z * (sum of dy z) / count), z being the normalised x."""
+            normal = np.subtract(rows, np.tile(mean, N), out=scratch)
+            normal *= np.tile(1 / deviation, N)
+            dx = dy.reshape(rows.shape)
+            gradients["b"][...] = channel_sums(dx, C)
+            gradients["w"][...] = channel_sums(np.multiply(dx, normal, out=centred), C)
+            gradients["mean"][...] = N * mean
+            gradients["variance"][...] = N * variance
+            if draw is not None:
+                gradients["variance"][...] *= count / max(1, count - 1)
+                normal *= np.tile(gradients["w"] / count, N)
+                dx -= normal
+                dx -= np.tile(gradients["b"] / count, N)
+            dx *= np.tile(weights["w"] / deviation, N)
+            return dx.reshape(x.shape)
+
+        return y, backward
+
+
+def channel_sums(rows: Array, channels: int) -> Array:
+    """The sum of each channel, (C,), of rows (L, N * C)."""
+    sums: Array = rows.sum(axis=0).reshape(-1, channels).sum(axis=0)
+    return sums
 
 
 class LocalResponseNorm(Layer):

@@ -43,6 +43,13 @@ def local_response_norm(x: Array, size: int, alpha: float, beta: float, k: float
     return y
 
 
+def batch_norm(x: Array, w: Array, b: Array, epsilon: float) -> Array:
+    """y = (x - mean) / sqrt(variance + epsilon) * w + b, with each channel's mean and variance over x."""
+    others = tuple(range(x.ndim - 1))
+    y: Array = (x - x.mean(axis=others)) / np.sqrt(x.var(axis=others) + epsilon) * w + b
+    return y
+
+
 def cross_entropy(logits: Array, targets: Array) -> float:
     """The sum over a batch of -sum_k targets[n,k] * log softmax(logits)[n,k]."""
     exponentials = np.exp(logits)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import shared_array
-from dpcnn.parallel.split import Layout, Message, Node, owned, shares, tree_sum
+from dpcnn.parallel.split import Layout, Message, Node, owned, part, tree_sum
 from dpcnn.spans import Spans
 
 Vector = NDArray[Any]
@@ -26,7 +26,7 @@ class Exchange:
     Attributes:
         vector: (size,) float32, the parameters; every rank may read all of it between ``share`` and
             the next ``sum``, and write ``vector[part]`` between ``sum`` and ``share``.
-        part: the elements that this rank updates.
+        part: the elements that this rank updates; with "exact", no other rank does.
         spans: where the time of ``sum`` and ``share`` goes.
         owns_copy: whether ``vector`` is this rank's own, or the first rank's of those that share it.
     """
@@ -68,7 +68,7 @@ class ExactExchange(Exchange):
 
     def __init__(self, comm: Alone, size: int, spans: Spans) -> None:
         self.comm, self.node, self.size, self.spans = comm, comm.node(), size, spans
-        self.bounds = shares(size, comm.size)
+        self.bounds = [0, *(part(size, comm.size, rank)[1] for rank in range(comm.size))]
         self.part = slice(self.bounds[comm.rank], self.bounds[comm.rank + 1])
         self.vector = shared_array(self.node, (size,), np.float32)
         self.owns_copy = self.node.rank == 0

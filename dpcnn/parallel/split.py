@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
 
+PART_BLOCK = 1024
+"""Elements of a vector that are never parted: so what is worked out block by block has the same bits on any ranks."""
+
 Node = tuple[int, int]
 Runs = tuple[tuple[int, ...], tuple[int, ...]]
 T = TypeVar("T")
@@ -32,6 +35,12 @@ def shares(count: int, parts: int) -> list[int]:
 def share(count: int, parts: int, part: int) -> Node:
     """The bounds of one of those runs."""
     return part * count // parts, (part + 1) * count // parts
+
+
+def part(size: int, ranks: int, rank: int) -> Node:
+    """A rank's run of the elements of a vector: whole blocks of PART_BLOCK, but for the vector's end."""
+    start, stop = share(-(-size // PART_BLOCK), ranks, rank)
+    return min(start * PART_BLOCK, size), min(stop * PART_BLOCK, size)
 
 
 def cut(count: int, length: int) -> list[Node]:
@@ -125,12 +134,12 @@ class Layout:
 
     def part(self, rank: int) -> Node:
         """The elements that a rank updates."""
-        return share(self.size, self.ranks, rank)
+        return part(self.size, self.ranks, rank)
 
     def slice(self, rank: int) -> Node:
         """The elements that a rank passes on."""
         first, end = self.nodes[self.node_of(rank)]
-        return share(self.size, end - first, rank - first)
+        return part(self.size, end - first, rank - first)
 
     def of_nodes(self, leaves: int) -> list[list[Node]]:
         """For each node, the largest subtrees of tree(0, leaves) that its ranks hold together."""

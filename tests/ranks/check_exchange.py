@@ -11,7 +11,7 @@ from dpcnn.spans import Spans
 
 comm = dpcnn.parallel.comm.world()
 assert comm.size == int(sys.argv[1])
-SIZE = 1009  # a prime: parts are never even
+SIZE = 16_381  # a prime: parts are never even
 
 
 def leaf(number: int, step: int) -> np.ndarray:
