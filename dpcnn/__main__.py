@@ -8,6 +8,7 @@ COMMANDS = {
     "evaluate": "what a checkpoint gets right and wrong",
     "predict": "say what is in pictures",
     "plot": "draw runs, and what a net's first layer sees",
+    "report": "a run as one HTML page",
     "export": "take a trained net elsewhere: ONNX, safetensors, NPZ",
     "verify": "prove that ranks change nothing, here",
     "bench": "measure speed, also against PyTorch DDP",

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dpcnn.checkpoint import Checkpoint, read
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.config import from_dict
-from dpcnn.data.samples import find_data, load
+from dpcnn.data.samples import Samples, find_data, load
 from dpcnn.errors import ConfigError
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
@@ -47,56 +47,92 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object, with all of this")
     with comm.together():
         options = parse(parser, argv, comm)
-    checkpoint: Checkpoint | None = None
+    checkpoint = read_on_rank_0(comm, options.checkpoint)
+    found = examine(comm, options.checkpoint, checkpoint, options.split, options.data)
     with comm.together():
         if comm.rank == 0:
-            checkpoint = read(options.checkpoint)
-    config = from_dict(comm.broadcast_obj(checkpoint and asdict(checkpoint.config)))
-    with comm.together():
-        folder = find_data(options.data or config.data)
-    apart = share_or_part(comm)
-    if apart and comm.rank == 0:
-        print(apart, file=sys.stderr)
-    samples = load(folder, "test" if options.split == "test" else "train", comm)
-    first = 0 if options.split == "test" else max(0, len(samples) - config.validation)
-    with comm.together():
-        if first == len(samples):
-            raise ConfigError(f"{options.checkpoint}: its run held no samples back for validation; give --split test")
-        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
-        vector = np.empty(network.size, np.float32)
-        if checkpoint:
-            vector = network.flat(checkpoint.parameters)
-    comm.broadcast(vector)
-    started = time.perf_counter()
-    answers = evaluate(comm, network, vector, samples, range(first, len(samples)), config.label_smoothing)
-    seconds = time.perf_counter() - started
-    with comm.together():
-        if checkpoint:
-            place = {"checkpoint": str(options.checkpoint), "step": checkpoint.cursor.step}
-            of_data = {"data": samples.manifest.name, "split": options.split}
-            confusion = answers.confusion(network.classes)
-            told = place | of_data | result(answers, confusion) | {"seconds": round(seconds, 3)}
-            print(json.dumps(told) if options.json else SENTENCE.format(**told))
+            print(json.dumps(found.told) if options.json else SENTENCE.format(**found.told))
             if options.classes:
-                print(f"\n{class_table(told)}")
+                print(f"\n{class_table(found.told)}")
             if options.plots:
                 options.plots.mkdir(parents=True, exist_ok=True)
-                print(draw_confusion(confusion, options.plots / "confusion"))
-                print(draw_mistakes(answers, samples, first, MISTAKES, options.plots / "mistakes"))
+                print(draw_confusion(found.confusion, options.plots / "confusion"))
+                print(draw_mistakes(found.answers, found.samples, found.first, MISTAKES, options.plots / "mistakes"))
     return DONE
 
 
-def result(answers: Answers, confusion: NDArray[Any]) -> dict[str, Any]:
-    """All that is said of the answers and their confusion matrix, ready for JSON."""
-    tally = answers.tally
-    return {
+@dataclass(frozen=True)
+class Examination:
+    """What a checkpoint's net says of some samples.
+
+    Attributes:
+        samples: the split.
+        first: the number of the first of them that was answered.
+        answers: for those from ``first`` on.
+        confusion: (classes, classes) counts: by row the right class, by column the predicted one.
+        told: all of it in figures, ready for JSON.
+    """
+
+    samples: Samples
+    first: int
+    answers: Answers
+    confusion: NDArray[Any]
+    told: dict[str, Any]
+
+
+def read_on_rank_0(comm: Alone, path: Path) -> Checkpoint | None:
+    """The checkpoint, on rank 0; None elsewhere.
+
+    Raises:
+        CheckpointError: on every rank.
+    """
+    with comm.together():
+        return read(path) if comm.rank == 0 else None
+
+
+def examine(comm: Alone, path: Path, checkpoint: Checkpoint | None, split: str, data: str | None = None) -> Examination:
+    """The answers of a checkpoint's net, on every rank of ``comm``, each rank working out a share of them.
+
+    Args:
+        path: of the checkpoint, to be told.
+        checkpoint: what rank 0 has read; None elsewhere.
+        split: "test" or "validation".
+        data: another data set than the checkpoint's.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: on every rank.
+    """
+    place = {"checkpoint": str(path), "step": checkpoint.cursor.step} if checkpoint else {}
+    config = from_dict(comm.broadcast_obj(checkpoint and asdict(checkpoint.config)))
+    with comm.together():
+        folder = find_data(data or config.data)
+    apart = share_or_part(comm)
+    if apart and comm.rank == 0:
+        print(apart, file=sys.stderr)
+    samples = load(folder, "test" if split == "test" else "train", comm)
+    first = 0 if split == "test" else max(0, len(samples) - config.validation)
+    with comm.together():
+        if first == len(samples):
+            raise ConfigError(f"{path}: its run held no samples back for validation; give --split test")
+        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+        vector = network.flat(checkpoint.parameters) if checkpoint else np.empty(network.size, np.float32)
+    comm.broadcast(vector)
+    started = time.perf_counter()
+    answers = evaluate(comm, network, vector, samples, range(first, len(samples)), config.label_smoothing)
+    confusion, tally = answers.confusion(network.classes), answers.tally
+    told = {
+        **place,
+        "data": samples.manifest.name,
+        "split": split,
         "samples": tally.count,
         "correct": tally.correct,
         "accuracy": tally.accuracy,
         "loss": tally.mean_loss,
         "classes": of_classes(confusion),
         "confusion": confusion.tolist(),
+        "seconds": round(time.perf_counter() - started, 3),
     }
+    return Examination(samples, first, answers, confusion, told)
 
 
 def of_classes(confusion: NDArray[Any]) -> list[dict[str, Any]]:

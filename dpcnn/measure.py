@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from dpcnn.config import Config
+from dpcnn.console import Report
 from dpcnn.data.samples import Samples
 from dpcnn.fingerprint import fingerprint, processor
 from dpcnn.nn.network import Network
 from dpcnn.optim import Adam
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.exchange import ExactExchange
-from dpcnn.report import Report
 from dpcnn.run_folder import RunFolder
 from dpcnn.spans import PHASES, Spans
 from dpcnn.streams import permutation

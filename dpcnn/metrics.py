@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpcnn.errors import CheckpointError
+
 Event = dict[str, Any]
 
 KINDS = ("validation", "test")
@@ -99,5 +101,12 @@ class Cursor:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of metrics.jsonl, but for one at its end that is only begun: a run may be writing it.
+
+    Raises:
+        CheckpointError: it can't be read, or holds something else.
+    """
+    try:
+        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a run's metrics ({error}); --resume writes it anew") from None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.checkpoint import read
+from dpcnn.checkpoint import Checkpoint, read
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.data.samples import find_data, load
 from dpcnn.errors import ConfigError
@@ -46,24 +46,19 @@ def plot(comm: Alone, argv: Sequence[str] | None) -> int:
             name = "curves" if len(options.runs) == 1 else "compared"
             print(draw_curves(options.runs, out / name))
             if options.filters:
-                for line in draw_first_layer(options.runs[0], options.sample, out):
+                checkpoint = read(RunFolder(options.runs[0]).checkpoints / "last.h5")
+                samples = load(find_data(checkpoint.config.data), "test", Alone())
+                if not 0 <= options.sample < len(samples):
+                    raise ConfigError(f"--sample: must be below {len(samples)}, not {options.sample}")
+                image, _ = samples.take(np.array([options.sample]))
+                for line in draw_first_layer(checkpoint, image, out):
                     print(line)
     return DONE
 
 
-def draw_first_layer(folder: Path, sample: int, out: Path) -> list[str]:
-    """Draw the first layer with weights, before and after training.
-
-    Raises:
-        CheckpointError, ConfigError, DataError: what is needed is not there.
-    """
-    checkpoint = read(RunFolder(folder).checkpoints / "last.h5")
-    config = checkpoint.config
-    samples = load(find_data(config.data), "test", Alone())
-    if not 0 <= sample < len(samples):
-        raise ConfigError(f"--sample: must be below {len(samples)}, not {sample}")
-    network = checkpoint.network()
-    image, _ = samples.take(np.array([sample]))
+def draw_first_layer(checkpoint: Checkpoint, image: NDArray[Any], out: Path) -> list[str]:
+    """Draw the first layer with weights, before and after training, and what it makes of an image (1, H, W, C)."""
+    config, network = checkpoint.config, checkpoint.network()
     first = network.initialise(config.seed, config.init, config.init_deviation)
     (before, map_before), (after, map_after) = (
         first_layer(network, vector, image) for vector in (first, network.flat(checkpoint.parameters))

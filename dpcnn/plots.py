@@ -49,20 +49,24 @@ def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: boo
     return save(figure, stem, "scaling")
 
 
-def draw_curves(runs: Sequence[Path], stem: Path) -> str:
+def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
     """Draw loss and accuracy of runs over their epochs, to STEM.png and STEM.svg.
+
+    With ``narrow``, one above the other.
 
     Returns:
         A line that says what was drawn, or why not.
     """
-    figure = new_figure(width=10)
+    figure = new_figure(width=5, height=7) if narrow else new_figure(width=10)
     if figure is None:
         return MISSING
-    loss, accuracy = figure.subplots(1, 2)
+    loss, accuracy = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     worst = 1.0
     for number, run in enumerate(runs):
         events = read_events(run / "metrics.jsonl")
         epochs = [event for event in events if event["event"] == "epoch"]
+        if not epochs:
+            return f"no curves drawn: {run} has not come to the end of an epoch"
         steps_per_epoch = epochs[0]["step"]
         kinds = ["train", *evaluated(epochs[-1])]
         worst = min(worst, *(epochs[-1][f"{kind}_accuracy"] for kind in kinds))
@@ -111,12 +115,13 @@ def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:
     return save(figure, stem, "confusion matrix")
 
 
-def draw_mistakes(answers: Answers, samples: Samples, first: int, most: int, stem: Path) -> str:
+def draw_mistakes(answers: Answers, samples: Samples, first: int, most: int, stem: Path, columns: int = 8) -> str:
     """Draw the images with the highest losses among those classified wrong, to STEM.png and STEM.svg.
 
     Args:
         first: the number of the first of the samples that were answered.
         most: draw no more than so many.
+        columns: of the picture.
 
     Returns:
         A line that says what was drawn, or why not.
@@ -125,7 +130,6 @@ def draw_mistakes(answers: Answers, samples: Samples, first: int, most: int, ste
     worst = wrong[np.argsort(-answers.losses[wrong], kind="stable")][:most]
     if not len(worst):
         return "no mistakes drawn: there are none"
-    columns = 8
     rows = -(-len(worst) // columns)
     figure = new_figure(width=1.1 * columns, height=1.3 * rows)
     if figure is None:

@@ -1,158 +1,196 @@
-"""What a run says: a bar on a terminal, plain lines elsewhere, all lines in log.txt."""
+"""A run as one HTML page: python -m dpcnn.report RUN"""
 
-import os
+import json
 import sys
-import time
-from collections.abc import Sequence
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from html import escape
+from math import prod
 from pathlib import Path
-from typing import Any, TextIO
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from tqdm import tqdm
+from dpcnn import __version__
+from dpcnn.checkpoint import LAST, Checkpoint
+from dpcnn.cli import DONE, Parser, parse, run
+from dpcnn.errors import ConfigError, LaunchError
+from dpcnn.evaluate import Examination, examine, read_on_rank_0
+from dpcnn.metrics import Event, evaluated, read_events
+from dpcnn.parallel.comm import Alone
+from dpcnn.plot import draw_first_layer
+from dpcnn.plots import draw_confusion, draw_curves, draw_mistakes, new_figure
+from dpcnn.run_folder import RunFolder, replace_file
+from dpcnn.spans import PHASES
 
-from dpcnn.metrics import Cursor, Event, Tally, evaluated
-from dpcnn.parallel.launch import launcher
-from dpcnn.tables import text
+MISTAKES, COLUMNS = 25, 5  # in the picture
 
-LINE_SECONDS = 10.0  # between the plain lines of a running epoch
-
-
-class Report:
-    """Says nothing: the report of every rank but 0."""
-
-    def say(self, line: str) -> None:
-        """A line for people."""
-
-    def begin(self, cursor: Cursor, epochs: int, images: int) -> None:
-        """Training begins at the cursor; ``images`` are those to come."""
-
-    def step(self, cursor: Cursor, tally: Tally, rate: float) -> None:
-        """A step is done; ``tally`` is its own."""
-
-    def event(self, event: Event) -> None:
-        """A line of metrics.jsonl has been recorded."""
-
-    def end(self) -> None:
-        """Training is over, well or not."""
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #111; max-width: 46rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+img { width: 100%; max-width: 34rem; display: block; }
+div.table { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ccc; text-align: right; white-space: nowrap; }
+table.facts th, table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
+table.facts th { font-weight: normal; color: #555; white-space: nowrap; }
+"""
 
 
-class Console(Report):
-    """The report of rank 0: plain lines to stdout, or lines and a bar to the terminal; lines to a log file.
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run(lambda comm: report(comm, argv))
 
-    The bar goes to the terminal itself: Open MPI's mpirun passes on whole lines only.
-    """
 
-    def __init__(self) -> None:
-        self._log: Path | None = None
-        self._terminal = open_terminal(terminal(2))
-        self._out = self._terminal if self._terminal and terminal(1) == self._terminal.name else sys.stdout
-        self._bar: tqdm[Any] | None = None
-        self._epochs = self._done = 0
-        self._started = self._said = time.monotonic()
+def report(comm: Alone, argv: Sequence[str] | None) -> int:
+    """Evaluate the run's last checkpoint on every rank of ``comm``, and write the page on rank 0."""
+    parser = Parser(prog="dpcnn.report", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--data", metavar="NAME|DIR", help="another data set than the run's")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default RUN/report.html)")
+    with comm.together():
+        options = parse(parser, argv, comm)
+    folder = RunFolder(options.run)
+    with comm.together():
+        if comm.rank == 0 and not folder.metrics.is_file():
+            raise ConfigError(f"{options.run}: no run's folder: it has no metrics.jsonl")
+        if comm.rank == 0 and new_figure(1) is None:
+            raise LaunchError("a report needs pictures: matplotlib is not installed; pip install 'dpcnn[plot]'")
+    path = folder.checkpoints / LAST
+    checkpoint = read_on_rank_0(comm, path)
+    found = examine(comm, path, checkpoint, "test", options.data)
+    with comm.together():
+        if checkpoint:
+            out = options.out or options.run / "report.html"
+            replace_file(out, page(folder, checkpoint, found).encode())
+            print(f"{out}: {out.stat().st_size:,} bytes")
+    return DONE
 
-    def log_to(self, path: Path) -> None:
-        """From here on, write every line to this file too."""
-        self._log = path
 
-    def say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        self._print(line)
-        if self._bar is not None:
-            self._bar.refresh()
-        if self._log:
-            with open(self._log, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-
-    def _print(self, line: str) -> None:
-        try:
-            print(line, file=self._out, flush=True)
-        except OSError:  # the terminal has gone, or nobody reads on: the run goes on, and so does the log
-            self._bar, self._terminal, self._out = None, None, sys.stdout
-
-    def begin(self, cursor: Cursor, epochs: int, images: int) -> None:
-        self._epochs = epochs
-        self._started = self._said = time.monotonic()
-        if self._terminal is not None:
-            self._bar = tqdm(
-                total=images,
-                unit=" images",
-                unit_scale=True,
-                mininterval=0.2,
-                dynamic_ncols=True,
-                file=self._terminal,
-                bar_format="{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {postfix[0]}, {remaining} left",
-                postfix=[""],
-            )
-
-    def step(self, cursor: Cursor, tally: Tally, rate: float) -> None:
-        self._done += tally.count
-        seen = cursor.tally
-        facts = f"loss {seen.mean_loss:.4f}, accuracy {seen.accuracy:.4f}, rate {rate:.2g}"
-        if self._bar is not None:
-            self._bar.set_description_str(f"epoch {cursor.epochs + 1}/{self._epochs}", refresh=False)
-            self._bar.postfix[0] = facts
-            try:
-                self._bar.update(tally.count)
-            except OSError:
-                self._bar = None
-        elif time.monotonic() - self._said > LINE_SECONDS:
-            self._said = time.monotonic()
-            speed = self._done / (self._said - self._started)
-            where = f"epoch {cursor.epochs + 1}/{self._epochs}, step {cursor.step}"
-            self._print(f"{where}: {facts}; {speed:,.0f} images/s")
-
-    def event(self, event: Event) -> None:
-        if event["event"] != "epoch":
-            return
-        names = {**{kind: kind for kind in evaluated(event)}, "training": "train"}
-        told = [
-            f"{name} accuracy {event[f'{k}_accuracy']:.4f}, loss {event[f'{k}_loss']:.4f}" for name, k in names.items()
+def page(folder: RunFolder, checkpoint: Checkpoint, found: Examination) -> str:
+    """The page: one file, nothing loaded from elsewhere."""
+    with TemporaryDirectory(prefix="dpcnn-report-") as work:
+        out, sample = Path(work), found.samples.take(range(1))[0]  # type: ignore[arg-type]
+        draw_curves([folder.path], out / "curves", narrow=True)
+        draw_confusion(found.confusion, out / "confusion")
+        draw_mistakes(found.answers, found.samples, found.first, MISTAKES, out / "mistakes", COLUMNS)
+        draw_first_layer(checkpoint, sample, out)
+        sections = [
+            ("Loss and accuracy", picture(out, "curves", "loss and accuracy over the epochs")),
+            ("Epochs", epochs_table(checkpoint.cursor.epoch_events)),
+            ("Classes, on the test samples", classes_table(found.told)),
+            ("Who is taken for whom", picture(out, "confusion", "counts of right class by predicted class")),
+            ("The worst mistakes", picture(out, "mistakes", "right class as predicted class")),
+            ("Filters of the first layer", picture(out, "filters", "before and after training")),
+            ("What they make of a digit", picture(out, "maps", "feature maps before and after training")),
+            ("Time and memory of each rank", ranks_table(folder)),
+            ("Configuration", facts({k: v for k, v in asdict(checkpoint.config).items() if k != "layers"})),
+            ("Layers", layers_table(checkpoint)),
+            (
+                "Numerics",
+                facts(checkpoint.fingerprint | {"cpu_features": " ".join(checkpoint.fingerprint["cpu_features"])}),
+            ),
         ]
-        speed = f"{event['images_per_second']:,.0f} images/s, {event['seconds']:.1f} s"
-        self.say(f"epoch {event['epoch']}/{self._epochs}: {'; '.join([*told, speed])}")
+    name = folder.path.resolve().name
+    body = "\n".join(f"<section><h2>{title}</h2>\n{content}</section>" for title, content in sections if content)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(name)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style></head>\n'
+        f"<body>\n<h1>{escape(name)}</h1>\n{facts(summary(checkpoint, found, read_events(folder.metrics)))}\n"
+        f"{body}\n</body>\n</html>\n"
+    )
 
-    def end(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+
+def summary(checkpoint: Checkpoint, found: Examination, events: Sequence[Event]) -> dict[str, Any]:
+    """What a reader wants to know first."""
+    cursor, told = checkpoint.cursor, found.told
+    network = checkpoint.network()
+    best = cursor.best or {}
+    end = "" if any(event["event"] == "end" for event in events) else "; the run has not come to its end"
+    return {
+        "network": f"{checkpoint.config.model}, {network.size:,} parameters",
+        "test accuracy": f"{told['accuracy']:.4f}: {told['correct']:,} of {told['samples']:,} of {told['data']}",
+        "validation accuracy": f"{best['validation_accuracy']:.4f} at best, after epoch {best['epoch']}"
+        if "validation_accuracy" in best
+        else "no samples held back",
+        "trained for": f"{cursor.epochs} epochs, {cursor.step:,} steps, {cursor.seconds:.1f} s{end}",
+        "seed": checkpoint.config.seed,
+        "sha256 of the weights": checkpoint.weights_sha256,
+        "sha256 of the data": checkpoint.data,
+        "dpcnn": __version__,
+    }
 
 
-def epoch_table(events: Sequence[Event]) -> str:
-    """The epochs of a run, a line each."""
-    kinds = ["train", *evaluated(events[-1])]
-    header = [title for kind in kinds for title in (f"{kind[:5]}{'.' * (len(kind) > 5)} loss", "accuracy")]
-    columns = [f"{kind}_{what}" for kind in kinds for what in ("loss", "accuracy")]
+def picture(folder: Path, name: str, text: str) -> str:
+    """A drawn picture, within the page; nothing where it was not drawn."""
+    path = folder / f"{name}.svg"
+    if not path.exists():
+        return ""
+    return f'<img alt="{text}" src="data:image/svg+xml;base64,{b64encode(path.read_bytes()).decode()}">\n'
+
+
+def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    """A table, as wide as it must be: it scrolls by itself."""
+    lines = [f"<tr>{''.join(f'<th>{escape(str(cell))}</th>' for cell in header)}</tr>"]
+    lines += [f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows]
+    return '<div class="table"><table>\n' + "\n".join(lines) + "\n</table></div>\n"
+
+
+def facts(values: dict[str, Any]) -> str:
+    """Names and values, a line each."""
+    lines = [f"<tr><th>{escape(key)}</th><td>{escape(str(value))}</td></tr>" for key, value in values.items()]
+    return '<table class="facts">\n' + "\n".join(lines) + "\n</table>\n"
+
+
+def epochs_table(epochs: Sequence[Event]) -> str:
+    """Loss and accuracy of each epoch."""
+    if not epochs:
+        return ""
+    kinds = ["train", *evaluated(epochs[-1])]
+    header = ["epoch", "rate", *(f"{kind} {what}" for kind in kinds for what in ("loss", "accuracy")), "s", "images/s"]
     rows = [
-        (
-            str(event["epoch"]),
-            str(event["step"]),
+        [
+            event["epoch"],
             f"{event['learning_rate']:.2g}",
-            *(f"{event[column]:.4f}" if column in event else "" for column in columns),
+            *(f"{event[f'{kind}_{what}']:.4f}" for kind in kinds for what in ("loss", "accuracy")),
             f"{event['seconds']:.1f}",
             f"{event['images_per_second']:,.0f}",
-        )
-        for event in events
+        ]
+        for event in epochs
     ]
-    return text(("epoch", "step", "rate", *header, "seconds", "images/s"), rows)
+    return table(header, rows)
 
 
-def terminal(descriptor: int) -> str | None:
-    """The terminal that a job's stdout (1) or stderr (2) ends in, as a path; None for a file or a pipe.
-
-    A launcher takes its ranks' output through pipes, or gives them a terminal of its own: so what
-    counts is where the launcher's own output goes.
-    """
-    above = launcher()
-    try:
-        path = os.readlink(f"/proc/{above[0] if above else 'self'}/fd/{descriptor}")
-    except OSError:
-        return None
-    return path if path.startswith(("/dev/pts/", "/dev/tty")) else None
+def classes_table(told: dict[str, Any]) -> str:
+    """Precision and recall of each class."""
+    rows = [
+        [row["class"], row["samples"], *("-" if row[k] is None else f"{row[k]:.4f}" for k in ("precision", "recall"))]
+        for row in told["classes"]
+    ]
+    return table(["class", "samples", "precision", "recall"], rows)
 
 
-def open_terminal(path: str | None) -> TextIO | None:
-    """The terminal for writing, if there is one and it lets us."""
-    try:
-        return open(path, "w", encoding="utf-8") if path else None
-    except OSError:
-        return None
+def ranks_table(folder: RunFolder) -> str:
+    """Where each rank's time went since the run's last start; nothing where that was not recorded."""
+    if not folder.times.is_file():
+        return ""
+    times = json.loads(folder.times.read_text(encoding="utf-8"))
+    rows = [
+        [rank, *(f"{found['seconds'][phase]:.1f} s" for phase in PHASES), f"{found['peak_memory_mb']:.0f} MB"]
+        for rank, found in enumerate(times["ranks"])
+    ]
+    return f"<p>{escape(times['mpi'])}; since the run's last start.</p>\n" + table(["rank", *PHASES, "memory"], rows)
+
+
+def layers_table(checkpoint: Checkpoint) -> str:
+    """The network's layers and their parameters."""
+    network = checkpoint.network()
+    rows, shape = [], network.input_shape
+    for name, layer in zip(network.names, network.layers, strict=True):
+        shape = layer.connect(shape)
+        rows.append([name, " x ".join(map(str, shape)), f"{sum(prod(p.shape) for p in layer.parameters):,}"])
+    return table(["layer", "output", "parameters"], rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

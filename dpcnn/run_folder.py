@@ -7,6 +7,8 @@
     log.txt           what was said
     checkpoints/      step-00001234.h5 .., last.h5 and best.h5 pointing to two of them
     curves.png .svg   loss and accuracy
+    tensorboard/      with --tensorboard: event files
+    times.json        where each rank's time went, since the run's last start
 """
 
 import json
@@ -30,7 +32,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config, self.metrics, self.log = path / "config.toml", path / "metrics.jsonl", path / "log.txt"
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints, self.times = path / "checkpoints", path / "times.json"
 
     def check_free(self) -> None:
         """Make sure that a new run may begin here.

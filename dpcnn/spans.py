@@ -36,6 +36,10 @@ class Spans:
         self._turn()
         self._open.pop()
 
+    def rounded(self) -> dict[str, float]:
+        """The seconds of every phase, to milliseconds."""
+        return {phase: round(self.seconds[phase], 3) for phase in PHASES}
+
     def _turn(self) -> None:
         """Count the time since the last turn for the phase that was at hand."""
         now = time.perf_counter()

@@ -1,5 +1,6 @@
 """Train a network: mpirun -n 4 python -m dpcnn.train"""
 
+import json
 import platform
 import resource
 import signal
@@ -9,8 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpcnn import __version__
+from dpcnn.board import FOLDER, Board, writer_class
 from dpcnn.checkpoint import weights_sha256
 from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse, run
+from dpcnn.console import Console, Report, epoch_table
 from dpcnn.data.samples import find_data, load
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.fingerprint import differences, fingerprint
@@ -18,8 +21,8 @@ from dpcnn.metrics import evaluated
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.plots import draw_curves
-from dpcnn.report import Console, Report, epoch_table
 from dpcnn.resume import Start, choose_config, find_start
+from dpcnn.run_folder import replace_file
 from dpcnn.trainer import Trainer
 
 
@@ -60,6 +63,9 @@ def _parser() -> Parser:
         help="go on with a run: from this checkpoint, or from the last one of --out or of the newest run",
     )
     parser.add_argument("--test", action="store_true", help="evaluate on the test samples after each epoch")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help=f"also write event files for TensorBoard, to {FOLDER}/ of the run"
+    )
     add_config_flags(parser)
     return parser
 
@@ -72,6 +78,8 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
     start = Start()
     with comm.together():
         if comm.rank == 0:
+            if options.tensorboard:
+                writer_class()
             start = find_start(options)
     place, stored = comm.broadcast_obj([str(start.folder.path), start.config])
     with comm.together():
@@ -94,6 +102,8 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
         if isinstance(report, Console):
             start.folder.open(config, trainer.cursor, fresh=options.resume is None)
             report.log_to(start.folder.log)
+            if options.tensorboard:
+                report.show_on(Board(start.folder.path / FOLDER, trainer.cursor.events))
             for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics)]:
                 report.say(line)
     return trainer
@@ -126,11 +136,16 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
 def finish(trainer: Trainer, report: Report, finished: bool) -> int:
     """Record the end, draw the curves, print the table and the last line."""
     comm, cursor, folder = trainer.comm, trainer.cursor, trainer.run.path
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    ranks = comm.allgather_obj({"peak_memory_mb": round(peak, 1), "seconds": trainer.spans.rounded()})
+    with comm.together():
+        if comm.rank == 0:
+            times = json.dumps({"mpi": comm.library, "ranks": ranks}, indent=1)
+            replace_file(trainer.run.times, f"{times}\n".encode())
     if not finished:
         with comm.together():
             report.say(f"stopped at step {cursor.step}; go on with --resume --out {folder}")
         return RESUMABLE
-    peak = max(comm.allgather_obj(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
     best = cursor.best
     assert best is not None, "a finished run has an epoch"
     with trainer.averaged():
@@ -155,7 +170,7 @@ def finish(trainer: Trainer, report: Report, finished: bool) -> int:
                 results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"
             report.say(
                 f"{', '.join(results)}, {cursor.seconds:.1f} s, {speed:,.0f} images/s, "
-                f"peak memory {peak:.0f} MB a rank, {folder}, weights {sha256}"
+                f"peak memory {max(rank['peak_memory_mb'] for rank in ranks):.0f} MB a rank, {folder}, weights {sha256}"
             )
     return DONE
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dpcnn.checkpoint import Checkpoint, weights_sha256
 from dpcnn.config import Config
+from dpcnn.console import Report
 from dpcnn.data.augment import Augment
 from dpcnn.data.samples import Samples
 from dpcnn.errors import CheckpointError, DivergenceError
@@ -24,7 +25,6 @@ from dpcnn.optim import OPTIMIZERS, SCHEDULES, average, squares
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.exchange import EXCHANGES
 from dpcnn.parallel.split import PART_BLOCK, Node, cut, middle, shares
-from dpcnn.report import Report
 from dpcnn.run_folder import RunFolder
 from dpcnn.streams import Draw, permutation
 from dpcnn.validation import evaluate

@@ -42,7 +42,9 @@ def test_whole_numbers_are_taken_for_floats():
 
 
 def test_recipes_that_can_t_be_read(tmp_path):
-    with pytest.raises(ConfigError, match="--recipe: no recipe and no file 'nowhere'; recipes are book-cnn-adagrad, "):
+    with pytest.raises(
+        ConfigError, match="--recipe: no recipe and no file 'nowhere'; recipes are accurate, book-cnn-adagrad, "
+    ):
         read_recipe("nowhere")
     broken = tmp_path / "broken.toml"
     broken.write_text("lr = \n")

@@ -10,6 +10,7 @@ import pytest
 from conftest import run, train
 
 from dpcnn.checkpoint import read, weights_sha256
+from dpcnn.spans import PHASES
 
 TIMES = ("seconds", "images_per_second")
 
@@ -39,7 +40,7 @@ def alone(quick, tmp_path_factory):
 def test_a_run_leaves_what_it_promises(alone):
     folder, result = alone
     assert {path.name for path in folder.iterdir()} == {
-        "config.toml", "metrics.jsonl", "log.txt", "checkpoints", "curves.png", "curves.svg"
+        "config.toml", "metrics.jsonl", "log.txt", "checkpoints", "curves.png", "curves.svg", "times.json"
     }  # fmt: skip
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {
         "step-00000007.h5", "step-00000014.h5", "last.h5", "best.h5"
@@ -59,6 +60,10 @@ def test_a_run_leaves_what_it_promises(alone):
     checkpoint = read(folder / "checkpoints" / "last.h5")
     vector = np.concatenate([array.ravel() for array in checkpoint.parameters.values()])
     assert weights_sha256(vector) == end["weights_sha256"] == checkpoint.weights_sha256
+    times = json.loads((folder / "times.json").read_text())
+    assert len(times["ranks"]) == 1 and times["ranks"][0]["peak_memory_mb"] > 30
+    assert set(times["ranks"][0]["seconds"]) == set(PHASES)
+    assert 0 < sum(times["ranks"][0]["seconds"].values()) <= end["seconds"]
     last_line = result.out.splitlines()[-1]
     for fact in (f"{epochs[-1]['validation_accuracy']:.4f}", "images/s", str(folder), end["weights_sha256"]):
         assert fact in last_line

@@ -1,0 +1,57 @@
+"""A run's metrics as event files, which TensorBoard shows. tensorboardX is an extra, imported only for this."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dpcnn.errors import LaunchError
+from dpcnn.metrics import Event
+
+FOLDER = "tensorboard"
+"""Of the event files, in the run's folder."""
+
+
+class Board:
+    """Writes lines of metrics.jsonl to event files: loss and accuracy of steps and epochs, rate and speed.
+
+    The folder's event files of before are deleted, and all lines so far written anew: so a resumed
+    run has each point once.
+
+    Raises:
+        LaunchError: the package tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: Path, events: Iterable[Event]) -> None:
+        writer = writer_class()
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = writer(logdir=str(folder))
+        for event in events:
+            self.event(event)
+
+    def event(self, event: Event) -> None:
+        """Add what a line tells; ``hash`` and ``end`` have nothing to draw."""
+        if event["event"] not in ("step", "epoch"):
+            return
+        for key, value in event.items():
+            kind, _, what = key.rpartition("_")
+            if what in ("loss", "accuracy"):
+                self._writer.add_scalar(f"{what}/{kind or 'step'}", value, event["step"])
+            elif key in ("learning_rate", "images_per_second"):
+                self._writer.add_scalar(key, value, event["step"])
+        self._writer.flush()
+
+
+def writer_class() -> type:
+    """The class that writes event files.
+
+    Raises:
+        LaunchError: the package tensorboardX is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise LaunchError(
+            "--tensorboard: the package tensorboardX is not installed; get it: pip install 'dpcnn[tensorboard]'"
+        ) from None
+    found: type = SummaryWriter
+    return found

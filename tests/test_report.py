@@ -1,0 +1,65 @@
+"""The page of a run: whole, in one file, and what it says is so."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from conftest import run, train
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+
+class Page(HTMLParser):
+    """Collects what a page says, what it shows, and that every tag is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.words, self.sources = [], [], []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.sources += [value for key, value in attributes if key in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += [data.strip()] if data.strip() else []
+
+
+def test_the_page_of_a_run(quick, tmp_path):
+    folder = tmp_path / "a <run>"
+    assert train(2, *quick, "--test", "--model", "small-cnn", "--out", folder).status == 0
+    result = run(2, "-m", "dpcnn.report", folder)
+    assert result.status == 0 and result.out.startswith(f"{folder / 'report.html'}: "), result.err
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.sources) == 5 and all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    end, epoch = (json.loads(line) for line in reversed((folder / "metrics.jsonl").read_text().splitlines()[-2:]))
+    assert end["weights_sha256"] in page.words and "a <run>" in page.words
+    assert any(word.startswith(f"{epoch['test_accuracy']:.4f}: ") for word in page.words)
+    assert f"{epoch['validation_loss']:.4f}" in page.words and "16" in page.words  # microbatch
+    assert "2 epochs, 14 steps" in text and "has not come to its end" not in text
+    assert re.search(r"since the run's last start.*<th>waiting</th><th>memory</th></tr>\n<tr><td>0</td>", text, re.S)
+
+
+def test_a_run_that_is_not_at_its_end(quick, tmp_path):
+    folder = tmp_path / "run"
+    assert train(1, *quick, "--model", "mlp", "--max-steps", "3", "--out", folder).status == 0
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    (folder / "times.json").unlink()
+    result = run(0, "-m", "dpcnn.report", folder, "--out", tmp_path / "page.html")
+    assert result.status == 0, result.err
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "has not come to its end" in " ".join(page.words) and "Time and memory of each rank" not in page.words
+
+
+def test_mistakes(tmp_path):
+    result = run(2, "-m", "dpcnn.report", tmp_path)
+    assert result.status == 2
+    assert result.errors == [f"dpcnn: error: {tmp_path}: no run's folder: it has no metrics.jsonl"]
