@@ -10,6 +10,7 @@ COMMANDS = {
     "plot": "draw runs, and what a net's first layer sees",
     "report": "a run as one HTML page",
     "export": "take a trained net elsewhere: ONNX, safetensors, NPZ",
+    "import": "bring a net in: safetensors",
     "verify": "prove that ranks change nothing, here",
     "bench": "measure speed, also against PyTorch DDP",
     "reproduce": "run recipes anew, and hold them against what was published",

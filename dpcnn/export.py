@@ -17,8 +17,9 @@ from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.errors import CheckpointError, LaunchError
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
-from dpcnn.nn.normalisation import LocalResponseNorm
+from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
+from dpcnn.nn.torch_layout import twins
 from dpcnn.parallel.comm import Alone
 from dpcnn.run_folder import replace_file
 
@@ -81,28 +82,9 @@ def as_safetensors(checkpoint: Checkpoint) -> bytes:
 
 
 def like_torch(checkpoint: Checkpoint) -> Weights:
-    """The parameters as PyTorch lays them out, for images (N, C, H, W).
-
-    Convolutions are (F, C, KH, KW), linear layers (F, C), and a linear layer behind flattened pixels takes them in
-    the order (C, H, W); "w" is named "weight", and "b" "bias".
-    """
-    network = checkpoint.network()
-    made, shape, pixels = {}, network.input_shape, None
-    for name, layer in zip(network.names, network.layers, strict=True):
-        if isinstance(layer, Flatten):
-            pixels = shape
-        shape = layer.connect(shape)
-        if f"{name}.w" in checkpoint.parameters:
-            w = checkpoint.parameters[f"{name}.w"]
-            if isinstance(layer, Linear):
-                w = w.reshape(*(pixels or (1, 1, len(w))), -1)  # (H, W, C, F), as a convolution that sees all
-                pixels = None
-            made[f"{name}.weight"] = w.transpose(3, 2, 0, 1)
-            if isinstance(layer, Linear):
-                made[f"{name}.weight"] = made[f"{name}.weight"].reshape(layer.features, -1)
-        if f"{name}.b" in checkpoint.parameters:
-            made[f"{name}.bias"] = checkpoint.parameters[f"{name}.b"]
-    return {name: np.ascontiguousarray(array) for name, array in made.items()}
+    """The parameters as PyTorch names them and lays them out: see :mod:`dpcnn.nn.torch_layout`."""
+    parameters = checkpoint.parameters
+    return {twin.theirs: twin.to_torch(parameters[twin.ours]) for twin in twins(checkpoint.network())}
 
 
 def as_onnx(checkpoint: Checkpoint) -> bytes:
@@ -129,7 +111,7 @@ def as_onnx(checkpoint: Checkpoint) -> bytes:
         nodes.append(helper.make_node(operator, [here, *inputs], [f"x{len(nodes)}"], **attributes))
 
     for name, layer in zip(network.names, network.layers, strict=True):
-        w, b = (checkpoint.parameters.get(f"{name}.{kind}") for kind in "wb")
+        w, b, mean, variance = (checkpoint.parameters.get(f"{name}.{kind}") for kind in ("w", "b", "mean", "variance"))
         if isinstance(layer, Scale):
             add("Mul", constant(f"{name}.factor", np.float32(layer.span / 255)))
             add("Add", constant(f"{name}.low", np.float32(layer.low)))
@@ -144,6 +126,9 @@ def as_onnx(checkpoint: Checkpoint) -> bytes:
             add(operator, kernel_shape=[layer.window] * 2, strides=[layer.stride] * 2)
         elif isinstance(layer, ReLU | Sigmoid | Tanh):
             add({"ReLU": "Relu"}.get(type(layer).__name__, type(layer).__name__))
+        elif isinstance(layer, BatchNorm):
+            four = {"scale": w, "b": b, "mean": mean, "variance": variance}
+            add("BatchNormalization", *(constant(f"{name}.{key}", v) for key, v in four.items()), epsilon=layer.epsilon)
         elif isinstance(layer, LocalResponseNorm):
             add("LRN", size=layer.size, alpha=layer.alpha * layer.size, beta=layer.beta, bias=layer.k)
         elif isinstance(layer, Flatten):

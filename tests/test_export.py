@@ -15,12 +15,13 @@ from dpcnn.export import as_npz, as_onnx, as_safetensors, like_torch
 from dpcnn.metrics import Cursor
 from dpcnn.nn.layers import Dropout, Scale
 from dpcnn.nn.models import KINDS
+from dpcnn.nn.torch_layout import THEIR_NAMES
 from dpcnn.parallel.comm import Alone
 
 needs_export = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "safetensors"))), reason="extras not installed"
 )
-RECIPES = ["simple-cnn", "fast", "book-cnn-adam", "lenet5", "mlp-sgd"]
+RECIPES = ["simple-cnn", "fast", "book-cnn-adam", "lenet5", "mlp-sgd", "accurate"]
 
 
 def images(count):
@@ -35,8 +36,10 @@ def fresh(recipe):
     vector = network.initialise(1)
     parameters = network.views(vector)
     for name, view in parameters.items():
-        if name.endswith(".b"):
+        if name.endswith((".b", ".mean")):
             view[...] = np.random.default_rng(len(view)).standard_normal(view.shape)
+        if name.startswith("batchnorm") and name.endswith((".w", ".variance")):
+            view[...] = np.random.default_rng(len(view)).uniform(0.5, 2, view.shape)
     checkpoint = Checkpoint(parameters, {}, Cursor(), config, (28, 28, 1), 10, "", "", {})
     return checkpoint, lambda x: network.logits(vector, x).copy()
 
@@ -88,7 +91,7 @@ def test_safetensors_have_pytorch_s_layout(recipe):
     }
     for name, array in checkpoint.parameters.items():
         layer, _, kind = name.rpartition(".")
-        other = found[f"{layer}.{'weight' if kind == 'w' else 'bias'}"]
+        other = found[f"{layer}.{THEIR_NAMES[kind]}"]
         assert other.size == array.size and other.shape[0] == array.shape[-1]
         np.testing.assert_array_equal(np.sort(other, axis=None), np.sort(array, axis=None))
 
@@ -134,3 +137,77 @@ def test_the_whole_test_set_has_the_same_answers(mlp_checkpoint, tmp_path):
     result = run(0, "-m", "dpcnn.export", mlp_checkpoint, "--out", tmp_path / "net.onnx")
     assert result.status == 2 and "net.onnx: exists; give another --out" in result.errors[0]
     assert (tmp_path / "net.onnx").read_bytes() == content
+
+
+def load_net(path, told=None):
+    """What dpcnn.import makes of a file: the module has a keyword's name."""
+    return importlib.import_module("dpcnn.import").from_safetensors(path, told)
+
+
+@needs_export
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_is_brought_in_is_what_was_taken_out(recipe, tmp_path):
+    checkpoint, logits = fresh(recipe)
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(as_safetensors(checkpoint))
+    found = load_net(path)
+    assert (found.config, found.image_shape, found.classes) == (checkpoint.config, (28, 28, 1), 10)
+    assert list(found.parameters) == list(checkpoint.parameters)
+    for name, array in checkpoint.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], array)
+    network, x = found.network(), images(20)
+    np.testing.assert_array_equal(network.logits(network.flat(found.parameters), x), logits(x))
+
+
+def test_a_pytorch_model_s_tensors_are_brought_in(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    module = importlib.import_module("dpcnn.import")
+    parts = {
+        "conv2d1": torch.nn.Conv2d(1, 4, 3, bias=False),
+        "batchnorm1": torch.nn.BatchNorm2d(4),
+        "linear1": torch.nn.Linear(4 * 26 * 26, 10),
+    }
+    for _ in range(3):  # running statistics of their own
+        parts["batchnorm1"](parts["conv2d1"](torch.rand(8, 1, 28, 28)))
+    tensors = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    save_file(tensors, tmp_path / "net.safetensors")
+    layers = [
+        {"kind": "scale"}, {"kind": "conv2d", "filters": 4, "kernel": 3}, {"kind": "batchnorm"}, {"kind": "flatten"},
+        {"kind": "linear", "bias": True},
+    ]  # fmt: skip
+    found = load_net(
+        tmp_path / "net.safetensors", module.Told(Config(model="theirs", layers=layers), (28, 28, 1), 10, 0)
+    )
+    network, x = found.network(), images(20)
+    net = torch.nn.Sequential(parts["conv2d1"], parts["batchnorm1"], torch.nn.Flatten(), parts["linear1"]).eval()
+    with torch.no_grad():
+        expected = net(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 255).numpy()
+    np.testing.assert_allclose(network.logits(network.flat(found.parameters), x), expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_export
+def test_files_that_can_t_be_brought_in(tmp_path):
+    from safetensors.numpy import save
+
+    whole = as_safetensors(fresh("lenet5")[0])
+    cut, foreign, odd = (tmp_path / name for name in ("cut.safetensors", "foreign.safetensors", "odd.safetensors"))
+    cut.write_bytes(whole[:-100])
+    foreign.write_bytes(save({"0.weight": np.zeros((3, 3), np.float32)}))
+    odd.write_bytes(save({"0.weight": np.zeros(3, np.int64)}))
+    (tmp_path / "there.h5").touch()
+    for words, message in (
+        ([cut], f"{cut}: no safetensors file that can be read ("),
+        ([tmp_path / "none"], f"{tmp_path / 'none'}: no safetensors file that can be read ("),
+        ([foreign], f"{foreign}: does not tell its network; give --recipe"),
+        ([foreign, "--recipe", "lenet5"], f"{foreign}: conv2d1.w"),
+        ([odd], f"{odd}: 0.weight: expected floats, not int64"),
+        (
+            [foreign, "--recipe", "lenet5", "--image-shape", "28"],
+            "--image-shape: expected H,W,C such as 28,28,1, not 28",
+        ),
+        ([foreign, "--out", tmp_path / "there.h5"], f"{tmp_path / 'there.h5'}: exists; give another --out, or delete"),
+    ):
+        result = run(0, "-m", "dpcnn.import", *words, cwd=tmp_path)
+        assert result.status == 2 and result.errors[0].startswith(f"dpcnn: error: {message}"), (words, result.err)
+        assert sorted(path.name for path in tmp_path.glob("*.h5")) == ["there.h5"]
