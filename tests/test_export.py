@@ -13,7 +13,6 @@ from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.data.samples import find_data, load
 from dpcnn.export import as_npz, as_onnx, as_safetensors, like_torch
 from dpcnn.metrics import Cursor
-from dpcnn.nn.layers import Dropout, Scale
 from dpcnn.nn.models import KINDS
 from dpcnn.nn.torch_layout import THEIR_NAMES
 from dpcnn.parallel.comm import Alone
@@ -96,20 +95,16 @@ def test_safetensors_have_pytorch_s_layout(recipe):
         np.testing.assert_array_equal(np.sort(other, axis=None), np.sort(array, axis=None))
 
 
-@pytest.mark.parametrize("recipe", ["simple-cnn", "fast"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_pytorch_computes_the_same_logits(recipe):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    from dpcnn.peers.torch_ddp import translate
+    from dpcnn.peers.torch_net import torch_net
 
     checkpoint, logits = fresh(recipe)
-    network = checkpoint.config.network((28, 28, 1), 10)
-    (scale,) = (layer for layer in network.layers if isinstance(layer, Scale))
-    net = torch.nn.Sequential(*(translate(layer) for layer in network.layers if not isinstance(layer, Scale | Dropout)))
+    network, x = checkpoint.network(), images(50)
+    net = torch_net(network, network.flat(checkpoint.parameters)).eval()
     with torch.no_grad():
-        for parameter, array in zip(net.parameters(), like_torch(checkpoint).values(), strict=True):
-            parameter.copy_(torch.from_numpy(array.copy()))
-        x = images(50)
-        found = net(torch.from_numpy(x).permute(0, 3, 1, 2).float() * (scale.span / 255) + scale.low).numpy()
+        found = net(torch.from_numpy(x).permute(0, 3, 1, 2).float()).numpy()
     expected = logits(x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
 

@@ -66,7 +66,9 @@ ORDER = [  # a file imports only from what stands above it
     "bench",
     "forecast",
     "reproduce",
+    "peers.torch_net",
     "peers.torch_ddp",
+    "peers.torch_recipe",
     "__main__",
 ]
 ONLY_IN = {
@@ -77,7 +79,7 @@ ONLY_IN = {
     "onnx": {"export"},
     "safetensors": {"export", "import"},
     "tensorboardX": {"board"},
-    "torch": {"peers.torch_ddp"},
+    "torch": {"peers.torch_net", "peers.torch_ddp", "peers.torch_recipe"},
     "pickle": set(),
 }
 

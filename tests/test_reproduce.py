@@ -16,8 +16,9 @@ def test_a_row_of_the_table():
     ]
     row = compare("mlp-adam", Published("test", 2, 0.9, "a book"), runs)
     assert row == (
-        "mlp-adam", "adam", "test, epoch 2", "0.9000 (a book)", "0.6200", "0.5200 0.7200 0.6200", "4 s"
+        "mlp-adam", "adam", "test, epoch 2", "0.9000 (a book)", "0.6200", "0.5200 0.7200 0.6200", "4 s", ""
     )  # fmt: skip
+    assert compare("mlp-adam", Published("test", 3, 0.9), runs[:1], runs)[-1] == "0.6300"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -30,7 +31,8 @@ def test_every_recipe_lasts_as_long_as_its_published_figure(name):
 
 def test_it_runs_what_it_is_asked_for(tmp_path):
     words = ["mlp-adam", "--seeds", "3,4", "--ranks", "1", "--max-steps", "30", "--out", tmp_path / "results.md"]
-    result = run(0, "-m", "dpcnn.reproduce", *words)
+    runs = tmp_path / "runs"
+    result = run(0, "-m", "dpcnn.reproduce", *words, "--runs", runs)
     assert result.status == 0, result.err
     row = result.out.splitlines()[-1]
     first, second = map(float, re.search(r"\| (0\.\d{4}) (0\.\d{4}) \|", row).groups())
@@ -39,6 +41,12 @@ def test_it_runs_what_it_is_asked_for(tmp_path):
     assert (tmp_path / "results.md").read_text().startswith("# Results\n\n") and row in (
         tmp_path / "results.md"
     ).read_text()
+    written = (runs / "mlp-adam-3" / "metrics.jsonl").stat().st_mtime_ns
+    (runs / "mlp-adam-3-torch.jsonl").write_text('{"epoch": 10, "test_accuracy": 0.125}\n')
+    again = run(0, "-m", "dpcnn.reproduce", *words, "--seeds", "3", "--runs", runs, "--torch", "mlp-adam")
+    assert again.status == 0, again.err
+    assert again.out.splitlines()[-1].endswith(f"| {first:.4f} | {first:.4f} | 0 s | 0.1250 |")
+    assert (runs / "mlp-adam-3" / "metrics.jsonl").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(

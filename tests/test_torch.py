@@ -1,8 +1,13 @@
 """Layers and optimizers against PyTorch's, where it is installed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from conftest import MNIST, train
+from test_train import events
 
+from dpcnn.config import read_recipe
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Linear
 from dpcnn.nn.losses import softmax_cross_entropy
@@ -117,3 +122,17 @@ def test_clipping_by_the_global_norm(clip):
     norm = torch.nn.utils.clip_grad_norm_([there], clip).item()
     assert norm == pytest.approx(squares(gradient, 1024).sum() ** 0.5, rel=1e-12)
     np.testing.assert_allclose(shorten(norm, clip) * gradient, there.grad.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["mlp-adam", "lenet5"])
+def test_a_recipe_s_first_steps_go_the_same_way_in_pytorch(recipe, quick, tmp_path):
+    """The same first weights, data and order: what is left is rounding."""
+    from dpcnn.peers.torch_recipe import train as train_in_torch
+
+    config = replace(read_recipe(recipe), data=str(MNIST), max_steps=25)
+    (told,) = train_in_torch(config)
+    flags = ["--recipe", recipe, "--data", MNIST, "--max-steps", "25", "--test", "--out", tmp_path / "run"]
+    assert train(1, *flags).status == 0
+    (epoch,) = (event for event in events(tmp_path / "run") if event["event"] == "epoch")
+    assert told["step"] == 25 and 0.3 < epoch["test_accuracy"] < 0.95
+    assert told["test_accuracy"] == pytest.approx(epoch["test_accuracy"], abs=0.003)

@@ -29,7 +29,7 @@ class BatchNorm(Layer):
         self.epsilon, self.momentum = epsilon, momentum
 
     def connect(self, shape: Shape) -> Shape:
-        C = shape[-1:]
+        C, self.of_images = shape[-1:], len(shape) == 3
         self.parameters = (
             Parameter("w", C, first=1.0),
             Parameter("b", C),

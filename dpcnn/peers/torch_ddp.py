@@ -15,13 +15,11 @@ import torch.distributed as dist
 from torch import nn
 
 from dpcnn.data.samples import find_data, load
-from dpcnn.nn.activations import ReLU
-from dpcnn.nn.layer import Layer
-from dpcnn.nn.layers import Conv2d, Flatten, Linear, Scale
+from dpcnn.nn.layers import Scale
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
-from dpcnn.nn.pooling import MaxPool2d
 from dpcnn.parallel.comm import Alone
+from dpcnn.peers.torch_net import translate
 
 WARM_UP = 10  # steps
 
@@ -81,22 +79,6 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
     if rank == 0:
         print(options.ranks * options.batch * options.steps / (time.perf_counter() - started), flush=True)
     dist.destroy_process_group()
-
-
-def translate(layer: Layer) -> nn.Module:
-    """PyTorch's layer for one of ours."""
-    if isinstance(layer, Conv2d):
-        (p,) = (p for p in layer.parameters if p.name == "w")
-        return nn.Conv2d(p.shape[2], layer.filters, layer.kernel, layer.stride, layer.padding, bias=layer.bias)
-    if isinstance(layer, Linear):
-        return nn.Linear(layer.parameters[0].shape[0], layer.features, bias=layer.bias)
-    if isinstance(layer, MaxPool2d):
-        return nn.MaxPool2d(layer.window, layer.stride)
-    if isinstance(layer, ReLU):
-        return nn.ReLU(inplace=True)
-    if isinstance(layer, Flatten):
-        return nn.Flatten()
-    raise TypeError(f"no translation of {type(layer).__name__}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,32 @@
+"""Run under mpirun: a few steps of every recipe, and a hash of all that they leave: rank 0 prints a line for each."""
+
+import hashlib
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import dpcnn.parallel.comm
+from dpcnn.config import read_recipe
+from dpcnn.console import Report
+from dpcnn.data.samples import find_data, load
+from dpcnn.run_folder import RunFolder
+from dpcnn.streams import permutation
+from dpcnn.trainer import Trainer
+
+STEPS = 3
+
+comm = dpcnn.parallel.comm.world()
+samples = load(find_data("mnist"), "train", comm)
+for path in sorted((files("dpcnn") / "recipes").iterdir(), key=lambda path: path.stem):
+    config = replace(read_recipe(str(path)), microbatch=7)  # which divides no batch
+    network = config.network((28, 28, 1), 10)
+    trainer = Trainer(comm, config, network, samples, RunFolder(Path()), Report())
+    order = permutation(config.seed, 0, trainer.training)
+    for _ in range(STEPS):
+        trainer.train_step(order)
+    collected = [trainer.exchange.collect(part) for part in trainer.state.values()]
+    if comm.rank == 0:
+        digest = hashlib.sha256(trainer.vector.tobytes())
+        for vector in collected:
+            digest.update(vector.tobytes())
+        print(path.stem, trainer.cursor.tally.loss.hex(), digest.hexdigest(), flush=True)
