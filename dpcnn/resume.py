@@ -39,10 +39,13 @@ def find_start(options: Namespace) -> Start:
     Raises:
         CheckpointError: there is nothing to resume, or it can't be used.
     """
-    if options.resume is None:
+    if options.resume == "auto" and not options.out:
+        raise ConfigError("--resume auto: give the run's folder: --out")
+    begun = options.resume != "auto" or RunFolder(Path(options.out)).config.exists()
+    if options.resume is None or not begun:
         recipe = Path(options.recipe or RECIPE).stem
         return Start(RunFolder(Path(options.out or RUNS / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")))
-    if options.resume:
+    if options.resume and options.resume != "auto":
         path = Path(options.resume)
         home = RunFolder(path.resolve().parent.parent)
         folder = RunFolder(Path(options.out)) if options.out else home

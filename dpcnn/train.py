@@ -1,10 +1,12 @@
 """Train a network: mpirun -n 4 python -m dpcnn.train"""
 
 import json
+import os
 import platform
 import resource
 import signal
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +25,7 @@ from dpcnn.parallel.shared import share_or_part
 from dpcnn.plots import draw_curves
 from dpcnn.resume import Start, choose_config, find_start
 from dpcnn.run_folder import replace_file
+from dpcnn.stopping import Stop, handler, job_end
 from dpcnn.trainer import Trainer
 
 
@@ -33,17 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(comm: Alone, argv: Sequence[str] | None) -> int:
     """Train, on every rank of ``comm``, as the command line says."""
+    started = time.time()
     report = Console() if comm.rank == 0 else Report()
     with comm.together():
         options = parse(_parser(), argv, comm)
+        stop = Stop(job_end(os.environ, started, options.walltime))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, handler(stop, comm.abort))
     apart = share_or_part(comm)
     if apart:
         report.say(apart)
     trainer = set_up(comm, options, report)
+    trainer.stop = stop
     left = trainer.images(trainer.last_step) - trainer.images(trainer.cursor.step)
     report.begin(trainer.cursor, trainer.config.epochs, left)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, trainer.ask_to_stop)
     try:
         finished = trainer.fit()
     finally:
@@ -57,10 +63,18 @@ def _parser() -> Parser:
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default runs/RECIPE-DATE-TIME)")
     parser.add_argument(
         "--resume",
-        metavar="CHECKPOINT",
+        metavar="CHECKPOINT|auto",
         nargs="?",
         const="",
-        help="go on with a run: from this checkpoint, or from the last one of --out or of the newest run",
+        help="go on with a run: from this checkpoint, or from the last one of --out or of the newest run; "
+        "auto: go on with the run of --out if there is one, else begin it",
+    )
+    parser.add_argument(
+        "--walltime",
+        default="",
+        metavar="TIME",
+        help="stop in time for a checkpoint before so much time has passed: minutes, M:S, H:M:S or D-H:M:S "
+        "(default: until the end that Slurm, PBS or DPCNN_JOB_END tells)",
     )
     parser.add_argument("--test", action="store_true", help="evaluate on the test samples after each epoch")
     parser.add_argument(
@@ -100,7 +114,7 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
     with comm.together():
         if isinstance(report, Console):
-            start.folder.open(config, trainer.cursor, fresh=options.resume is None)
+            start.folder.open(config, trainer.cursor, fresh=start.config is None)
             report.log_to(start.folder.log)
             if options.tensorboard:
                 report.show_on(Board(start.folder.path / FOLDER, trainer.cursor.events))
@@ -144,7 +158,8 @@ def finish(trainer: Trainer, report: Report, finished: bool) -> int:
             replace_file(trainer.run.times, f"{times}\n".encode())
     if not finished:
         with comm.together():
-            report.say(f"stopped at step {cursor.step}; go on with --resume --out {folder}")
+            why = trainer.stop.reason or "asked to on another rank"
+            report.say(f"stopped at step {cursor.step}: {why}; go on with --resume --out {folder}")
         return RESUMABLE
     best = cursor.best
     assert best is not None, "a finished run has an epoch"

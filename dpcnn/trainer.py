@@ -26,6 +26,7 @@ from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.exchange import EXCHANGES
 from dpcnn.parallel.split import PART_BLOCK, Node, cut, middle, shares
 from dpcnn.run_folder import RunFolder
+from dpcnn.stopping import Stop
 from dpcnn.streams import Draw, permutation
 from dpcnn.validation import evaluate
 
@@ -40,6 +41,7 @@ class Trainer:
         vector: the current parameters, (network.size,) float32, the same on every rank.
         state: this rank's part of all else that a run remembers, by name.
         cursor: where the run is.
+        stop: when to end before the run's end: nobody asks for it, unless the caller gives another.
         test: test samples, to be evaluated after each epoch; None, or a value given by the caller.
         spans: where this rank's time goes.
     """
@@ -49,6 +51,7 @@ class Trainer:
     ) -> None:
         self.comm, self.config, self.network, self.samples = comm, config, network, samples
         self.run, self.report = run, report
+        self.stop = Stop()
         self.test: Samples | None = None
         self.training = len(samples) - config.validation
         self.steps_per_epoch = math.ceil(self.training / config.batch)
@@ -75,10 +78,9 @@ class Trainer:
         self._spares: list[Vector] = []
         width = self.part.stop - self.part.start
         self._blocks = max(comm.allgather_obj(math.ceil(width / PART_BLOCK))) if config.clip else 0
-        self._stop = False
 
     def fit(self) -> bool:
-        """Train until the run's end, or until :meth:`ask_to_stop` has been called on any rank.
+        """Train until the run's end, or until ``stop`` says so on any rank.
 
         Returns:
             Whether the end was reached; if not, a checkpoint of the last step is there.
@@ -101,10 +103,6 @@ class Trainer:
                 self.finish_epoch()
                 self.save()
         return True
-
-    def ask_to_stop(self, *_: object) -> None:
-        """End the run after this step, with a checkpoint, on all ranks; a signal handler as it is."""
-        self._stop = True
 
     def train_step(self, order: NDArray[Any]) -> bool:
         """One step of every rank: gradients, their sum, one decision, one update.
@@ -187,7 +185,7 @@ class Trainer:
             return np.split(rows, [1, 1 + most, 1 + 2 * most], axis=-1)
 
         flags, losses, corrects, of_blocks = columns(row)
-        flags[0] = STOP * self._stop | DIVERGED * (not np.isfinite(gradient.sum()))
+        flags[0] = STOP * self.stop.due() | DIVERGED * (not np.isfinite(gradient.sum()))
         losses[: len(tallies)] = [loss for loss, _ in tallies]
         corrects[: len(tallies)] = [correct for _, correct in tallies]
         if self._blocks and (self.part.start or self.comm.rank == 0):  # under allreduce every rank has all of it
@@ -298,7 +296,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
         self._compare()
-        with self.averaged(), self.comm.together():
+        with self.stop.saving(), self.averaged(), self.comm.together():
             collected = {name: self.exchange.collect(part) for name, part in self.state.items()}
             vectors = {name: vector for name, vector in collected.items() if vector is not None}
             if self.comm.rank == 0:

@@ -2,5 +2,5 @@
 # Run the tests: launch/test.sh [arguments of pytest]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. launch/environment.sh plot,pictures,export,test
+. launch/environment.sh plot,pictures,export,tensorboard,test
 exec pytest "$@"

@@ -14,6 +14,7 @@ ORDER = [  # a file imports only from what stands above it
     "dpcnn",
     "errors",
     "streams",
+    "stopping",
     "spans",
     "memory",
     "nn.convolution",

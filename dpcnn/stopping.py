@@ -1,0 +1,117 @@
+"""When a run must stop before its end: a signal, or the end of the job's time."""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from signal import Signals
+from typing import Any
+
+from dpcnn.errors import ConfigError
+
+TOGETHER = 2.0
+"""Seconds within which signals count as one: launchers and schedulers send the same request along several ways."""
+
+RESERVE = 5.0
+"""Seconds that the job keeps for ending, after the last checkpoint."""
+
+SAVING = 20.0
+"""Seconds that a checkpoint may take, as long as none has been written."""
+
+
+class Stop:
+    """Whether the run must stop at the next step, as one rank sees it.
+
+    Attributes:
+        reason: why, for people; empty: it need not.
+    """
+
+    def __init__(self, end: float | None = None, clock: Callable[[], float] = time.time) -> None:
+        """``end``: when the job's time ends, on that clock; None: never."""
+        self.reason = ""
+        self._end, self._clock, self._looked = end, clock, clock()
+        self._asked: float | None = None
+        self._gap, self._save = 0.0, 0.0  # the longest so far
+        self._first_save = SAVING if end is None else min(SAVING, 0.1 * (end - clock()))
+
+    def ask(self, why: str) -> bool:
+        """Stop at the next step.
+
+        Returns:
+            Whether this is a second request, some time after the first.
+        """
+        now = self._clock()
+        self.reason = self.reason or why
+        self._asked = now if self._asked is None else self._asked
+        return now - self._asked > TOGETHER
+
+    def due(self) -> bool:
+        """Whether the run must stop now: asked between any two steps, it learns how long these are apart.
+
+        There must be time for another such gap, which may hold an evaluation, and for a checkpoint.
+        """
+        now = self._clock()
+        self._gap, self._looked = max(self._gap, now - self._looked), now
+        if self._end is not None and not self.reason:
+            left = self._end - now
+            if left < self._gap + (2 * self._save or self._first_save) + RESERVE:
+                self.reason = f"the job's time ends in {max(0, left):.0f} s"
+        return bool(self.reason)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """A block that writes a checkpoint; the next is given twice the longest of these."""
+        started = self._clock()
+        yield
+        self._save = max(self._save, self._clock() - started)
+
+
+def job_end(environment: Mapping[str, str], started: float, walltime: str = "") -> float | None:
+    """When the job's time ends, in seconds since 1970; None: nobody says.
+
+    Args:
+        environment: DPCNN_JOB_END and Slurm's SLURM_JOB_END_TIME are such times; PBS_WALLTIME and OAR's
+            OAR_JOB_WALLTIME_SECONDS are seconds, counted here from ``started``.
+        started: when this process began.
+        walltime: what the user says, from ``started`` on; it goes before the environment.
+
+    Raises:
+        ConfigError: one of them is not understood.
+    """
+    if walltime:
+        return started + seconds_of(walltime)
+    for name, since in (
+        ("DPCNN_JOB_END", 0.0),
+        ("SLURM_JOB_END_TIME", 0.0),
+        ("PBS_WALLTIME", started),
+        ("OAR_JOB_WALLTIME_SECONDS", started),
+    ):
+        if value := environment.get(name):
+            if not value.isdecimal():
+                raise ConfigError(f"{name}={value}: expected seconds; unset it, or give --walltime")
+            return since + int(value)
+    return None
+
+
+def seconds_of(walltime: str) -> int:
+    """Seconds of a time as Slurm writes it: M, M:S, H:M:S, or D-H:M:S.
+
+    Raises:
+        ConfigError: it is written otherwise, or 0.
+    """
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(?=\d+:))?(\d+)(?::(\d+))?", walltime)
+    days, hours, minutes, seconds = (int(word or 0) for word in match.groups()) if match else (0, 0, 0, 0)
+    total = ((24 * days + hours) * 60 + minutes) * 60 + seconds
+    if not total:
+        raise ConfigError(f"--walltime: expected minutes, M:S, H:M:S or D-H:M:S, not {walltime!r}")
+    return total
+
+
+def handler(stop: Stop, end: Callable[[int], Any]) -> Callable[..., None]:
+    """A signal handler that asks for a stop; a second request, some time later, calls ``end`` with 128 + its number."""
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.ask(f"by {Signals(number).name}"):
+            end(128 + number)
+
+    return handle
