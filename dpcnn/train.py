@@ -39,7 +39,7 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     started = time.time()
     report = Console() if comm.rank == 0 else Report()
     with comm.together():
-        options = parse(_parser(), argv, comm)
+        options = parse(training_parser(), argv, comm)
         stop = Stop(job_end(os.environ, started, options.walltime))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, handler(stop, comm.abort))
@@ -57,7 +57,8 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     return finish(trainer, report, finished)
 
 
-def _parser() -> Parser:
+def training_parser() -> Parser:
+    """The flags of a training."""
     parser = Parser(prog="dpcnn.train", description=__doc__)
     parser.add_argument("--recipe", metavar="NAME|FILE", help="options to start from (default simple-cnn)")
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default runs/RECIPE-DATE-TIME)")

@@ -62,6 +62,7 @@ ORDER = [  # a file imports only from what stands above it
     "export",
     "import",
     "train",
+    "submit",
     "verify",
     "measure",
     "bench",

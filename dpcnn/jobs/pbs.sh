@@ -7,21 +7,21 @@
 #
 # Train on a PBS cluster, as long as it takes:
 #
-#   qsub -v RUN=runs/mine launch/pbs.sh
-#   qsub -l walltime=08:00:00 -v RUN=runs/mine,ARGUMENTS="--recipe accurate" launch/pbs.sh
+#   qsub -v RUN=runs/mine @script@
+#   qsub -l walltime=08:00:00 -v RUN=runs/mine,ARGUMENTS="--recipe accurate" @script@
 #
 # RUN is the run's folder: begun if it is not there, gone on with if it is. Shortly before its time is
 # over, the run stops with a checkpoint and this script queues itself again, as often as it takes. A qdel stops
 # it with a checkpoint too, and for good: qsub the same again to go on.
 set -uo pipefail
 began=$(date +%s)
-cd "${PBS_O_WORKDIR:-.}"
+cd "${PBS_O_WORKDIR:-.}" || exit
 @setup@
 
 starter=${DPCNN_STARTER:-@starter@}
 run=${RUN:-@run@}
-arguments=${ARGUMENTS:-@arguments@}
-script=${DPCNN_SCRIPT:-launch/pbs.sh} # what to queue again
+arguments=${ARGUMENTS-@arguments@}
+script=${DPCNN_SCRIPT:-@script@} # what to queue again
 
 # PBS tells a job its time only through qstat
 seconds=$(qstat -f "${PBS_JOBID:-}" 2>/dev/null | sed -n 's/^ *Resource_List.walltime = //p' |

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+#PBS -N dpcnn
+#PBS -l select=2:ncpus=16:mpiprocs=16:mem=16gb
+#PBS -l walltime=01:00:00
+#PBS -j oe
+#PBS -r y
+#
+# Train on a PBS cluster, as long as it takes:
+#
+#   qsub -v RUN=runs/mine launch/pbs.sh
+#   qsub -l walltime=08:00:00 -v RUN=runs/mine,ARGUMENTS="--recipe accurate" launch/pbs.sh
+#
+# RUN is the run's folder: begun if it is not there, gone on with if it is. Shortly before its time is
+# over, the run stops with a checkpoint and this script queues itself again, as often as it takes. A qdel stops
+# it with a checkpoint too, and for good: qsub the same again to go on.
+set -uo pipefail
+began=$(date +%s)
+cd "${PBS_O_WORKDIR:-.}" || exit
+. .venv/bin/activate # or: module load your MPI, and your environment
+
+starter=${DPCNN_STARTER:-mpirun}
+run=${RUN:-runs/pbs-$PBS_JOBID}
+arguments=${ARGUMENTS-}
+script=${DPCNN_SCRIPT:-launch/pbs.sh} # what to queue again
+
+# PBS tells a job its time only through qstat
+seconds=$(qstat -f "${PBS_JOBID:-}" 2>/dev/null | sed -n 's/^ *Resource_List.walltime = //p' |
+  awk -F: '{ s = 0; for (i = 1; i <= NF; i++) s = 60 * s + $i; print s }')
+[ -z "$seconds" ] || export DPCNN_JOB_END=$((began + seconds))
+
+asked=
+trap 'asked=TERM; kill -USR1 "$job"' TERM # qdel: the ranks are to hear of it, and mpirun passes it on
+
+# shellcheck disable=SC2086 # words
+$starter python -m dpcnn.train --resume auto --out "$run" $arguments </dev/null &
+job=$!
+wait $job
+status=$?
+while kill -0 $job 2>/dev/null; do # a signal has cut the wait short
+  wait $job
+  status=$?
+done
+
+if [ $status -eq 0 ] && ! tail -n 1 "$run/metrics.jsonl" 2>/dev/null | grep -q '"event": "end"'; then
+  status=75 # mpirun may call it a success when a node has died
+fi
+if [ $status -eq 75 ] && [ -z "$asked" ]; then
+  echo "queued again: $run is not at its end"
+  qsub -v RUN="$run",ARGUMENTS="$arguments" "$script"
+fi
+exit $status

@@ -1,0 +1,127 @@
+"""Batch jobs on a real Slurm of two nodes: signalled, queued again, gone on with, to the same bits."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment, run, train
+from test_train import timeless
+
+from dpcnn.submit import fill
+
+SCRIPT = Path(__file__).parent / "slurm.sh"
+TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "setpriv")
+LIMIT = 90.0  # seconds of a job, all its starts together
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """The environment in which sbatch and the like find the two nodes."""
+    if os.geteuid() or not all(map(shutil.which, TOOLS)):
+        pytest.skip("needs root, and Slurm and munge installed")
+    if not (Path(sys.executable).parent / "ompi_info").exists():
+        pytest.skip("Slurm's PMIx starts Open MPI's ranks")
+    folder = tempfile.mkdtemp(prefix="dpcnn-slurm-")  # whose parents all may enter: munged is another user
+    made = subprocess.run([SCRIPT, "up", folder], capture_output=True, text=True, timeout=60)
+    env = environment() | {"SLURM_CONF": f"{folder}/slurm.conf"}
+    try:
+        assert made.returncode == 0, made.stderr
+        yield env
+    finally:
+        subprocess.run([SCRIPT, "down", folder], capture_output=True, timeout=60)
+        shutil.rmtree(folder)
+
+
+class BatchJob:
+    """A job of two nodes with two ranks in all, as ``dpcnn submit`` writes it."""
+
+    def __init__(self, env: dict[str, str], folder: Path, starter: str, arguments, **options: str) -> None:
+        self.env, self.folder, self.run = env, folder, folder / "run"
+        words = ["--nodes", "2", "--ranks-a-node", "1", "--starter", starter, "--time", "5"]
+        written = run(0, "-m", "dpcnn.submit", self.run, *words, "--", *arguments)
+        assert written.status == 0, written.err
+        script = folder / "job.sbatch"
+        script.write_text(written.out.replace("--mem-per-cpu=1G", "--mem-per-cpu=300M"))
+        self.number = self.call("sbatch", "--parsable", f"--output={folder}/out", *options.get("sbatch", ()), script)
+
+    def call(self, *words) -> str:
+        done = subprocess.run([*map(str, words)], env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    @property
+    def state(self) -> str:
+        return self.call("squeue", "-h", "-j", self.number, "-t", "all", "-o", "%T")
+
+    @property
+    def out(self) -> str:
+        return (self.folder / "out").read_text() if (self.folder / "out").exists() else ""
+
+    def until(self, true, what: str) -> None:
+        """Wait; a job that is queued again is not made to wait for its two minutes."""
+        started = time.monotonic()
+        while not true():
+            assert time.monotonic() - started < LIMIT, f"{what}: {self.state}\n{self.out}"
+            if self.state == "PENDING":
+                subprocess.run(["scontrol", "update", f"JobId={self.number}", "StartTime=now"], env=self.env)
+            time.sleep(0.2)
+
+    def steps(self) -> int:
+        path = self.run / "metrics.jsonl"
+        return path.read_text().count('"step"') if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def straight(quick, tmp_path_factory):
+    """The flags of a run of some seconds, and the metrics of such a run left alone."""
+    flags = [*quick, "--epochs", "60", "--model", "small-cnn", "--keep", "1"]
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    result = train(1, *flags, "--out", folder)
+    assert result.status == 0, result.err
+    return flags, timeless(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starter", ["srun --mpi=pmix", "mpirun"])
+def test_a_signalled_job_is_queued_again_and_ends_with_the_same_bits(slurm, straight, tmp_path, starter):
+    flags, metrics = straight
+    job = BatchJob(slurm, tmp_path, starter, flags)
+    for restart in range(2):
+        seen = job.steps()
+        job.until(lambda seen=seen: job.steps() > seen + 40, "goes on")
+        job.call("scancel", "--batch", "--signal=USR1", job.number)
+        job.until(lambda restart=restart: job.out.count("queued again") == restart + 1, "stops")
+    job.until(lambda: job.state == "COMPLETED", "ends")
+    assert timeless(job.run) == metrics
+    assert job.out.count("resuming from step-") == 2 and job.out.count(": by SIGUSR1;") + job.out.count(": asked") == 2
+    assert "Open MPI v5" in job.out and "2 ranks" in job.out
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_stops_with_a_checkpoint_for_good(slurm, straight, tmp_path):
+    flags, metrics = straight
+    job = BatchJob(slurm, tmp_path, "srun --mpi=pmix", flags)
+    job.until(lambda: job.steps() > 20, "goes on")
+    job.call("scancel", "--batch", "--signal=TERM", job.number)
+    job.until(lambda: job.state in ("FAILED", "CANCELLED"), "ends")
+    assert "queued again" not in job.out and "stopped at step" in job.out
+    assert train(2, "--resume", "--out", job.run).status == 0
+    assert timeless(job.run) == metrics
+
+
+def test_the_shipped_scripts_are_those_that_submit_writes():
+    common = {
+        "nodes": "2", "ranks_a_node": "16", "memory": "1G", "memory_a_node": "16gb", "time": "01:00:00",
+        "setup": ". .venv/bin/activate # or: module load your MPI, and your environment", "arguments": "",
+    }  # fmt: skip
+    for scheduler, name, starter, more in (
+        ("slurm", "slurm.sbatch", "srun --mpi=pmix", {"words": '"runs/slurm-$SLURM_JOB_ID"'}),
+        ("pbs", "pbs.sh", "mpirun", {"run": "runs/pbs-$PBS_JOBID"}),
+    ):
+        values = {**common, **more, "starter": starter, "script": f"launch/{name}"}
+        assert (ROOT / "launch" / name).read_text() == fill(scheduler, values)
