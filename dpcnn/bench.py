@@ -21,7 +21,7 @@ from dpcnn.parallel.launch import check_starter, usual_launcher
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.plots import draw_scaling
 from dpcnn.resume import RECIPE
-from dpcnn.spans import PHASES
+from dpcnn.spans import STEP_PHASES
 from dpcnn.tables import markdown
 
 LAYOUTS = ("nchw", "channels-last")
@@ -115,9 +115,14 @@ def step_lines(result: Result) -> list[str]:
         f"an image by direct convolution; {result['fraction_of_limit']:.0%} of that limit",
         "",
         markdown(
-            ("rank", *PHASES, "peak memory", "its own"),
+            ("rank", *STEP_PHASES, "peak memory", "its own"),
             [
-                (rank, *(f"{shares[phase]:.1%}" for phase in PHASES), f"{used['peak']:.0f} MB", f"{used['own']:.0f} MB")
+                (
+                    rank,
+                    *(f"{shares[phase]:.1%}" for phase in STEP_PHASES),
+                    f"{used['peak']:.0f} MB",
+                    f"{used['own']:.0f} MB",
+                )
                 for rank, (shares, used) in enumerate(zip(result["shares"], result["memory"], strict=True))
             ],
         ),

@@ -20,7 +20,7 @@ from dpcnn.optim import Adam
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.exchange import ExactExchange
 from dpcnn.run_folder import RunFolder
-from dpcnn.spans import PHASES, Spans
+from dpcnn.spans import STEP_PHASES, Spans
 from dpcnn.streams import permutation
 from dpcnn.trainer import Trainer
 
@@ -37,13 +37,13 @@ def measure(comm: Alone, config: Config, network: Network, samples: Samples, ste
         peak = sgemm_peak(comm)
         seconds = time_steps(comm, trainer, steps)
         peak = max(peak, sgemm_peak(comm))
-        shares = [trainer.spans.seconds[phase] / seconds for phase in PHASES]
+        shares = [trainer.spans.seconds[phase] / seconds for phase in STEP_PHASES]
     speed = min(config.batch, trainer.training) * steps / seconds
     return {
         "config": asdict(config),
         "images_per_second": speed,
         "seconds_a_step": seconds / steps,
-        "shares": [dict(zip(PHASES, row.tolist(), strict=True)) for row in comm.allgather(np.array(shares))],
+        "shares": [dict(zip(STEP_PHASES, row.tolist(), strict=True)) for row in comm.allgather(np.array(shares))],
         "flops_an_image": network.flops,
         "activations_an_image": network.activations,
         "sgemm_peak": peak,

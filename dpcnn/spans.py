@@ -4,8 +4,10 @@ import time
 from collections import defaultdict
 from types import TracebackType
 
-PHASES = ("data", "forward", "backward", "exchange", "optimizer", "waiting")
-"""Waiting is for other ranks; the exchange is moving and adding numbers."""
+STEP_PHASES = ("data", "forward", "backward", "exchange", "optimizer", "waiting")
+"""Of a step. Waiting is for other ranks; the exchange is moving and adding numbers."""
+
+PHASES = (*STEP_PHASES, "validation", "checkpoint")
 
 
 class Spans:
@@ -15,12 +17,22 @@ class Spans:
 
         with spans("exchange"):
             ...
+
+    Attributes:
+        seconds: by phase.
+        turns: how often a phase has begun or ended: as long as this rises, there is progress.
     """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.turns = 0
         self._open: list[str] = []
         self._since = 0.0
+
+    @property
+    def phase(self) -> str:
+        """The phase at hand, or nothing; other threads may ask too."""
+        return (self._open or [""])[-1]
 
     def __call__(self, phase: str) -> "Spans":
         self._turn()
@@ -43,6 +55,7 @@ class Spans:
     def _turn(self) -> None:
         """Count the time since the last turn for the phase that was at hand."""
         now = time.perf_counter()
+        self.turns += 1
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
         self._since = now

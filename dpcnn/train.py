@@ -22,6 +22,7 @@ from dpcnn.fingerprint import differences, fingerprint
 from dpcnn.metrics import evaluated
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
+from dpcnn.parallel.watch import Watch
 from dpcnn.plots import draw_curves
 from dpcnn.resume import Start, choose_config, find_start
 from dpcnn.run_folder import replace_file
@@ -46,14 +47,19 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     apart = share_or_part(comm)
     if apart:
         report.say(apart)
+    watch = Watch(comm, options.stall_timeout, report.say)
     trainer = set_up(comm, options, report)
     trainer.stop = stop
+    if watch.warning:
+        report.say(watch.warning)
+    watch.follow(trainer.spans, lambda: trainer.cursor.step)
     left = trainer.images(trainer.last_step) - trainer.images(trainer.cursor.step)
     report.begin(trainer.cursor, trainer.config.epochs, left)
     try:
         finished = trainer.fit()
     finally:
         report.end()
+    watch.close()
     return finish(trainer, report, finished)
 
 
@@ -81,8 +87,23 @@ def training_parser() -> Parser:
     parser.add_argument(
         "--tensorboard", action="store_true", help=f"also write event files for TensorBoard, to {FOLDER}/ of the run"
     )
+    parser.add_argument(
+        "--stall-timeout",
+        type=seconds,
+        default=600.0,
+        metavar="S",
+        help="end the job when a rank makes no progress for so many seconds; 0: never (default 600)",
+    )
     add_config_flags(parser)
     return parser
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, 0 or more: for argparse."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
 
 
 def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:

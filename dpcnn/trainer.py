@@ -295,8 +295,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
-        self._compare()
-        with self.stop.saving(), self.averaged(), self.comm.together():
+        with self.spans("waiting"):
+            self._compare()
+        with self.stop.saving(), self.averaged(), self.comm.together(), self.spans("checkpoint"):
             collected = {name: self.exchange.collect(part) for name, part in self.state.items()}
             vectors = {name: vector for name, vector in collected.items() if vector is not None}
             if self.comm.rank == 0:

@@ -62,10 +62,12 @@ def evaluate(
     first, end = bounds[comm.rank : comm.rank + 2]
     for start, stop in blocks:
         if first <= start < end:
-            images, labels = samples.take(np.array(numbers[start:stop]))
-            logits = network.logits(vector, images)
-            losses, _ = softmax_cross_entropy(logits, labels, smoothing)
-            row[start - first : stop - first] = np.stack([labels, logits.argmax(axis=1), losses], axis=1)
-    rows = comm.allgather(row)
+            with network.spans("validation"):
+                images, labels = samples.take(np.array(numbers[start:stop]))
+                logits = network.logits(vector, images)
+                losses, _ = softmax_cross_entropy(logits, labels, smoothing)
+                row[start - first : stop - first] = np.stack([labels, logits.argmax(axis=1), losses], axis=1)
+    with network.spans("waiting"):
+        rows = comm.allgather(row)
     told = np.concatenate([rows[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
     return Answers(told[:, 0].astype(np.int64), told[:, 1].astype(np.int64), told[:, 2])

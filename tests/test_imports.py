@@ -35,6 +35,7 @@ ORDER = [  # a file imports only from what stands above it
     "parallel.split",
     "parallel.shared",
     "parallel.exchange",
+    "parallel.watch",
     "config",
     "metrics",
     "fingerprint",

@@ -1,0 +1,111 @@
+"""The watch over the ranks: stopped, stuck, slow and suspended ones, for real; who is to blame, by hand."""
+
+import os
+import signal
+import time
+
+import pytest
+from conftest import run, start
+from test_failures import until_step
+
+from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.watch import Seen, Watch, addresses
+
+TIMEOUT = 2.0
+
+
+@pytest.fixture(scope="module")
+def endless(quick):
+    return [*quick, "--epochs", "3000", "--model", "small-cnn", "--stall-timeout", str(TIMEOUT)]
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_stopped_rank_is_named_and_the_job_ends(endless, tmp_path, victim):
+    job = start(3, "-m", "dpcnn.train", *endless, "--out", tmp_path / "run")
+    until_step(tmp_path / "run", 5, job)
+    os.kill(job.ranks()[victim], signal.SIGSTOP)
+    stopped = time.monotonic()
+    result = job.wait(20)
+    assert time.monotonic() - stopped < TIMEOUT + 2 and result.status != 0
+    (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
+    assert f"rank {victim} on {os.uname().nodename} has sent no heartbeat for " in line and ", after step " in line
+    assert victim == 0 or ("rank 0 on" in result.err and "in train_step" in result.err), "others tell where they are"
+    assert not job.pids()
+
+
+STUCK = """
+import sys, time
+from dpcnn import train
+from dpcnn.trainer import Trainer
+
+def loiter(trainer, *arguments, step=Trainer.train_step):
+    if trainer.comm.rank == 1 and trainer.cursor.step == 5:
+        with trainer.spans("data"):
+            time.sleep(SECONDS)
+    return step(trainer, *arguments)
+
+Trainer.train_step = loiter
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_a_rank_that_is_stuck_is_named_with_its_stack(endless, tmp_path):
+    result = run(3, "-c", STUCK.replace("SECONDS", "100"), *endless, "--out", tmp_path / "run")
+    assert result.status == 1
+    (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
+    assert "rank 1 on " in line and "has made no progress for 2" in line and ": data, after step 5;" in line
+    assert "rank 0" not in line and "rank 2" not in line and "in loiter" in result.err
+
+
+def test_a_slow_rank_is_reported_and_not_killed(endless, tmp_path):
+    flags = [*endless, "--max-steps", "10", "--out", tmp_path / "run"]
+    result = run(3, "-c", STUCK.replace("SECONDS", "1.6"), *flags)
+    assert result.status == 0, result.err
+    (warning,) = [line for line in result.out.splitlines() if line.startswith("warning: ")]
+    assert "rank 1 on " in warning and warning.endswith(": data, after step 5; all wait for it")
+
+
+def test_a_job_that_was_suspended_goes_on(endless, tmp_path):
+    job = start(2, "-m", "dpcnn.train", *endless, "--max-steps", "300", "--out", tmp_path / "run")
+    until_step(tmp_path / "run", 5, job)
+    ranks = job.ranks()
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in ranks:
+            os.kill(pid, number)
+        time.sleep(TIMEOUT + 1 if number == signal.SIGSTOP else 0)
+    result = job.wait(60)
+    assert result.status == 0, result.err
+
+
+def watch(*ranks: tuple[str, float, float]) -> Watch:
+    """A watch that has seen these ranks: phase, seconds since a heartbeat, and since progress."""
+    made, now = Watch(Alone(), 0, print), time.monotonic()
+    made._seen = [Seen("here", phase, 7, 0, now - beat, now - moved) for phase, beat, moved in ranks]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("ranks", "culprits"),
+    [
+        ([("forward", 0, 0), ("waiting", 0, 9)], []),  # slow, but it moves
+        ([("forward", 0, 9), ("waiting", 0, 9)], [(0, "stuck")]),
+        ([("waiting", 0, 9), ("checkpoint", 0, 9), ("waiting", 9, 9)], [(2, "silent")]),
+        ([("waiting", 0, 9), ("waiting", 0, 9)], [(0, "stuck"), (1, "stuck")]),  # for each other
+        ([("waiting", 0, 1), ("data", 0, 1)], []),
+    ],
+)
+def test_who_is_to_blame(ranks, culprits):
+    assert [(rank, how) for rank, how, _ in watch(*ranks)._culprits(3)] == culprits
+
+
+def test_foreign_messages_are_passed_over():
+    made = Watch(Alone(), 0, print)
+    made._seen, made._token = [Seen("here")] * 2, "secret"
+    for message in ({}, {"rank": "1"}, {"rank": 7}, {"rank": -1}, {"rank": [1]}):
+        made._note_of_rank(message, ("127.0.0.1", 1))
+    assert made._peers == {}
+
+
+def test_own_addresses():
+    found = addresses()
+    assert "127.0.0.1" in found and found[-1].startswith("127.")
