@@ -176,10 +176,17 @@ def ranks_table(folder: RunFolder) -> str:
         return ""
     times = json.loads(folder.times.read_text(encoding="utf-8"))
     rows = [
-        [rank, *(f"{found['seconds'][phase]:.1f} s" for phase in PHASES), f"{found['peak_memory_mb']:.0f} MB"]
+        [
+            rank,
+            *(f"{found['seconds'][phase]:.1f} s" for phase in PHASES),
+            f"{found['waited_for']:.1f} s",
+            f"{found['peak_memory_mb']:.0f} MB",
+        ]
         for rank, found in enumerate(times["ranks"])
     ]
-    return f"<p>{escape(times['mpi'])}; since the run's last start.</p>\n" + table(["rank", *PHASES, "memory"], rows)
+    return f"<p>{escape(times['mpi'])}; since the run's last start.</p>\n" + table(
+        ["rank", *PHASES, "waited for", "memory"], rows
+    )
 
 
 def layers_table(checkpoint: Checkpoint) -> str:

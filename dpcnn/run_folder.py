@@ -8,6 +8,7 @@
     checkpoints/      step-00001234.h5 .., last.h5 and best.h5 pointing to two of them
     curves.png .svg   loss and accuracy
     tensorboard/      with --tensorboard: event files
+    trace.json        with --trace: all ranks on one time line
     times.json        where each rank's time went, since the run's last start
 """
 
@@ -33,6 +34,7 @@ class RunFolder:
         self.path = path
         self.config, self.metrics, self.log = path / "config.toml", path / "metrics.jsonl", path / "log.txt"
         self.checkpoints, self.times = path / "checkpoints", path / "times.json"
+        self.trace = path / "trace.json"
 
     def check_free(self) -> None:
         """Make sure that a new run may begin here.

@@ -20,14 +20,21 @@ class Spans:
 
     Attributes:
         seconds: by phase.
+        recorded: phase, start and end (of ``time.perf_counter``) of each stretch, once :meth:`record` is called.
         turns: how often a phase has begun or ended: as long as this rises, there is progress.
     """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.recorded: list[tuple[str, float, float]] = []
         self.turns = 0
+        self._to_record = 0
         self._open: list[str] = []
         self._since = 0.0
+
+    def record(self, stretches: int) -> None:
+        """From here on keep so many stretches of time, as a trace."""
+        self._to_record = stretches
 
     @property
     def phase(self) -> str:
@@ -58,4 +65,6 @@ class Spans:
         self.turns += 1
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
+            if len(self.recorded) < self._to_record:
+                self.recorded.append((self._open[-1], self._since, now))
         self._since = now

@@ -27,7 +27,10 @@ from dpcnn.plots import draw_curves
 from dpcnn.resume import Start, choose_config, find_start
 from dpcnn.run_folder import replace_file
 from dpcnn.stopping import Stop, handler, job_end
+from dpcnn.trace import clock_offset, merged
 from dpcnn.trainer import Trainer
+
+TRACED = 100_000  # stretches of a rank's time in a trace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +56,8 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     if watch.warning:
         report.say(watch.warning)
     watch.follow(trainer.spans, lambda: trainer.cursor.step)
+    offset = clock_offset(comm) if options.trace else 0.0
+    trainer.spans.record(TRACED * options.trace)
     left = trainer.images(trainer.last_step) - trainer.images(trainer.cursor.step)
     report.begin(trainer.cursor, trainer.config.epochs, left)
     try:
@@ -60,6 +65,12 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     finally:
         report.end()
     watch.close()
+    if options.trace:
+        trace = merged(comm, trainer.spans, offset)
+        with comm.together():
+            if comm.rank == 0:
+                replace_file(trainer.run.trace, trace)
+                report.say(f"trace: {trainer.run.trace}; open it in ui.perfetto.dev or chrome://tracing")
     return finish(trainer, report, finished)
 
 
@@ -86,6 +97,11 @@ def training_parser() -> Parser:
     parser.add_argument("--test", action="store_true", help="evaluate on the test samples after each epoch")
     parser.add_argument(
         "--tensorboard", action="store_true", help=f"also write event files for TensorBoard, to {FOLDER}/ of the run"
+    )
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help=f"write trace.json: where each rank's time goes, on one time line, for {TRACED:,} stretches of each rank",
     )
     parser.add_argument(
         "--stall-timeout",
@@ -173,9 +189,16 @@ def finish(trainer: Trainer, report: Report, finished: bool) -> int:
     """Record the end, draw the curves, print the table and the last line."""
     comm, cursor, folder = trainer.comm, trainer.cursor, trainer.run.path
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    ranks = comm.allgather_obj({"peak_memory_mb": round(peak, 1), "seconds": trainer.spans.rounded()})
+    facts = {
+        "host": platform.node(),
+        "peak_memory_mb": round(peak, 1),
+        "seconds": trainer.spans.rounded(),
+        "waited_for": round(float(trainer.waited_for[comm.rank]), 3),
+    }
+    ranks = comm.allgather_obj(facts)
     with comm.together():
         if comm.rank == 0:
+            report.say(straggler_bill(ranks))
             times = json.dumps({"mpi": comm.library, "ranks": ranks}, indent=1)
             replace_file(trainer.run.times, f"{times}\n".encode())
     if not finished:
@@ -210,6 +233,19 @@ def finish(trainer: Trainer, report: Report, finished: bool) -> int:
                 f"peak memory {max(rank['peak_memory_mb'] for rank in ranks):.0f} MB a rank, {folder}, weights {sha256}"
             )
     return DONE
+
+
+def straggler_bill(ranks: Sequence[dict[str, Any]]) -> str:
+    """How much of their time the ranks have waited, and for whom most."""
+    waiting = sum(rank["seconds"]["waiting"] for rank in ranks)
+    spent = sum(sum(rank["seconds"].values()) for rank in ranks)
+    billed = sum(rank["waited_for"] for rank in ranks)
+    slowest = max(range(len(ranks)), key=lambda rank: ranks[rank]["waited_for"])
+    line = f"the ranks waited {waiting / spent:.1%} of their time"
+    if billed <= 0:
+        return line
+    share = ranks[slowest]["waited_for"] / billed
+    return f"{line}; where they waited for one, it was for rank {slowest} on {ranks[slowest]['host']} in {share:.0%}"
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class Trainer:
         stop: when to end before the run's end: nobody asks for it, unless the caller gives another.
         test: test samples, to be evaluated after each epoch; None, or a value given by the caller.
         spans: where this rank's time goes.
+        waited_for: for each rank, seconds that others have waited for it, the same on every rank.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Trainer:
             for start, stop, rate in network.running
             if (lo := max(start, self.part.start)) < (hi := min(stop, self.part.stop))
         ]
+        self.waited_for, self._waited = np.zeros((2, comm.size))
         self._spares: list[Vector] = []
         width = self.part.stop - self.part.start
         self._blocks = max(comm.allgather_obj(math.ceil(width / PART_BLOCK))) if config.clip else 0
@@ -179,13 +181,14 @@ class Trainer:
         The norm is that of the mean gradient; it is worked out where ``clip`` asks for it, and 0 elsewhere.
         """
         most = math.ceil(leaves / self.comm.size)
-        row = np.zeros(1 + 2 * most + self._blocks)
+        row = np.zeros(2 + 2 * most + self._blocks)
 
         def columns(rows: NDArray[Any]) -> list[NDArray[Any]]:
-            return np.split(rows, [1, 1 + most, 1 + 2 * most], axis=-1)
+            return np.split(rows, [1, 2, 2 + most, 2 + 2 * most], axis=-1)
 
-        flags, losses, corrects, of_blocks = columns(row)
+        flags, waited, losses, corrects, of_blocks = columns(row)
         flags[0] = STOP * self.stop.due() | DIVERGED * (not np.isfinite(gradient.sum()))
+        waited[0] = self.spans.seconds["waiting"]
         losses[: len(tallies)] = [loss for loss, _ in tallies]
         corrects[: len(tallies)] = [correct for _, correct in tallies]
         if self._blocks and (self.part.start or self.comm.rank == 0):  # under allreduce every rank has all of it
@@ -193,12 +196,18 @@ class Trainer:
             of_blocks[: len(found)] = found
         with self.spans("waiting"):
             rows = self.comm.allgather(row)
-        flags, losses, corrects, of_blocks = columns(rows)
+        flags, waited, losses, corrects, of_blocks = columns(rows)
+        self._bill(waited.ravel())
         flag = int(np.bitwise_or.reduce(flags.astype(np.int64), axis=None))
         if not (np.isfinite(losses).all() and np.isfinite(of_blocks).all()):
             return flag | DIVERGED, Tally(), 0.0
         norm = math.fsum(of_blocks.ravel()) ** 0.5 / count
         return flag, total(losses.ravel(), corrects.ravel(), count), norm
+
+    def _bill(self, waited: NDArray[Any]) -> None:
+        """Put what the ranks have waited since the last step on the account of the one that has waited least."""
+        since, self._waited = waited - self._waited, waited
+        self.waited_for[since.argmin()] += (since - since.min()).sum()
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

@@ -53,6 +53,7 @@ ORDER = [  # a file imports only from what stands above it
     "validation",
     "plots",
     "trainer",
+    "trace",
     "cli",
     "data.__main__",
     "resume",

@@ -44,7 +44,11 @@ def test_the_page_of_a_run(quick, tmp_path):
     assert any(word.startswith(f"{epoch['test_accuracy']:.4f}: ") for word in page.words)
     assert f"{epoch['validation_loss']:.4f}" in page.words and "16" in page.words  # microbatch
     assert "2 epochs, 14 steps" in text and "has not come to its end" not in text
-    assert re.search(r"since the run's last start.*<th>waiting</th><th>memory</th></tr>\n<tr><td>0</td>", text, re.S)
+    assert re.search(
+        r"since the run's last start.*<th>waited for</th><th>memory</th></tr>\n<tr><td>0</td>",
+        text,
+        re.S,
+    )
 
 
 def test_a_run_that_is_not_at_its_end(quick, tmp_path):

@@ -1,5 +1,6 @@
 """Spans: where the time went, each moment counted once."""
 
+import itertools
 import time
 
 import pytest
@@ -27,3 +28,17 @@ def test_an_exception_closes_its_phase():
     with spans("outer"):
         time.sleep(0.01)
     assert spans.seconds["outer"] > 0.01 > spans.seconds["inner"]
+
+
+def test_recorded_stretches_follow_each_other_and_add_up():
+    spans = Spans()
+    with spans("before"):
+        pass
+    spans.record(4)
+    for _ in range(2):
+        with spans("outer"), spans("inner"):
+            time.sleep(0.001)
+    assert [phase for phase, _, _ in spans.recorded] == ["outer", "inner", "outer", "outer"], "no more than asked for"
+    for (_, _, end), (_, start, _) in itertools.pairwise(spans.recorded[:3]):
+        assert start == end
+    assert spans.turns == 10 and spans.phase == ""

@@ -1,0 +1,47 @@
+"""Traces of all ranks, and the bill for those that others wait for."""
+
+import json
+
+from conftest import run, train
+from test_watch import STUCK
+
+from dpcnn.spans import PHASES
+from dpcnn.train import straggler_bill
+
+
+def test_a_trace_has_every_phase_of_every_rank_in_its_order(quick, tmp_path):
+    result = train(2, *quick, "--trace", "--out", tmp_path / "run", env={"DPCNN_PRETEND_NODES": "1,1"})
+    assert result.status == 0 and f"trace: {tmp_path / 'run' / 'trace.json'}; " in result.out, result.err
+    events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
+    names = [event["args"]["name"] for event in events if event["ph"] == "M"]
+    assert [name.rpartition(" on ")[0] for name in names] == ["rank 0", "rank 1"]
+    for rank in (0, 1):
+        mine = [event for event in events if event["ph"] == "X" and event["pid"] == rank]
+        assert set(PHASES) - {event["name"] for event in mine} <= {"validation"}, "one block, of one rank"
+        ends = 0.0
+        for event in mine:
+            assert event["ts"] >= ends - 0.2 and event["dur"] >= 0  # rounded to 0.1 us
+            ends = event["ts"] + event["dur"]
+    times = json.loads((tmp_path / "run" / "times.json").read_text())
+    traced = sum(event["dur"] for event in mine if event["name"] == "backward") / 1e6
+    assert abs(traced - times["ranks"][1]["seconds"]["backward"]) < 0.002
+
+
+def test_the_rank_that_others_wait_for_is_named(quick, tmp_path):
+    result = run(3, "-c", STUCK.replace("SECONDS", "1"), *quick, "--max-steps", "8", "--out", tmp_path / "run")
+    assert result.status == 0, result.err
+    ranks = json.loads((tmp_path / "run" / "times.json").read_text())["ranks"]
+    assert ranks[1]["waited_for"] > 1.5, "two others, a second each"
+    assert "; where they waited for one, it was for rank 1 on " in result.out
+
+
+def test_a_bill_by_hand():
+    ranks = [
+        {"host": "a", "seconds": {"forward": 9.0, "waiting": 1.0}, "waited_for": 0.5},
+        {"host": "b", "seconds": {"forward": 10.0, "waiting": 0.0}, "waited_for": 1.5},
+    ]
+    line = "the ranks waited 5.0% of their time"
+    assert straggler_bill(ranks) == f"{line}; where they waited for one, it was for rank 1 on b in 75%"
+    for rank in ranks:
+        rank["waited_for"] = 0.0
+    assert straggler_bill(ranks) == line
