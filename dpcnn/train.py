@@ -9,6 +9,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dpcnn import __version__
@@ -17,6 +18,7 @@ from dpcnn.checkpoint import weights_sha256
 from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse, run
 from dpcnn.console import Console, Report, epoch_table
 from dpcnn.data.samples import find_data, load
+from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.fingerprint import differences, fingerprint
 from dpcnn.metrics import evaluated
@@ -96,6 +98,12 @@ def training_parser() -> Parser:
     )
     parser.add_argument("--test", action="store_true", help="evaluate on the test samples after each epoch")
     parser.add_argument(
+        "--stage",
+        type=Path,
+        metavar="DIR",
+        help="copy the data set there first, once a node: to a disk of the node's own",
+    )
+    parser.add_argument(
         "--tensorboard", action="store_true", help=f"also write event files for TensorBoard, to {FOLDER}/ of the run"
     )
     parser.add_argument(
@@ -137,6 +145,8 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
     with comm.together():
         config = choose_config(options, stored, place)
         data = find_data(config.data)
+    if options.stage:
+        data = stage(data, options.stage, comm)
     samples = load(data, "train", comm)
     with comm.together():
         if config.validation >= len(samples):

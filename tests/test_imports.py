@@ -42,6 +42,7 @@ ORDER = [  # a file imports only from what stands above it
     "guard",
     "data.shards",
     "data.samples",
+    "data.stage",
     "data.augment",
     "data.sources",
     "data.pictures",

@@ -142,7 +142,7 @@ def write_shard(path: Path, images: Images, labels: Images, compressed: bool) ->
     if compressed:
         rows = max(1, min(len(images), CHUNK_BYTES // images[0].nbytes))
         filters = {"chunks": (rows, *images.shape[1:]), "compression": "gzip", "compression_opts": 9}
-    with h5py.File(path, "w", libver="earliest") as file:
+    with h5py.File(path, "w", libver="earliest", locking=False) as file:
         file.create_dataset("images", data=images, track_times=False, **filters)
         file.create_dataset("labels", data=labels, track_times=False)
     return Shard(path.name, len(images), file_sha256(path))

@@ -1,0 +1,56 @@
+"""Data sets copied to each node's own disk or memory, once a node."""
+
+import shutil
+from pathlib import Path
+
+from dpcnn.data.shards import MANIFEST, SPLITS, read_manifest
+from dpcnn.errors import DataError
+from dpcnn.parallel.comm import Alone
+
+
+def stage(folder: Path, place: Path, comm: Alone) -> Path:
+    """A copy of a data set on every node of ``comm``: made by the node's first rank, unless it is there already.
+
+    The copy appears in one move, under the checksum of the data set; whoever loads it checks every shard.
+
+    Args:
+        folder: of the data set.
+        place: a folder of the node's own, such as a job's TMPDIR or /dev/shm.
+
+    Returns:
+        The copy's folder.
+
+    Raises:
+        DataError: on every rank, where a node has no room, or the data set can't be read.
+    """
+    node = comm.node()
+    target = place
+    with comm.together():
+        if node.rank == 0:
+            manifest = read_manifest(folder)
+            target = place / f"dpcnn-{manifest.checksum[:16]}"
+            if not (target / MANIFEST).is_file():
+                copy(folder, [s.file for split in SPLITS for s in manifest.splits[split]], target)
+    return Path(node.broadcast_obj(str(target)))
+
+
+def copy(folder: Path, names: list[str], target: Path) -> None:
+    """Copy the manifest and these files, so that ``target`` is either the whole or absent.
+
+    Raises:
+        DataError: it can't be written.
+    """
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name in [*names, MANIFEST]:
+            shutil.copyfile(folder / name, temporary / name)
+        temporary.rename(target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if (target / MANIFEST).is_file():  # another job was faster
+            return
+        raise DataError(
+            f"--stage: {folder} can't be copied to {target} ({error.strerror}); give another place"
+        ) from None
