@@ -11,6 +11,7 @@ COMMANDS = {
     "report": "a run as one HTML page",
     "export": "take a trained net elsewhere: ONNX, safetensors, NPZ",
     "import": "bring a net in: safetensors",
+    "doctor": "whether this machine or job is fit for training",
     "submit": "write a batch job of a training, for Slurm or PBS",
     "verify": "prove that ranks change nothing, here",
     "bench": "measure speed, also against PyTorch DDP",

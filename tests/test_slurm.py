@@ -12,8 +12,6 @@ import pytest
 from conftest import ROOT, environment, run, train
 from test_train import timeless
 
-from dpcnn.submit import fill
-
 SCRIPT = Path(__file__).parent / "slurm.sh"
 TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "setpriv")
 LIMIT = 90.0  # seconds of a job, all its starts together
@@ -112,16 +110,3 @@ def test_a_cancelled_job_stops_with_a_checkpoint_for_good(slurm, straight, tmp_p
     assert "queued again" not in job.out and "stopped at step" in job.out
     assert train(2, "--resume", "--out", job.run).status == 0
     assert timeless(job.run) == metrics
-
-
-def test_the_shipped_scripts_are_those_that_submit_writes():
-    common = {
-        "nodes": "2", "ranks_a_node": "16", "memory": "1G", "memory_a_node": "16gb", "time": "01:00:00",
-        "setup": ". .venv/bin/activate # or: module load your MPI, and your environment", "arguments": "",
-    }  # fmt: skip
-    for scheduler, name, starter, more in (
-        ("slurm", "slurm.sbatch", "srun --mpi=pmix", {"words": '"runs/slurm-$SLURM_JOB_ID"'}),
-        ("pbs", "pbs.sh", "mpirun", {"run": "runs/pbs-$PBS_JOBID"}),
-    ):
-        values = {**common, **more, "starter": starter, "script": f"launch/{name}"}
-        assert (ROOT / "launch" / name).read_text() == fill(scheduler, values)

@@ -74,6 +74,14 @@ class Alone:
         (((count,), (start,)), (_, (place,))) = sent, received
         receive.ravel()[place : place + count] = send.ravel()[start : start + count]
 
+    def swap(self, send: Array, receive: Array, partner: int) -> None:
+        """Hand an array to a rank, which does the same, and take its one."""
+        receive[...] = send
+
+    def hidden_part(self, count: int) -> float:
+        """How much of a nonblocking sum of ``count`` float64 numbers goes on while the ranks compute, 0 to 1."""
+        return 0.0
+
     def gather_parts(self, part: Array, bounds: Sequence[int]) -> Array | None:
         """The whole vector, of every rank's part, on rank 0; None elsewhere."""
         return part.copy()
@@ -150,6 +158,25 @@ class Communicator(Alone):
 
     def alltoall(self, send: Array, sent: Runs, receive: Array, received: Runs) -> None:
         self._comm.Alltoallv([send, sent], [receive, received])
+
+    def swap(self, send: Array, receive: Array, partner: int) -> None:
+        self._comm.Sendrecv(send, partner, recvbuf=receive, source=partner)
+
+    def hidden_part(self, count: int) -> float:
+        send, receive, numbers = np.zeros(count), np.empty(count), np.ones(4096)
+        self._comm.Allreduce(send, receive)
+        started = time.perf_counter()
+        self._comm.Allreduce(send, receive)
+        alone = time.perf_counter() - started
+        self._comm.Barrier()
+        request = self._comm.Iallreduce(send, receive)
+        started = time.perf_counter()
+        while time.perf_counter() - started < 2 * alone:
+            numbers.sum()
+        started = time.perf_counter()
+        request.Wait()
+        left = time.perf_counter() - started
+        return float(self._comm.bcast(max(0.0, 1 - left / max(alone, 1e-9))))
 
     def gather_parts(self, part: Array, bounds: Sequence[int]) -> Array | None:
         vector = np.empty(bounds[-1], part.dtype) if self.rank == 0 else None

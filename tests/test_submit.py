@@ -1,0 +1,117 @@
+"""Batch scripts: what is written and refused, and the one for PBS with stand-ins for PBS itself."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Job, environment, run, train
+from test_train import timeless
+
+from dpcnn.submit import fill
+
+SCRIPTS = ["local.sh", "test.sh", "pbs.sh", "slurm.sbatch", "slurm-scaling.sbatch"]
+
+
+def submit(*words, **options):
+    return run(0, "-m", "dpcnn.submit", *words, **options)
+
+
+def test_the_shipped_scripts_are_those_that_submit_writes():
+    common = {
+        "nodes": "2", "ranks_a_node": "16", "memory": "1G", "memory_a_node": "16gb", "time": "01:00:00",
+        "setup": ". .venv/bin/activate # or: module load your MPI, and your environment", "arguments": "",
+    }  # fmt: skip
+    for scheduler, name, starter, more in (
+        ("slurm", "slurm.sbatch", "srun --mpi=pmix", {"words": '"runs/slurm-$SLURM_JOB_ID"'}),
+        ("pbs", "pbs.sh", "mpirun", {"run": "runs/pbs-$PBS_JOBID"}),
+    ):
+        values = {**common, **more, "starter": starter, "script": f"launch/{name}"}
+        assert (ROOT / "launch" / name).read_text() == fill(scheduler, values)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_shell(name):
+    """bash reads them; shellcheck, where it is installed, has nothing to say."""
+    path = ROOT / "launch" / name
+    assert subprocess.run(["bash", "-n", path], capture_output=True, text=True).stderr == ""
+    if shutil.which("shellcheck"):
+        done = subprocess.run(["shellcheck", "--exclude=SC1091", path], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_flags_reach_the_script():
+    flags = ["--nodes", "4", "--ranks-a-node", "8", "--time", "2-00:30:00", "--memory", "2", "--starter", "mpirun"]
+    result = submit("runs/my run", *flags, "--", "--recipe", "accurate", "--seed", "3")
+    assert result.status == 0, result.err
+    for line in (
+        "#SBATCH --nodes=4",
+        "#SBATCH --ntasks-per-node=8",
+        "#SBATCH --time=48:30:00",
+        "#SBATCH --mem-per-cpu=2G",
+        "starter=${DPCNN_STARTER:-mpirun} # or: mpirun",
+        "[ $# -gt 0 ] || set -- 'runs/my run' --recipe accurate --seed 3",
+    ):
+        assert line in result.out.splitlines()
+    assert "@" not in result.out.replace("$@", "").replace("USR1@120", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodes", "0"], "--nodes: must be at least 1, not 0"),
+        (["--time", "1h"], "--walltime: expected minutes, M:S, H:M:S or D-H:M:S, not '1h'"),
+        (["--", "--recipee", "x"], "unrecognized arguments: --recipee x"),
+        (["--", "--lr", "-1"], "--lr: must be a number above 0, not -1.0"),
+        (["--", "--out", "x"], "--out: the job gives this itself"),
+        (["--send"], "--send: no sbatch on the PATH"),
+    ],
+)
+def test_mistakes(words, message, tmp_path):
+    path = ":".join(str(tmp_path) if (Path(p) / "sbatch").exists() else p for p in environment()["PATH"].split(":"))
+    result = submit(tmp_path / "run", *words, env={"PATH": path})
+    assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0], result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def stand_in(folder: Path, name: str, body: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+def test_a_script_is_sent_and_not_written_over(tmp_path):
+    stand_in(tmp_path, "sbatch", 'echo "Submitted batch job 7 of $1"')
+    env = {"PATH": f"{tmp_path}:{environment()['PATH']}"}
+    result = submit(tmp_path / "run", "--send", env=env)
+    script = tmp_path / "run.sbatch"
+    assert result.status == 0 and result.out == f"{script}: Submitted batch job 7 of {script}\n", result.err
+    assert submit(tmp_path / "run", "--send", env=env).status == 0, "the same again"
+    written = script.read_text()
+    other = submit(tmp_path / "run", "--nodes", "9", "--send", env=env)
+    assert other.status == 2 and "another script is there already" in other.errors[0]
+    assert script.read_text() == written
+
+
+@pytest.mark.slow
+def test_a_job_under_pbs_goes_on_in_another_one(quick, tmp_path):
+    """No PBS is here: qstat tells 9 s of walltime, and qsub writes down what it was given."""
+    stand_in(tmp_path, "qstat", 'echo "    Resource_List.walltime = 00:00:09"')
+    stand_in(tmp_path, "qsub", f'echo "$@" >> {tmp_path}/queued')
+    flags = [*quick, "--epochs", "60", "--model", "small-cnn", "--keep", "1"]
+    written = submit(tmp_path / "run", "--scheduler", "pbs", "--starter", "mpirun -n 2", "--", *flags)
+    assert written.status == 0, written.err
+    script = tmp_path / "run.sh"
+    script.write_text(written.out)
+    base = {"PATH": f"{tmp_path}:{environment()['PATH']}", "PBS_O_WORKDIR": str(ROOT), "PBS_JOBID": "7.server"}
+    first = Job(["bash", script], env=base).wait()
+    assert first.status == 75 and ": the job's time ends in " in first.out, first.err
+    queued = (tmp_path / "queued").read_text().split(" ", 2)
+    assert queued[0] == "-v" and queued[1].startswith(f"RUN={tmp_path / 'run'},ARGUMENTS=")
+    assert (tmp_path / "queued").read_text().rstrip().endswith(f" {script}")
+    stand_in(tmp_path, "qstat", "exit 1")
+    second = Job(["bash", script], env=base).wait()
+    assert second.status == 0, second.err
+    assert train(1, *flags, "--out", tmp_path / "straight").status == 0
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "straight")
+    assert len((tmp_path / "queued").read_text().splitlines()) == 1
