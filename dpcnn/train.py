@@ -73,7 +73,7 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
             if comm.rank == 0:
                 replace_file(trainer.run.trace, trace)
                 report.say(f"trace: {trainer.run.trace}; open it in ui.perfetto.dev or chrome://tracing")
-    return finish(trainer, report, finished)
+    return finish(trainer, report, finished, not options.no_curves)
 
 
 def training_parser() -> Parser:
@@ -103,6 +103,7 @@ def training_parser() -> Parser:
         metavar="DIR",
         help="copy the data set there first, once a node: to a disk of the node's own",
     )
+    parser.add_argument("--no-curves", action="store_true", help="draw no picture at the end")
     parser.add_argument(
         "--tensorboard", action="store_true", help=f"also write event files for TensorBoard, to {FOLDER}/ of the run"
     )
@@ -195,8 +196,8 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     return lines
 
 
-def finish(trainer: Trainer, report: Report, finished: bool) -> int:
-    """Record the end, draw the curves, print the table and the last line."""
+def finish(trainer: Trainer, report: Report, finished: bool, curves: bool) -> int:
+    """Record the end, draw the curves if they are wanted, print the table and the last line."""
     comm, cursor, folder = trainer.comm, trainer.cursor, trainer.run.path
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     facts = {
@@ -232,7 +233,8 @@ def finish(trainer: Trainer, report: Report, finished: bool) -> int:
     with comm.together():
         if comm.rank == 0:
             report.say(epoch_table(cursor.epoch_events))
-            report.say(draw_curves([folder], folder / "curves"))
+            if curves:
+                report.say(draw_curves([folder], folder / "curves"))
             last = cursor.epoch_events[-1]
             speed = trainer.images(cursor.step) / sum(event["seconds"] for event in cursor.epoch_events)
             results = [f"{kind} accuracy {last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last) or ["train"]]

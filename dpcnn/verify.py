@@ -112,7 +112,8 @@ def start(options: Namespace, count: int, folder: Path, *more: str) -> Running:
     flags |= {"max_steps": options.steps, "guard_every": 1, "checkpoint_every": max(1, options.steps // 4)}
     recipe = ["--recipe", options.recipe] if options.recipe and not more else []
     launcher = [*shlex.split(options.launcher), "-n", str(count)]
-    command = [*launcher, sys.executable, "-m", "dpcnn.train", *recipe, *retype(flags), *more, "--out", str(folder)]
+    words = [*recipe, *retype(flags), *more, "--no-curves", "--out", str(folder)]
+    command = [*launcher, sys.executable, "-m", "dpcnn.train", *words]
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

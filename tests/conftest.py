@@ -139,8 +139,8 @@ def run(ranks: int, *arguments: str | Path, limit: float = LIMIT, **options) -> 
 
 
 def train(ranks: int, *arguments: str | Path, **options) -> Result:
-    """Run a training to its end."""
-    return run(ranks, "-m", "dpcnn.train", *arguments, **options)
+    """Run a training to its end, without its picture, which takes a second."""
+    return run(ranks, "-m", "dpcnn.train", "--no-curves", *arguments, **options)
 
 
 def synthetic(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

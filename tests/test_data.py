@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import MNIST, run, synthetic
+from conftest import MNIST, run, synthetic, train
 
 from dpcnn.data.samples import find_data, load
 from dpcnn.data.shards import MANIFEST, file_sha256, read_manifest
@@ -229,7 +229,7 @@ def test_damage_is_found_by_whichever_rank_and_told_once(kind, small, quick, tmp
         load(find_data(str(folder)), "train", Alone())
     assert message in str(caught.value)
 
-    result = run(3, "-m", "dpcnn.train", *quick, "--data", folder, "--out", tmp_path / "run")
+    result = train(3, *quick, "--data", folder, "--out", tmp_path / "run")
     assert result.status == 2
     assert result.errors == [f"dpcnn: error: {caught.value}"]
     assert result.seconds < 10
@@ -240,7 +240,7 @@ def test_damage_in_a_contiguous_set(npz, tmp_path):
     folder = tmp_path / "set"
     data("prepare", npz, "--out", folder, "--shards", "3", "--contiguous")
     flip(folder / "train-02.h5", 9000)
-    result = run(2, "-m", "dpcnn.train", "--data", folder, "--validation", "100", "--out", tmp_path / "run")
+    result = train(2, "--data", folder, "--validation", "100", "--out", tmp_path / "run")
     assert result.status == 2
     assert len(result.errors) == 1 and "train-02.h5: damaged" in result.errors[0]
 

@@ -236,7 +236,8 @@ def test_killed_at_twenty_random_moments_on_random_ranks_it_ends_as_if_left_alon
         if folder.exists() and not resume:  # killed before there was a run to resume
             shutil.rmtree(folder)
         ranks = int(moments.integers(1, 5))
-        job = start(ranks, "-m", "dpcnn.train", *(["--resume"] if resume else flags), "--out", folder)
+        going_on = ["--resume"] if resume else flags
+        job = start(ranks, "-m", "dpcnn.train", "--no-curves", *going_on, "--out", folder)
         time.sleep(moments.uniform(0.15, 0.5) * whole.seconds)
         ended = job.process.poll() is not None
         job.kill()

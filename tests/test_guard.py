@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import run
+from conftest import run, train
 from test_train import events
 
 from dpcnn.errors import DriftError
@@ -65,7 +65,7 @@ def test_a_flipped_bit_ends_the_run_before_it_reaches_a_checkpoint(nodes, guard,
 
 
 def test_hashes_are_recorded(quick, tmp_path):
-    assert run(2, "-m", "dpcnn.train", *quick, "--guard-every", "5", "--out", tmp_path / "run").status == 0
+    assert train(2, *quick, "--guard-every", "5", "--out", tmp_path / "run").status == 0
     found = [event for event in events(tmp_path / "run") if event["event"] == "hash"]
     assert [event["step"] for event in found] == [5, 10]
     assert set(found[0]["parameters"]) == {"conv2d1.w", "conv2d2.w", "conv2d3.w", "linear1.w", "linear2.w"}

@@ -24,7 +24,7 @@ def test_the_commands_under_use(tmp_path):
     (tmp_path / "data").symlink_to(ROOT / "data")
     for line in COMMANDS[3:]:
         fewer = {
-            "dpcnn.train": " --max-steps 3",
+            "dpcnn.train": " --max-steps 3 --no-curves",
             "dpcnn.verify": " --steps 4 --ranks 1,2 --receipt receipt.json",
             "dpcnn.bench": " --steps 3",
         }
@@ -41,5 +41,9 @@ def test_the_commands_under_use(tmp_path):
             assert result.out.splitlines()[-1] == "PASS; receipt: receipt.json"
         elif "dpcnn.export" in line:
             assert result.out.startswith("runs/fast/net.npz: small-cnn of step 3, ")
+        elif "dpcnn.report" in line:
+            assert result.out.startswith("runs/fast/report.html: ")
+        elif "dpcnn.doctor" in line:
+            assert result.out.splitlines()[-1].endswith(", 0 FAIL")
         else:
             assert "every shard verified" in result.out

@@ -33,7 +33,8 @@ def trained(ranks: int, *arguments, status: int = 0, **options):
 def alone(quick, tmp_path_factory):
     """One run on one rank, to hold the others against."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    result = trained(1, *quick, "--out", folder)
+    result = run(1, "-m", "dpcnn.train", *quick, "--out", folder)
+    assert result.status == 0, result.err
     return folder, result
 
 

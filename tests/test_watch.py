@@ -16,7 +16,7 @@ TIMEOUT = 2.0
 
 @pytest.fixture(scope="module")
 def endless(quick):
-    return [*quick, "--epochs", "3000", "--model", "small-cnn", "--stall-timeout", str(TIMEOUT)]
+    return [*quick, "--epochs", "3000", "--model", "small-cnn", "--no-curves", "--stall-timeout", str(TIMEOUT)]
 
 
 @pytest.mark.parametrize("victim", [0, 2])
