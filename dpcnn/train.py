@@ -32,6 +32,7 @@ from dpcnn.stopping import Stop, handler, job_end
 from dpcnn.trace import clock_offset, merged
 from dpcnn.trainer import Trainer
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 TRACED = 100_000  # stretches of a rank's time in a trace
 
 
@@ -47,7 +48,7 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     with comm.together():
         options = parse(training_parser(), argv, comm)
         stop = Stop(job_end(os.environ, started, options.walltime))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOPPING:
         signal.signal(number, handler(stop, comm.abort))
     apart = share_or_part(comm)
     if apart:
@@ -66,14 +67,17 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
         finished = trainer.fit()
     finally:
         report.end()
-    watch.close()
     if options.trace:
         trace = merged(comm, trainer.spans, offset)
         with comm.together():
             if comm.rank == 0:
                 replace_file(trainer.run.trace, trace)
                 report.say(f"trace: {trainer.run.trace}; open it in ui.perfetto.dev or chrome://tracing")
-    return finish(trainer, report, finished, not options.no_curves)
+    status = finish(trainer, report, finished, not options.no_curves)
+    watch.close()
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # all is saved: the status should say so, and not how Python was ended
+    return status
 
 
 def training_parser() -> Parser:
