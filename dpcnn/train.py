@@ -68,16 +68,17 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     finally:
         report.end()
     if options.trace:
-        trace = merged(comm, trainer.spans, offset)
-        with comm.together():
-            if comm.rank == 0:
-                replace_file(trainer.run.trace, trace)
-                report.say(f"trace: {trainer.run.trace}; open it in ui.perfetto.dev or chrome://tracing")
-    status = finish(trainer, report, finished, not options.no_curves)
+        write_trace(trainer, report, offset)
+    peak = write_times(trainer, report)
+    if finished:
+        finish(trainer, report, peak, not options.no_curves)
+    else:
+        why = trainer.stop.reason or "asked to on another rank"
+        report.say(f"stopped at step {trainer.cursor.step}: {why}; go on with --resume --out {trainer.run.path}")
     watch.close()
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)  # all is saved: the status should say so, and not how Python was ended
-    return status
+    return DONE if finished else RESUMABLE
 
 
 def training_parser() -> Parser:
@@ -200,27 +201,37 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     return lines
 
 
-def finish(trainer: Trainer, report: Report, finished: bool, curves: bool) -> int:
-    """Record the end, draw the curves if they are wanted, print the table and the last line."""
-    comm, cursor, folder = trainer.comm, trainer.cursor, trainer.run.path
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def write_trace(trainer: Trainer, report: Report, offset: float) -> None:
+    """Write all ranks' trace, and say where; ``offset`` is that of this rank's clock."""
+    trace = merged(trainer.comm, trainer.spans, offset)
+    with trainer.comm.together():
+        if trainer.comm.rank == 0:
+            replace_file(trainer.run.trace, trace)
+            report.say(f"trace: {trainer.run.trace}; open it in ui.perfetto.dev or chrome://tracing")
+
+
+def write_times(trainer: Trainer, report: Report) -> float:
+    """Write where each rank's time went, say who was waited for, and return the ranks' highest peak memory in MB."""
+    comm = trainer.comm
     facts = {
         "host": platform.node(),
-        "peak_memory_mb": round(peak, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "seconds": trainer.spans.rounded(),
         "waited_for": round(float(trainer.waited_for[comm.rank]), 3),
     }
     ranks = comm.allgather_obj(facts)
     with comm.together():
         if comm.rank == 0:
-            report.say(straggler_bill(ranks))
+            if comm.size > 1:
+                report.say(straggler_bill(ranks))
             times = json.dumps({"mpi": comm.library, "ranks": ranks}, indent=1)
             replace_file(trainer.run.times, f"{times}\n".encode())
-    if not finished:
-        with comm.together():
-            why = trainer.stop.reason or "asked to on another rank"
-            report.say(f"stopped at step {cursor.step}: {why}; go on with --resume --out {folder}")
-        return RESUMABLE
+    return float(max(rank["peak_memory_mb"] for rank in ranks))
+
+
+def finish(trainer: Trainer, report: Report, peak: float, curves: bool) -> None:
+    """Record the end of a run, draw the curves if they are wanted, print the table and the last line."""
+    comm, cursor, folder = trainer.comm, trainer.cursor, trainer.run.path
     best = cursor.best
     assert best is not None, "a finished run has an epoch"
     with trainer.averaged():
@@ -246,9 +257,8 @@ def finish(trainer: Trainer, report: Report, finished: bool, curves: bool) -> in
                 results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"
             report.say(
                 f"{', '.join(results)}, {cursor.seconds:.1f} s, {speed:,.0f} images/s, "
-                f"peak memory {max(rank['peak_memory_mb'] for rank in ranks):.0f} MB a rank, {folder}, weights {sha256}"
+                f"peak memory {peak:.0f} MB a rank, {folder}, weights {sha256}"
             )
-    return DONE
 
 
 def straggler_bill(ranks: Sequence[dict[str, Any]]) -> str:
