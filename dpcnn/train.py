@@ -75,9 +75,9 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     else:
         why = trainer.stop.reason or "asked to on another rank"
         report.say(f"stopped at step {trainer.cursor.step}: {why}; go on with --resume --out {trainer.run.path}")
-    watch.close()
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)  # all is saved: the status should say so, and not how Python was ended
+    watch.close(comm.finalize)
     return DONE if finished else RESUMABLE
 
 

@@ -92,6 +92,9 @@ def watch(*ranks: tuple[str, float, float]) -> Watch:
         ([("waiting", 0, 9), ("checkpoint", 0, 9), ("waiting", 9, 9)], [(2, "silent")]),
         ([("waiting", 0, 9), ("waiting", 0, 9)], [(0, "stuck"), (1, "stuck")]),  # for each other
         ([("waiting", 0, 1), ("data", 0, 1)], []),
+        ([("start-up", 0, 0), ("start-up", 0, 9)], []),  # rank 0 reads the data
+        ([("start-up", 0, 9), ("start-up", 0, 9)], [(0, "stuck"), (1, "stuck")]),
+        ([("between phases", 0, 9), ("checkpoint", 0, 9)], [(1, "stuck")]),
     ],
 )
 def test_who_is_to_blame(ranks, culprits):
@@ -109,3 +112,12 @@ def test_foreign_messages_are_passed_over():
 def test_own_addresses():
     found = addresses()
     assert "127.0.0.1" in found and found[-1].startswith("127.")
+
+
+def test_reading_is_progress_while_a_run_starts_up(tmp_path):
+    made = Watch(Alone(), 0, print)
+    before = made._own()["turns"]
+    assert made._own()["turns"] == before, "what the watch reads itself does not count"
+    (tmp_path / "file").write_bytes(bytes(1000))
+    (tmp_path / "file").read_bytes()
+    assert made._own()["turns"] == before + 1000

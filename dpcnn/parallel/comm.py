@@ -97,6 +97,9 @@ class Alone:
     def live_apart(self) -> None:
         """From now on each rank is a node of its own."""
 
+    def finalize(self) -> None:
+        """The end of MPI, on every rank; nothing here may be called any more."""
+
     def abort(self, status: int) -> NoReturn:
         """End the whole job now, with this exit status."""
         os._exit(status)
@@ -192,6 +195,9 @@ class Communicator(Alone):
 
     def live_apart(self) -> None:
         self._node = Communicator(self._mpi, self._comm.Split(self.rank))
+
+    def finalize(self) -> None:
+        self._mpi.Finalize()
 
     def abort(self, status: int) -> NoReturn:
         sys.stdout.flush()

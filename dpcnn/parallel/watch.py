@@ -9,6 +9,7 @@ Rank 0 judges all others; of those whose beats rank 0 no longer answers, the fir
 """
 
 import json
+import os
 import platform
 import secrets
 import socket
@@ -20,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dpcnn.parallel.comm import Alone
@@ -28,6 +30,7 @@ from dpcnn.spans import Spans
 BEAT = 0.5  # seconds
 REACHING = 2.0  # seconds in which rank 0 must answer the first time
 STACKS = 1.0  # seconds in which ranks must answer when they are asked where they are
+MAY_WAIT = ("waiting", "start-up", "between phases")
 LARGEST = 60_000  # bytes of a datagram
 FAULT = 1  # exit status
 
@@ -65,6 +68,8 @@ class Watch:
         self._spans: Spans | None = None
         self._step: Callable[[], int] = lambda: 0
         self._main = threading.get_ident()
+        self._read_here = 0
+        self._at_the_end = False
         self._peers: dict[int, Address] = {}
         self._closing = threading.Event()
         self._awake = time.monotonic()
@@ -76,10 +81,13 @@ class Watch:
         """From here on, tell the phase and the step of a training."""
         self._spans, self._step = spans, step
 
-    def close(self) -> None:
-        """The end of the watch, on every rank, before any rank ends."""
+    def close(self, last: Callable[[], None] = lambda: None) -> None:
+        """The end of the watch, on every rank, before any rank ends; ``last`` is what is still watched."""
         if self._thread:
             self.comm.barrier()
+            self._at_the_end = True
+        last()
+        if self._thread:
             self._closing.set()
             self._thread.join()
             self._socket.close()
@@ -135,8 +143,19 @@ class Watch:
 
     def _own(self) -> dict[str, Any]:
         """What this rank's heartbeat says."""
-        phase, turns = (self._spans.phase or "between phases", self._spans.turns) if self._spans else ("start-up", 0)
-        return {"rank": self.comm.rank, "step": self._step(), "phase": phase, "turns": turns}
+        if self._spans is None:
+            return {"rank": self.comm.rank, "step": 0, "phase": "start-up", "turns": self._read_by_others()}
+        phase = self._spans.phase or "between phases"
+        return {"rank": self.comm.rank, "step": self._step(), "phase": phase, "turns": self._spans.turns}
+
+    def _read_by_others(self) -> int:
+        """Bytes that this process has read, but for those read here: what moves while a run starts up. Linux only."""
+        with suppress(OSError):
+            text = Path("/proc/self/io").read_text(encoding="ascii")
+            found = int(text.split()[1]) - self._read_here
+            self._read_here += len(text)
+            return found
+        return 0
 
     def _stack(self) -> str:
         """Where this rank's main thread is."""
@@ -215,7 +234,8 @@ class Watch:
     def _culprits(self, timeout: float) -> list[tuple[int, str, float]]:
         """Who keeps all from moving for longer than this: rank, how, since how many seconds.
 
-        Nobody, as long as anybody moves who is not waiting. Where all say that they wait, all are.
+        As long as anybody moves, those who may be waiting for it are not to blame; where nobody does and all may be
+        waiting, all are.
         """
         now = time.monotonic()
         silent = [
@@ -226,9 +246,8 @@ class Watch:
         stuck = [
             (rank, "stuck", now - seen.moved) for rank, seen in enumerate(self._seen) if now - seen.moved > timeout
         ]
-        if len(stuck) < len(self._seen):
-            return [one for one in stuck if self._seen[one[0]].phase != "waiting"]
-        return [one for one in stuck if self._seen[one[0]].phase != "waiting"] or stuck
+        to_blame = [one for one in stuck if self._seen[one[0]].phase not in MAY_WAIT]
+        return to_blame or (stuck if len(stuck) == len(self._seen) else [])
 
     def _told(self, rank: int, how: str, since: float) -> str:
         seen = self._seen[rank]
@@ -243,6 +262,8 @@ class Watch:
             if seen.stack:
                 lines.append(f"rank {rank} on {seen.host}: {seen.phase}, after step {seen.step}\n{seen.stack.rstrip()}")
         print("\n".join(lines), file=sys.stderr, flush=True)
+        if self._at_the_end:  # MPI may be past an abort; its launcher sees a rank that has not ended as it should
+            os._exit(FAULT)
         self.comm.abort(FAULT)
 
 
