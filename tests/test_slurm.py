@@ -97,6 +97,7 @@ def test_a_signalled_job_is_queued_again_and_ends_with_the_same_bits(slurm, stra
     job.until(lambda: job.state == "COMPLETED", "ends")
     assert timeless(job.run) == metrics
     assert job.out.count("resuming from step-") == 2 and job.out.count(": by SIGUSR1;") + job.out.count(": asked") == 2
+    assert "warning" not in job.out, "heartbeats reach rank 0 on the other node"
     assert "Open MPI v5" in job.out and "2 ranks" in job.out
 
 
