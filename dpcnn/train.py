@@ -32,7 +32,7 @@ from dpcnn.stopping import Stop, handler, job_end
 from dpcnn.trace import clock_offset, merged
 from dpcnn.trainer import Trainer
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPING = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 TRACED = 100_000  # stretches of a rank's time in a trace
 
 

@@ -29,7 +29,7 @@ def test_a_stopped_rank_is_named_and_the_job_ends(endless, tmp_path, victim):
     assert time.monotonic() - stopped < TIMEOUT + 2 and result.status != 0
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
     assert f"rank {victim} on {os.uname().nodename} has sent no heartbeat for " in line and ", after step " in line
-    assert victim == 0 or ("rank 0 on" in result.err and "in train_step" in result.err), "others tell where they are"
+    assert victim == 0 or ("rank 0 on" in result.err and "in fit" in result.err), "others tell where they are"
     assert not job.pids()
 
 

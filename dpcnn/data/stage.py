@@ -1,6 +1,7 @@
 """Data sets copied to each node's own disk or memory, once a node."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from dpcnn.data.shards import MANIFEST, SPLITS, read_manifest
@@ -40,15 +41,16 @@ def copy(folder: Path, names: list[str], target: Path) -> None:
     Raises:
         DataError: it can't be written.
     """
-    temporary = target.with_name(f".{target.name}.part")
+    temporary = target
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         for name in [*names, MANIFEST]:
             shutil.copyfile(folder / name, temporary / name)
         temporary.rename(target)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary != target:
+            shutil.rmtree(temporary, ignore_errors=True)
         if (target / MANIFEST).is_file():  # another job was faster
             return
         raise DataError(

@@ -160,7 +160,7 @@ class Watch:
     def _stack(self) -> str:
         """Where this rank's main thread is."""
         frame = sys._current_frames().get(self._main)
-        return "".join(traceback.format_stack(frame)[-6:]) if frame else ""
+        return "".join(traceback.format_stack(frame)[-10:]) if frame else ""
 
     def _beat(self) -> None:
         """The thread of every rank but 0."""
