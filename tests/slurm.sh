@@ -82,7 +82,7 @@ stop() {
   for pid in "$dir"/node*/slurmd.pid "$dir/slurmctld.pid" "$dir/munge/pid"; do
     if alive "$pid"; then
       number=$(cat "$pid")
-      kill "$number"
+      kill -KILL "$number" # nothing of it is needed again
       until_true sh -c "! kill -0 $number"
     fi
   done

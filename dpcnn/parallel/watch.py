@@ -89,6 +89,7 @@ class Watch:
         last()
         if self._thread:
             self._closing.set()
+            self._send(("127.0.0.1", self._socket.getsockname()[1]), {})  # the thread need not wait for another one
             self._thread.join()
             self._socket.close()
 
