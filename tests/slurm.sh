@@ -5,6 +5,7 @@
 # Nothing outside DIR is written, but for the name by which Slurm looks for the PMIx library. Afterwards
 # SLURM_CONF=DIR/slurm.conf lets sbatch, srun and squeue find it. Each slurmd has a host name of its own.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin # where the daemons are, and not in every user's PATH
 action=$1 dir=$2 nodes="node1 node2"
 
 alive() { [ -s "$1" ] && kill -0 "$(cat "$1")" 2>/dev/null; }

@@ -21,7 +21,7 @@ CLEAN_UP = 4.0  # seconds that Slurm takes to be done with a start that it has e
 @pytest.fixture(scope="module")
 def slurm():
     """The environment in which sbatch and the like find the two nodes."""
-    if os.geteuid() or not all(map(shutil.which, TOOLS)):
+    if os.geteuid() or not all(shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin") for tool in TOOLS):
         pytest.skip("needs root, and Slurm and munge installed")
     if not (Path(sys.executable).parent / "ompi_info").exists():
         pytest.skip("Slurm's PMIx starts Open MPI's ranks")
