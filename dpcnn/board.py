@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from dpcnn.errors import LaunchError
+from dpcnn.errors import LaunchError, not_installed
 from dpcnn.metrics import Event
 
 FOLDER = "tensorboard"
@@ -50,8 +50,6 @@ def writer_class() -> type:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise LaunchError(
-            "--tensorboard: the package tensorboardX is not installed; get it: pip install 'dpcnn[tensorboard]'"
-        ) from None
+        raise LaunchError(f"--tensorboard: {not_installed('tensorboardX', 'tensorboard')}") from None
     found: type = SummaryWriter
     return found

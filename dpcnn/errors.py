@@ -57,6 +57,11 @@ class DriftError(DpcnnError):
     agreed, status = True, 1
 
 
+def not_installed(package: str, extra: str) -> str:
+    """What to say where a package is missing that an extra of ours brings."""
+    return f"the package {package} is not installed; get it: pip install 'dpcnn[{extra}]'"
+
+
 def unknown_key(key: str, known: Collection[str]) -> str:
     """What to say of a key that is not known: the nearest that is, or all."""
     close = get_close_matches(key, known, n=1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dpcnn import __version__
 from dpcnn.checkpoint import Checkpoint, read
 from dpcnn.cli import DONE, Parser, parse, run
-from dpcnn.errors import CheckpointError, LaunchError
+from dpcnn.errors import CheckpointError, LaunchError, not_installed
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
 from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
@@ -158,9 +158,7 @@ def as_onnx(checkpoint: Checkpoint) -> bytes:
 
 def missing(package: str) -> LaunchError:
     """What to say where an extra is not installed."""
-    return LaunchError(
-        f"--format {package}: the package {package} is not installed; get it: pip install 'dpcnn[export]'"
-    )
+    return LaunchError(f"--format {package}: {not_installed(package, 'export')}")
 
 
 FORMATS: dict[str, Callable[[Checkpoint], bytes]] = {"onnx": as_onnx, "safetensors": as_safetensors, "npz": as_npz}

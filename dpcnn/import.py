@@ -11,7 +11,7 @@ import numpy as np
 from dpcnn.checkpoint import Checkpoint, weights_sha256, write
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.config import Config, from_dict, read_recipe
-from dpcnn.errors import CheckpointError, ConfigError, LaunchError
+from dpcnn.errors import CheckpointError, ConfigError, LaunchError, not_installed
 from dpcnn.fingerprint import fingerprint
 from dpcnn.memory import Array, Shape
 from dpcnn.metrics import Cursor
@@ -105,7 +105,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Array], Mapping[str, str]]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        raise LaunchError("the package safetensors is not installed; get it: pip install 'dpcnn[export]'") from None
+        raise LaunchError(not_installed("safetensors", "export")) from None
     try:
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from dpcnn import __version__
 from dpcnn.checkpoint import LAST, Checkpoint
 from dpcnn.cli import DONE, Parser, parse, run
@@ -70,7 +72,7 @@ def report(comm: Alone, argv: Sequence[str] | None) -> int:
 def page(folder: RunFolder, checkpoint: Checkpoint, found: Examination) -> str:
     """The page: one file, nothing loaded from elsewhere."""
     with TemporaryDirectory(prefix="dpcnn-report-") as work:
-        out, sample = Path(work), found.samples.take(range(1))[0]  # type: ignore[arg-type]
+        out, sample = Path(work), found.samples.take(np.array([0]))[0]
         draw_curves([folder.path], out / "curves", narrow=True)
         draw_confusion(found.confusion, out / "confusion")
         draw_mistakes(found.answers, found.samples, found.first, MISTAKES, out / "mistakes", COLUMNS)
