@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from math import ceil, log2
 from pathlib import Path
 from statistics import median
@@ -66,6 +67,10 @@ After Hockney, "The communication challenge for MPP" (1994), and Thakur, Rabense
 of collective communication operations in MPICH" (2005), section 3.
 """
 
+OF_AN_IMAGE = [name for name in TERMS if name.startswith("gamma")][:4]
+"""Terms of which one can stand for others: where all jobs train one network, images cost what FLOPs cost, and where
+its microbatches are of one size, those too. A forecast of the same network needs no more."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
@@ -87,6 +92,8 @@ def forecast(comm: Alone, argv: Sequence[str] | None) -> int:
     measured = [read_job(path) for path in options.fit]
     fit = fitted(measured)
     print(markdown(("constant", "value", "unit"), [(name, f"{fit[name]:.3g}", TERMS[name][0]) for name in fit]), "\n")
+    if missing := [name for name in TERMS if name not in fit]:
+        print(f"0, or in what another one of these stands for: {'; '.join(missing)}\n")
     jobs = [(path, read_job(path)) for path in options.check]
     if jobs:
         print(check(fit, jobs), "\n")
@@ -131,18 +138,27 @@ def fitted(jobs: Sequence[Job]) -> Fit:
         ConfigError: there are too few jobs for the terms that they have.
     """
     names = [name for name, (_, count) in TERMS.items() if any(count(job) for job in jobs)]
+    for first, other in combinations([name for name in OF_AN_IMAGE if name in names], 2):
+        if first in names and other in names and proportional(TERMS[first][1], TERMS[other][1], jobs):
+            names.remove(other)
     while names:
         table = np.array([[TERMS[name][1](job) / (job.seconds or 1) for name in names] for job in jobs])
         scale = table.max(axis=0)
         if np.linalg.matrix_rank(table / scale) < len(names):
             raise ConfigError(
-                f"--fit: {len(jobs)} files do not tell {', '.join(names)} apart; give more, of other kinds"
+                f"--fit: {len(jobs)} files do not tell these costs apart: {'; '.join(names)}; give more, of other kinds"
             )
         values = np.linalg.lstsq(table / scale, np.ones(len(jobs)), rcond=None)[0] / scale
         if values.min() >= 0:
             return dict(zip(names, values.tolist(), strict=True))
         del names[int((values * scale).argmin())]
     raise ConfigError("--fit: these files hold nothing to fit")
+
+
+def proportional(count: Callable[[Job], float], other: Callable[[Job], float], jobs: Sequence[Job]) -> bool:
+    """Whether one count is the other one times the same factor in all jobs."""
+    factors = [other(job) / count(job) for job in jobs if count(job)]
+    return max(factors) <= min(factors) * (1 + 1e-9)
 
 
 def predicted(fit: Fit, job: Job) -> dict[str, float]:

@@ -73,8 +73,10 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     if finished:
         finish(trainer, report, peak, not options.no_curves)
     else:
-        why = trainer.stop.reason or "asked to on another rank"
-        report.say(f"stopped at step {trainer.cursor.step}: {why}; go on with --resume --out {trainer.run.path}")
+        rank, why = next((rank, why) for rank, why in enumerate(comm.allgather_obj(stop.reason)) if why)
+        report.say(
+            f"stopped at step {trainer.cursor.step}: {why} (rank {rank}); go on with --resume --out {trainer.run.path}"
+        )
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)  # all is saved: the status should say so, and not how Python was ended
     watch.close(comm.finalize)

@@ -52,9 +52,13 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
 ReturnToService=2
 KillWait=5
+SlurmdTimeout=30
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName=node1 NodeAddr=127.0.0.1 NodeHostname=node1 Port=17901 CPUs=4 RealMemory=4000
 NodeName=node2 NodeAddr=127.0.0.1 NodeHostname=node2 Port=17902 CPUs=4 RealMemory=4000
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes=ALL PriorityTier=2
 END
 }
 
@@ -72,7 +76,7 @@ start() {
   for node in $nodes; do
     alive "$dir/$node/slurmd.pid" || unshare --uts sh -c "hostname $node && exec slurmd -N $node -f $SLURM_CONF"
   done
-  until_true sh -c 'test "$(sinfo -h -N -o %t | grep -c idle)" = 2'
+  until_true sh -c 'test "$(sinfo -h -N -p main -o %t | grep -c idle)" = 2'
 }
 
 stop() {

@@ -196,8 +196,7 @@ def test_a_signal_to_any_rank_ends_the_run_at_a_step_with_a_checkpoint(long, tmp
     assert "Traceback" not in result.err
     newest = max((folder / "checkpoints").glob("step*"))
     step = read(newest).cursor.step
-    why = f"by {number.name}" if victim == 0 else "asked to on another rank"
-    assert f"stopped at step {step}: {why}; go on with --resume --out {folder}" in result.out
+    assert f"stopped at step {step}: by {number.name} (rank {victim}); go on with --resume --out {folder}" in result.out
     assert newest.name == f"step-{step:08d}.h5"
     straight = tmp_path / "straight"
     assert train(2, *long, "--max-steps", str(step + 3), "--out", straight).status == 0

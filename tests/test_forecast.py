@@ -38,6 +38,22 @@ def test_no_constant_is_negative():
     assert min(fitted(found).values()) >= 0
 
 
+def test_jobs_of_one_network_and_microbatch_are_foretold_though_their_terms_are_not_told_apart():
+    """As launch/slurm-scaling.sbatch measures them: fitted to a fixed batch a rank, foretold with a fixed batch."""
+
+    def job(ranks, images):
+        job = Job(ranks, min(4, ranks), images, images / 32, 10**6, 10**7, 10**4)
+        return replace(job, seconds=sum(predicted(CONSTANTS, job).values()))
+
+    counts = (1, 2, 4, 8, 16, 32, 64)
+    fit = fitted([job(ranks, 128) for ranks in counts])
+    assert set(TERMS) - set(fit) == {"gamma, memory", "gamma, weights", "gamma, microbatch"}
+    strong = [job(ranks, 1024 / ranks) for ranks in counts]
+    assert [sum(predicted(fit, job).values()) for job in strong] == pytest.approx([job.seconds for job in strong])
+    with pytest.raises(ConfigError, match="give more, of other kinds"):
+        fitted([job(ranks, 128) for ranks in (1, 2, 4)])
+
+
 def test_one_node_has_no_network():
     assert not {name for name in fitted([job for job in jobs(200) if job.nodes == 1]) if "network" in name}
 

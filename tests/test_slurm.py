@@ -1,11 +1,14 @@
 """Batch jobs on a real Slurm of two nodes: signalled, queued again, gone on with, to the same bits."""
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,14 +42,14 @@ def slurm():
 class BatchJob:
     """A job of two nodes with two ranks in all, as ``dpcnn submit`` writes it."""
 
-    def __init__(self, env: dict[str, str], folder: Path, starter: str, arguments, **options: str) -> None:
+    def __init__(self, env: dict[str, str], folder: Path, starter: str, arguments, edit=lambda script: script) -> None:
         self.env, self.folder, self.run = env, folder, folder / "run"
         words = ["--nodes", "2", "--ranks-a-node", "1", "--starter", starter, "--time", "5"]
         written = run(0, "-m", "dpcnn.submit", self.run, *words, "--", *arguments)
         assert written.status == 0, written.err
         script = folder / "job.sbatch"
-        script.write_text(written.out.replace("--mem-per-cpu=1G", "--mem-per-cpu=300M"))
-        self.number = self.call("sbatch", "--parsable", f"--output={folder}/out", *options.get("sbatch", ()), script)
+        script.write_text(edit(written.out.replace("--mem-per-cpu=1G", "--mem-per-cpu=300M")))
+        self.number = self.call("sbatch", "--parsable", f"--output={folder}/out", script)
 
     def call(self, *words) -> str:
         done = subprocess.run([*map(str, words)], env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=30)
@@ -76,6 +79,14 @@ class BatchJob:
                 subprocess.run(["scontrol", "update", f"JobId={self.number}", "StartTime=now"], env=self.env)
             time.sleep(0.2)
 
+    def kill(self, rank: int) -> None:
+        """SIGKILL to a rank, as from a node without memory left."""
+        marks = {f"SLURM_JOB_ID={self.number}".encode(), f"SLURM_PROCID={rank}".encode()}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if marks <= set((entry / "environ").read_bytes().split(b"\0")):
+                    os.kill(int(entry.name), signal.SIGKILL)
+
     def steps(self) -> int:
         path = self.run / "metrics.jsonl"
         return path.read_text().count('"step"') if path.exists() else 0
@@ -101,9 +112,51 @@ def test_a_signalled_job_is_queued_again_and_ends_with_the_same_bits(slurm, stra
     job.until(lambda: "queued again" in job.out, "stops")
     job.until(lambda: job.state == "COMPLETED", "ends")
     assert timeless(job.run) == metrics
-    assert job.out.count("resuming from step-") == 1 and job.out.count(": by SIGUSR1;") + job.out.count(": asked") == 1
+    assert job.out.count("resuming from step-") == 1 and job.out.count(": by SIGUSR1 (rank ") == 1
     assert "warning" not in job.out, "heartbeats reach rank 0 on the other node"
     assert "Open MPI v5" in job.out and "2 ranks" in job.out
+
+
+@pytest.mark.slow
+def test_a_job_out_of_time_is_queued_again_without_any_signal(slurm, straight, tmp_path):
+    """Slurm knows minutes only, but takes another end of a job from its owner; the script asks for it, as it does where
+    Slurm tells no SLURM_JOB_END_TIME."""
+    flags, metrics = straight
+
+    def hurry(script: str) -> str:
+        shorten = 'scontrol update JobId="$SLURM_JOB_ID" EndTime=now+8'
+        script = re.sub("#SBATCH --signal.*", "", script)
+        return re.sub("(?m)^cd .*", rf"\g<0>\nunset SLURM_JOB_END_TIME\n[ -e {tmp_path}/run ] || {shorten}", script)
+
+    job = BatchJob(slurm, tmp_path, "srun --mpi=pmix", flags, hurry)
+    job.until(lambda: "queued again" in job.out, "stops")
+    assert ": the job's time ends in " in job.out and ": by SIG" not in job.out
+    job.until(lambda: job.state == "COMPLETED", "ends")
+    assert timeless(job.run) == metrics
+
+
+@pytest.mark.slow
+def test_a_preempted_job_goes_on_after_the_urgent_one(slurm, straight, tmp_path):
+    flags, metrics = straight
+    job = BatchJob(slurm, tmp_path, "srun --mpi=pmix", flags)
+    job.until(lambda: job.steps() > 20, "goes on")
+    job.call("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent", "--wrap=true")
+    job.until(lambda: "queued again" in job.out, "stops")
+    assert ": by SIGTERM (rank " in job.out
+    job.until(lambda: job.state == "COMPLETED", "ends")
+    assert timeless(job.run) == metrics
+
+
+@pytest.mark.slow
+def test_a_job_whose_rank_dies_after_a_checkpoint_is_queued_again(slurm, straight, tmp_path):
+    flags, metrics = straight
+    job = BatchJob(slurm, tmp_path, "srun --mpi=pmix", flags)
+    job.until(lambda: (job.run / "checkpoints" / "last.h5").exists(), "saves")
+    job.kill(rank=1)
+    job.until(lambda: "queued again" in job.out, "dies")
+    assert "stopped at step" not in job.out
+    job.until(lambda: job.state == "COMPLETED", "ends")
+    assert timeless(job.run) == metrics
 
 
 @pytest.mark.slow

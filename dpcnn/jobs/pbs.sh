@@ -29,7 +29,11 @@ seconds=$(qstat -f "${PBS_JOBID:-}" 2>/dev/null | sed -n 's/^ *Resource_List.wal
 [ -z "$seconds" ] || export DPCNN_JOB_END=$((began + seconds))
 
 asked=
-trap 'asked=TERM; kill -USR1 "$job"' TERM # qdel: the ranks are to hear of it, and mpirun passes it on
+trap 'asked=TERM; kill -USR1 "$job" 2>/dev/null' TERM # qdel: the ranks are to hear of it, and mpirun passes it on
+
+ended() { tail -n 1 "$run/metrics.jsonl" 2>/dev/null | grep -q '"event": "end"'; }
+last() { readlink "$run/checkpoints/last.h5"; }
+before=$(last)
 
 # shellcheck disable=SC2086 # words
 $starter python -m dpcnn.train --resume auto --out "$run" $arguments </dev/null &
@@ -41,9 +45,14 @@ while kill -0 $job 2>/dev/null; do # a signal has cut the wait short
   status=$?
 done
 
-if [ $status -eq 0 ] && ! tail -n 1 "$run/metrics.jsonl" 2>/dev/null | grep -q '"event": "end"'; then
-  status=75 # mpirun may call it a success when a node has died
+if [ $status -eq 0 ] && ! ended; then
+  status=137 # mpirun may call it a success when a node has died
 fi
+case $status in
+  0 | 1 | 2 | 75) ;; # the run's own word: at its end, failed, refused, stopped
+  *)                 # killed, as when a node dies, but after a checkpoint
+    if [ "$(last)" != "$before" ]; then status=75; fi ;;
+esac
 if [ $status -eq 75 ] && [ -z "$asked" ]; then
   echo "queued again: $run is not at its end"
   qsub -v RUN="$run",ARGUMENTS="$arguments" "$script"
