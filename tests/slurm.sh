@@ -88,7 +88,7 @@ stop() {
     if alive "$pid"; then
       number=$(cat "$pid")
       kill -KILL "$number" # nothing of it is needed again
-      until_true sh -c "! kill -0 $number"
+      until_true test ! -e "/proc/$number/exe" # gone, though its parent may not have heard of it
     fi
   done
 }

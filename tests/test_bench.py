@@ -35,6 +35,7 @@ def test_flops_by_hand():
     assert network.flops == 2 * (convolutions + 3136 * 512 * 3 + 512 * 10 * 3)
 
 
+@pytest.mark.slow
 def test_scaling_starts_the_jobs_and_draws_them(quick, tmp_path):
     pytest.importorskip("matplotlib")
     words = ["-m", "dpcnn.bench", "--scaling", "1,2", "--rounds", "1", "--steps", "2", *quick]

@@ -80,6 +80,7 @@ def test_twice_the_ranks_without_a_network_are_twice_as_fast():
         assert [kind[ranks] / kind[2] for ranks in kind] == pytest.approx([1, 2, 4])
 
 
+@pytest.mark.slow
 def test_from_the_benchmark_to_a_forecast(quick, tmp_path):
     files = []
     for ranks, more in ((1, []), (2, []), (2, ["--microbatch", "45"]), (2, ["--exchange-only"])):

@@ -92,13 +92,14 @@ def test_whose_word_on_the_job_s_end_counts():
         job_end({"PBS_WALLTIME": "1h"}, 50)
 
 
+@pytest.mark.slow
 def test_a_run_out_of_time_stops_and_goes_on_by_the_same_command(quick, tmp_path):
     straight, folder = tmp_path / "straight", tmp_path / "run"
-    flags = [*quick, "--epochs", "60", "--keep", "1"]
+    flags = [*quick, "--epochs", "40", "--model", "small-cnn", "--keep", "1"]
     assert train(2, *flags, "--out", straight).status == 0
     statuses = []
     while not statuses or statuses[-1] == 75:
-        env = {"DPCNN_JOB_END": str(int(time.time() + 8))} if not statuses else {}
+        env = {"DPCNN_JOB_END": str(int(time.time() + 7))} if not statuses else {}
         result = train(2 + len(statuses), *flags, "--resume", "auto", "--out", folder, env=env)
         statuses.append(result.status)
         assert result.status == 0 or ": the job's time ends in " in result.out.splitlines()[-1], result.err

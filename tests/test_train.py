@@ -99,6 +99,7 @@ def test_without_shared_memory_everything_goes_over_mpi_and_changes_nothing(alon
     assert timeless(tmp_path / "run") == timeless(alone[0])
 
 
+@pytest.mark.slow
 def test_the_promise_with_everything_random_running_clipped_and_averaged(quick, tmp_path):
     """The recipe has batch normalisation, changed images, dropout and averaged weights; one run is cut in two."""
     flags = ["--recipe", "accurate", *quick, "--clip", "1", "--average", "0.6", "--test"]
