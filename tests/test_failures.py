@@ -223,7 +223,7 @@ def test_ctrl_c_on_the_script_saves_a_checkpoint(long, tmp_path):
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_on_random_ranks_it_ends_as_if_left_alone(quick, tmp_path):
     straight, folder = tmp_path / "straight", tmp_path / "run"
-    flags = [*quick, "--epochs", "20", "--checkpoint-every", "5"]
+    flags = [*quick, "--epochs", "30", "--checkpoint-every", "5", "--model", "small-cnn"]
     whole = train(2, *flags, "--out", straight)
     assert whole.status == 0
     moments = np.random.default_rng(int(time.time()))
