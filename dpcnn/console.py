@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,7 +11,6 @@ from tqdm import tqdm
 from dpcnn.board import Board
 from dpcnn.metrics import Cursor, Event, Tally, evaluated
 from dpcnn.parallel.launch import launcher
-from dpcnn.tables import text
 
 LINE_SECONDS = 10.0  # between the plain lines of a running epoch
 
@@ -123,25 +121,6 @@ class Console(Report):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def epoch_table(events: Sequence[Event]) -> str:
-    """The epochs of a run, a line each."""
-    kinds = ["train", *evaluated(events[-1])]
-    header = [title for kind in kinds for title in (f"{kind[:5]}{'.' * (len(kind) > 5)} loss", "accuracy")]
-    columns = [f"{kind}_{what}" for kind in kinds for what in ("loss", "accuracy")]
-    rows = [
-        (
-            str(event["epoch"]),
-            str(event["step"]),
-            f"{event['learning_rate']:.2g}",
-            *(f"{event[column]:.4f}" if column in event else "" for column in columns),
-            f"{event['seconds']:.1f}",
-            f"{event['images_per_second']:,.0f}",
-        )
-        for event in events
-    ]
-    return text(("epoch", "step", "rate", *header, "seconds", "images/s"), rows)
 
 
 def terminal(descriptor: int) -> str | None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,28 @@ KINDS = ("validation", "test")
 def evaluated(event: Event) -> list[str]:
     """Those of KINDS that the event of an epoch tells of."""
     return [kind for kind in KINDS if f"{kind}_accuracy" in event]
+
+
+def epoch_rows(events: Sequence[Event]) -> tuple[list[str], list[list[str]]]:
+    """The table of a run's epochs: its header, and a row for each of ``events``, of which there is one at least.
+
+    A cell is empty where an epoch's event does not tell of what the last one tells of.
+    """
+    kinds = ["train", *evaluated(events[-1])]
+    titles = [title for kind in kinds for title in (f"{kind[:5]}{'.' * (len(kind) > 5)} loss", "accuracy")]
+    columns = [f"{kind}_{what}" for kind in kinds for what in ("loss", "accuracy")]
+    rows = [
+        [
+            str(event["epoch"]),
+            str(event["step"]),
+            f"{event['learning_rate']:.2g}",
+            *(f"{event[column]:.4f}" if column in event else "" for column in columns),
+            f"{event['seconds']:.1f}",
+            f"{event['images_per_second']:,.0f}",
+        ]
+        for event in events
+    ]
+    return ["epoch", "step", "rate", *titles, "seconds", "images/s"], rows
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dpcnn.checkpoint import LAST, Checkpoint
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.errors import ConfigError, LaunchError
 from dpcnn.evaluate import Examination, examine, read_on_rank_0
-from dpcnn.metrics import Event, evaluated, read_events
+from dpcnn.metrics import Event, epoch_rows, read_events
 from dpcnn.parallel.comm import Alone
 from dpcnn.plot import draw_first_layer
 from dpcnn.plots import draw_confusion, draw_curves, draw_mistakes, new_figure
@@ -77,9 +77,10 @@ def page(folder: RunFolder, checkpoint: Checkpoint, found: Examination) -> str:
         draw_confusion(found.confusion, out / "confusion")
         draw_mistakes(found.answers, found.samples, found.first, MISTAKES, out / "mistakes", COLUMNS)
         draw_first_layer(checkpoint, sample, out)
+        epochs = checkpoint.cursor.epoch_events
         sections = [
             ("Loss and accuracy", picture(out, "curves", "loss and accuracy over the epochs")),
-            ("Epochs", epochs_table(checkpoint.cursor.epoch_events)),
+            ("Epochs", table(*epoch_rows(epochs)) if epochs else ""),
             ("Classes, on the test samples", classes_table(found.told)),
             ("Who is taken for whom", picture(out, "confusion", "counts of right class by predicted class")),
             ("The worst mistakes", picture(out, "mistakes", "right class as predicted class")),
@@ -142,25 +143,6 @@ def facts(values: dict[str, Any]) -> str:
     """Names and values, a line each."""
     lines = [f"<tr><th>{escape(key)}</th><td>{escape(str(value))}</td></tr>" for key, value in values.items()]
     return '<table class="facts">\n' + "\n".join(lines) + "\n</table>\n"
-
-
-def epochs_table(epochs: Sequence[Event]) -> str:
-    """Loss and accuracy of each epoch."""
-    if not epochs:
-        return ""
-    kinds = ["train", *evaluated(epochs[-1])]
-    header = ["epoch", "rate", *(f"{kind} {what}" for kind in kinds for what in ("loss", "accuracy")), "s", "images/s"]
-    rows = [
-        [
-            event["epoch"],
-            f"{event['learning_rate']:.2g}",
-            *(f"{event[f'{kind}_{what}']:.4f}" for kind in kinds for what in ("loss", "accuracy")),
-            f"{event['seconds']:.1f}",
-            f"{event['images_per_second']:,.0f}",
-        ]
-        for event in epochs
-    ]
-    return table(header, rows)
 
 
 def classes_table(told: dict[str, Any]) -> str:

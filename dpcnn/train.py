@@ -16,12 +16,12 @@ from dpcnn import __version__
 from dpcnn.board import FOLDER, Board, writer_class
 from dpcnn.checkpoint import weights_sha256
 from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse, run
-from dpcnn.console import Console, Report, epoch_table
+from dpcnn.console import Console, Report
 from dpcnn.data.samples import find_data, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.fingerprint import differences, fingerprint
-from dpcnn.metrics import evaluated
+from dpcnn.metrics import epoch_rows, evaluated
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.parallel.watch import Watch
@@ -29,6 +29,7 @@ from dpcnn.plots import draw_curves
 from dpcnn.resume import Start, choose_config, find_start
 from dpcnn.run_folder import replace_file
 from dpcnn.stopping import Stop, handler, job_end
+from dpcnn.tables import text
 from dpcnn.trace import clock_offset, merged
 from dpcnn.trainer import Trainer
 
@@ -249,7 +250,7 @@ def finish(trainer: Trainer, report: Report, peak: float, curves: bool) -> None:
     )
     with comm.together():
         if comm.rank == 0:
-            report.say(epoch_table(cursor.epoch_events))
+            report.say(text(*epoch_rows(cursor.epoch_events)))
             if curves:
                 report.say(draw_curves([folder], folder / "curves"))
             last = cursor.epoch_events[-1]

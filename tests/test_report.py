@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from conftest import run, train
 
+from dpcnn.metrics import epoch_rows
+
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 
@@ -49,6 +51,18 @@ def test_the_page_of_a_run(quick, tmp_path):
         text,
         re.S,
     )
+
+
+def test_an_epoch_that_was_not_evaluated_has_empty_cells():
+    event = {"epoch": 1, "step": 7, "learning_rate": 0.1, "train_loss": 2, "train_accuracy": 0.5, "seconds": 1}
+    event |= {"images_per_second": 600}
+    later = event | {"epoch": 2, "step": 14, "test_loss": 1.5, "test_accuracy": 0.75}
+    header, rows = epoch_rows([event, later])
+    assert header == ["epoch", "step", "rate", "train loss", "accuracy", "test loss", "accuracy", "seconds", "images/s"]
+    assert rows == [
+        ["1", "7", "0.1", "2.0000", "0.5000", "", "", "1.0", "600"],
+        ["2", "14", "0.1", "2.0000", "0.5000", "1.5000", "0.7500", "1.0", "600"],
+    ]
 
 
 def test_a_run_that_is_not_at_its_end(quick, tmp_path):
