@@ -68,3 +68,20 @@ def test_the_benchmark_sees_the_network(hosts, quick, tmp_path):
     assert (there.ranks, there.nodes) == (2, 2)
     least = 4 * there.size / 125e6  # each host sends half of the sums, then half of the parameters
     assert there.seconds > 0.8 * least
+
+
+CLOCK = """
+import dpcnn.parallel.comm
+from dpcnn.trace import clock_offset
+comm = dpcnn.parallel.comm.world()
+offset = clock_offset(comm)
+if comm.rank: print("off by", offset)
+"""
+
+
+@pytest.mark.slow
+def test_clocks_of_two_hosts_are_brought_together(hosts):
+    """The hosts are one machine's, so their clocks don't differ: what is found of that is the error."""
+    result = on_hosts(2, "-c", CLOCK)
+    assert result.status == 0, result.err
+    assert 0 < abs(float(result.out.split("off by ")[1])) < 1e-3
