@@ -20,7 +20,11 @@ from dpcnn.train import training_parser
 
 TEMPLATES = {"slurm": "slurm.sbatch", "pbs": "pbs.sh"}
 SENDERS = {"slurm": "sbatch", "pbs": "qsub"}
+LEAD = (
+    120  # seconds before a job's end at which Slurm tells it, besides what the run knows itself; a fifth of a short job
+)
 STARTERS = {"slurm": "srun --mpi=pmix", "pbs": "mpirun"}
+LEAD = 120  # seconds before a job's end at which Slurm signals it, or a fifth of a short job's time
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +86,8 @@ def script(options: Namespace, words: Sequence[str], path: Path) -> str:
     Raises:
         ConfigError: ``options.time`` is not understood.
     """
-    hours, rest = divmod(seconds_of(options.time), 3600)
+    seconds = seconds_of(options.time)
+    hours, rest = divmod(seconds, 3600)
     return fill(
         options.scheduler,
         {
@@ -91,6 +96,7 @@ def script(options: Namespace, words: Sequence[str], path: Path) -> str:
             "memory": f"{options.memory}G",
             "memory_a_node": f"{options.memory * options.ranks_a_node}gb",
             "time": f"{hours:02}:{rest // 60:02}:{rest % 60:02}",
+            "lead": str(min(LEAD, seconds // 5)),
             "setup": options.setup,
             "starter": options.starter or STARTERS[options.scheduler],
             "words": shlex.join([str(options.run), *words]),

@@ -19,7 +19,7 @@ def submit(*words, **options):
 
 def test_the_shipped_scripts_are_those_that_submit_writes():
     common = {
-        "nodes": "2", "ranks_a_node": "16", "memory": "1G", "memory_a_node": "16gb", "time": "01:00:00",
+        "nodes": "2", "ranks_a_node": "16", "memory": "1G", "memory_a_node": "16gb", "time": "01:00:00", "lead": "120",
         "setup": ". .venv/bin/activate # or: module load your MPI, and your environment", "arguments": "",
     }  # fmt: skip
     for scheduler, name, starter, more in (
@@ -49,11 +49,16 @@ def test_flags_reach_the_script():
         "#SBATCH --ntasks-per-node=8",
         "#SBATCH --time=48:30:00",
         "#SBATCH --mem-per-cpu=2G",
+        "#SBATCH --signal=B:USR1@120",
         "starter=${DPCNN_STARTER:-mpirun} # or: mpirun",
         "[ $# -gt 0 ] || set -- 'runs/my run' --recipe accurate --seed 3",
     ):
         assert line in result.out.splitlines()
     assert "@" not in result.out.replace("$@", "").replace("USR1@120", "")
+
+
+def test_a_short_job_is_not_told_of_its_end_at_its_beginning():
+    assert "#SBATCH --signal=B:USR1@24\n" in submit("runs/short", "--time", "2").out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# What the watch over the ranks and a trace cost: runs in turns, without and with them. In an activated environment.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+runs=$(mktemp -d)
+trap 'rm -rf "$runs"' EXIT
+for round in $(seq "${1:-9}"); do
+  for flags in "--stall-timeout 0" "--stall-timeout 600" "--trace"; do
+    # shellcheck disable=SC2086 # words
+    mpirun -n 2 python -m dpcnn.train --recipe fast --epochs 1 --no-curves $flags --out "$runs/$flags/$round" >/dev/null </dev/null
+  done
+done
+python - "$runs" <<'END'
+import json, sys
+from pathlib import Path
+from statistics import median
+
+def seconds(run):
+    events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return next(event["seconds"] for event in events if event["event"] == "epoch")
+
+base, *others = ([seconds(run) for run in sorted(kind.iterdir())] for kind in sorted(Path(sys.argv[1]).iterdir()))
+for name, times in zip(("watched", "watched and traced"), others):
+    ratios = sorted(time / first for time, first in zip(times, base, strict=True))
+    print(f"{name}: {median(ratios) - 1:+.1%} ({ratios[0] - 1:+.1%} to {ratios[-1] - 1:+.1%})")
+END
