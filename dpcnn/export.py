@@ -53,19 +53,23 @@ def export(comm: Alone, argv: Sequence[str] | None) -> int:
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    """What goes with the weights, in every format."""
-    return {
-        "dpcnn": __version__,
-        "config": json.dumps(asdict(checkpoint.config)),
-        "image_shape": json.dumps(list(checkpoint.image_shape)),
-        "classes": str(checkpoint.classes),
-        "step": str(checkpoint.cursor.step),
+    """What goes with the weights in every format: a JSON object, named dpcnn.
+
+    One, as safetensors writes several in no certain order; so the same net is the same bytes.
+    """
+    told = {
+        "version": __version__,
+        "config": asdict(checkpoint.config),
+        "image_shape": list(checkpoint.image_shape),
+        "classes": checkpoint.classes,
+        "step": checkpoint.cursor.step,
         "weights_sha256": checkpoint.weights_sha256,
     }
+    return {"dpcnn": json.dumps(told)}
 
 
 def as_npz(checkpoint: Checkpoint) -> bytes:
-    """Each parameter under its name, in our own layout, and the metadata as text."""
+    """Each parameter under its name, in our own layout, and the metadata."""
     file = io.BytesIO()
     arrays: dict[str, Any] = {**checkpoint.parameters, **metadata(checkpoint)}
     np.savez(file, **arrays)

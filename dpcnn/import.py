@@ -129,9 +129,9 @@ def read_metadata(path: Path, metadata: Mapping[str, str]) -> Told:
     if "dpcnn" not in metadata:
         raise ConfigError(f"{path}: does not tell its network; give --recipe")
     try:
-        H, W, C = (int(side) for side in json.loads(metadata["image_shape"]))
-        config = from_dict(json.loads(metadata["config"]))
-        return Told(config, (H, W, C), int(metadata["classes"]), int(metadata["step"]))
+        told = json.loads(metadata["dpcnn"])
+        H, W, C = (int(side) for side in told["image_shape"])
+        return Told(from_dict(told["config"]), (H, W, C), int(told["classes"]), int(told["step"]))
     except (KeyError, ValueError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path}: what it says of its network is not understood ({error})") from None
 

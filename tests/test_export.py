@@ -84,7 +84,9 @@ def test_safetensors_have_pytorch_s_layout(recipe):
     from safetensors.numpy import load as load_tensors
 
     checkpoint, _ = fresh(recipe)
-    found = load_tensors(as_safetensors(checkpoint))
+    file = as_safetensors(checkpoint)
+    assert as_safetensors(checkpoint) == file, "the same bytes"
+    found = load_tensors(file)
     assert {name: array.shape for name, array in found.items()} == {
         name: array.shape for name, array in like_torch(checkpoint).items()
     }
@@ -114,7 +116,7 @@ def test_npz_holds_all_without_pickle():
     with np.load(io.BytesIO(as_npz(checkpoint)), allow_pickle=False) as file:
         for name, array in checkpoint.parameters.items():
             np.testing.assert_array_equal(file[name], array)
-        assert from_dict(json.loads(str(file["config"]))) == checkpoint.config
+        assert from_dict(json.loads(str(file["dpcnn"]))["config"]) == checkpoint.config
 
 
 @needs_export
@@ -190,12 +192,17 @@ def test_files_that_can_t_be_brought_in(tmp_path):
     cut.write_bytes(whole[:-100])
     foreign.write_bytes(save({"0.weight": np.zeros((3, 3), np.float32)}))
     odd.write_bytes(save({"0.weight": np.zeros(3, np.int64)}))
+    told = {"config": 3, "image_shape": [28, 28, 1], "classes": 10, "step": 0}
+    for name, text in (("list", "[]"), ("number", json.dumps(told)), ("text", "{")):
+        (tmp_path / name).write_bytes(save({"0.weight": np.zeros(3, np.float32)}, metadata={"dpcnn": text}))
     (tmp_path / "there.h5").touch()
     for words, message in (
         ([cut], f"{cut}: no safetensors file that can be read ("),
         ([tmp_path / "none"], f"{tmp_path / 'none'}: no safetensors file that can be read ("),
         ([foreign], f"{foreign}: does not tell its network; give --recipe"),
         ([foreign, "--recipe", "lenet5"], f"{foreign}: conv2d1.w"),
+        *(([tmp_path / name], f"{tmp_path / name}: what it says of its network is not") for name in ("list", "number")),
+        ([tmp_path / "text"], f"{tmp_path / 'text'}: what it says of its network is not understood (Expecting"),
         ([odd], f"{odd}: 0.weight: expected floats, not int64"),
         (
             [foreign, "--recipe", "lenet5", "--image-shape", "28"],
