@@ -8,7 +8,7 @@ import shutil
 import pytest
 from conftest import MNIST, ROOT, run
 
-from dpcnn.doctor import FAIL, OK, WARN, judge, screen
+from dpcnn.diagnosis import FAIL, OK, WARN, judge, screen
 
 
 @pytest.fixture(scope="module")

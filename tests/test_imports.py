@@ -66,6 +66,7 @@ ORDER = [  # a file imports only from what stands above it
     "import",
     "train",
     "submit",
+    "diagnosis",
     "doctor",
     "verify",
     "measure",
