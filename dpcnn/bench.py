@@ -99,7 +99,7 @@ def measure_here(comm: Alone, options: Namespace, config: Config) -> tuple[Resul
     result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}
     if not options.exchange_only:
         result |= measure(comm, config, network, samples, options.steps)
-    result["exchange"] = compare_exchanges(comm, network.size)
+    result["exchange"] = compare_exchanges(comm, network.size, min(10, options.steps))
     text = [exchange_line(comm.size, result["exchange"])]
     return result, "\n".join(text if options.exchange_only else [*step_lines(result), *text])
 

@@ -96,8 +96,12 @@ def memory() -> dict[str, float]:
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "own": own / 1024}
 
 
-def compare_exchanges(comm: Alone, size: int, rounds: int = 9, times: int = 10) -> Result:
+def compare_exchanges(comm: Alone, size: int, times: int = 10, rounds: int = 9) -> Result:
     """The exact exchange with each rank's part of Adam, and MPI_Allreduce with all of Adam on every rank, in turns.
+
+    Args:
+        size: parameters.
+        times: how often each is done in a round.
 
     Returns:
         Milliseconds of each round, and the median ratio.

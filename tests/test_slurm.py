@@ -95,7 +95,7 @@ class BatchJob:
 @pytest.fixture(scope="module")
 def straight(quick, tmp_path_factory):
     """The flags of a run of some seconds, and the metrics of such a run left alone."""
-    flags = [*quick, "--epochs", "60", "--model", "small-cnn", "--keep", "1"]
+    flags = [*quick, "--epochs", "40", "--model", "small-cnn", "--keep", "1", "--no-curves"]
     folder = tmp_path_factory.mktemp("straight") / "run"
     result = train(1, *flags, "--out", folder)
     assert result.status == 0, result.err
