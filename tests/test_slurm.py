@@ -79,6 +79,11 @@ class BatchJob:
                 subprocess.run(["scontrol", "update", f"JobId={self.number}", "StartTime=now"], env=self.env)
             time.sleep(0.2)
 
+    def finish(self) -> None:
+        """Wait until it has been queued again, and has come to its end."""
+        self.until(lambda: "queued again" in self.out, "stops")
+        self.until(lambda: self.state == "COMPLETED", "ends")
+
     def kill(self, rank: int) -> None:
         """SIGKILL to a rank, as from a node without memory left."""
         marks = {f"SLURM_JOB_ID={self.number}".encode(), f"SLURM_PROCID={rank}".encode()}
@@ -109,8 +114,7 @@ def test_a_signalled_job_is_queued_again_and_ends_with_the_same_bits(slurm, stra
     job = BatchJob(slurm, tmp_path, starter, flags)
     job.until(lambda: job.steps() > 40, "goes on")
     job.call("scancel", "--batch", "--signal=USR1", job.number)
-    job.until(lambda: "queued again" in job.out, "stops")
-    job.until(lambda: job.state == "COMPLETED", "ends")
+    job.finish()
     assert timeless(job.run) == metrics
     assert job.out.count("resuming from step-") == 1 and job.out.count(": by SIGUSR1 (rank ") == 1
     assert "warning" not in job.out, "heartbeats reach rank 0 on the other node"
@@ -129,9 +133,8 @@ def test_a_job_out_of_time_is_queued_again_without_any_signal(slurm, straight, t
         return re.sub("(?m)^cd .*", rf"\g<0>\nunset SLURM_JOB_END_TIME\n[ -e {tmp_path}/run ] || {shorten}", script)
 
     job = BatchJob(slurm, tmp_path, "srun --mpi=pmix", flags, hurry)
-    job.until(lambda: "queued again" in job.out, "stops")
+    job.finish()
     assert ": the job's time ends in " in job.out and ": by SIG" not in job.out
-    job.until(lambda: job.state == "COMPLETED", "ends")
     assert timeless(job.run) == metrics
 
 
@@ -141,9 +144,8 @@ def test_a_preempted_job_goes_on_after_the_urgent_one(slurm, straight, tmp_path)
     job = BatchJob(slurm, tmp_path, "srun --mpi=pmix", flags)
     job.until(lambda: job.steps() > 20, "goes on")
     job.call("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent", "--wrap=true")
-    job.until(lambda: "queued again" in job.out, "stops")
+    job.finish()
     assert ": by SIGTERM (rank " in job.out
-    job.until(lambda: job.state == "COMPLETED", "ends")
     assert timeless(job.run) == metrics
 
 
@@ -153,9 +155,8 @@ def test_a_job_whose_rank_dies_after_a_checkpoint_is_queued_again(slurm, straigh
     job = BatchJob(slurm, tmp_path, "srun --mpi=pmix", flags)
     job.until(lambda: (job.run / "checkpoints" / "last.h5").exists(), "saves")
     job.kill(rank=1)
-    job.until(lambda: "queued again" in job.out, "dies")
+    job.finish()
     assert "stopped at step" not in job.out
-    job.until(lambda: job.state == "COMPLETED", "ends")
     assert timeless(job.run) == metrics
 
 
