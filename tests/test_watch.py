@@ -57,6 +57,32 @@ def test_a_rank_that_is_stuck_is_named_with_its_stack(endless, tmp_path):
     assert "rank 0" not in line and "rank 2" not in line and "in loiter" in result.err
 
 
+STOPPED = """
+import os, signal, sys
+from dpcnn import train
+from dpcnn.parallel.comm import Communicator
+
+def stop(comm, finalize=Communicator.finalize):
+    finalize(comm)
+    if comm.rank == VICTIM:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+Communicator.finalize = stop
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_stops_after_the_end_of_mpi_is_named(quick, tmp_path, victim):
+    flags = [*quick, "--max-steps", "3", "--stall-timeout", "2", "--no-curves", "--out", tmp_path / "run"]
+    job = start(2, "-c", STOPPED.replace("VICTIM", str(victim)), *flags)
+    result = job.wait(20)
+    assert result.status != 0
+    (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
+    assert f"rank {victim} on {os.uname().nodename} has " in line and f"rank {1 - victim} on " not in line
+    assert not job.pids()
+
+
 def test_a_slow_rank_is_reported_and_not_killed(endless, tmp_path):
     flags = [*endless, "--max-steps", "10", "--out", tmp_path / "run"]
     result = run(3, "-c", STUCK.replace("SECONDS", "2.7"), *flags)
@@ -99,6 +125,12 @@ def watch(*ranks: tuple[str, float, float]) -> Watch:
 )
 def test_who_is_to_blame(ranks, culprits):
     assert [(rank, how) for rank, how, _ in watch(*ranks)._culprits(3)] == culprits
+
+
+def test_a_rank_that_is_ready_to_leave_is_not_to_blame():
+    made = watch(("end", 0, 9), ("end", 0, 9))
+    made._seen[0].ready = True
+    assert [rank for rank, _, _ in made._culprits(3)] == [1]
 
 
 def test_foreign_messages_are_passed_over():

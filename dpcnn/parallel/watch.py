@@ -30,7 +30,8 @@ from dpcnn.spans import Spans
 BEAT = 0.5  # seconds
 REACHING = 2.0  # seconds in which rank 0 must answer the first time
 STACKS = 1.0  # seconds in which ranks must answer when they are asked where they are
-MAY_WAIT = ("waiting", "start-up", "between phases")
+LINGER = 2.0  # seconds that rank 0 stays at the most once all may leave: messages get lost
+MAY_WAIT = ("waiting", "start-up", "between phases", "end")
 LARGEST = 60_000  # bytes of a datagram
 FAULT = 1  # exit status
 
@@ -48,6 +49,8 @@ class Seen:
     beat: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
     stack: str = ""
+    ready: bool = False  # to leave
+    left: bool = False
     warned: bool = False
 
 
@@ -71,6 +74,7 @@ class Watch:
         self._read_here = 0
         self._at_the_end = False
         self._peers: dict[int, Address] = {}
+        self._ready = threading.Event()
         self._closing = threading.Event()
         self._awake = time.monotonic()
         self._thread: threading.Thread | None = None
@@ -82,16 +86,17 @@ class Watch:
         self._spans, self._step = spans, step
 
     def close(self, last: Callable[[], None] = lambda: None) -> None:
-        """The end of the watch, on every rank, before any rank ends; ``last`` is what is still watched."""
-        if self._thread:
-            self.comm.barrier()
-            self._at_the_end = True
+        """The end of the watch, on every rank: none returns before ``last``, still watched, is done on all."""
+        if self._thread is None:
+            last()
+            return
+        self.comm.barrier()
+        self._at_the_end = True
         last()
-        if self._thread:
-            self._closing.set()
-            self._send(("127.0.0.1", self._socket.getsockname()[1]), {})  # the thread need not wait for another one
-            self._thread.join()
-            self._socket.close()
+        self._ready.set()
+        self._send(("127.0.0.1", self._socket.getsockname()[1]), {})  # the thread need not wait for another one
+        self._thread.join()
+        self._socket.close()
 
     def _begin(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -144,10 +149,11 @@ class Watch:
 
     def _own(self) -> dict[str, Any]:
         """What this rank's heartbeat says."""
+        own = {"rank": self.comm.rank, "ready": self._ready.is_set()}
         if self._spans is None:
-            return {"rank": self.comm.rank, "step": 0, "phase": "start-up", "turns": self._read_by_others()}
-        phase = self._spans.phase or "between phases"
-        return {"rank": self.comm.rank, "step": self._step(), "phase": phase, "turns": self._spans.turns}
+            return {**own, "step": 0, "phase": "start-up", "turns": self._read_by_others()}
+        phase = "end" if self._at_the_end else self._spans.phase or "between phases"
+        return {**own, "step": self._step(), "phase": phase, "turns": self._spans.turns}
 
     def _read_by_others(self) -> int:
         """Bytes that this process has read, but for those read here: what moves while a run starts up. Linux only."""
@@ -166,10 +172,10 @@ class Watch:
     def _beat(self) -> None:
         """The thread of every rank but 0."""
         assert self._first is not None
-        answered, beaten, last = time.monotonic(), 0.0, self._seen[0]
+        answered, beaten, last, told = time.monotonic(), 0.0, self._seen[0], False
         while not self._closing.is_set():
-            if time.monotonic() - beaten >= BEAT:
-                beaten = time.monotonic()
+            if time.monotonic() - beaten >= BEAT or (self._ready.is_set() and not told):
+                beaten, told = time.monotonic(), self._ready.is_set()
                 self._send(self._first, self._own())
             got = self._receive()
             if self._was_asleep():
@@ -179,6 +185,9 @@ class Watch:
                 self._note(last, got[0])
                 if got[0].get("where"):
                     self._send(self._first, {**self._own(), "stack": self._stack()})
+                if got[0].get("leave"):
+                    self._send(self._first, {**self._own(), "left": True})
+                    return
             # rank 1 first, the others only if it is silent too
             if time.monotonic() - answered > self.timeout + (self.comm.rank - 1) * STACKS:
                 self._end([(0, "silent", time.monotonic() - answered)])
@@ -194,6 +203,10 @@ class Watch:
             if got:
                 self._note_of_rank(*got)
                 self._send(got[1], self._own())
+            self._seen[0].ready = self._ready.is_set()
+            if all(seen.ready for seen in self._seen):
+                self._let_go()
+                return
             if time.monotonic() - beaten < BEAT:
                 continue
             beaten = time.monotonic()
@@ -213,6 +226,17 @@ class Watch:
                     self._seen[rank].warned = True
                     self.say(f"warning: {self._told(rank, how, since)}; all wait for it")
 
+    def _let_go(self) -> None:
+        """Tell all ranks to leave, and stay until they have."""
+        for address in self._peers.values():
+            self._send(address, {"leave": True})
+        until = time.monotonic() + LINGER
+        while time.monotonic() < until and not all(seen.left for seen in self._seen[1:]):
+            if got := self._receive():
+                self._note_of_rank(*got)
+                if not got[0].get("left"):
+                    self._send(got[1], {"leave": True})
+
     def _note_of_rank(self, message: dict[str, Any], address: Address) -> None:
         rank = message.get("rank")
         if isinstance(rank, int) and 0 < rank < self.comm.size:
@@ -229,14 +253,14 @@ class Watch:
         seen.beat = time.monotonic()
         if message.get("turns", seen.turns) != seen.turns:
             seen.moved, seen.warned = seen.beat, False
-        for key in ("phase", "step", "turns", "stack"):
+        for key in ("phase", "step", "turns", "stack", "ready", "left"):
             setattr(seen, key, message.get(key, getattr(seen, key)))
 
     def _culprits(self, timeout: float) -> list[tuple[int, str, float]]:
         """Who keeps all from moving for longer than this: rank, how, since how many seconds.
 
         As long as anybody moves, those who may be waiting for it are not to blame; where nobody does and all may be
-        waiting, all are.
+        waiting, all are that are not ready to leave.
         """
         now = time.monotonic()
         silent = [
@@ -248,7 +272,8 @@ class Watch:
             (rank, "stuck", now - seen.moved) for rank, seen in enumerate(self._seen) if now - seen.moved > timeout
         ]
         to_blame = [one for one in stuck if self._seen[one[0]].phase not in MAY_WAIT]
-        return to_blame or (stuck if len(stuck) == len(self._seen) else [])
+        waiting = [one for one in stuck if not self._seen[one[0]].ready]
+        return to_blame or (waiting if len(stuck) == len(self._seen) else [])
 
     def _told(self, rank: int, how: str, since: float) -> str:
         seen = self._seen[rank]
