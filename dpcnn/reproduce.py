@@ -121,7 +121,7 @@ def compare(
     name: str, published: Published, runs: Sequence[Sequence[Event]], in_torch: Sequence[Sequence[Event]] = ()
 ) -> tuple[str, ...]:
     """A row of the table: the published figure, and ours of every seed after the same epoch, and PyTorch's if any."""
-    found = reached(published, runs)
+    found, theirs = reached(published, runs), reached(published, in_torch)
     seconds = [sum(e["seconds"] for e in epochs if e["epoch"] <= published.epoch) for epochs in runs]
     return (
         name,
@@ -131,14 +131,16 @@ def compare(
         f"{median(found):.4f}",
         " ".join(f"{accuracy:.4f}" for accuracy in found),
         f"{median(seconds):.0f} s",
-        f"{median(reached(published, in_torch)):.4f}" if in_torch else "",
+        f"{median(theirs):.4f}" if theirs else "",
+        " ".join(f"{accuracy:.4f}" for accuracy in theirs),
     )
 
 
 def table(rows: Sequence[Sequence[str]], ranks: int) -> str:
     """The rows under their header, and what machine they come from."""
     numerics = fingerprint()
-    header = ("recipe", "optimizer", "accuracy", "published", "ours, median", "of each seed", "training", "in PyTorch")
+    ours, theirs = ("ours, median", "of each seed", "training"), ("PyTorch, median", "of each seed")
+    header = ("recipe", "optimizer", "accuracy", "published", *ours, *theirs)
     machine = f"{processor()}; {ranks} ranks; NumPy {numerics['numpy']}, {numerics['blas']}"
     return f"{machine}\n\n{markdown(header, rows)}"
 

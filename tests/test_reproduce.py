@@ -17,9 +17,9 @@ def test_a_row_of_the_table():
     ]
     row = compare("mlp-adam", Published("test", 2, 0.9, "a book"), runs)
     assert row == (
-        "mlp-adam", "adam", "test, epoch 2", "0.9000 (a book)", "0.6200", "0.5200 0.7200 0.6200", "4 s", ""
+        "mlp-adam", "adam", "test, epoch 2", "0.9000 (a book)", "0.6200", "0.5200 0.7200 0.6200", "4 s", "", ""
     )  # fmt: skip
-    assert compare("mlp-adam", Published("test", 3, 0.9), runs[:1], runs)[-1] == "0.6300"
+    assert compare("mlp-adam", Published("test", 3, 0.9), runs[:1], runs)[-2:] == ("0.6300", "0.5300 0.7300 0.6300")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -48,7 +48,7 @@ def test_it_runs_what_it_is_asked_for(tmp_path):
     (runs / "mlp-adam-3-torch.jsonl").write_text('{"epoch": 10, "test_accuracy": 0.125}\n')
     again = run(0, "-m", "dpcnn.reproduce", *words, "--seeds", "3", "--runs", runs, "--torch", "mlp-adam")
     assert again.status == 0, again.err
-    assert again.out.splitlines()[-1].endswith(f"| {first:.4f} | {first:.4f} | 0 s | 0.1250 |")
+    assert again.out.splitlines()[-1].endswith(f"| {first:.4f} | {first:.4f} | 0 s | 0.1250 | 0.1250 |")
     assert (runs / "mlp-adam-3" / "metrics.jsonl").stat().st_mtime_ns == written
 
 
