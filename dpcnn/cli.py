@@ -1,18 +1,15 @@
 """What every command shares: flags from the config's fields, and one way to end."""
 
 import argparse
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Any, NoReturn
 
 from dpcnn.config import TYPES, Config, from_dict
 from dpcnn.errors import ConfigError, DpcnnError, LaunchError
 from dpcnn.parallel.comm import Alone, world
-from dpcnn.parallel.launch import detect
 
 DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit status
 
@@ -64,21 +61,6 @@ def run(command: Callable[[Alone], int], comm: Alone | None = None) -> int:
         if comm.size == 1:
             return FAULT
         comm.abort(FAULT)
-
-
-def leave(status: int) -> NoReturn:
-    """End this process with an exit status, and where it is one of several ranks, at once.
-
-    Python's own end takes up to a tenth of a second, in which nobody watches: a rank that stopped there would hang the
-    job.
-    """
-    with suppress(OSError):  # nobody reads on
-        sys.stdout.flush()
-        sys.stderr.flush()
-    launch = detect(os.environ)
-    if launch and launch.size > 1:
-        os._exit(status)
-    sys.exit(status)
 
 
 def parse(parser: Parser, argv: Sequence[str] | None, comm: Alone) -> argparse.Namespace:

@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import signal
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from dpcnn import __version__
 from dpcnn.board import FOLDER, Board, writer_class
 from dpcnn.checkpoint import weights_sha256
-from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, leave, parse, run
+from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse, run
 from dpcnn.console import Console, Report
 from dpcnn.data.samples import find_data, load
 from dpcnn.data.stage import stage
@@ -277,4 +278,4 @@ def straggler_bill(ranks: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    sys.exit(main())
