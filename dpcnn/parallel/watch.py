@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import secrets
+import signal
 import socket
 import struct
 import sys
@@ -288,8 +289,9 @@ class Watch:
             if seen.stack:
                 lines.append(f"rank {rank} on {seen.host}: {seen.phase}, after step {seen.step}\n{seen.stack.rstrip()}")
         print("\n".join(lines), file=sys.stderr, flush=True)
-        if self._at_the_end:  # MPI may be past an abort; its launcher sees a rank that has not ended as it should
-            os._exit(FAULT)
+        if self._at_the_end:  # MPI may be past an abort; the launchers end a job of which a signal has killed a rank
+            time.sleep(STACKS / 5)  # they pass on what was printed before
+            os.kill(os.getpid(), signal.SIGKILL)
         self.comm.abort(FAULT)
 
 
