@@ -99,7 +99,7 @@ def test_a_run_out_of_time_stops_and_goes_on_by_the_same_command(quick, tmp_path
     assert train(2, *flags, "--out", straight).status == 0
     statuses = []
     while not statuses or statuses[-1] == 75:
-        env = {"DPCNN_JOB_END": str(int(time.time() + 7))} if not statuses else {}
+        env = {"DPCNN_JOB_END": str(int(time.time() + 6))} if not statuses else {}
         result = train(2 + len(statuses), *flags, "--resume", "auto", "--out", folder, env=env)
         statuses.append(result.status)
         assert result.status == 0 or ": the job's time ends in " in result.out.splitlines()[-1], result.err

@@ -100,8 +100,8 @@ def test_a_script_is_sent_and_not_written_over(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_under_pbs_goes_on_in_another_one(quick, tmp_path):
-    """No PBS is here: qstat tells 7 s of walltime, and qsub writes down what it was given."""
-    stand_in(tmp_path, "qstat", 'echo "    Resource_List.walltime = 00:00:07"')
+    """No PBS is here: qstat tells 6 s of walltime, and qsub writes down what it was given."""
+    stand_in(tmp_path, "qstat", 'echo "    Resource_List.walltime = 00:00:06"')
     stand_in(tmp_path, "qsub", f'echo "$@" >> {tmp_path}/queued')
     flags = [*quick, "--epochs", "60", "--model", "small-cnn", "--keep", "1"]
     written = submit(tmp_path / "run", "--scheduler", "pbs", "--starter", "mpirun -n 2", "--", *flags)
