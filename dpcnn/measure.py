@@ -96,7 +96,7 @@ def memory() -> dict[str, float]:
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "own": own / 1024}
 
 
-def compare_exchanges(comm: Alone, size: int, times: int = 10, rounds: int = 9) -> Result:
+def compare_exchanges(comm: Alone, size: int, times: int, rounds: int = 9) -> Result:
     """The exact exchange with each rank's part of Adam, and MPI_Allreduce with all of Adam on every rank, in turns.
 
     Args:

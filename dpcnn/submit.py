@@ -20,9 +20,6 @@ from dpcnn.train import training_parser
 
 TEMPLATES = {"slurm": "slurm.sbatch", "pbs": "pbs.sh"}
 SENDERS = {"slurm": "sbatch", "pbs": "qsub"}
-LEAD = (
-    120  # seconds before a job's end at which Slurm tells it, besides what the run knows itself; a fifth of a short job
-)
 STARTERS = {"slurm": "srun --mpi=pmix", "pbs": "mpirun"}
 LEAD = 120  # seconds before a job's end at which Slurm signals it, or a fifth of a short job's time
 
