@@ -29,6 +29,15 @@ def strict_arithmetic():
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_job_left():
+    """A test that fails beside its job takes the job along."""
+    yield
+    for job in list(running):
+        job.kill()
+        job.wait()
+
+
 @dataclass
 class Result:
     """What became of a job."""
@@ -42,6 +51,9 @@ class Result:
     def errors(self) -> list[str]:
         """The error lines of dpcnn, from whichever ranks."""
         return [line for line in self.err.splitlines() if line.startswith("dpcnn: error: ")]
+
+
+running: list["Job"] = []
 
 
 class Job:
@@ -65,6 +77,7 @@ class Job:
             cwd=cwd or ROOT,
             env=environment() | {MARK: self.mark, "TMPDIR": self.scratch} | (env or {}),
         )
+        running.append(self)
 
     def pids(self) -> list[int]:
         """Every process of the job that is alive."""
@@ -81,7 +94,10 @@ class Job:
         """The training's own processes, without their launcher."""
         found = []
         for pid in sorted(self.pids()):
-            program, words = os.readlink(f"/proc/{pid}/exe"), Path(f"/proc/{pid}/cmdline").read_bytes()
+            try:
+                program, words = os.readlink(f"/proc/{pid}/exe"), Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:  # it has ended since
+                continue
             if Path(program).name.startswith("python") and b"dpcnn.train" in words:
                 found.append(pid)
         return found
@@ -98,13 +114,15 @@ class Job:
 
     def wait(self, limit: float = LIMIT) -> Result:
         """The end of the job; a job that outlasts its limit is killed, and fails the test."""
+        running.remove(self)
         try:
             out, err = self.process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             self.kill()
             out, err = self.process.communicate()
             pytest.fail(f"{self.process.args} hung for {limit} s\n{out}\n{err}")
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
         return Result(self.process.returncode, out, err, time.monotonic() - self.started)
 
 
