@@ -218,12 +218,23 @@ def world() -> Alone:
     if mpi is None:
         return Alone()
     if not mpi.Is_initialized():
-        mpi.Init_thread(mpi.THREAD_MULTIPLE)
+        _initialise(mpi, launch)
     if launch and launch.size > 1 and mpi.COMM_WORLD.size == 1:
         raise mismatch(launch, library_version(mpi), _library_path())
     mpi.pickle.__init__(lambda value: json.dumps(value).encode(), lambda data: json.loads(bytes(data)))
     first = split_nodes(mpi, mpi.COMM_WORLD).bcast(mpi.COMM_WORLD.rank)  # the lowest rank of this node
     return Communicator(mpi, mpi.COMM_WORLD.Split(0, key=first * mpi.COMM_WORLD.size + mpi.COMM_WORLD.rank))
+
+
+def _initialise(mpi: Any, launch: Launch | None) -> None:
+    """MPI_Init; a process that nobody launched spares Open MPI the search for network cards, which takes a second."""
+    search = "OMPI_MCA_btl"
+    skip = launch is None and search not in os.environ
+    if skip:
+        os.environ[search] = "^ofi"
+    mpi.Init_thread(mpi.THREAD_MULTIPLE)
+    if skip:
+        del os.environ[search]  # jobs that this process starts are to look
 
 
 def split_nodes(mpi: Any, comm: Any) -> Any:
