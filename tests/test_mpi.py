@@ -3,29 +3,32 @@
 from pathlib import Path
 
 import pytest
-from conftest import run
+from conftest import ROOT, run
 
 RANKS = Path(__file__).parent / "ranks"
+PROGRAMS = "check_comm", "check_exchange"
+
+
+def check(ranks: int, **env: str) -> None:
+    """Run the programs in one job, to start fewer."""
+    path = {"PYTHONPATH": f"{ROOT}:{RANKS}"}
+    result = run(ranks, "-c", f"import {', '.join(PROGRAMS)}", str(ranks), env=path | env)
+    assert result.status == 0, result.err
+    for program in PROGRAMS:
+        assert result.out.count(f": {program} is content") == ranks
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-@pytest.mark.parametrize("script", ["check_comm.py", "check_exchange.py"])
-def test_on_every_number_of_ranks(script, ranks):
-    result = run(ranks, RANKS / script, str(ranks))
-    assert result.status == 0, result.err
-    assert result.out.count("is content") == ranks
+def test_on_every_number_of_ranks(ranks):
+    check(ranks)
 
 
 NODES = ["1,1", "2,1", "1,2", "1,1,1", "3,1", "1,3", "2,2", "1,2,1", "2,1,1", "1,1,2", "1,1,1,1", "3,2,2", "1,5,1"]
 
 
 @pytest.mark.parametrize("nodes", NODES)
-@pytest.mark.parametrize("script", ["check_comm.py", "check_exchange.py"])
-def test_on_pretended_nodes_of_every_uneven_shape(script, nodes):
-    ranks = sum(map(int, nodes.split(",")))
-    result = run(ranks, RANKS / script, str(ranks), env={"DPCNN_PRETEND_NODES": nodes})
-    assert result.status == 0, result.err
-    assert result.out.count("is content") == ranks
+def test_on_pretended_nodes_of_every_uneven_shape(nodes):
+    check(sum(map(int, nodes.split(","))), DPCNN_PRETEND_NODES=nodes)
 
 
 @pytest.mark.parametrize("culprit", [0, 2])

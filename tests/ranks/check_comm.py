@@ -72,4 +72,4 @@ except Exception as error:
     caught = error
 assert str(caught) == "/no/such/file: No such file or directory", caught
 comm.barrier()
-print(f"rank {rank} of {size} is content")
+print(f"rank {rank}: {__name__} is content")

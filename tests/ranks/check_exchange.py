@@ -52,4 +52,4 @@ for kind, agree in ((ExactExchange, same), (AllreduceExchange, close)):
         exchange.spread(collected, part)
         agree(part, expected[exchange.part])
 comm.barrier()
-print(f"rank {comm.rank} of {comm.size} is content")
+print(f"rank {comm.rank}: {__name__} is content")
