@@ -7,7 +7,7 @@ from types import TracebackType
 STEP_PHASES = ("data", "forward", "backward", "exchange", "optimizer", "waiting")
 """Of a step. Waiting is for other ranks; the exchange is moving and adding numbers."""
 
-PHASES = (*STEP_PHASES, "validation", "checkpoint")
+PHASES = (*STEP_PHASES, "validation", "checkpoint", "report")
 
 
 class Spans:

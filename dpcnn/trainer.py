@@ -221,7 +221,8 @@ class Trainer:
         cursor.tally += tally
         cursor.epoch_seconds += seconds
         cursor.seconds += seconds
-        self.report.step(cursor, tally, rate)
+        with self.spans("report"):
+            self.report.step(cursor, tally, rate)
         if cursor.step % max(1, self.steps_per_epoch // STEP_EVENTS) == 0:
             self.record(
                 {
@@ -286,7 +287,7 @@ class Trainer:
     def record(self, event: Event) -> None:
         """Add a line to metrics.jsonl, and say it."""
         self.cursor.events.append(event)
-        with self.comm.together():
+        with self.comm.together(), self.spans("report"):
             if self.comm.rank == 0:
                 self.run.append_event(event)
                 self.report.event(event)

@@ -83,6 +83,19 @@ def test_a_rank_that_stops_after_the_end_of_mpi_is_named(quick, tmp_path, victim
     assert not job.pids()
 
 
+def test_a_file_system_that_hangs_is_told_of_rank_0_alone(endless, tmp_path):
+    job = start(3, "-m", "dpcnn.train", *endless, "--out", tmp_path / "run")
+    until_step(tmp_path / "run", 5, job)
+    for name in ("metrics.jsonl", "log.txt"):  # who opens a pipe without a reader waits for ever
+        os.mkfifo(tmp_path / "pipe")
+        os.replace(tmp_path / "pipe", tmp_path / "run" / name)
+    result = job.wait(20)
+    assert result.status == 1
+    (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
+    assert "rank 0 on " in line and "has made no progress for 3" in line and ": report, after step " in line
+    assert "rank 1" not in line and "rank 2" not in line and "in record" in result.err
+
+
 def test_a_slow_rank_is_reported_and_not_killed(endless, tmp_path):
     flags = [*endless, "--max-steps", "10", "--out", tmp_path / "run"]
     result = run(3, "-c", STUCK.replace("SECONDS", "2.7"), *flags)

@@ -225,7 +225,8 @@ class Watch:
             for rank, how, since in self._culprits(self.timeout / 2):
                 if not self._seen[rank].warned:
                     self._seen[rank].warned = True
-                    self.say(f"warning: {self._told(rank, how, since)}; all wait for it")
+                    line = f"warning: {self._told(rank, how, since)}; all wait for it"
+                    threading.Thread(target=self.say, args=(line,), daemon=True).start()  # the log may hang, too
 
     def _let_go(self) -> None:
         """Tell all ranks to leave, and stay until they have."""
@@ -282,7 +283,8 @@ class Watch:
         return f"rank {rank} on {seen.host} {how} {since:.1f} s: {seen.phase}, after step {seen.step}"
 
     def _end(self, culprits: list[tuple[int, str, float]]) -> None:
-        """Say who is where, and end the job."""
+        """Say who is where, and end the job, also where neither output nor MPI answer any more."""
+        threading.Timer(3 * STACKS, os.kill, (os.getpid(), signal.SIGKILL)).start()
         told = "; ".join(self._told(*culprit) for culprit in culprits)
         lines = [f"dpcnn: hang: {told}; the job is ended, go on with --resume; --stall-timeout is {self.timeout:g} s"]
         for rank, seen in enumerate(self._seen):
