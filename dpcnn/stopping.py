@@ -1,13 +1,16 @@
 """When a run must stop before its end: a signal, or the end of the job's time."""
 
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from signal import Signals
 from typing import Any
 
 from dpcnn.errors import ConfigError
+
+SCHEDULERS = (signal.SIGUSR1, signal.SIGTERM)
+SIGNALS = (*SCHEDULERS, signal.SIGINT)
 
 TOGETHER = 2.0
 """Seconds within which signals count as one: launchers and schedulers send the same request along several ways."""
@@ -107,11 +110,32 @@ def seconds_of(walltime: str) -> int:
     return total
 
 
+def hold() -> None:
+    """Keep what a scheduler asks for until :func:`listen`: a run that is still loading stops after its first step.
+
+    A Ctrl-C is not kept: it ends what has not begun.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULERS)
+
+
+def listen(stop: Stop, end: Callable[[int], Any]) -> None:
+    """From here on, signals ask for a stop."""
+    for number in SIGNALS:
+        signal.signal(number, handler(stop, end))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def ignore() -> None:
+    """From here on, signals ask for nothing."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def handler(stop: Stop, end: Callable[[int], Any]) -> Callable[..., None]:
     """A signal handler that asks for a stop; a second request, some time later, calls ``end`` with 128 + its number."""
 
     def handle(number: int, frame: Any) -> None:
-        if stop.ask(f"by {Signals(number).name}"):
+        if stop.ask(f"by {signal.Signals(number).name}"):
             end(128 + number)
 
     return handle

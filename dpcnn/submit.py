@@ -16,7 +16,7 @@ from dpcnn.errors import ConfigError, LaunchError
 from dpcnn.parallel.comm import Alone
 from dpcnn.resume import RECIPE
 from dpcnn.stopping import seconds_of
-from dpcnn.train import training_parser
+from dpcnn.training import training_parser
 
 TEMPLATES = {"slurm": "slurm.sbatch", "pbs": "pbs.sh"}
 SENDERS = {"slurm": "sbatch", "pbs": "qsub"}

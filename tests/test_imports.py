@@ -64,6 +64,7 @@ ORDER = [  # a file imports only from what stands above it
     "report",
     "export",
     "import",
+    "training",
     "train",
     "submit",
     "diagnosis",

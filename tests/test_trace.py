@@ -6,7 +6,7 @@ from conftest import run, train
 from test_watch import STUCK
 
 from dpcnn.spans import PHASES
-from dpcnn.train import straggler_bill
+from dpcnn.training import straggler_bill
 
 
 def test_a_trace_has_every_phase_of_every_rank_in_its_order(quick, tmp_path):
