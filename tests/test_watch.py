@@ -58,24 +58,25 @@ def test_a_rank_that_is_stuck_is_named_with_its_stack(endless, tmp_path):
 
 
 STOPPED = """
-import os, signal, sys
+import atexit, os, signal, sys
 from dpcnn import train
 from dpcnn.parallel.comm import Communicator
 
 def stop(comm, finalize=Communicator.finalize):
     finalize(comm)
     if comm.rank == VICTIM:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        MOMENT(os.kill, os.getpid(), signal.SIGSTOP)
 
 Communicator.finalize = stop
+at_once = lambda function, *arguments: function(*arguments)
 sys.exit(train.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_stops_after_the_end_of_mpi_is_named(quick, tmp_path, victim):
+@pytest.mark.parametrize(("victim", "moment"), [(0, "at_once"), (1, "at_once"), (0, "atexit.register")])
+def test_a_rank_that_stops_after_the_end_of_mpi_is_named(quick, tmp_path, victim, moment):
     flags = [*quick, "--max-steps", "3", "--stall-timeout", "2", "--no-curves", "--out", tmp_path / "run"]
-    job = start(2, "-c", STOPPED.replace("VICTIM", str(victim)), *flags)
+    job = start(2, "-c", STOPPED.replace("VICTIM", str(victim)).replace("MOMENT", moment), *flags)
     result = job.wait(20)
     assert result.status != 0
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]

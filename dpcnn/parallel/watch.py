@@ -5,7 +5,8 @@ moved since the last one. Rank 0 answers each. So neither MPI nor any rank's mai
 Who is *silent* has stopped, or its host has; who is *stuck* still beats, but its phase does not change. While others
 wait for it they don't move either, but they say that they wait.
 
-Rank 0 judges all others; of those whose beats rank 0 no longer answers, the first judges it.
+Rank 0 judges all others; of those whose beats rank 0 no longer answers, the first judges it. When all are through MPI's end,
+each leaves a child process behind that watches it to the end of Python.
 """
 
 import json
@@ -31,6 +32,7 @@ from dpcnn.spans import Spans
 BEAT = 0.5  # seconds
 REACHING = 2.0  # seconds in which rank 0 must answer the first time
 STACKS = 1.0  # seconds in which ranks must answer when they are asked where they are
+SEEING = 0.01  # seconds between two looks at a process that is ending
 LINGER = 2.0  # seconds that rank 0 stays at the most once all may leave: messages get lost
 MAY_WAIT = ("waiting", "start-up", "between phases", "end")
 LARGEST = 60_000  # bytes of a datagram
@@ -87,7 +89,10 @@ class Watch:
         self._spans, self._step = spans, step
 
     def close(self, last: Callable[[], None] = lambda: None) -> None:
-        """The end of the watch, on every rank: none returns before ``last``, still watched, is done on all."""
+        """The end of the watch, on every rank: none returns before ``last``, still watched, is done on all.
+
+        From here on a process left behind watches this one, until it has ended.
+        """
         if self._thread is None:
             last()
             return
@@ -98,6 +103,22 @@ class Watch:
         self._send(("127.0.0.1", self._socket.getsockname()[1]), {})  # the thread need not wait for another one
         self._thread.join()
         self._socket.close()
+        self._see_out()
+
+    def _see_out(self) -> None:
+        """Leave a process behind that lives until this one has ended, and ends it if it does not."""
+        watched, started = os.getpid(), time.monotonic()
+        if os.fork():
+            return
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what launchers may be waiting to see closed
+        while os.getppid() == watched:
+            if time.monotonic() - started > self.timeout:
+                where = f"rank {self.comm.rank} on {platform.node()}"
+                line = f"dpcnn: hang: {where} has not ended for {self.timeout:g} s: end, after step {self._step()}\n"
+                os.write(2, line.encode())
+                os.kill(watched, signal.SIGKILL)
+            time.sleep(SEEING)
+        os._exit(0)
 
     def _begin(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
