@@ -5,14 +5,15 @@ moved since the last one. Rank 0 answers each. So neither MPI nor any rank's mai
 Who is *silent* has stopped, or its host has; who is *stuck* still beats, but its phase does not change. While others
 wait for it they don't move either, but they say that they wait.
 
-Rank 0 judges all others; of those whose beats rank 0 no longer answers, the first judges it. When all are through MPI's end,
-each leaves a child process behind that watches it to the end of Python.
+Rank 0 judges all others; of those whose beats rank 0 no longer answers, the first judges it. A child process
+of each rank takes over when all are through MPI's end, and watches it to the end of Python.
 """
 
 import json
 import os
 import platform
 import secrets
+import select
 import signal
 import socket
 import struct
@@ -32,7 +33,6 @@ from dpcnn.spans import Spans
 BEAT = 0.5  # seconds
 REACHING = 2.0  # seconds in which rank 0 must answer the first time
 STACKS = 1.0  # seconds in which ranks must answer when they are asked where they are
-SEEING = 0.01  # seconds between two looks at a process that is ending
 LINGER = 2.0  # seconds that rank 0 stays at the most once all may leave: messages get lost
 MAY_WAIT = ("waiting", "start-up", "between phases", "end")
 LARGEST = 60_000  # bytes of a datagram
@@ -80,6 +80,7 @@ class Watch:
         self._ready = threading.Event()
         self._closing = threading.Event()
         self._awake = time.monotonic()
+        self._left_behind = -1
         self._thread: threading.Thread | None = None
         if timeout and comm.size > 1:
             self._begin()
@@ -99,25 +100,32 @@ class Watch:
         self.comm.barrier()
         self._at_the_end = True
         last()
+        self._left_behind = self._leave_behind()
         self._ready.set()
         self._send(("127.0.0.1", self._socket.getsockname()[1]), {})  # the thread need not wait for another one
         self._thread.join()
         self._socket.close()
-        self._see_out()
 
-    def _see_out(self) -> None:
-        """Leave a process behind that lives until this one has ended, and ends it if it does not."""
-        watched, started = os.getpid(), time.monotonic()
-        if os.fork():
-            return
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what launchers may be waiting to see closed
-        while os.getppid() == watched:
-            if time.monotonic() - started > self.timeout:
-                where = f"rank {self.comm.rank} on {platform.node()}"
-                line = f"dpcnn: hang: {where} has not ended for {self.timeout:g} s: end, after step {self._step()}\n"
-                os.write(2, line.encode())
-                os.kill(watched, signal.SIGKILL)
-            time.sleep(SEEING)
+    def _leave_behind(self) -> int:
+        """Start a process that takes over once it is told to: it ends this one, should it not end by itself.
+
+        Returns:
+            Where to write a byte to tell it; this process's end closes it.
+        """
+        heard, tell = os.pipe()
+        watched = os.getpid()
+        try:
+            if os.fork():
+                return tell
+        except OSError:  # no memory for it: then nobody takes over
+            return tell
+        os.dup2(heard, 3)
+        os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # whose end launchers may be waiting for
+        if os.read(3, 1) and not select.select([3], [], [], self.timeout)[0]:
+            where = f"rank {self.comm.rank} on {self._seen[self.comm.rank].host}"
+            line = f"dpcnn: hang: {where} has not ended for {self.timeout:g} s: end, after step {self._step()}\n"
+            os.write(2, line.encode())
+            os.kill(watched, signal.SIGKILL)
         os._exit(0)
 
     def _begin(self) -> None:
@@ -208,6 +216,7 @@ class Watch:
                 if got[0].get("where"):
                     self._send(self._first, {**self._own(), "stack": self._stack()})
                 if got[0].get("leave"):
+                    os.write(self._left_behind, b"!")
                     self._send(self._first, {**self._own(), "left": True})
                     return
             # rank 1 first, the others only if it is silent too
@@ -251,9 +260,10 @@ class Watch:
 
     def _let_go(self) -> None:
         """Tell all ranks to leave, and stay until they have."""
+        os.write(self._left_behind, b"!")
         for address in self._peers.values():
             self._send(address, {"leave": True})
-        until = time.monotonic() + LINGER
+        until = time.monotonic() + min(LINGER, self.timeout / 2)
         while time.monotonic() < until and not all(seen.left for seen in self._seen[1:]):
             if got := self._receive():
                 self._note_of_rank(*got)
