@@ -10,7 +10,10 @@ from typing import Any
 from dpcnn.errors import ConfigError
 
 SCHEDULERS = (signal.SIGUSR1, signal.SIGTERM)
+"""Signals by which a scheduler or a batch script asks for a stop."""
+
 SIGNALS = (*SCHEDULERS, signal.SIGINT)
+"""All that ask for one."""
 
 TOGETHER = 2.0
 """Seconds within which signals count as one: launchers and schedulers send the same request along several ways."""

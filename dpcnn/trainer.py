@@ -287,10 +287,16 @@ class Trainer:
     def record(self, event: Event) -> None:
         """Add a line to metrics.jsonl, and say it."""
         self.cursor.events.append(event)
-        with self.comm.together(), self.spans("report"):
+        with self.reporting():
             if self.comm.rank == 0:
                 self.run.append_event(event)
                 self.report.event(event)
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """A block in which rank 0 writes and prints, and the others wait for it to go well."""
+        with self.spans("waiting"), self.comm.together(), self.spans("report"):
+            yield
 
     def guard(self) -> None:
         """Compare what the ranks see, and record it."""
@@ -307,7 +313,7 @@ class Trainer:
         """Write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
         with self.spans("waiting"):
             self._compare()
-        with self.stop.saving(), self.averaged(), self.comm.together(), self.spans("checkpoint"):
+        with self.spans("waiting"), self.stop.saving(), self.averaged(), self.comm.together(), self.spans("checkpoint"):
             collected = {name: self.exchange.collect(part) for name, part in self.state.items()}
             vectors = {name: vector for name, vector in collected.items() if vector is not None}
             if self.comm.rank == 0:

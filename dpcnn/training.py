@@ -202,7 +202,7 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
 def write_trace(trainer: Trainer, report: Report, offset: float) -> None:
     """Write all ranks' trace, and say where; ``offset`` is that of this rank's clock."""
     trace = merged(trainer.comm, trainer.spans, offset)
-    with trainer.comm.together(), trainer.spans("report"):
+    with trainer.reporting():
         if trainer.comm.rank == 0:
             replace_file(trainer.run.trace, trace)
             report.say(f"trace: {trainer.run.trace}; open it in ui.perfetto.dev or chrome://tracing")
@@ -218,7 +218,7 @@ def write_times(trainer: Trainer, report: Report) -> float:
         "waited_for": round(float(trainer.waited_for[comm.rank]), 3),
     }
     ranks = comm.allgather_obj(facts)
-    with comm.together(), trainer.spans("report"):
+    with trainer.reporting():
         if comm.rank == 0:
             if comm.size > 1:
                 report.say(straggler_bill(ranks))
@@ -243,7 +243,7 @@ def finish(trainer: Trainer, report: Report, peak: float, curves: bool) -> None:
             **({"best_validation_accuracy": best["validation_accuracy"]} if "validation_accuracy" in best else {}),
         }
     )
-    with comm.together(), trainer.spans("report"):
+    with trainer.reporting():
         if comm.rank == 0:
             report.say(text(*epoch_rows(cursor.epoch_events)))
             if curves:
