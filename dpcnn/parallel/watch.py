@@ -33,7 +33,7 @@ from dpcnn.spans import Spans
 BEAT = 0.5  # seconds
 REACHING = 2.0  # seconds in which rank 0 must answer the first time
 STACKS = 1.0  # seconds in which ranks must answer when they are asked where they are
-LINGER = 2.0  # seconds that rank 0 stays at the most once all may leave: messages get lost
+FAREWELLS = 3  # that a rank sends, if no answer comes: messages get lost
 MAY_WAIT = ("waiting", "start-up", "between phases", "end")
 LARGEST = 60_000  # bytes of a datagram
 FAULT = 1  # exit status
@@ -121,7 +121,7 @@ class Watch:
             return tell
         os.dup2(heard, 3)
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # whose end launchers may be waiting for
-        if os.read(3, 1) and not select.select([3], [], [], self.timeout)[0]:
+        if os.read(3, 1) and not select.select([3], [], [], self.timeout + STACKS)[0]:
             where = f"rank {self.comm.rank} on {self._seen[self.comm.rank].host}"
             line = f"dpcnn: hang: {where} has not ended for {self.timeout:g} s: end, after step {self._step()}\n"
             os.write(2, line.encode())
@@ -216,27 +216,38 @@ class Watch:
                 if got[0].get("where"):
                     self._send(self._first, {**self._own(), "stack": self._stack()})
                 if got[0].get("leave"):
-                    os.write(self._left_behind, b"!")
-                    self._send(self._first, {**self._own(), "left": True})
+                    self._leave()
                     return
             # rank 1 first, the others only if it is silent too
             if time.monotonic() - answered > self.timeout + (self.comm.rank - 1) * STACKS:
                 self._end([(0, "silent", time.monotonic() - answered)])
 
+    def _leave(self) -> None:
+        """Hand over to the process left behind, and make sure that rank 0 knows."""
+        assert self._first is not None
+        os.write(self._left_behind, b"!")
+        for _ in range(FAREWELLS):
+            self._send(self._first, {**self._own(), "left": True})
+            if self._receive():
+                return
+
     def _judge(self) -> None:
         """The thread of rank 0."""
-        beaten = 0.0
+        beaten, leaving = 0.0, False
         while not self._closing.is_set():
             got = self._receive()
             if self._was_asleep():
                 for seen in self._seen:
                     seen.beat = seen.moved = time.monotonic()
-            if got:
-                self._note_of_rank(*got)
-                self._send(got[1], self._own())
+            if got and self._note_of_rank(*got):
+                self._send(got[1], {**self._own(), "leave": leaving})
             self._seen[0].ready = self._ready.is_set()
-            if all(seen.ready for seen in self._seen):
-                self._let_go()
+            if not leaving and all(seen.ready for seen in self._seen):
+                leaving = True
+                os.write(self._left_behind, b"!")
+                for address in self._peers.values():
+                    self._send(address, {"leave": True})
+            if leaving and all(seen.left for seen in self._seen[1:]):
                 return
             if time.monotonic() - beaten < BEAT:
                 continue
@@ -246,7 +257,7 @@ class Watch:
             if found:
                 for address in self._peers.values():
                     self._send(address, {**self._own(), "where": True})
-                until = time.monotonic() + STACKS
+                until = time.monotonic() + (0 if leaving else STACKS)
                 while time.monotonic() < until:
                     if got := self._receive():
                         self._note_of_rank(*got)
@@ -258,23 +269,14 @@ class Watch:
                     line = f"warning: {self._told(rank, how, since)}; all wait for it"
                     threading.Thread(target=self.say, args=(line,), daemon=True).start()  # the log may hang, too
 
-    def _let_go(self) -> None:
-        """Tell all ranks to leave, and stay until they have."""
-        os.write(self._left_behind, b"!")
-        for address in self._peers.values():
-            self._send(address, {"leave": True})
-        until = time.monotonic() + min(LINGER, self.timeout / 2)
-        while time.monotonic() < until and not all(seen.left for seen in self._seen[1:]):
-            if got := self._receive():
-                self._note_of_rank(*got)
-                if not got[0].get("left"):
-                    self._send(got[1], {"leave": True})
-
-    def _note_of_rank(self, message: dict[str, Any], address: Address) -> None:
+    def _note_of_rank(self, message: dict[str, Any], address: Address) -> bool:
+        """Whether the message is another rank's."""
         rank = message.get("rank")
         if isinstance(rank, int) and 0 < rank < self.comm.size:
             self._peers[rank] = address
             self._note(self._seen[rank], message)
+            return True
+        return False
 
     def _was_asleep(self) -> bool:
         """Whether this process itself has stood still, as in a suspended job: then others' silence means nothing."""
@@ -297,7 +299,9 @@ class Watch:
         """
         now = time.monotonic()
         silent = [
-            (rank, "silent", now - seen.beat) for rank, seen in enumerate(self._seen) if now - seen.beat > timeout
+            (rank, "silent", now - seen.beat)
+            for rank, seen in enumerate(self._seen)
+            if now - seen.beat > timeout and not seen.left
         ]
         if silent:
             return silent
