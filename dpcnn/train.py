@@ -9,9 +9,10 @@ from dpcnn.stopping import hold
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     hold()
-    from dpcnn.training import main as command  # not before: on a cluster, this alone may take long
+    from dpcnn.cli import run  # not before: on a cluster, loading all this may take long
+    from dpcnn.training import train
 
-    return command(argv)
+    return run(lambda comm: train(comm, argv))
 
 
 if __name__ == "__main__":

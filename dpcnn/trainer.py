@@ -279,7 +279,8 @@ class Trainer:
 
     def _swap(self) -> None:
         if self.config.average:
-            self.comm.barrier()  # nobody reads the parameters any more
+            with self.spans("waiting"):
+                self.comm.barrier()  # nobody reads the parameters any more
             parameters, other = self.vector[self.part], self.state["average"]
             parameters[...], other[...] = other.copy(), parameters.copy()
             self.exchange.share()
@@ -287,15 +288,15 @@ class Trainer:
     def record(self, event: Event) -> None:
         """Add a line to metrics.jsonl, and say it."""
         self.cursor.events.append(event)
-        with self.reporting():
+        with self.writing("report"):
             if self.comm.rank == 0:
                 self.run.append_event(event)
                 self.report.event(event)
 
     @contextmanager
-    def reporting(self) -> Iterator[None]:
+    def writing(self, phase: str) -> Iterator[None]:
         """A block in which rank 0 writes and prints, and the others wait for it to go well."""
-        with self.spans("waiting"), self.comm.together(), self.spans("report"):
+        with self.spans("waiting"), self.comm.together(), self.spans(phase):
             yield
 
     def guard(self) -> None:
@@ -313,7 +314,7 @@ class Trainer:
         """Write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
         with self.spans("waiting"):
             self._compare()
-        with self.spans("waiting"), self.stop.saving(), self.averaged(), self.comm.together(), self.spans("checkpoint"):
+        with self.stop.saving(), self.averaged(), self.writing("checkpoint"):
             collected = {name: self.exchange.collect(part) for name, part in self.state.items()}
             vectors = {name: vector for name, vector in collected.items() if vector is not None}
             if self.comm.rank == 0:

@@ -13,7 +13,7 @@ from typing import Any
 from dpcnn import __version__
 from dpcnn.board import FOLDER, Board, writer_class
 from dpcnn.checkpoint import weights_sha256
-from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse, run
+from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse
 from dpcnn.console import Console, Report
 from dpcnn.data.samples import find_data, load
 from dpcnn.data.stage import stage
@@ -32,11 +32,6 @@ from dpcnn.trace import clock_offset, merged
 from dpcnn.trainer import Trainer
 
 TRACED = 100_000  # stretches of a rank's time in a trace
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    return run(lambda comm: train(comm, argv))
 
 
 def train(comm: Alone, argv: Sequence[str] | None) -> int:
@@ -202,7 +197,7 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
 def write_trace(trainer: Trainer, report: Report, offset: float) -> None:
     """Write all ranks' trace, and say where; ``offset`` is that of this rank's clock."""
     trace = merged(trainer.comm, trainer.spans, offset)
-    with trainer.reporting():
+    with trainer.writing("report"):
         if trainer.comm.rank == 0:
             replace_file(trainer.run.trace, trace)
             report.say(f"trace: {trainer.run.trace}; open it in ui.perfetto.dev or chrome://tracing")
@@ -218,7 +213,7 @@ def write_times(trainer: Trainer, report: Report) -> float:
         "waited_for": round(float(trainer.waited_for[comm.rank]), 3),
     }
     ranks = comm.allgather_obj(facts)
-    with trainer.reporting():
+    with trainer.writing("report"):
         if comm.rank == 0:
             if comm.size > 1:
                 report.say(straggler_bill(ranks))
@@ -243,7 +238,7 @@ def finish(trainer: Trainer, report: Report, peak: float, curves: bool) -> None:
             **({"best_validation_accuracy": best["validation_accuracy"]} if "validation_accuracy" in best else {}),
         }
     )
-    with trainer.reporting():
+    with trainer.writing("report"):
         if comm.rank == 0:
             report.say(text(*epoch_rows(cursor.epoch_events)))
             if curves:

@@ -35,6 +35,7 @@ REACHING = 2.0  # seconds in which rank 0 must answer the first time
 STACKS = 1.0  # seconds in which ranks must answer when they are asked where they are
 FAREWELLS = 3  # that a rank sends, if no answer comes: messages get lost
 MAY_WAIT = ("waiting", "start-up", "between phases", "end")
+TOLD = {"silent": "has sent no heartbeat for", "stuck": "has made no progress for", "ending": "has not ended for"}
 LARGEST = 60_000  # bytes of a datagram
 FAULT = 1  # exit status
 
@@ -77,7 +78,6 @@ class Watch:
         self._read_here = 0
         self._at_the_end = False
         self._peers: dict[int, Address] = {}
-        self._ready = threading.Event()
         self._closing = threading.Event()
         self._awake = time.monotonic()
         self._left_behind = -1
@@ -101,10 +101,14 @@ class Watch:
         self._at_the_end = True
         last()
         self._left_behind = self._leave_behind()
-        self._ready.set()
         self._send(("127.0.0.1", self._socket.getsockname()[1]), {})  # the thread need not wait for another one
         self._thread.join()
         self._socket.close()
+
+    @property
+    def _ready(self) -> bool:
+        """Whether this rank is done with MPI, and has left behind who takes over."""
+        return self._left_behind >= 0
 
     def _leave_behind(self) -> int:
         """Start a process that takes over once it is told to: it ends this one, should it not end by itself.
@@ -122,9 +126,8 @@ class Watch:
         os.dup2(heard, 3)
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # whose end launchers may be waiting for
         if os.read(3, 1) and not select.select([3], [], [], self.timeout + STACKS)[0]:
-            where = f"rank {self.comm.rank} on {self._seen[self.comm.rank].host}"
-            line = f"dpcnn: hang: {where} has not ended for {self.timeout:g} s: end, after step {self._step()}\n"
-            os.write(2, line.encode())
+            self._note(self._seen[self.comm.rank], self._own())
+            os.write(2, f"dpcnn: hang: {self._told(self.comm.rank, 'ending', self.timeout)}\n".encode())
             os.kill(watched, signal.SIGKILL)
         os._exit(0)
 
@@ -179,7 +182,7 @@ class Watch:
 
     def _own(self) -> dict[str, Any]:
         """What this rank's heartbeat says."""
-        own = {"rank": self.comm.rank, "ready": self._ready.is_set()}
+        own = {"rank": self.comm.rank, "ready": self._ready}
         if self._spans is None:
             return {**own, "step": 0, "phase": "start-up", "turns": self._read_by_others()}
         phase = "end" if self._at_the_end else self._spans.phase or "between phases"
@@ -204,8 +207,8 @@ class Watch:
         assert self._first is not None
         answered, beaten, last, told = time.monotonic(), 0.0, self._seen[0], False
         while not self._closing.is_set():
-            if time.monotonic() - beaten >= BEAT or (self._ready.is_set() and not told):
-                beaten, told = time.monotonic(), self._ready.is_set()
+            if time.monotonic() - beaten >= BEAT or (self._ready and not told):
+                beaten, told = time.monotonic(), self._ready
                 self._send(self._first, self._own())
             got = self._receive()
             if self._was_asleep():
@@ -241,7 +244,7 @@ class Watch:
                     seen.beat = seen.moved = time.monotonic()
             if got and self._note_of_rank(*got):
                 self._send(got[1], {**self._own(), "leave": leaving})
-            self._seen[0].ready = self._ready.is_set()
+            self._seen[0].ready = self._ready
             if not leaving and all(seen.ready for seen in self._seen):
                 leaving = True
                 os.write(self._left_behind, b"!")
@@ -314,8 +317,7 @@ class Watch:
 
     def _told(self, rank: int, how: str, since: float) -> str:
         seen = self._seen[rank]
-        how = "has sent no heartbeat for" if how == "silent" else "has made no progress for"
-        return f"rank {rank} on {seen.host} {how} {since:.1f} s: {seen.phase}, after step {seen.step}"
+        return f"rank {rank} on {seen.host} {TOLD[how]} {since:.1f} s: {seen.phase}, after step {seen.step}"
 
     def _end(self, culprits: list[tuple[int, str, float]]) -> None:
         """Say who is where, and end the job, also where neither output nor MPI answer any more."""
