@@ -57,6 +57,17 @@ class DriftError(DpcnnError):
     agreed, status = True, 1
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Text for a terminal or a log: what could steer a terminal, or is no character at all, as its escape.
+
+    Args:
+        keep: characters that stay as they are besides the printable ones, such as the end of a line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 def not_installed(package: str, extra: str) -> str:
     """What to say where a package is missing that an extra of ours brings."""
     return f"the package {package} is not installed; get it: pip install 'dpcnn[{extra}]'"

@@ -13,6 +13,8 @@ PACKAGE = Path(dpcnn.__file__).parent
 ORDER = [  # a file imports only from what stands above it
     "dpcnn",
     "errors",
+    "files",
+    "fields",
     "streams",
     "stopping",
     "spans",
