@@ -153,9 +153,8 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file or a link, if it is there."""
-        with self._named(name):
-            with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=self._descriptor)
+        with self._named(name), suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._descriptor)
 
     def _move(self, temporary: str, name: str) -> None:
         os.replace(temporary, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
