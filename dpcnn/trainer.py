@@ -78,8 +78,9 @@ class Trainer:
         ]
         self.waited_for, self._waited = np.zeros((2, comm.size))
         self._spares: list[Vector] = []
-        width = self.part.stop - self.part.start
-        self._blocks = max(comm.allgather_obj(math.ceil(width / PART_BLOCK))) if config.clip else 0
+        unique = self.exchange.unique
+        self._blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / PART_BLOCK)))
+        self._blocks *= config.clip > 0
 
     def fit(self) -> bool:
         """Train until the run's end, or until ``stop`` says so on any rank.
@@ -191,8 +192,8 @@ class Trainer:
         waited[0] = self.spans.seconds["waiting"]
         losses[: len(tallies)] = [loss for loss, _ in tallies]
         corrects[: len(tallies)] = [correct for _, correct in tallies]
-        if self._blocks and (self.part.start or self.comm.rank == 0):  # under allreduce every rank has all of it
-            found = squares(gradient, PART_BLOCK)
+        if self._blocks:
+            found = squares(gradient[self.exchange.unique], PART_BLOCK)
             of_blocks[: len(found)] = found
         with self.spans("waiting"):
             rows = self.comm.allgather(row)

@@ -26,13 +26,16 @@ class Exchange:
     Attributes:
         vector: (size,) float32, the parameters; every rank may read all of it between ``share`` and
             the next ``sum``, and write ``vector[part]`` between ``sum`` and ``share``.
-        part: the elements that this rank updates; with "exact", no other rank does.
+        part: the elements that this rank updates.
+        unique: those elements of the sum, counted from the start of ``part``, that are this rank's alone: over all
+            ranks, each element of the vector occurs exactly once. For what is summed over the whole vector.
         spans: where the time of ``sum`` and ``share`` goes.
         owns_copy: whether ``vector`` is this rank's own, or the first rank's of those that share it.
     """
 
     vector: Vector
     part: slice
+    unique: slice
     owns_copy: bool
     spans: Spans
 
@@ -70,6 +73,7 @@ class ExactExchange(Exchange):
         self.comm, self.node, self.size, self.spans = comm, comm.node(), size, spans
         self.bounds = [0, *(part(size, comm.size, rank)[1] for rank in range(comm.size))]
         self.part = slice(self.bounds[comm.rank], self.bounds[comm.rank + 1])
+        self.unique = slice(0, self.part.stop - self.part.start)
         self.vector = shared_array(self.node, (size,), np.float32)
         self.owns_copy = self.node.rank == 0
         self._rows: list[Vector] = []  # by row number: (ranks of the node, size)
@@ -144,6 +148,7 @@ class AllreduceExchange(Exchange):
     def __init__(self, comm: Alone, size: int, spans: Spans) -> None:
         self.comm, self.size, self.spans = comm, size, spans
         self.part = slice(0, size)
+        self.unique = slice(0, size if comm.rank == 0 else 0)
         self.vector, self.owns_copy = np.zeros(size, np.float32), True
         self._total = np.empty(size, np.float32)
         self._rows: list[Vector] = []

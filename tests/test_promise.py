@@ -1,0 +1,125 @@
+"""The promise on random cases: the number of ranks and nodes, and a stop on the way, never change a bit."""
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from threads import ThreadComm, run_ranks
+
+from dpcnn.checkpoint import read
+from dpcnn.config import Config
+from dpcnn.console import Report
+from dpcnn.data.__main__ import dispatch
+from dpcnn.data.samples import load
+from dpcnn.errors import DivergenceError
+from dpcnn.parallel.comm import Alone
+from dpcnn.run_folder import RunFolder
+from dpcnn.trainer import Trainer
+
+SIDE, CLASSES = 9, 3
+TIMES = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """70 training images of 9 x 9 in three classes."""
+    folder, rng = tmp_path_factory.mktemp("promise"), np.random.default_rng(5)
+    arrays = {
+        f"x_{split}": rng.integers(0, 256, (n, SIDE, SIDE), np.uint8) for split, n in (("train", 70), ("test", 4))
+    }
+    arrays |= {f"y_{split}": np.arange(n) % CLASSES for split, n in (("train", 70), ("test", 4))}
+    np.savez(folder / "source.npz", **arrays)
+    dispatch(Alone(), ["prepare", str(folder / "source.npz"), "--out", str(folder / "set"), "--shards", "2"])
+    return folder / "set"
+
+
+CONVOLUTIONS = st.builds(
+    lambda filters, kernel, bias: {"kind": "conv2d", "filters": filters, "kernel": kernel, "padding": 1, "bias": bias},
+    st.integers(1, 9), st.integers(1, 3), st.booleans(),
+)  # fmt: skip
+BETWEEN = st.sampled_from(["relu", "tanh", "batchnorm", "localresponsenorm"]).map(lambda kind: {"kind": kind})
+POOLS = st.sampled_from(["maxpool2d", "avgpool2d"]).map(lambda kind: {"kind": kind, "window": 2})
+HIDDEN = st.integers(1, 40).map(lambda features: [{"kind": "linear", "features": features}, {"kind": "relu"}])
+DROPOUT = st.sampled_from([[], [{"kind": "dropout", "part": 0.3}]])
+
+
+@st.composite
+def layers(draw) -> list[dict]:
+    """A network from a few parameters, less than a block of the exchange, to some thousands."""
+    found = [{"kind": "scale"}]
+    for _ in range(draw(st.integers(0, 2))):
+        found += [draw(CONVOLUTIONS), draw(BETWEEN)]
+    found += draw(st.lists(POOLS, max_size=1))
+    found += [{"kind": "flatten"}, *draw(st.sampled_from([[], draw(HIDDEN)])), *draw(DROPOUT)]
+    return [*found, {"kind": "linear", "bias": draw(st.booleans())}]
+
+
+@st.composite
+def configs(draw) -> Config:
+    options = {
+        "optimizer": draw(st.sampled_from(["adam", "adamw", "sgd", "momentum", "nesterov", "adagrad", "rmsprop"]))
+    }
+    if draw(st.booleans()):
+        options["clip"] = draw(st.sampled_from([0.001, 0.1, 5.0]))
+    if draw(st.booleans()):
+        options["average"] = 0.8
+    if draw(st.booleans()):
+        options |= {"shift": 1.0, "rotation": 10.0}
+    return Config(
+        model="random", layers=draw(layers()), validation=draw(st.sampled_from([0, 12])), epochs=2, lr=0.01, warmup=1,
+        batch=draw(st.integers(1, 60)), microbatch=draw(st.integers(1, 24)), max_steps=draw(st.integers(2, 5)),
+        seed=draw(st.integers(0, 2**63 - 1)), guard_every=draw(st.sampled_from([0, 1])), **options,
+    )  # fmt: skip
+
+
+NODES = st.lists(st.integers(1, 4), min_size=1, max_size=4)
+
+
+def trained(data: Path, config: Config, nodes: list[int], folder: Path, resume: bool = False) -> dict:
+    """All that a run leaves, but for times."""
+
+    def rank(comm: ThreadComm) -> None:
+        samples = load(data, "train", comm)
+        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+        run = RunFolder(folder)
+        trainer = Trainer(comm, config, network, samples, run, Report())
+        if resume:
+            trainer.restore(read(folder / "checkpoints" / "last.h5") if comm.rank == 0 else None)
+        if comm.rank == 0:
+            run.open(config, trainer.cursor, fresh=not resume)
+        trainer.fit()
+
+    run_ranks(nodes, rank)
+    last = read(folder / "checkpoints" / "last.h5")
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "weights": last.weights_sha256,
+        "optimizer": {name: array.tobytes() for name, array in last.optimizer.items()},
+        "events": [{k: v for k, v in event.items() if k not in TIMES} for event in events],
+    }
+
+
+def outcome(*arguments, **options) -> dict | str:
+    try:
+        return trained(*arguments, **options)
+    except DivergenceError as error:  # a random net may diverge: then on any ranks, in the same step and layer
+        return str(error)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@given(config=configs(), nodes=NODES, others=NODES)
+def test_ranks_and_nodes_change_nothing(data, config, nodes, others):
+    """One rank; some nodes; and a run that is cut after its first step and resumed on other nodes."""
+    with tempfile.TemporaryDirectory() as work:
+        alone = outcome(data, config, [1], Path(work) / "alone")
+        note(f"{config.network((SIDE, SIDE, 1), CLASSES).size} parameters")
+        assert outcome(data, config, nodes, Path(work) / "nodes") == alone
+        cut = Path(work) / "cut"
+        first = outcome(data, replace(config, max_steps=1), others, cut)
+        if isinstance(first, dict) and isinstance(alone, dict):
+            assert outcome(data, config, nodes, cut, resume=True) == alone
