@@ -3,6 +3,9 @@
 import importlib
 import sys
 
+from dpcnn import __version__
+from dpcnn.errors import nearest, printable
+
 COMMANDS = {
     "train": "train a network",
     "evaluate": "what a checkpoint gets right and wrong",
@@ -24,9 +27,16 @@ COMMANDS = {
 def main() -> int:
     """The command; returns its exit status."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name not in COMMANDS:
+    if name == "--version":
+        print(f"dpcnn {__version__}")
+        return 0
+    if name in ("", "-h", "--help"):
         print("usage: dpcnn COMMAND [--help]\n", *(f"  {key:<11}{text}" for key, text in COMMANDS.items()), sep="\n")
-        return 0 if name in ("-h", "--help") else 2
+        return 0 if name else 2
+    if name not in COMMANDS:
+        hint = nearest(name, COMMANDS)
+        print(f"dpcnn: error: no command {printable(name)!r}; {hint}; see dpcnn --help", file=sys.stderr)
+        return 2
     module = importlib.import_module("dpcnn.data.__main__" if name == "data" else f"dpcnn.{name}")
     status: int = module.main(sys.argv[2:])
     return status

@@ -15,6 +15,7 @@ from dpcnn.cli import DONE, Parser, add_config_flags, given, override, parse, re
 from dpcnn.config import Config, read_recipe
 from dpcnn.data.samples import find_data, load
 from dpcnn.errors import ConfigError, LaunchError
+from dpcnn.files import write_file
 from dpcnn.measure import Result, compare_exchanges, measure
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.launch import check_starter, usual_launcher
@@ -66,7 +67,7 @@ def bench(comm: Alone, words: Sequence[str]) -> int:
         if comm.rank == 0:
             print(text)
             if options.json:
-                options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                write_file(options.json, json.dumps(result, indent=1).encode() + b"\n")
     return DONE
 
 

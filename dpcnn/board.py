@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dpcnn.errors import LaunchError, not_installed
+from dpcnn.files import Folder
 from dpcnn.metrics import Event
 
 FOLDER = "tensorboard"
@@ -20,11 +21,13 @@ class Board:
         LaunchError: the package tensorboardX is not installed.
     """
 
-    def __init__(self, folder: Path, events: Iterable[Event]) -> None:
+    def __init__(self, run: Path, events: Iterable[Event]) -> None:
         writer = writer_class()
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-        self._writer = writer(logdir=str(folder))
+        with Folder(run) as folder, folder.inside(FOLDER) as own:
+            for old in own.names():
+                if old.startswith("events.out.tfevents."):
+                    own.remove(old)
+        self._writer = writer(logdir=str(run / FOLDER))
         for event in events:
             self.event(event)
 

@@ -1,13 +1,15 @@
 """The one source of a run's options: flags, recipe files and checkpoints all come from here."""
 
-import tomllib
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from dpcnn.errors import ConfigError, unknown_key
+from dpcnn.fields import MOST_INTEGER, FieldError, load_toml, name
+from dpcnn.files import MOST_RECIPE, read_bytes
 from dpcnn.memory import Shape
 from dpcnn.nn.initialise import INITS
 from dpcnn.nn.models import MODELS, build
@@ -15,7 +17,9 @@ from dpcnn.nn.network import Network
 from dpcnn.optim import OPTIMIZERS, SCHEDULES
 from dpcnn.parallel.exchange import EXCHANGES
 
-Scalar = int | float | str
+Scalar = int | float | str | bool
+
+MOST_BATCH, MOST_EPOCHS = 2**31 - 1, 1_000_000
 
 
 def _option(
@@ -25,11 +29,12 @@ def _option(
     least: float | None = None,
     above: float | None = None,
     below: float | None = None,
-    choices: Mapping[str, Any] | None = None,
+    most: float = MOST_INTEGER,
+    choices: Collection[str] | None = None,
     free: bool = False,
 ) -> Any:
     """A field of :class:`Config` with its bounds; ``free``: may change when a run is resumed."""
-    bounds = {"least": least, "above": above, "below": below}
+    bounds = {"least": least, "above": above, "below": below, "most": most}
     return field(
         default=default,
         metadata={"help": help, "bounds": bounds, "choices": sorted(choices) if choices else None, "free": free},
@@ -40,7 +45,8 @@ def _option(
 class Config:
     """Everything that decides a run's result, and how long it goes on.
 
-    The defaults are those of the recipe ``simple-cnn``.
+    The defaults are those of the recipe ``simple-cnn``, except for the validation samples: that recipe keeps the cut
+    with which its network was published.
 
     Raises:
         ConfigError: a value out of its range or of the wrong type.
@@ -51,35 +57,51 @@ class Config:
     )
     layers: list[dict[str, Any]] = field(default_factory=list, metadata={"free": False})
     data: str = _option("mnist", "data set: a name under data/, or a folder", free=True)
-    validation: int = _option(10_000, "training samples, the last ones, held back for validation", least=0)
-    epochs: int = _option(8, "epochs of the whole run", least=1, free=True)
-    max_steps: int = _option(0, "end the run after this many steps; 0: after its epochs", least=0, free=True)
-    batch: int = _option(128, "global batch: samples of a step, whatever the number of ranks", least=1)
-    microbatch: int = _option(32, "samples whose gradient is computed at once", least=1)
-    seed: int = _option(
-        0, "of the first weights, the order of samples, their changes, and dropout", least=0, below=2**63
+    validation: float = _option(
+        0.1, "training samples held back for validation: a number, or below 1 a fraction of all", least=0
     )
-    shift: float = _option(0.0, "pixels by which training images are moved, at most", least=0)
+    holdout: str = _option(
+        "stratified",
+        "stratified: validation samples are drawn by seed, from each class its share; last: the last ones",
+        choices=("stratified", "last"),
+    )
+    test: bool = _option(False, "evaluate on the test samples after each epoch", free=True)
+    epochs: int = _option(8, "epochs of the whole run", least=1, most=MOST_EPOCHS, free=True)
+    max_steps: int = _option(0, "end the run after this many steps; 0: after its epochs", least=0, free=True)
+    batch: int = _option(128, "global batch: samples of a step, whatever the number of ranks", least=1, most=MOST_BATCH)
+    microbatch: int = _option(32, "samples whose gradient is computed at once", least=1, most=MOST_BATCH)
+    seed: int = _option(
+        0, "of the first weights, the order of samples, their changes, and dropout", least=0, most=2**63 - 1
+    )
+    shift: float = _option(0.0, "pixels by which training images are moved, at most", least=0, most=10_000)
     rotation: float = _option(0.0, "degrees by which they are turned, at most", least=0, below=181)
     zoom: float = _option(0.0, "part by which they grow or shrink, at most", least=0, below=1)
-    elastic: float = _option(0.0, "pixels by which each of their pixels is moved besides, on average", least=0)
+    elastic: float = _option(
+        0.0, "pixels by which each of their pixels is moved besides, on average", least=0, most=10_000
+    )
     dropout: float = _option(0.0, "part of the last linear layer's input dropped in training", least=0, below=1)
     init: str = _option("he", "first values of the weights", choices=INITS)
-    init_deviation: float = _option(0.01, "standard deviation of init normal", above=0)
+    init_deviation: float = _option(0.01, "standard deviation of init normal", above=0, most=1_000)
     optimizer: str = _option("adam", "rule of the update", choices=OPTIMIZERS)
-    lr: float = _option(0.003, "learning rate", above=0)
+    lr: float = _option(0.003, "learning rate", above=0, most=1e6)
     momentum: float = _option(0.9, "of the optimizers momentum and nesterov", least=0, below=1)
-    weight_decay: float = _option(0.01, "of the optimizer adamw", least=0)
+    weight_decay: float = _option(0.01, "of the optimizer adamw", least=0, most=1e6)
     clip: float = _option(0.0, "longer gradients are shortened to this norm; 0: none is", least=0)
     average: float = _option(
         0.0, "evaluate and keep a running average of the weights, of which each step keeps this part", least=0, below=1
     )
     schedule: str = _option("cosine", "course of the learning rate", choices=SCHEDULES)
-    lr_decay: float = _option(0.8, "factor of the schedules exponential and step", above=0)
+    lr_decay: float = _option(0.8, "factor of the schedules exponential and step", above=0, most=1_000)
     warmup: int = _option(200, "steps over which the learning rate rises from 0", least=0)
     label_smoothing: float = _option(0.01, "part of each target spread over all classes", least=0, below=1)
+    monitor: str = _option(
+        "accuracy",
+        "what chooses the best epoch, on the validation samples; accuracy: of equals the one with the lowest loss",
+        choices=("accuracy", "loss"),
+        free=True,
+    )
     patience: int = _option(
-        0, "end the run after so many epochs without a better validation accuracy; 0: never", least=0, free=True
+        0, "end the run after so many epochs without a better one, by --monitor; 0: never", least=0, free=True
     )
     exchange: str = _option(
         "exact", "exact: the same bits on any number of ranks; allreduce: MPI's own sum", choices=EXCHANGES
@@ -96,10 +118,12 @@ class Config:
                 check(option, getattr(self, option.name))
         if self.patience and not self.validation:
             raise ConfigError("--patience: needs --validation samples to judge by")
+        if self.validation >= 1 and self.validation % 1:
+            raise ConfigError(f"--validation: expected a whole number, or a fraction below 1, not {self.validation:g}")
+        if not (isinstance(self.layers, list) and all(isinstance(layer, dict) for layer in self.layers)):
+            raise ConfigError("layers: expected a list of tables, [[layers]] in TOML")
         if not self.layers and self.model not in MODELS:
             raise ConfigError(f"--model: no {self.model!r}; choose from {', '.join(sorted(MODELS))}")
-        if not (isinstance(self.layers, list) and all(isinstance(layer, dict) for layer in self.layers)):
-            raise ConfigError(f"layers: expected a list of tables, [[layers]] in TOML, not {self.layers!r}")
 
     def network(self, image_shape: Shape, classes: int) -> Network:
         """The network for images (H, W, C) of so many classes.
@@ -116,37 +140,59 @@ class Config:
 def check(option: Field[Any], value: Any) -> None:
     """Hold a value against its field's type, bounds and choices."""
     flag = "--" + option.name.replace("_", "-")
-    kinds = {int: (int,), float: (int, float), str: (str,)}[TYPES[option.name]]
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        raise ConfigError(f"{flag}: expected {TYPES[option.name].__name__}, not {value!r}")
-    choices, bounds = option.metadata["choices"], option.metadata["bounds"]
+    kind = TYPES[option.name]
+    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+        raise ConfigError(f"{flag}: expected {kind.__name__}, not {_short(value)}")
+    choices = option.metadata["choices"]
     if choices and value not in choices:
         raise ConfigError(f"{flag}: no {value!r}; choose from {', '.join(choices)}")
-    if not isinstance(value, int | float):
-        return
-    if bounds["least"] is not None and not value >= bounds["least"]:
-        raise ConfigError(f"{flag}: must be at least {bounds['least']}, not {value}")
-    if value == float("inf"):
+    if isinstance(value, str):
+        try:
+            name(value, flag)
+        except FieldError as error:
+            raise ConfigError(str(error)) from None
+    elif not isinstance(value, bool):
+        _check_bounds(flag, value, option.metadata["bounds"])
+
+
+def _check_bounds(flag: str, value: float, bounds: Mapping[str, float | None]) -> None:
+    if abs(value) == math.inf:
         raise ConfigError(f"{flag}: must be a number, not {value}")
-    if bounds["above"] is not None and not bounds["above"] < value:
-        raise ConfigError(f"{flag}: must be a number above {bounds['above']}, not {value}")
-    if bounds["below"] is not None and not value < bounds["below"]:
-        raise ConfigError(f"{flag}: must be below {bounds['below']}, not {value}")
+    least, above, below, most = (bounds[key] for key in ("least", "above", "below", "most"))
+    if least is not None and not value >= least:
+        raise ConfigError(f"{flag}: must be at least {least}, not {_short(value)}")
+    if above is not None and not above < value:
+        raise ConfigError(f"{flag}: must be a number above {above}, not {_short(value)}")
+    if below is not None and not value < below:
+        raise ConfigError(f"{flag}: must be below {below}, not {_short(value)}")
+    if most is not None and not value <= most:
+        raise ConfigError(f"{flag}: must be at most {most}, not {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    return "a number of many digits" if isinstance(value, int) and abs(value) > 2**64 else repr(value)[:60]
 
 
 TYPES: dict[str, type[Any]] = get_type_hints(Config)
 
 
-def from_dict(values: Mapping[str, Any], where: str = "") -> Config:
+def from_dict(values: Mapping[str, Any], where: str = "", whole: bool = False) -> Config:
     """A config of named values, defaults for the rest.
 
+    Args:
+        where: what the message of an error starts with.
+        whole: every field must be there, as in what this program has written itself.
+
     Raises:
-        ConfigError: an unknown key, or a value that won't do; the message starts with ``where``.
+        ConfigError: an unknown key, or a value that won't do.
     """
     known = [option.name for option in fields(Config)]
     for key in values:
         if key not in known:
             raise ConfigError(f"{where}{unknown_key(key, known)}")
+    missing = [key for key in known if key not in values]
+    if whole and missing:
+        raise ConfigError(f"{where}{missing[0]} is missing")
     try:
         return Config(**values)
     except ConfigError as error:
@@ -161,11 +207,12 @@ def read_recipe(name: str) -> Config:
     """
     folder = files("dpcnn") / "recipes"
     named = sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
-    path = folder / f"{name}.toml" if name in named else Path(name)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = (folder / f"{name}.toml").read_bytes() if name in named else read_bytes(Path(name), MOST_RECIPE)
+        return from_dict(load_toml(content), f"recipe {name}: ")
     except FileNotFoundError:
         raise ConfigError(f"--recipe: no recipe and no file {name!r}; recipes are {', '.join(named)}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"recipe {name}: {error.strerror}") from None
+    except FieldError as error:
         raise ConfigError(f"recipe {name}: {error}") from None
-    return from_dict(values, f"recipe {name}: ")

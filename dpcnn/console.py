@@ -9,6 +9,8 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from dpcnn.board import Board
+from dpcnn.errors import printable
+from dpcnn.files import Folder
 from dpcnn.metrics import Cursor, Event, Tally, evaluated
 from dpcnn.parallel.launch import launcher
 
@@ -60,12 +62,13 @@ class Console(Report):
     def say(self, line: str) -> None:
         if self._bar is not None:
             self._bar.clear()
+        line = printable(line, keep="\n")
         self._print(line)
         if self._bar is not None:
             self._bar.refresh()
         if self._log:
-            with open(self._log, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with Folder(self._log.parent) as folder, folder.appending(self._log.name) as file:
+                file.write(f"{line}\n".encode())
 
     def _print(self, line: str) -> None:
         try:
@@ -76,7 +79,7 @@ class Console(Report):
     def begin(self, cursor: Cursor, epochs: int, images: int) -> None:
         self._epochs = epochs
         self._started = self._said = time.monotonic()
-        if self._terminal is not None:
+        if self._terminal is not None and os.get_terminal_size(self._terminal.fileno()).columns:
             self._bar = tqdm(
                 total=images,
                 unit=" images",
@@ -140,6 +143,6 @@ def terminal(descriptor: int) -> str | None:
 def open_terminal(path: str | None) -> TextIO | None:
     """The terminal for writing, if there is one and it lets us."""
     try:
-        return open(path, "w", encoding="utf-8") if path else None
+        return open(path, "w", encoding="utf-8", errors="backslashreplace") if path else None
     except OSError:
         return None

@@ -1,9 +1,9 @@
 """Whether this machine, or this job, is fit for training: dpcnn doctor, alone or under mpirun and srun"""
 
-import fcntl
 import json
 import os
 import platform
+import secrets
 import shutil
 import sys
 import tempfile
@@ -23,6 +23,7 @@ from dpcnn.data.samples import find_data
 from dpcnn.data.shards import SPLITS, read_manifest, verify
 from dpcnn.diagnosis import FAIL, Facts, judge, screen
 from dpcnn.errors import DataError
+from dpcnn.files import Folder, read_bytes
 from dpcnn.fingerprint import fingerprint
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.launch import detect
@@ -143,21 +144,18 @@ def of_data(comm: Alone, name: str) -> Facts:
 def of_output(comm: Alone, folder: Path) -> Facts:
     """What the file system of the runs can do: rank 0 writes, all look."""
     found: Facts = {"folder": str(folder), "fault": "", "locks": True, "free_mb": 0, "seen": []}
-    probe = folder / f".dpcnn-doctor-{os.getpid()}"
+    probe = folder / f".dpcnn-doctor-{secrets.token_hex(8)}"
     name = comm.broadcast_obj(str(probe))
     if comm.rank == 0:
         try:
             found["free_mb"] = shutil.disk_usage(folder).free >> 20
-            probe.with_suffix(".new").write_bytes(b"whole")
-            with open(probe, "wb") as file:
-                file.write(b"old")
-                os.fsync(file.fileno())
-            os.replace(probe.with_suffix(".new"), probe)
-            if probe.read_bytes() != b"whole":
-                found["fault"] = "a file that was moved over another has not taken its place"
-            with open(probe, "rb") as file:
+            with Folder(folder) as place:
+                place.write(probe.name, b"old")
+                place.write(probe.name, b"whole")
+                if read_bytes(probe) != b"whole":
+                    found["fault"] = "a file that was moved over another has not taken its place"
                 try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    place.lock(probe.name, "").close()
                 except OSError:
                     found["locks"] = False
         except OSError as error:
@@ -166,8 +164,7 @@ def of_output(comm: Alone, folder: Path) -> Facts:
     seen = comm.allgather_obj(Path(name).exists())
     comm.barrier()
     if comm.rank == 0:
-        for path in (probe, probe.with_suffix(".new")):
-            path.unlink(missing_ok=True)
+        probe.unlink(missing_ok=True)
         found["seen"] = seen
     whole: Facts = comm.broadcast_obj(found)
     return whole

@@ -75,9 +75,13 @@ def not_installed(package: str, extra: str) -> str:
 
 def unknown_key(key: str, known: Collection[str]) -> str:
     """What to say of a key that is not known: the nearest that is, or all."""
-    close = get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
-    return f"unknown key {key!r}; {hint}"
+    return f"unknown key {key[:60]!r}; {nearest(key[:60], known)}"
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """What to say where a word is not known: the nearest that is, or all."""
+    close = get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
 
 
 _KINDS: tuple[type[DpcnnError], ...] = (

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from dpcnn.checkpoint import Checkpoint, read
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.config import from_dict
+from dpcnn.data.holdout import hold_out
 from dpcnn.data.samples import Samples, find_data, load
 from dpcnn.errors import ConfigError
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.plots import draw_confusion, draw_mistakes
+from dpcnn.run_folder import find_checkpoint
 from dpcnn.tables import text
 from dpcnn.validation import Answers, evaluate
 
@@ -37,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(comm: Alone, argv: Sequence[str] | None) -> int:
     """Evaluate, on every rank of ``comm``, as the command line says."""
     parser = Parser(prog="dpcnn.evaluate", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, such as RUN/checkpoints/best.h5")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="RUN|CHECKPOINT", help="a run's folder: its best checkpoint; or a checkpoint"
+    )
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="which samples (default test)")
     parser.add_argument("--data", metavar="NAME|DIR", help="another data set than the checkpoint's")
     parser.add_argument(
@@ -47,8 +51,8 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object, with all of this")
     with comm.together():
         options = parse(parser, argv, comm)
-    checkpoint = read_on_rank_0(comm, options.checkpoint)
-    found = examine(comm, options.checkpoint, checkpoint, options.split, options.data)
+    path, checkpoint = read_on_rank_0(comm, options.checkpoint)
+    found = examine(comm, path, checkpoint, options.split, options.data)
     with comm.together():
         if comm.rank == 0:
             print(json.dumps(found.told) if options.json else SENTENCE.format(**found.told))
@@ -57,7 +61,7 @@ def command(comm: Alone, argv: Sequence[str] | None) -> int:
             if options.plots:
                 options.plots.mkdir(parents=True, exist_ok=True)
                 print(draw_confusion(found.confusion, options.plots / "confusion"))
-                print(draw_mistakes(found.answers, found.samples, found.first, MISTAKES, options.plots / "mistakes"))
+                print(draw_mistakes(found.answers, found.samples, found.indices, MISTAKES, options.plots / "mistakes"))
     return DONE
 
 
@@ -67,27 +71,28 @@ class Examination:
 
     Attributes:
         samples: the split.
-        first: the number of the first of them that was answered.
-        answers: for those from ``first`` on.
+        indices: (n,) the numbers of those that were answered.
+        answers: to them.
         confusion: (classes, classes) counts: by row the right class, by column the predicted one.
         told: all of it in figures, ready for JSON.
     """
 
     samples: Samples
-    first: int
+    indices: NDArray[Any]
     answers: Answers
     confusion: NDArray[Any]
     told: dict[str, Any]
 
 
-def read_on_rank_0(comm: Alone, path: Path) -> Checkpoint | None:
-    """The checkpoint, on rank 0; None elsewhere.
+def read_on_rank_0(comm: Alone, path: Path) -> tuple[Path, Checkpoint | None]:
+    """The checkpoint at a path, or of a run's folder there: where it lies, and on rank 0 what it holds; else None.
 
     Raises:
         CheckpointError: on every rank.
     """
     with comm.together():
-        return read(path) if comm.rank == 0 else None
+        path = find_checkpoint(path)
+        return path, read(path) if comm.rank == 0 else None
 
 
 def examine(comm: Alone, path: Path, checkpoint: Checkpoint | None, split: str, data: str | None = None) -> Examination:
@@ -110,15 +115,17 @@ def examine(comm: Alone, path: Path, checkpoint: Checkpoint | None, split: str, 
     if apart and comm.rank == 0:
         print(apart, file=sys.stderr)
     samples = load(folder, "test" if split == "test" else "train", comm)
-    first = 0 if split == "test" else max(0, len(samples) - config.validation)
+    indices = np.arange(len(samples))
+    if split == "validation":
+        indices = hold_out(samples.labels, config.validation, config.holdout, config.seed).validation
     with comm.together():
-        if first == len(samples):
+        if not len(indices):
             raise ConfigError(f"{path}: its run held no samples back for validation; give --split test")
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         vector = network.flat(checkpoint.parameters) if checkpoint else np.empty(network.size, np.float32)
     comm.broadcast(vector)
     started = time.perf_counter()
-    answers = evaluate(comm, network, vector, samples, range(first, len(samples)), config.label_smoothing)
+    answers = evaluate(comm, network, vector, samples, indices, config.label_smoothing)
     confusion, tally = answers.confusion(network.classes), answers.tally
     told = {
         **place,
@@ -132,7 +139,7 @@ def examine(comm: Alone, path: Path, checkpoint: Checkpoint | None, split: str, 
         "confusion": confusion.tolist(),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return Examination(samples, first, answers, confusion, told)
+    return Examination(samples, indices, answers, confusion, told)
 
 
 def of_classes(confusion: NDArray[Any]) -> list[dict[str, Any]]:

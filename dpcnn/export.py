@@ -15,13 +15,14 @@ from dpcnn import __version__
 from dpcnn.checkpoint import Checkpoint, read
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.errors import CheckpointError, LaunchError, not_installed
+from dpcnn.files import write_file
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
 from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 from dpcnn.nn.torch_layout import twins
 from dpcnn.parallel.comm import Alone
-from dpcnn.run_folder import replace_file
+from dpcnn.run_folder import find_checkpoint
 
 Weights = dict[str, NDArray[np.float32]]
 OPSET, IR_VERSION = 17, 8  # of ONNX: old enough for any runtime in use
@@ -35,19 +36,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(comm: Alone, argv: Sequence[str] | None) -> int:
     """Write the file on rank 0; the other ranks of ``comm`` wait to hear whether it went well."""
     parser = Parser(prog="dpcnn.export", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, such as RUN/checkpoints/best.h5")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="RUN|CHECKPOINT", help="a run's folder: its best checkpoint; or a checkpoint"
+    )
     parser.add_argument("--format", choices=sorted(FORMATS), default="onnx", help="of the file (default onnx)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default the checkpoint's name, here)")
     with comm.together():
         options = parse(parser, argv, comm)
     with comm.together():
         if comm.rank == 0:
-            checkpoint = read(options.checkpoint)
-            path = options.out or Path(f"{options.checkpoint.resolve().stem}.{options.format}")
-            if path.exists():
+            source = find_checkpoint(options.checkpoint)
+            checkpoint = read(source)
+            path = options.out or Path(f"{source.resolve().stem}.{options.format}")
+            if path.exists() or path.is_symlink():
                 raise CheckpointError(f"{path}: exists; give another --out, or delete it")
             content = FORMATS[options.format](checkpoint)
-            replace_file(path, content)
+            write_file(path, content)
             print(f"{path}: {checkpoint.config.model} of step {checkpoint.cursor.step}, {len(content):,} bytes")
     return DONE
 

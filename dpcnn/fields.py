@@ -80,6 +80,10 @@ class Table:
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
+    def all(self) -> dict[str, Any]:
+        """The values as they were read."""
+        return self._values
+
     def only(self, known: Collection[str]) -> None:
         """Refuse every key but these."""
         for key in self._values:

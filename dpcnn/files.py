@@ -20,7 +20,10 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 MOST_TEXT = 64 << 20
-"""Bytes of a text file, such as a manifest, a recipe or a run's metrics, that are read at most."""
+"""Bytes of a text file, such as a manifest or a run's metrics, that are read at most."""
+
+MOST_RECIPE = 1 << 20
+"""Bytes of a recipe or a run's config.toml."""
 
 MOST_HOLDER = 300
 """Bytes of what the holder of a lock says of itself."""
@@ -137,19 +140,35 @@ class Folder:
         """
         file = self.appending(name)
         try:
+            self._take(file, name, fcntl.LOCK_EX)
             with self._named(name):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.ftruncate(file.fileno(), 0)
                 os.write(file.fileno(), holder.encode(errors="backslashreplace"))
-        except BlockingIOError:
-            file.close()
-            time.sleep(0.2)  # who has just taken it may still be writing
-            told = read_bytes(self.path / name)[:MOST_HOLDER].decode(errors="replace")
-            raise BlockingIOError(errno.EAGAIN, told, str(self.path / name)) from None
         except OSError:
             file.close()
             raise
         return file
+
+    def check_unlocked(self, name: str) -> None:
+        """Look whether another process holds that lock, and leave everything as it is.
+
+        Raises:
+            BlockingIOError: it does, as with :meth:`lock`.
+        """
+        try:
+            with self._named(name), open_plain(self.path / name) as file:
+                self._take(file, name, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return
+
+    def _take(self, file: BinaryIO, name: str, kind: int) -> None:
+        try:
+            with self._named(name):
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.2)  # who has just taken it may still be writing
+            told = read_bytes(self.path / name)[:MOST_HOLDER].decode(errors="replace")
+            raise BlockingIOError(errno.EAGAIN, told, str(self.path / name)) from None
 
     def remove(self, name: str) -> None:
         """Remove a file or a link, if it is there."""

@@ -1,6 +1,5 @@
 """Predict the time of a step from measured ones: python -m dpcnn.forecast --fit FILE... --check FILE..."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +13,15 @@ import numpy as np
 
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.errors import ConfigError
+from dpcnn.fields import Table, load_json, number
+from dpcnn.files import MOST_TEXT, read_bytes
 from dpcnn.parallel.comm import Alone
 from dpcnn.plots import draw_scaling
 from dpcnn.tables import markdown
 
 Fit = dict[str, float]
+LEAST_TIME = 1e-9
+"""Seconds or milliseconds: less was never measured."""
 
 
 @dataclass(frozen=True)
@@ -116,18 +119,19 @@ def read_job(path: Path) -> Job:
         ConfigError: it is no such file, or holds no measurement of one job.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        ranks, nodes, size = (int(found[key]) for key in ("ranks", "nodes", "parameters"))
+        found = Table(load_json(read_bytes(path, MOST_TEXT)))
+        ranks, nodes, size = (found.integer(key, 1) for key in ("ranks", "nodes", "parameters"))
         if "seconds_a_step" not in found:
-            seconds = median(found["exchange"]["milliseconds"]["exact"]) / 1e3
+            times = found.table("exchange").table("milliseconds").items("exact")
+            seconds = median(number(time, "exchange.milliseconds.exact", LEAST_TIME) for time in times) / 1e3
             return Job(ranks, nodes, 0, 0, size, 0, 0, seconds)
-        batch, microbatch = found["config"]["batch"], found["config"]["microbatch"]
-        flops, activations = float(found["flops_an_image"]), float(found["activations_an_image"])
-        seconds = float(found["seconds_a_step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: expected a file of python -m dpcnn.bench --json, of one job ({type(error).__name__}: {error})"
-        ) from None
+        batch, microbatch = (found.table("config").integer(key, 1) for key in ("batch", "microbatch"))
+        flops, activations = (found.number(key, 0) for key in ("flops_an_image", "activations_an_image"))
+        seconds = found.number("seconds_a_step", LEAST_TIME)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give a file of python -m dpcnn.bench --json") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: expected a file of python -m dpcnn.bench --json, of one job ({error})") from None
     return Job(ranks, nodes, batch / ranks, ceil(batch / microbatch) / ranks, size, flops, activations, seconds)
 
 

@@ -1,6 +1,5 @@
 """Bring a net in: python -m dpcnn.import FILE.safetensors"""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dpcnn.checkpoint import Checkpoint, weights_sha256, write
+from dpcnn.checkpoint import MOST_SIDE, Checkpoint, weights_sha256, write
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.errors import CheckpointError, ConfigError, LaunchError, not_installed
+from dpcnn.fields import MOST_NAME, FieldError, Table, load_json
+from dpcnn.files import open_plain
 from dpcnn.fingerprint import fingerprint
 from dpcnn.memory import Array, Shape
 from dpcnn.metrics import Cursor
@@ -37,7 +38,7 @@ def bring_in(comm: Alone, argv: Sequence[str] | None) -> int:
     with comm.together():
         if comm.rank == 0:
             out = options.out or Path(f"{options.file.stem}.h5")
-            if out.exists():
+            if out.exists() or out.is_symlink():
                 raise CheckpointError(f"{out}: exists; give another --out, or delete it")
             told = None
             if options.recipe:
@@ -78,8 +79,8 @@ def from_safetensors(path: Path, told: Told | None = None) -> Checkpoint:
     for name in [*expected, *found]:
         if found.get(name) != expected.get(name):
             raise CheckpointError(
-                f"{path}: {name} is {found.get(name, 'absent')} there and {expected.get(name, 'absent')} in "
-                f"{told.config.model}; give the --recipe that it was made with"
+                f"{path}: {name[:MOST_NAME]} is {found.get(name, 'absent')} there and {expected.get(name, 'absent')} "
+                f"in {told.config.model}; give the --recipe that it was made with"
             )
     vector = network.flat({twin.ours: twin.from_torch(tensors[name]) for name, twin in known.items()})
     return Checkpoint(
@@ -107,10 +108,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Array], Mapping[str, str]]:
     except ImportError:
         raise LaunchError(not_installed("safetensors", "export")) from None
     try:
+        open_plain(path).close()
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata: Mapping[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError, KeyError, AttributeError) as error:  # NumPy lacks bfloat16
         raise CheckpointError(f"{path}: no safetensors file that can be read ({error})") from None
     tensors = {name: array for name, array in tensors.items() if not name.endswith("num_batches_tracked")}
     for name, array in tensors.items():
@@ -129,17 +131,21 @@ def read_metadata(path: Path, metadata: Mapping[str, str]) -> Told:
     if "dpcnn" not in metadata:
         raise ConfigError(f"{path}: does not tell its network; give --recipe")
     try:
-        told = json.loads(metadata["dpcnn"])
-        H, W, C = (int(side) for side in told["image_shape"])
-        return Told(from_dict(told["config"]), (H, W, C), int(told["classes"]), int(told["step"]))
-    except (KeyError, ValueError, TypeError, ConfigError) as error:
+        told = Table(load_json(metadata["dpcnn"]))
+        return Told(
+            from_dict(told.table("config").all(), "config.", whole=True),
+            told.integers("image_shape", 3, least=1, most=MOST_SIDE),
+            told.integer("classes", 1, MOST_SIDE),
+            told.integer("step"),
+        )
+    except (FieldError, ConfigError) as error:
         raise CheckpointError(f"{path}: what it says of its network is not understood ({error})") from None
 
 
 def sides(text: str) -> Shape:
     """The numbers of --image-shape."""
     words = text.split(",")
-    if len(words) != 3 or not all(word.isdecimal() and int(word) for word in words):
+    if len(words) != 3 or not all(word.isdecimal() and 0 < int(word[:9]) <= MOST_SIDE for word in words):
         raise ConfigError(f"--image-shape: expected H,W,C such as 28,28,1, not {text}")
     return tuple(int(word) for word in words)
 

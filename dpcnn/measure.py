@@ -21,7 +21,6 @@ from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.exchange import ExactExchange
 from dpcnn.run_folder import RunFolder
 from dpcnn.spans import STEP_PHASES, Spans
-from dpcnn.streams import permutation
 from dpcnn.trainer import Trainer
 
 WARM_UP = 5  # steps
@@ -55,7 +54,7 @@ def measure(comm: Alone, config: Config, network: Network, samples: Samples, ste
 
 def time_steps(comm: Alone, trainer: Trainer, steps: int) -> float:
     """Seconds that some steps take, after some others."""
-    order = permutation(trainer.config.seed, 0, trainer.training)
+    order = trainer.order()
     with np.errstate(all="ignore"):
         for _ in range(WARM_UP):
             trainer.train_step(order)

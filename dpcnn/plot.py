@@ -15,7 +15,7 @@ from dpcnn.errors import ConfigError
 from dpcnn.nn.network import Network, Vector
 from dpcnn.parallel.comm import Alone
 from dpcnn.plots import draw_curves, draw_filters, draw_maps
-from dpcnn.run_folder import RunFolder
+from dpcnn.run_folder import RunFolder, find_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def plot(comm: Alone, argv: Sequence[str] | None) -> int:
             name = "curves" if len(options.runs) == 1 else "compared"
             print(draw_curves(options.runs, out / name))
             if options.filters:
-                checkpoint = read(RunFolder(options.runs[0]).checkpoints / "last.h5")
+                checkpoint = read(find_checkpoint(options.runs[0]))
                 samples = load(find_data(checkpoint.config.data), "test", Alone())
                 if not 0 <= options.sample < len(samples):
                     raise ConfigError(f"--sample: must be below {len(samples)}, not {options.sample}")

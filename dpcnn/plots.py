@@ -1,5 +1,6 @@
 """Pictures of runs. Matplotlib is an extra, imported only when something is drawn."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.data.samples import Samples
+from dpcnn.files import write_file
 from dpcnn.metrics import evaluated, read_events
 from dpcnn.validation import Answers
 
@@ -69,7 +71,7 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
             return f"no curves drawn: {run} has not come to the end of an epoch"
         steps_per_epoch = epochs[0]["step"]
         kinds = ["train", *evaluated(epochs[-1])]
-        worst = min(worst, *(epochs[-1][f"{kind}_accuracy"] for kind in kinds))
+        worst = min(worst, *(e[f"{kind}_accuracy"] for kind in kinds for e in epochs if f"{kind}_accuracy" in e))
         steps = [event for event in events if event["event"] == "step"]
         label = f"{run.name}: " if len(runs) > 1 else ""
         of_steps = f"C{number}" if len(runs) > 1 else "grey"
@@ -85,7 +87,7 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
                 axes.plot(x, y, style, color=color, label=f"{label}{NAMES.get(kind, kind)}")
     loss.set(xlabel="epoch", ylabel="cross-entropy an image", yscale="log", title="loss")
     accuracy.set(xlabel="epoch", ylabel="share classified right", title="accuracy")
-    accuracy.set_ylim(max(0.0, 1 - 8 * (1 - worst) - 0.001), 1.0005)  # the first steps may lie below
+    accuracy.set_ylim(max(0.0, 1 - 1.2 * (1 - worst) - 0.001), 1.0005)  # the first steps may lie below
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.legend()
@@ -115,11 +117,13 @@ def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:
     return save(figure, stem, "confusion matrix")
 
 
-def draw_mistakes(answers: Answers, samples: Samples, first: int, most: int, stem: Path, columns: int = 8) -> str:
+def draw_mistakes(
+    answers: Answers, samples: Samples, indices: NDArray[Any], most: int, stem: Path, columns: int = 8
+) -> str:
     """Draw the images with the highest losses among those classified wrong, to STEM.png and STEM.svg.
 
     Args:
-        first: the number of the first of the samples that were answered.
+        indices: (n,) the numbers of the samples that were answered.
         most: draw no more than so many.
         columns: of the picture.
 
@@ -134,7 +138,7 @@ def draw_mistakes(answers: Answers, samples: Samples, first: int, most: int, ste
     figure = new_figure(width=1.1 * columns, height=1.3 * rows)
     if figure is None:
         return MISSING
-    images, _ = samples.take(worst + first)
+    images, _ = samples.take(indices[worst])
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
     for axes, number, image in zip(grid.flat, worst, images, strict=False):
@@ -213,5 +217,7 @@ def save(figure: Any, stem: Path, what: str) -> str:
     """Write a figure, and say where."""
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for path in paths:
-        figure.savefig(path, dpi=150)
+        picture = io.BytesIO()
+        figure.savefig(picture, format=path.suffix[1:], dpi=150)
+        write_file(path, picture.getvalue())
     return f"{what} drawn: {' and '.join(map(str, paths))}"

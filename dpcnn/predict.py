@@ -17,6 +17,7 @@ from dpcnn.errors import DataError
 from dpcnn.nn.losses import softmax
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.split import cut
+from dpcnn.run_folder import find_checkpoint
 from dpcnn.validation import EVALUATION_BLOCK
 
 SHOWN = 3  # classes in a line of text
@@ -30,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def predict(comm: Alone, argv: Sequence[str] | None) -> int:
     """Predict on rank 0; the other ranks of ``comm`` wait to hear whether it went well."""
     parser = Parser(prog="dpcnn.predict", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, such as RUN/checkpoints/best.h5")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="RUN|CHECKPOINT", help="a run's folder: its best checkpoint; or a checkpoint"
+    )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="PNG, JPEG, IDX or NPZ; - for stdin")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON object for each image, a line each")
@@ -50,13 +53,15 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
     Raises:
         CheckpointError, DataError, ConfigError: a file is not what it should be.
     """
-    known = read(checkpoint)
+    known = read(find_checkpoint(checkpoint))
     network = known.network()
     vector = network.flat(known.parameters)
     for path in files:
         images = read_pictures(path, contents(path), known.image_shape)
         for start, stop in cut(len(images), EVALUATION_BLOCK):
             rows: NDArray[Any] = softmax(network.logits(vector, images[start:stop]).astype(np.float64))
+            if not np.isfinite(rows).all():
+                raise DataError(f"{path}: the network's answer is not finite: its weights are too large for this file")
             for number, row in enumerate(rows, start):
                 yield {"file": str(path), "image": number, "class": int(row.argmax()), "probabilities": row.tolist()}
 

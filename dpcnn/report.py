@@ -1,6 +1,5 @@
 """A run as one HTML page: python -m dpcnn.report RUN"""
 
-import json
 import sys
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
@@ -14,21 +13,23 @@ from typing import Any
 import numpy as np
 
 from dpcnn import __version__
-from dpcnn.checkpoint import LAST, Checkpoint
+from dpcnn.checkpoint import Checkpoint
 from dpcnn.cli import DONE, Parser, parse, run
-from dpcnn.errors import ConfigError, LaunchError
+from dpcnn.errors import CheckpointError, ConfigError, LaunchError
 from dpcnn.evaluate import Examination, examine, read_on_rank_0
-from dpcnn.metrics import Event, epoch_rows, read_events
+from dpcnn.fields import FieldError, Table, load_json
+from dpcnn.files import MOST_TEXT, read_bytes, write_file
+from dpcnn.metrics import Cursor, Event, epoch_rows, read_events
 from dpcnn.parallel.comm import Alone
 from dpcnn.plot import draw_first_layer
 from dpcnn.plots import draw_confusion, draw_curves, draw_mistakes, new_figure
-from dpcnn.run_folder import RunFolder, replace_file
+from dpcnn.run_folder import RunFolder
 from dpcnn.spans import PHASES
 
 MISTAKES, COLUMNS = 25, 5  # in the picture
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #111; max-width: 46rem; margin: 0 auto; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #111; max-width: 76rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 img { width: 100%; max-width: 34rem; display: block; }
 div.table { overflow-x: auto; }
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(comm: Alone, argv: Sequence[str] | None) -> int:
-    """Evaluate the run's last checkpoint on every rank of ``comm``, and write the page on rank 0."""
+    """Evaluate the run's best checkpoint on every rank of ``comm``, and write the page on rank 0."""
     parser = Parser(prog="dpcnn.report", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--data", metavar="NAME|DIR", help="another data set than the run's")
@@ -58,26 +59,26 @@ def report(comm: Alone, argv: Sequence[str] | None) -> int:
             raise ConfigError(f"{options.run}: no run's folder: it has no metrics.jsonl")
         if comm.rank == 0 and new_figure(1) is None:
             raise LaunchError("a report needs pictures: matplotlib is not installed; pip install 'dpcnn[plot]'")
-    path = folder.checkpoints / LAST
-    checkpoint = read_on_rank_0(comm, path)
+    path, checkpoint = read_on_rank_0(comm, options.run)
     found = examine(comm, path, checkpoint, "test", options.data)
     with comm.together():
         if checkpoint:
             out = options.out or options.run / "report.html"
-            replace_file(out, page(folder, checkpoint, found).encode())
+            write_file(out, page(folder, path, checkpoint, found).encode())
             print(f"{out}: {out.stat().st_size:,} bytes")
     return DONE
 
 
-def page(folder: RunFolder, checkpoint: Checkpoint, found: Examination) -> str:
-    """The page: one file, nothing loaded from elsewhere."""
+def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, found: Examination) -> str:
+    """The page on the checkpoint at ``path`` and its run: one file, nothing loaded from elsewhere."""
+    events = read_events(folder.metrics)
     with TemporaryDirectory(prefix="dpcnn-report-") as work:
         out, sample = Path(work), found.samples.take(np.array([0]))[0]
         draw_curves([folder.path], out / "curves", narrow=True)
         draw_confusion(found.confusion, out / "confusion")
-        draw_mistakes(found.answers, found.samples, found.first, MISTAKES, out / "mistakes", COLUMNS)
+        draw_mistakes(found.answers, found.samples, found.indices, MISTAKES, out / "mistakes", COLUMNS)
         draw_first_layer(checkpoint, sample, out)
-        epochs = checkpoint.cursor.epoch_events
+        epochs = [event for event in events if event["event"] == "epoch"]
         sections = [
             ("Loss and accuracy", picture(out, "curves", "loss and accuracy over the epochs")),
             ("Epochs", table(*epoch_rows(epochs)) if epochs else ""),
@@ -85,7 +86,7 @@ def page(folder: RunFolder, checkpoint: Checkpoint, found: Examination) -> str:
             ("Who is taken for whom", picture(out, "confusion", "counts of right class by predicted class")),
             ("The worst mistakes", picture(out, "mistakes", "right class as predicted class")),
             ("Filters of the first layer", picture(out, "filters", "before and after training")),
-            ("What they make of a digit", picture(out, "maps", "feature maps before and after training")),
+            ("What they make of an image", picture(out, "maps", "feature maps before and after training")),
             ("Time and memory of each rank", ranks_table(folder)),
             ("Configuration", facts({k: v for k, v in asdict(checkpoint.config).items() if k != "layers"})),
             ("Layers", layers_table(checkpoint)),
@@ -99,24 +100,27 @@ def page(folder: RunFolder, checkpoint: Checkpoint, found: Examination) -> str:
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(name)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style></head>\n'
-        f"<body>\n<h1>{escape(name)}</h1>\n{facts(summary(checkpoint, found, read_events(folder.metrics)))}\n"
+        f"<body>\n<h1>{escape(name)}</h1>\n{facts(summary(path, checkpoint, found, events))}\n"
         f"{body}\n</body>\n</html>\n"
     )
 
 
-def summary(checkpoint: Checkpoint, found: Examination, events: Sequence[Event]) -> dict[str, Any]:
+def summary(path: Path, checkpoint: Checkpoint, found: Examination, events: Sequence[Event]) -> dict[str, Any]:
     """What a reader wants to know first."""
     cursor, told = checkpoint.cursor, found.told
     network = checkpoint.network()
-    best = cursor.best or {}
+    run = Cursor(events=list(events))
+    best, last = run.best(checkpoint.config.monitor) or {}, (run.epoch_events or [{"epoch": 0, "step": 0}])[-1]
     end = "" if any(event["event"] == "end" for event in events) else "; the run has not come to its end"
     return {
         "network": f"{checkpoint.config.model}, {network.size:,} parameters",
+        "checkpoint": f"{path.name}: after {cursor.step:,} steps, {cursor.epochs} epochs; the figures, pictures and "
+        "classes on this page are of this one",
         "test accuracy": f"{told['accuracy']:.4f}: {told['correct']:,} of {told['samples']:,} of {told['data']}",
         "validation accuracy": f"{best['validation_accuracy']:.4f} at best, after epoch {best['epoch']}"
         if "validation_accuracy" in best
         else "no samples held back",
-        "trained for": f"{cursor.epochs} epochs, {cursor.step:,} steps, {cursor.seconds:.1f} s{end}",
+        "trained for": f"{last['epoch']} epochs, {last['step']:,} steps{end}",
         "seed": checkpoint.config.seed,
         "sha256 of the weights": checkpoint.weights_sha256,
         "sha256 of the data": checkpoint.data,
@@ -155,22 +159,27 @@ def classes_table(told: dict[str, Any]) -> str:
 
 
 def ranks_table(folder: RunFolder) -> str:
-    """Where each rank's time went since the run's last start; nothing where that was not recorded."""
-    if not folder.times.is_file():
+    """Where each rank's time went since the run's last start; nothing where that was not recorded.
+
+    Raises:
+        CheckpointError: the run's file of it is not what a run has written.
+    """
+    if not folder.times.exists():
         return ""
-    times = json.loads(folder.times.read_text(encoding="utf-8"))
-    rows = [
-        [
-            rank,
-            *(f"{found['seconds'][phase]:.1f} s" for phase in PHASES),
-            f"{found['waited_for']:.1f} s",
-            f"{found['peak_memory_mb']:.0f} MB",
-        ]
-        for rank, found in enumerate(times["ranks"])
-    ]
-    return f"<p>{escape(times['mpi'])}; since the run's last start.</p>\n" + table(
-        ["rank", *PHASES, "waited for", "memory"], rows
-    )
+    try:
+        told = Table(load_json(read_bytes(folder.times, MOST_TEXT)))
+        rows = []
+        for rank, of_rank in enumerate(told.tables("ranks")):
+            seconds = of_rank.table("seconds")
+            times = [*(seconds.number(phase) for phase in PHASES), of_rank.number("waited_for")]
+            rows.append([rank, *(f"{time:.1f} s" for time in times), f"{of_rank.number('peak_memory_mb'):.0f} MB"])
+        library = told.name("mpi")
+    except OSError as error:
+        raise CheckpointError(f"{folder.times}: {error.strerror}; delete it") from None
+    except FieldError as error:
+        raise CheckpointError(f"{folder.times}: not what a run has written ({error}); delete it") from None
+    header = ["rank", *PHASES, "waited for", "memory"]
+    return f"<p>{escape(library)}; since the run's last start.</p>\n{table(header, rows)}"
 
 
 def layers_table(checkpoint: Checkpoint) -> str:

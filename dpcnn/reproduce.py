@@ -12,11 +12,12 @@ from dpcnn.bench import start
 from dpcnn.cli import DONE, Parser, parse, retype, run
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
+from dpcnn.fields import load_json
+from dpcnn.files import read_bytes, write_file
 from dpcnn.fingerprint import fingerprint, processor
 from dpcnn.metrics import Event, evaluated, read_events
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.launch import check_starter, usual_launcher
-from dpcnn.run_folder import replace_file
 from dpcnn.tables import markdown
 
 
@@ -90,7 +91,7 @@ def reproduce(comm: Alone, argv: Sequence[str] | None) -> int:
     text = table(rows, options.ranks)
     print(text)
     if options.out:
-        options.out.write_text(f"# Results\n\n{text}\n", encoding="utf-8")
+        write_file(options.out, f"# Results\n\n{text}\n".encode())
     return DONE
 
 
@@ -107,8 +108,8 @@ def train_in_torch(recipe: str, seed: str, more: Sequence[str], told: Path) -> l
     """What PyTorch's run tells of its epochs, which is kept in a file."""
     if not told.is_file():
         told.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(told, start([], "dpcnn.peers.torch_recipe", recipe, "--seed", seed, *more).encode())
-    return read_events(told)
+        write_file(told, start([], "dpcnn.peers.torch_recipe", recipe, "--seed", seed, *more).encode())
+    return [load_json(line) for line in read_bytes(told).splitlines()]
 
 
 def reached(published: Published, runs: Sequence[Sequence[Event]]) -> list[float]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 WEIGHTS = 1  # + parameter number
 ORDER = 2  # + epoch
 SAMPLES = 3  # + epoch; then, in the generator's counter, sample number and layer number
+HOLDOUT = 4  # which samples are held back for validation
 IMAGE = 2**32  # in place of a layer's number: what is done to the image itself
 
 

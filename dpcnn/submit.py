@@ -13,6 +13,7 @@ from pathlib import Path
 from dpcnn.cli import DONE, Parser, override, parse, run
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError, LaunchError
+from dpcnn.files import read_bytes, write_file
 from dpcnn.parallel.comm import Alone
 from dpcnn.resume import RECIPE
 from dpcnn.stopping import seconds_of
@@ -120,10 +121,10 @@ def send(scheduler: str, path: Path, text: str) -> None:
     sender = SENDERS[scheduler]
     if shutil.which(sender) is None:
         raise LaunchError(f"--send: no {sender} on the PATH; type this on a login node, or leave --send away")
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    if path.exists() and read_bytes(path) != text.encode():
         raise ConfigError(f"{path}: another script is there already; submit it by {sender}, or delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text.encode())
     done = subprocess.run([sender, str(path)], capture_output=True, text=True)
     if done.returncode:
         raise LaunchError(f"{sender} refuses {path}: {(done.stderr or done.stdout).strip()}")

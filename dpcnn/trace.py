@@ -27,14 +27,16 @@ def clock_offset(comm: Alone) -> float:
     return 0.0 if hosts[comm.rank] == hosts[0] else median(differences)
 
 
-def merged(comm: Alone, spans: Spans, offset: float) -> bytes:
-    """All ranks' recorded spans, in the Chrome trace format (JSON); the same on every rank.
+def merged(comm: Alone, spans: Spans, offset: float) -> bytes | None:
+    """All ranks' recorded spans, in the Chrome trace format (JSON), on rank 0; None elsewhere.
 
     Args:
         offset: of this rank's clock.
     """
     mine = [[phase, start - offset, end - start] for phase, start, end in spans.recorded]
-    told = comm.allgather_obj([platform.node(), mine])
+    told = comm.gather_obj([platform.node(), mine])
+    if told is None:
+        return None
     first = min((start for _, rows in told for _, start, _ in rows), default=0.0)
     events: list[dict[str, Any]] = []
     for rank, (host, rows) in enumerate(told):

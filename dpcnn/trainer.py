@@ -14,6 +14,7 @@ from dpcnn.checkpoint import Checkpoint, weights_sha256
 from dpcnn.config import Config
 from dpcnn.console import Report
 from dpcnn.data.augment import Augment
+from dpcnn.data.holdout import hold_out
 from dpcnn.data.samples import Samples
 from dpcnn.errors import CheckpointError, DivergenceError
 from dpcnn.fingerprint import fingerprint
@@ -54,7 +55,8 @@ class Trainer:
         self.run, self.report = run, report
         self.stop = Stop()
         self.test: Samples | None = None
-        self.training = len(samples) - config.validation
+        self.holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)
+        self.training = len(self.holdout.training)
         self.steps_per_epoch = math.ceil(self.training / config.batch)
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
         self.last_epoch = math.ceil(self.last_step / self.steps_per_epoch)
@@ -92,20 +94,36 @@ class Trainer:
             DivergenceError: on every rank, before the parameters are touched.
             CheckpointError: on every rank.
         """
-        with np.errstate(all="ignore"):  # what is not finite is found by the step itself, and named
-            while self.cursor.epochs < self.last_epoch and not self._out_of_patience():
-                order = permutation(self.config.seed, self.cursor.epochs, self.training)
-                while self.cursor.step < min((self.cursor.epochs + 1) * self.steps_per_epoch, self.last_step):
-                    stop = self.train_step(order)
-                    if self._due(self.config.guard_every):
-                        self.guard()
-                    if stop or self._due(self.config.checkpoint_every):
-                        self.save()
-                    if stop:
-                        return False
-                self.finish_epoch()
-                self.save()
+        left = self.images(self.last_step) - self.images(self.cursor.step)
+        self.report.begin(self.cursor, self.config.epochs, left)
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is found by the step itself, and named
+                return self._fit()
+        finally:
+            self.report.end()
+
+    def _fit(self) -> bool:
+        while self.cursor.epochs < self.last_epoch:
+            if self._out_of_patience():
+                self._say_why_it_ends()
+                break
+            order = self.order()
+            while self.cursor.step < min((self.cursor.epochs + 1) * self.steps_per_epoch, self.last_step):
+                stop = self.train_step(order)
+                if self._due(self.config.guard_every):
+                    self.guard()
+                if stop or self._due(self.config.checkpoint_every):
+                    self.save()
+                if stop:
+                    return False
+            self.finish_epoch()
+            self.save()
         return True
+
+    def order(self) -> NDArray[Any]:
+        """The training samples of the running epoch by their numbers, in the order of training."""
+        order: NDArray[Any] = self.holdout.training[permutation(self.config.seed, self.cursor.epochs, self.training)]
+        return order
 
     def train_step(self, order: NDArray[Any]) -> bool:
         """One step of every rank: gradients, their sum, one decision, one update.
@@ -242,9 +260,9 @@ class Trainer:
         cursor = self.cursor
         cursor.epochs += 1
         with self.averaged():
-            evaluations = self._evaluation("validation", self.samples, self.training)
+            evaluations = self._evaluation("validation", self.samples, self.holdout.validation)
             if self.test:
-                evaluations |= self._evaluation("test", self.test, 0)
+                evaluations |= self._evaluation("test", self.test, np.arange(len(self.test)))
         event = {
             "event": "epoch",
             "epoch": cursor.epochs,
@@ -261,13 +279,14 @@ class Trainer:
         if cursor.step == cursor.epochs * self.steps_per_epoch:  # else --max-steps has cut it short
             cursor.tally, cursor.epoch_seconds = Tally(), 0.0
 
-    def _evaluation(self, name: str, samples: Samples, first: int) -> Event:
-        """Loss and accuracy of the samples from ``first`` on, if there are any."""
-        numbers = range(first, len(samples))
-        if not numbers:
+    def _evaluation(self, name: str, samples: Samples, indices: NDArray[Any]) -> Event:
+        """Loss and accuracy of these samples, if there are any."""
+        if not len(indices):
             return {}
         smoothing = self.config.label_smoothing
-        found = evaluate(self.comm, self.network, self.vector, samples, numbers, smoothing).tally
+        found = evaluate(self.comm, self.network, self.vector, samples, indices, smoothing).tally
+        if not math.isfinite(found.loss):
+            raise DivergenceError(f"epoch {self.cursor.epochs}: the {name} loss is not finite; try a smaller --lr")
         return {f"{name}_loss": found.mean_loss, f"{name}_accuracy": found.accuracy}
 
     @contextmanager
@@ -311,8 +330,20 @@ class Trainer:
         of_first: Hashes = by_rank[0]
         return of_first
 
+    def check_data(self) -> None:
+        """Make sure that the files that samples are read from are those that the run began with.
+
+        Raises:
+            DataError: on every rank.
+        """
+        with self.spans("waiting"), self.comm.together(), self.spans("data"):
+            for samples in (self.samples, self.test):
+                if samples:
+                    samples.check_unchanged()
+
     def save(self) -> None:
         """Write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
+        self.check_data()
         with self.spans("waiting"):
             self._compare()
         with self.stop.saving(), self.averaged(), self.writing("checkpoint"):
@@ -344,6 +375,7 @@ class Trainer:
         vectors: dict[str, Vector] = {}
         with self.comm.together():
             if checkpoint:
+                checkpoint.cursor.check(self.steps_per_epoch)
                 check_state(checkpoint.optimizer, self.state, self.network.size)
                 vectors = {"parameters": self.network.flat(checkpoint.parameters), **checkpoint.optimizer}
         for name, part in {"parameters": self.vector[self.part], **self.state}.items():
@@ -374,8 +406,17 @@ class Trainer:
         )
 
     def _out_of_patience(self) -> bool:
-        best, patience = self.cursor.best, self.config.patience
+        best, patience = self.cursor.best(self.config.monitor), self.config.patience
         return bool(patience and best and self.cursor.epochs - best["epoch"] >= patience)
+
+    def _say_why_it_ends(self) -> None:
+        best, config = self.cursor.best(self.config.monitor), self.config
+        assert best is not None
+        with self.writing("report"):
+            self.report.say(
+                f"stopped early, after epoch {self.cursor.epochs} of {config.epochs}: no better validation "
+                f"{config.monitor} in {config.patience} epochs; the best is that of epoch {best['epoch']}"
+            )
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.cursor.step % every == 0

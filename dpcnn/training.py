@@ -17,7 +17,7 @@ from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse
 from dpcnn.console import Console, Report
 from dpcnn.data.samples import find_data, load
 from dpcnn.data.stage import stage
-from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.errors import CheckpointError
 from dpcnn.fingerprint import differences, fingerprint
 from dpcnn.metrics import epoch_rows, evaluated
 from dpcnn.parallel.comm import Alone
@@ -25,7 +25,6 @@ from dpcnn.parallel.shared import share_or_part
 from dpcnn.parallel.watch import Watch
 from dpcnn.plots import draw_curves
 from dpcnn.resume import Start, choose_config, find_start
-from dpcnn.run_folder import replace_file
 from dpcnn.stopping import Stop, ignore, job_end, listen
 from dpcnn.tables import text
 from dpcnn.trace import clock_offset, merged
@@ -53,12 +52,7 @@ def train(comm: Alone, argv: Sequence[str] | None) -> int:
     watch.follow(trainer.spans, lambda: trainer.cursor.step)
     offset = clock_offset(comm) if options.trace else 0.0
     trainer.spans.record(TRACED * options.trace)
-    left = trainer.images(trainer.last_step) - trainer.images(trainer.cursor.step)
-    report.begin(trainer.cursor, trainer.config.epochs, left)
-    try:
-        finished = trainer.fit()
-    finally:
-        report.end()
+    finished = trainer.fit()
     if options.trace:
         write_trace(trainer, report, offset)
     peak = write_times(trainer, report)
@@ -94,7 +88,6 @@ def training_parser() -> Parser:
         help="stop in time for a checkpoint before so much time has passed: minutes, M:S, H:M:S or D-H:M:S "
         "(default: until the end that Slurm, PBS or DPCNN_JOB_END tells)",
     )
-    parser.add_argument("--test", action="store_true", help="evaluate on the test samples after each epoch")
     parser.add_argument(
         "--stage",
         type=Path,
@@ -148,34 +141,34 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
         data = stage(data, options.stage, comm)
     samples = load(data, "train", comm)
     with comm.together():
-        if config.validation >= len(samples):
-            raise ConfigError(f"--validation: must be below {len(samples)}, the training samples of {data}")
         if start.checkpoint and start.checkpoint.data != samples.manifest.checksum:
             raise CheckpointError(f"{start.path}: made with other data than {data}; give --data the one it knows")
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     trainer = Trainer(comm, config, network, samples, start.folder, report)
-    if options.test:
+    if config.test:
         trainer.test = load(data, "test", comm)
     if comm.broadcast_obj(start.checkpoint is not None):
         trainer.restore(start.checkpoint)
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
     with comm.together():
         if isinstance(report, Console):
-            start.folder.open(config, trainer.cursor, fresh=start.config is None)
+            warning = start.folder.open(config, trainer.cursor, start.config is None, start.newest)
             report.log_to(start.folder.log)
             if options.tensorboard:
-                report.show_on(Board(start.folder.path / FOLDER, trainer.cursor.events))
-            for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics)]:
-                report.say(line)
+                report.show_on(Board(start.folder.path, trainer.cursor.events))
+            for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
+                if line:
+                    report.say(line)
     return trainer
 
 
 def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> list[str]:
     """What a run says of itself before it trains."""
     config, comm, cursor, data = trainer.config, trainer.comm, trainer.cursor, trainer.samples.manifest
+    held, how = len(trainer.holdout.validation), {"stratified": ", drawn from each class by seed", "last": ""}
     lines = [
         f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
-        f"{trainer.training:,} images to train, {config.validation:,} to validate",
+        f"{trainer.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
         f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}",
         f"{config.epochs} epochs of {trainer.steps_per_epoch} steps; batch {config.batch} in microbatches of "
         f"{config.microbatch}; {config.optimizer}, rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
@@ -189,6 +182,9 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
     elif start.config is not None:
         lines.append("no checkpoint yet: starting from step 0")
+    lines += trainer.holdout.remarks
+    if config.microbatch > config.batch:
+        lines.append(f"--microbatch {config.microbatch} is above the batch: each batch is one microbatch, of one rank")
     if config.exchange == "allreduce":
         lines.append("allreduce: the last bits of the result depend on the number of ranks")
     return lines
@@ -198,8 +194,8 @@ def write_trace(trainer: Trainer, report: Report, offset: float) -> None:
     """Write all ranks' trace, and say where; ``offset`` is that of this rank's clock."""
     trace = merged(trainer.comm, trainer.spans, offset)
     with trainer.writing("report"):
-        if trainer.comm.rank == 0:
-            replace_file(trainer.run.trace, trace)
+        if trace is not None:
+            trainer.run.write(trainer.run.trace, trace)
             report.say(f"trace: {trainer.run.trace}; open it in ui.perfetto.dev or chrome://tracing")
 
 
@@ -218,14 +214,14 @@ def write_times(trainer: Trainer, report: Report) -> float:
             if comm.size > 1:
                 report.say(straggler_bill(ranks))
             times = json.dumps({"mpi": comm.library, "ranks": ranks}, indent=1)
-            replace_file(trainer.run.times, f"{times}\n".encode())
+            trainer.run.write(trainer.run.times, f"{times}\n".encode())
     return float(max(rank["peak_memory_mb"] for rank in ranks))
 
 
 def finish(trainer: Trainer, report: Report, peak: float, curves: bool) -> None:
     """Record the end of a run, draw the curves if they are wanted, print the table and the last line."""
     comm, cursor, folder = trainer.comm, trainer.cursor, trainer.run.path
-    best = cursor.best
+    best = cursor.best(trainer.config.monitor)
     assert best is not None, "a finished run has an epoch"
     with trainer.averaged():
         sha256 = weights_sha256(trainer.vector)

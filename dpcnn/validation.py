@@ -45,25 +45,25 @@ class Answers:
 
 
 def evaluate(
-    comm: Alone, network: Network, vector: Vector, samples: Samples, numbers: range, smoothing: float
+    comm: Alone, network: Network, vector: Vector, samples: Samples, indices: NDArray[Any], smoothing: float
 ) -> Answers:
     """The answers for some samples, each rank working out a share of them.
 
     Args:
-        numbers: which samples, by number.
+        indices: (n,) the samples' numbers.
         smoothing: of the targets, as in training.
 
     Returns:
         The same on every rank: each sample once, none twice.
     """
-    blocks = cut(len(numbers), EVALUATION_BLOCK)
-    bounds = [blocks[place][0] if place < len(blocks) else len(numbers) for place in shares(len(blocks), comm.size)]
+    blocks = cut(len(indices), EVALUATION_BLOCK)
+    bounds = [blocks[place][0] if place < len(blocks) else len(indices) for place in shares(len(blocks), comm.size)]
     row = np.empty((max(np.diff(bounds)), 3))
     first, end = bounds[comm.rank : comm.rank + 2]
     for start, stop in blocks:
         if first <= start < end:
             with network.spans("validation"):
-                images, labels = samples.take(np.array(numbers[start:stop]))
+                images, labels = samples.take(indices[start:stop])
                 logits = network.logits(vector, images)
                 losses, _ = softmax_cross_entropy(logits, labels, smoothing)
                 row[start - first : stop - first] = np.stack([labels, logits.argmax(axis=1), losses], axis=1)

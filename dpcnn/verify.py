@@ -19,6 +19,7 @@ from dpcnn import __version__
 from dpcnn.checkpoint import Checkpoint, read
 from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, retype, run
 from dpcnn.errors import ConfigError, LaunchError
+from dpcnn.files import write_file
 from dpcnn.metrics import Event, read_events
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.launch import check_starter, descendants, usual_launcher
@@ -183,7 +184,7 @@ def write_receipt(path: Path, outcomes: Sequence[Outcome], differences: Sequence
             for outcome, difference in zip(outcomes, differences, strict=True)
         ],
     }
-    path.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(receipt, indent=1).encode() + b"\n")
 
 
 if __name__ == "__main__":

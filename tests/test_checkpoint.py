@@ -1,6 +1,5 @@
 """Checkpoints: whole or absent, and no damaged or foreign byte believed."""
 
-import dataclasses
 import errno
 import hashlib
 import io
@@ -14,22 +13,33 @@ import pytest
 from conftest import run, train
 from test_data import write_source
 
-from dpcnn import checkpoint as module
-from dpcnn.checkpoint import BLOCK, MAGIC, Checkpoint, point, prune, read, step_name, write
+from dpcnn import files
+from dpcnn.checkpoint import BLOCK, MAGIC, Checkpoint, prune, read, step_name, weights_sha256, write
 from dpcnn.config import Config
 from dpcnn.errors import CheckpointError
+from dpcnn.files import Folder
 from dpcnn.metrics import Cursor, Tally
 
 RNG = np.random.default_rng(9)
 
 
+LAYERS = [{"kind": "scale"}, {"kind": "flatten"}, {"kind": "linear", "bias": True}]
+EPOCH = {
+    "event": "epoch", "epoch": 1, "step": 12, "train_loss": 2.0, "train_accuracy": 0.5, "validation_loss": 2.1,
+    "validation_accuracy": 0.1, "learning_rate": 0.003, "seconds": 1.5, "images_per_second": 100.0,
+}  # fmt: skip
+
+
 def example(step: int = 12) -> Checkpoint:
-    parameters = {
-        name: RNG.standard_normal(shape).astype(np.float32) for name, shape in {"b.w": (3, 2), "a.w": (4,)}.items()
-    }
-    optimizer = {"m": RNG.standard_normal(10).astype(np.float32)}
-    cursor = Cursor(step, 1, Tally(0.1 + 0.2, 5, 7), 1.5, 2.5, [{"event": "epoch", "validation_accuracy": 0.1}])
-    return Checkpoint(parameters, optimizer, cursor, Config(seed=3), (8, 9, 1), 4, "d" * 64, "w" * 64, {"numpy": "2"})
+    config = Config(model="a few weights", layers=LAYERS, seed=3)
+    network = config.network((8, 9, 1), 4)
+    vector = RNG.standard_normal(network.size).astype(np.float32)
+    optimizer = {"m": RNG.standard_normal(network.size).astype(np.float32)}
+    cursor = Cursor(step, 1, Tally(0.1 + 0.2, 5, 7), 1.5, 2.5, [EPOCH | {"step": step}])
+    numerics = {"numpy": "2", "blas": "some", "cpu_features": ["AVX2"], "machine": "x86_64"}
+    return Checkpoint(
+        network.views(vector), optimizer, cursor, config, (8, 9, 1), 4, "d" * 64, weights_sha256(vector), numerics
+    )
 
 
 def test_everything_comes_back(tmp_path):
@@ -90,20 +100,21 @@ def forge(path, change) -> None:
 
 def replace(name: str, value):
     def change(file):
-        del file[name]
+        if name in file:
+            del file[name]
         file[name] = value
 
     return change
 
 
 def external_storage(file):
-    del file["parameters/a.w"]
-    file.create_dataset("parameters/a.w", (4,), np.float32, external=[("/etc/passwd", 0, 16)])
+    del file["parameters/linear1.b"]
+    file.create_dataset("parameters/linear1.b", (4,), np.float32, external=[("/etc/passwd", 0, 16)])
 
 
 def bomb(file):
-    del file["parameters/a.w"]
-    file.create_dataset("parameters/a.w", (10**9,), np.float32, chunks=(10**6,), compression="gzip")
+    del file["parameters/linear1.b"]
+    file.create_dataset("parameters/linear1.b", (10**9,), np.float32, chunks=(10**6,), compression="gzip")
 
 
 def edited_state(**changes):
@@ -115,21 +126,82 @@ def edited_state(**changes):
     return change
 
 
+def edited_config(**changes):
+    return edited_part("config", changes)
+
+
+def edited_cursor(**changes):
+    return edited_part("cursor", changes)
+
+
+def edited_part(part, changes):
+    def change(file):
+        state = json.loads(file["state"][()].tobytes())
+        edited_state(**{part: state[part] | changes})(file)
+
+    return change
+
+
+def reshape(file):
+    values = file["parameters/linear1.b"][...]
+    replace("parameters/linear1.b", values.reshape(2, 2))(file)
+
+
+def many_names(file):
+    for number in range(400):
+        file[f"parameters/x{number}"] = file["parameters/linear1.w"]
+
+
+def never_written(file):
+    file.create_dataset("parameters/x", (10**9,), np.float32)
+
+
 FORGERIES = {
-    "external link": (replace("parameters/a.w", h5py.ExternalLink("/etc/passwd", "x")), "a link or no dataset"),
+    "external link": (replace("parameters/linear1.b", h5py.ExternalLink("/etc/passwd", "x")), "a link or no dataset"),
     "external group": (replace("optimizer", h5py.ExternalLink("/tmp/x.h5", "/")), "no group 'optimizer' of its own"),
-    "soft link": (replace("parameters/a.w", h5py.SoftLink("/optimizer/m")), "a link or no dataset"),
+    "soft link": (replace("parameters/linear1.b", h5py.SoftLink("/optimizer/m")), "a link or no dataset"),
     "external storage": (external_storage, "expected plain float32 values in the file itself"),
     "decompression bomb": (bomb, "expected plain float32 values in the file itself"),
-    "wrong type": (replace("parameters/a.w", np.zeros(4)), "expected plain float32"),
+    "wrong type": (replace("parameters/linear1.b", np.zeros(4)), "expected plain float32"),
     "no state": (lambda file: file.__delitem__("state"), "a link or no dataset"),
     "state no JSON": (replace("state", np.frombuffer(b"{]", np.uint8)), "not a checkpoint that this dpcnn understands"),
     "state of another kind": (replace("state", np.frombuffer(b"[1]", np.uint8)), "not a checkpoint that this dpcnn"),
     "negative step": (
         edited_state(cursor={"step": -1, "epochs": 0, "tally": {}, "epoch_seconds": 0, "seconds": 0, "events": []}),
-        "not a cursor",
+        "cursor.step: expected a whole number from 0",
     ),
     "config of the future": (edited_state(config={"quantum": 1}), "unknown key 'quantum'"),
+    "config without a field": (edited_state(config={}), "config.model is missing"),
+    "one dataset under many names": (many_names, "bytes, for which the file has no room"),
+    "a dataset that was never written": (never_written, "bytes, for which the file has no room"),
+    "not a number": (
+        replace("parameters/linear1.b", np.full(4, np.nan, np.float32)),
+        "not all are finite|have another",
+    ),
+    "other weights than its sum": (replace("parameters/linear1.b", np.zeros(4, np.float32)), "have another"),
+    "a parameter of another shape": (reshape, "of another model: linear1.b is"),
+    "a parameter too many": (replace("parameters/x", np.zeros(2, np.float32)), "have another"),
+    "a name of two lines": (replace("parameters/x\ny", np.zeros(2, np.float32)), "a name of printable characters"),
+    "no numbers at all": (replace("parameters/linear1.b", h5py.Empty("f4")), "expected plain float32"),
+    "an image without channels": (edited_state(image_shape=[28, 28]), "image_shape: expected 3 whole numbers"),
+    "sides without bounds": (edited_state(image_shape=[10**9, 9, 1]), "image_shape: expected a whole number from 1"),
+    "classes without bounds": (edited_state(classes=10**12), "classes: expected a whole number from 1"),
+    "infinity": (edited_state(classes=float("inf")), "Infinity is no number"),
+    "a model of two lines": (edited_config(model="x\ntouch PWNED\n#"), "--model: expected a name of printable"),
+    "a terminal's escape": (edited_config(model="\x1b[2J"), "--model: expected a name of printable"),
+    "layers without kind": (edited_config(layers=[{"kind": []}]), "layer 1: no kind"),
+    "filters without bounds": (
+        edited_config(layers=[{"kind": "conv2d", "filters": 10**9, "kernel": 3}]),
+        "at most 65536",
+    ),
+    "seconds of another type": (edited_cursor(seconds="x"), "cursor.seconds: expected a finite number"),
+    "epoch's seconds of another type": (edited_cursor(epoch_seconds=None), "cursor.epoch_seconds: expected a finite"),
+    "a loss of another type": (edited_cursor(tally={"loss": "x", "correct": 1, "count": 2}), "tally.loss: expected a"),
+    "epochs without events": (edited_cursor(epochs=10**9), "1000000000 epochs, but events of 1"),
+    "a step beyond all": (edited_cursor(step=10**40), "cursor.step: expected a whole number"),
+    "an event of no kind": (edited_cursor(events=[{"event": "x"}]), "no event 'x'"),
+    "nested without end": (replace("state", np.frombuffer(b"[" * 100_000, np.uint8)), "nested too deeply"),
+    "fingerprint without keys": (edited_state(fingerprint={}), "fingerprint.cpu_features is missing"),
 }
 
 
@@ -148,10 +220,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     for failing in ("fsync", "replace"):
         with monkeypatch.context() as patch:
 
-            def fail(*_):
+            def fail(*_, **__):
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-            patch.setattr(module.os, failing, fail)
+            patch.setattr(files.os, failing, fail)
             with pytest.raises(
                 CheckpointError, match="No space left on device.*the one before it is untouched: make room"
             ):
@@ -164,14 +236,11 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in (1, 2, 3, 4, 5):
         (tmp_path / step_name(step)).touch()
     (tmp_path / "notes.txt").touch()
-    point(tmp_path, "best.h5", step_name(2))
-    prune(tmp_path, 2)
-    assert sorted(os.listdir(tmp_path)) == ["best.h5", "notes.txt", *map(step_name, (2, 4, 5))]
-    point(tmp_path, "best.h5", step_name(4))
-    prune(tmp_path, 1)
-    assert sorted(os.listdir(tmp_path)) == ["best.h5", "notes.txt", *map(step_name, (4, 5))]
-    point(tmp_path, "best.h5", None)
-    assert not (tmp_path / "best.h5").is_symlink()
+    with Folder(tmp_path) as folder:
+        prune(folder, 2, step_name(2))
+        assert folder.names() == ["notes.txt", *map(step_name, (2, 4, 5))]
+        prune(folder, 1, step_name(4))
+        assert folder.names() == ["notes.txt", *map(step_name, (4, 5))]
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +267,7 @@ def link(path) -> None:
 SPOILED = {
     cut: "damaged: its",
     flip: "damaged: its",
-    link: "/parameters/linear1.w: a link or no dataset; it is not followed",
+    link: "understands (/parameters/linear1.w: a link or no dataset; it is not followed",
 }
 
 
@@ -226,15 +295,12 @@ def test_a_checkpoint_of_another_model(run_folder, small, npz, tmp_path):
     assert result.status == 2
     assert result.errors[0].startswith("dpcnn: error: --model:") and "can't be resumed with mlp" in result.errors[0]
 
-    other = read(checkpoint)
-    forged = dataclasses.replace(other, parameters={name: array[..., :-1] for name, array in other.parameters.items()})
-    write(tmp_path / "forged.h5", forged)
+    write(tmp_path / "forged.h5", read(checkpoint))
+    forge(tmp_path / "forged.h5", edited_config(model="mlp"))
     result = train(2, "--resume", tmp_path / "forged.h5", "--out", tmp_path / "run")
     assert result.status == 2
-    assert result.errors == [
-        "dpcnn: error: the checkpoint is of another model: conv2d1.w is (3, 3, 1, 15) there and (3, 3, 1, 16) here; "
-        "use the model that it was made with"
-    ]
+    (line,) = result.errors
+    assert "the checkpoint is of another model: linear1.w is (576, 512) there and (144, 128) here" in line
     assert not (tmp_path / "run").exists()
 
 

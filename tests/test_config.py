@@ -1,5 +1,8 @@
 """Options: their bounds, recipes, and what is said of a mistake."""
 
+import os
+from dataclasses import replace
+
 import pytest
 
 from dpcnn.config import Config, from_dict, read_recipe
@@ -21,6 +24,10 @@ MISTAKES = [
     ({"epochs": 2.5}, "--epochs: expected int, not 2.5"),
     ({"epochs": True}, "--epochs: expected int, not True"),
     ({"data": 3}, "--data: expected str, not 3"),
+    ({"test": 1}, "--test: expected bool, not 1"),
+    ({"validation": 10.5}, "--validation: expected a whole number, or a fraction below 1, not 10.5"),
+    ({"model": "a\nb"}, "--model: "),
+    ({"data": "\x1b[2J"}, "--data: expected a name of printable characters"),
     ({"epocs": 3}, "unknown key 'epocs'; did you mean 'epochs'?"),
     ({"zzz": 3}, "unknown key 'zzz'; known are model, layers, data, "),
 ]
@@ -33,8 +40,48 @@ def test_mistakes_are_named(values, message):
     assert str(caught.value).startswith(f"recipe x: {message}")
 
 
-def test_the_defaults_are_the_recipe_simple_cnn():
-    assert read_recipe("simple-cnn") == Config()
+def test_the_defaults_are_the_recipe_simple_cnn_but_for_the_validation_samples():
+    recipe = read_recipe("simple-cnn")
+    assert (recipe.validation, recipe.holdout) == (10_000, "last")
+    assert replace(recipe, validation=0.1, holdout="stratified") == Config()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"lr = " + b"[" * 100_000, "nested too deeply"),
+        (b"seed = " + b"1" * 5_000, "Exceeds the limit"),
+        (b"epochs = 1" + b"0" * 400, "--epochs: must be at most 1000000, not a number of many digits"),
+        (b"[[layers]]\nkind = ['x']", r"layer 1: no kind \"\('x',\)\"|layer 1: no kind"),
+        (b'[[layers]]\nkind = "conv2d"\nfilters = 3\nkernel = ["a", "b"]', "kernel: expected int | tuple"),
+        (b'[[layers]]\nkind = "conv2d"\nfilters = 3\nkernel = [[1], [2]]', "kernel: expected int | tuple"),
+        (
+            b'[[layers]]\nkind = "conv2d"\nfilters = 1_000_000_000\nkernel = 3',
+            "filters: must be at most 65536",
+        ),
+        (b'[[layers]]\nkind = "conv2d"\nfilters = 3\nkernel = 3\npadding = 20_000', "at most 33,554,432 are supported"),
+        (b'[[layers]]\nkind = "flatten"\n[[layers]]\nkind = "flatten"', "flatten2 can't take"),
+        (b'[[layers]]\nkind = "linear"\n', "linear1 can't take .*: pixels need a flatten"),
+        (b'[[layers]]\nkind = "flatten"\n[[layers]]\nkind = "conv2d"\nfilters = 2\nkernel = 1', "it expects images"),
+        (
+            b'[[layers]]\nkind = "flatten"\n' + b'[[layers]]\nkind = "linear"\nfeatures = 60_000\n' * 3,
+            "at most 268,435,456",
+        ),
+        (b'[[layers]]\nkind = "scale"\nlow = inf', "low: expected float"),
+        (b"x" * 2_000_000, "bytes; at most 1,048,576 are read"),
+    ],
+)
+def test_recipes_of_any_content_are_refused_in_a_line(content, message, tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(str(path)).network((28, 28, 1), 10)
+
+
+def test_a_recipe_that_is_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "r.toml")
+    with pytest.raises(ConfigError, match="not a plain file"):
+        read_recipe(str(tmp_path / "r.toml"))
 
 
 def test_whole_numbers_are_taken_for_floats():

@@ -45,6 +45,7 @@ ORDER = [  # a file imports only from what stands above it
     "data.shards",
     "data.samples",
     "data.stage",
+    "data.holdout",
     "data.augment",
     "data.sources",
     "data.pictures",

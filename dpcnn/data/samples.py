@@ -45,6 +45,9 @@ class Samples:
             images[here] = self.pieces[piece][numbers[here] - self.bounds[piece]]
         return images, self.labels[numbers]
 
+    def check_unchanged(self) -> None:
+        """STUB"""
+
 
 def find_data(name: str) -> Path:
     """The folder of a data set given by its name or its path.

@@ -55,6 +55,8 @@ class Layer:
     """Of an image's way forward, by the layer's definition."""
     needs_dx = True
     """Whether anything in front of this layer wants its input's gradient; the network decides."""
+    takes_integers = False
+    """Whether ``forward`` takes pixels of any number type, and not floats alone."""
     number = 0
     """Its place in the network, which names its random stream; the network decides."""
 
@@ -75,12 +77,18 @@ class Layer:
         raise NotImplementedError
 
 
+MOST = 1 << 16
+"""What a layer's whole numbers may be at most: filters, features, sides of kernels and images, padding."""
+
+
 def at_least(least: int, **options: int) -> None:
-    """Hold a layer's options against their bound.
+    """Hold a layer's options against their bounds, ``least`` and :data:`MOST`.
 
     Raises:
-        ConfigError: one is below.
+        ConfigError: one is beyond.
     """
     for name, value in options.items():
         if not value >= least:
             raise ConfigError(f"{name}: must be at least {least}, not {value}")
+        if not value <= MOST:
+            raise ConfigError(f"{name}: must be at most {MOST}, not {value}")

@@ -20,6 +20,8 @@ SMALL_PRODUCT = 1_000_000
 class Scale(Layer):
     """Pixels 0..255 of any number type to ``low`` .. ``low + span`` of the weights' float type."""
 
+    takes_integers = True
+
     def __init__(self, low: float = 0.0, span: float = 1.0, dtype: Any = np.float32) -> None:
         super().__init__()
         self.low, self.span, self.dtype = low, span, np.dtype(dtype)
@@ -50,7 +52,7 @@ class Conv2d(Layer):
         self.kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
         if len(self.kernel) != 2:
             raise ConfigError(f"kernel: expected a height and a width, not {list(self.kernel)}")
-        at_least(1, filters=filters, kernel=min(self.kernel), stride=stride)
+        at_least(1, filters=filters, height=self.kernel[0], width=self.kernel[1], stride=stride)
         at_least(0, padding=padding)
         self.filters, self.stride, self.padding, self.bias = filters, stride, padding, bias
 
@@ -117,7 +119,8 @@ class Flatten(Layer):
     """(H, W, N, C) to (N, H * W * C)."""
 
     def connect(self, shape: Shape) -> Shape:
-        return (int(np.prod(shape)),)
+        H, W, C = shape
+        return (H * W * C,)
 
     def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape

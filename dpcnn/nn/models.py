@@ -87,12 +87,12 @@ def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
     Raises:
         ConfigError: a layer of an unknown kind, or with options that it has not or can't have.
     """
-    layers = []
+    layers: list[Layer] = []
     for number, table in enumerate(spec, 1):
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items() if key != "kind"}
         kind = table.get("kind")
-        if kind not in KINDS:
-            raise ConfigError(f"layer {number}: no kind {kind!r}; known are {', '.join(KINDS)}")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ConfigError(f"layer {number}: no kind {repr(kind)[:40]}; known are {', '.join(KINDS)}")
         if kind == "linear":
             options.setdefault("features", classes)
         if kind == "dropout" and not options.setdefault("part", dropout):
@@ -116,10 +116,21 @@ def check(options: Mapping[str, Any], kind: type[Layer], where: str) -> None:
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"{where}: {unknown_key(name, known)}")
-        allowed = [get_origin(each) or each for each in get_args(types[name]) or (types[name],)]
-        if type(value) not in allowed and not (float in allowed and type(value) is int):
-            names = " or ".join(each.__name__ for each in allowed if each is not type(None))
-            raise ConfigError(f"{where}: {name}: expected {names}, not {value!r}")
+        if not fits(value, types[name]):
+            expected = str(getattr(types[name], "__name__", types[name])).replace(" | None", "")
+            raise ConfigError(f"{where}: {name}: expected {expected}, not {repr(value)[:40]}")
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in options:
             raise ConfigError(f"{where}: {name} is missing")
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is of an option's type: a number that is finite, a truth value, or a tuple of such."""
+    if get_origin(annotation) is tuple:
+        kind, *_ = get_args(annotation)
+        return isinstance(value, tuple) and all(fits(each, kind) for each in value)
+    if get_args(annotation):
+        return any(fits(value, each) for each in get_args(annotation))
+    if annotation is float:
+        return type(value) in (int, float) and abs(value) < 1e30
+    return type(value) is annotation

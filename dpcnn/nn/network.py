@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,13 @@ the pixels of a batch have fewer.
 """
 
 
+MOST_LAYERS, MOST_PARAMETERS, MOST_OUTPUTS = 1_000, 1 << 28, 1 << 25
+"""Of a network, in elements: its layers, its parameters, and an image's output of a layer.
+
+So that a recipe or a checkpoint of a few bytes can't ask for any amount of memory.
+"""
+
+
 class Network:
     """Layers connected to an input shape, and the layout of their parameters in a flat vector.
 
@@ -42,21 +50,26 @@ class Network:
         parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
 
     Raises:
-        ConfigError: the images are too small for the layers, or these don't fit each other.
+        ConfigError: the images are too small for the layers, these don't fit each other, or there is too much of them.
     """
 
     def __init__(self, input_shape: Shape, layers: Sequence[Layer]) -> None:
         self.input_shape, self.layers, self.names = input_shape, list(layers), unique_names(layers)
         shape, self.activations = input_shape, 0
+        if len(self.layers) > MOST_LAYERS:
+            raise ConfigError(f"{len(self.layers):,} layers; at most {MOST_LAYERS:,} are supported")
         for number, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
             layer.number = number
             try:
                 shape = layer.connect(shape)
             except ValueError:
-                raise ConfigError(f"{name} can't take {shape}: pixels need a flatten before a linear layer") from None
-            self.activations += prod(shape)
+                why = "it expects images" if len(shape) == 1 else "pixels need a flatten before a linear layer"
+                raise ConfigError(f"{name} can't take {shape}: {why}") from None
             if min(shape) < 1:
                 raise ConfigError(f"images of {input_shape} are too small for this model: {name} would give {shape}")
+            if prod(shape) > MOST_OUTPUTS:
+                raise ConfigError(f"{name} would give {shape} for each image; at most {MOST_OUTPUTS:,} are supported")
+            self.activations += prod(shape)
         self.classes = prod(shape)
         if len(shape) > 1 or not any(layer.parameters for layer in self.layers):
             raise ConfigError(f"the model ends in {shape}: its last layer must be a linear one")
@@ -68,6 +81,8 @@ class Network:
             for p in layer.parameters
         ]
         self.size = sum(prod(p.shape) for p in self.parameters)
+        if self.size > MOST_PARAMETERS:
+            raise ConfigError(f"{self.size:,} parameters; at most {MOST_PARAMETERS:,} are supported")
         ends = list(accumulate(prod(p.shape) for p in self.parameters))
         self.running = [
             (end - prod(p.shape), end, p.running) for p, end in zip(self.parameters, ends, strict=True) if p.running
@@ -108,9 +123,19 @@ class Network:
         Raises:
             CheckpointError: their names or shapes are not this network's.
         """
+        self.check(parameters)
         vector = np.empty(self.size, np.float32)
-        views = self.views(vector)
-        expected = {name: view.shape for name, view in views.items()}
+        for name, view in self.views(vector).items():
+            view[...] = parameters[name]
+        return vector
+
+    def check(self, parameters: Mapping[str, Array]) -> None:
+        """Hold named parameters against those of this network.
+
+        Raises:
+            CheckpointError: their names or shapes are others.
+        """
+        expected = {parameter.name: parameter.shape for parameter in self.parameters}
         found = {name: array.shape for name, array in parameters.items()}
         if found != expected:
             odd = next(name for name in [*expected, *found] if found.get(name) != expected.get(name))
@@ -118,9 +143,11 @@ class Network:
                 f"the checkpoint is of another model: {odd} is {found.get(odd, 'absent')} there and "
                 f"{expected.get(odd, 'absent')} here; use the model that it was made with"
             )
-        for name, view in views.items():
-            view[...] = parameters[name]
-        return vector
+
+    def _pixels(self, images: Array, dtype: np.dtype[Any]) -> Array:
+        """Images (N, H, W, C) as the first layer takes them: (H, W, N, C), floats unless it takes any number."""
+        x = images.transpose(1, 2, 0, 3)
+        return x if self.layers[0].takes_integers else np.array(x, dtype, order="C")
 
     def _layer_views(self, vector: Array) -> list[dict[str, Array]]:
         """For each layer, its own parameters by their short names."""
@@ -130,7 +157,7 @@ class Network:
     def logits(self, vector: Array, images: Array) -> Array:
         """The last layer's output, (N, classes), for images (N, *input_shape); valid until the next call."""
         with ufunc_buffer(UFUNC_BUFFER):
-            x = images.transpose(1, 2, 0, 3)
+            x = self._pixels(images, vector.dtype)
             for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
                 x, _ = layer.forward(x, weights)
             return x
@@ -153,7 +180,7 @@ class Network:
         """
         with ufunc_buffer(UFUNC_BUFFER):
             with self.spans("forward"):
-                x, steps = images.transpose(1, 2, 0, 3), []
+                x, steps = self._pixels(images, vector.dtype), []
                 for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
                     x, backward = layer.forward(x, weights, draw)
                     steps.append(backward)
@@ -173,7 +200,7 @@ class Network:
 
         An output is valid until the next one is asked for.
         """
-        x = images.transpose(1, 2, 0, 3)
+        x = self._pixels(images, vector.dtype)
         for name, layer, weights in zip(self.names, self.layers, self._layer_views(vector), strict=True):
             x, _ = layer.forward(x, weights)
             yield name, weights, x

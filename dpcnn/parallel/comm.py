@@ -20,10 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.errors import KINDS, DpcnnError, LaunchError
-from dpcnn.parallel.launch import Launch, detect, mismatch
+from dpcnn.parallel.launch import Launch, check_limits, detect, mismatch
 
 Array = NDArray[Any]
 Runs = tuple[Sequence[int], Sequence[int]]
+
+TRANSPORTS = "OMPI_MCA_btl"
+"""Environment variable of Open MPI: the transports that it may use between ranks."""
 
 PRETENDED = "DPCNN_PRETEND_NODES"
 """Environment variable for tests: ranks of one machine as nodes of so many ranks each, "2,1,1"."""
@@ -50,6 +53,10 @@ class Alone:
 
     def allgather_obj(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of ranks, on every rank."""
+        return [value]
+
+    def gather_obj(self, value: Any) -> list[Any] | None:
+        """Every rank's value, in the order of ranks, on rank 0; None elsewhere."""
         return [value]
 
     def broadcast(self, array: Array) -> None:
@@ -148,6 +155,10 @@ class Communicator(Alone):
     def allgather_obj(self, value: Any) -> list[Any]:
         return list(self._comm.allgather(value))
 
+    def gather_obj(self, value: Any) -> list[Any] | None:
+        values: list[Any] | None = self._comm.gather(value)
+        return values
+
     def broadcast(self, array: Array) -> None:
         self._comm.Bcast(array)
 
@@ -214,6 +225,7 @@ def world() -> Alone:
         LaunchError: a launcher asked for several ranks, but this process sees itself alone.
     """
     launch = detect(os.environ)
+    check_limits(launch)
     mpi = _load_mpi(launch)
     if mpi is None:
         return Alone()
@@ -227,14 +239,19 @@ def world() -> Alone:
 
 
 def _initialise(mpi: Any, launch: Launch | None) -> None:
-    """MPI_Init; a process that nobody launched spares Open MPI the search for network cards, which takes a second."""
-    search = "OMPI_MCA_btl"
-    skip = launch is None and search not in os.environ
-    if skip:
-        os.environ[search] = "^ofi"
+    """MPI_Init; a process that nobody launched needs no transport but that to itself.
+
+    So Open MPI does not search for network cards, which takes a second, and leaves no shared memory in /dev/shm behind.
+    """
+    if launch:
+        mpi.Init_thread(mpi.THREAD_MULTIPLE)
+        return
+    before = os.environ.get(TRANSPORTS)
+    os.environ[TRANSPORTS] = "self"
     mpi.Init_thread(mpi.THREAD_MULTIPLE)
-    if skip:
-        del os.environ[search]  # jobs that this process starts are to look
+    del os.environ[TRANSPORTS]  # jobs that this process starts need theirs
+    if before is not None:
+        os.environ[TRANSPORTS] = before
 
 
 def split_nodes(mpi: Any, comm: Any) -> Any:

@@ -5,6 +5,7 @@ the job then trains N times over. The launcher's own variables betray it.
 """
 
 import os
+import resource
 import shlex
 import shutil
 import sys
@@ -13,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpcnn.errors import LaunchError
+
+ADDRESS_SPACE = 640 << 20
+"""Bytes that a rank maps at the least: libraries, MPI's shared memory, a small network."""
 
 LAUNCHERS = ("mpirun", "mpiexec", "prterun", "orterun", "srun", "slurmstepd")
 
@@ -50,6 +54,28 @@ def detect(environment: Mapping[str, str]) -> Launch | None:
         if rank.isdecimal() and size.isdecimal():
             return Launch(family, int(rank), int(size) if size_name else int(rank) + 1)
     return None
+
+
+def check_limits(launch: Launch | None) -> None:
+    """Make sure that MPI can start under the limits of this process: where it can't, it hangs or crashes.
+
+    Raises:
+        LaunchError: it can't.
+    """
+    least, _ = resource.getrlimit(resource.RLIMIT_AS)
+    folder = next((os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)), "/tmp")
+    problem = ""
+    if least != resource.RLIM_INFINITY and least < ADDRESS_SPACE:
+        problem = (
+            f"the limit on address space, {least >> 20} MiB, is too low for MPI and NumPy; "
+            f"raise it: ulimit -v {ADDRESS_SPACE >> 10} or more"
+        )
+    elif not os.access(folder, os.W_OK):
+        problem = f"{folder}: MPI can't make its temporary files there; set TMPDIR to a folder that can be written"
+    if problem:
+        error = LaunchError(problem)
+        error.speaker = launch is None or launch.rank == 0
+        raise error
 
 
 def ancestors() -> list[tuple[int, str]]:

@@ -5,6 +5,7 @@ help from the MPI library, is not bounded by the size of /dev/shm, and has no na
 could leave behind.
 """
 
+import errno
 import mmap
 import os
 from typing import Any
@@ -71,9 +72,11 @@ def _reserve(size: int) -> tuple[str, int]:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
         os.close(descriptor)
+        hint = (
+            "raise the limit on file sizes: ulimit -f" if error.errno == errno.EFBIG else "ask for more memory per node"
+        )
         raise LaunchError(
-            f"this node has no {size / 1e6:.0f} MB of memory to share between its ranks ({error.strerror}): "
-            "ask for more memory a node"
+            f"this node has no {size / 1e6:.0f} MB of memory to share between its ranks ({error.strerror}): {hint}"
         ) from None
     return f"/proc/{os.getpid()}/fd/{descriptor}", descriptor
 

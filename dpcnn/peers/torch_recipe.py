@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dpcnn.config import Config, read_recipe
+from dpcnn.data.holdout import hold_out
 from dpcnn.data.samples import Samples, find_data, load
 from dpcnn.errors import ConfigError
 from dpcnn.optim import SCHEDULES
@@ -64,10 +65,11 @@ def train(config: Config) -> Iterator[dict[str, Any]]:
     net = torch_net(network, network.initialise(config.seed, config.init, config.init_deviation))
     optimizer = OPTIMIZERS[config.optimizer](net.parameters(), config)
     loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    training = len(samples) - config.validation
+    holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)
+    training = len(holdout.training)
     steps_per_epoch, step = math.ceil(training / config.batch), 0
     for epoch in range(config.epochs):
-        started, order = time.perf_counter(), permutation(config.seed, epoch, training)
+        started, order = time.perf_counter(), holdout.training[permutation(config.seed, epoch, training)]
         net.train()
         for start in range(0, training, config.batch):
             if config.max_steps and step == config.max_steps:
@@ -81,8 +83,8 @@ def train(config: Config) -> Iterator[dict[str, Any]]:
             optimizer.step()
             step += 1
         told = {"epoch": epoch + 1, "step": step, "seconds": round(time.perf_counter() - started, 3)}
-        if config.validation:
-            told["validation_accuracy"] = accuracy(net, samples, np.arange(training, len(samples)))
+        if len(holdout.validation):
+            told["validation_accuracy"] = accuracy(net, samples, holdout.validation)
         told["test_accuracy"] = accuracy(net, test, np.arange(len(test)))
         yield told
         if config.max_steps and step == config.max_steps:

@@ -1,0 +1,66 @@
+"""Which training samples are held back for validation: a pure function of labels, configuration and seed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.streams import HOLDOUT, philox
+
+DEFAULT = 0.1
+"""The fraction that is held back where the number asked for does not fit."""
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The two parts of the training samples.
+
+    Attributes:
+        training, validation: sample numbers in ascending order.
+        remarks: lines for people, where the parts are not as one might expect.
+    """
+
+    training: Indices
+    validation: Indices
+    remarks: tuple[str, ...]
+
+
+def hold_out(labels: NDArray[np.integer], amount: float, how: str, seed: int) -> Holdout:
+    """Part the samples of ``labels`` (n,).
+
+    Args:
+        amount: how many samples to hold back, or below 1 the fraction of all.
+        how: "last": the last ones; "stratified": drawn by seed, from each class in proportion to its samples.
+    """
+    samples, remarks = len(labels), []
+    count = int(amount) if amount >= 1 else round(amount * samples)
+    if count and count >= samples:
+        count = round(DEFAULT * samples)
+        remarks.append(
+            f"--validation {amount:g} is not below the {samples:,} training samples: {count:,} of them are held back"
+        )
+    held = np.zeros(samples, bool)
+    if how == "last":
+        held[samples - count :] = True
+    else:
+        held[stratified(labels, count, seed)] = True
+    missing = sorted(set(np.unique(labels)) - set(np.unique(labels[held]))) if count else []
+    if missing:
+        some = ", ".join(map(str, missing[:10])) + (", .." if len(missing) > 10 else "")
+        remarks.append(f"warning: none of the {count:,} validation samples is of class {some}")
+    return Holdout(np.flatnonzero(~held), np.flatnonzero(held), tuple(remarks))
+
+
+def stratified(labels: NDArray[np.integer], count: int, seed: int) -> Indices:
+    """``count`` sample numbers, from each class its share by largest remainders, those with the lowest random keys."""
+    keys = philox(seed, HOLDOUT, 0).random_raw(len(labels))
+    classes, sizes = np.unique(labels, return_counts=True)
+    shares, remainders = np.divmod(sizes * count, len(labels))
+    shares[np.argsort(-remainders, kind="stable")[: count - shares.sum()]] += 1
+    drawn = [np.zeros(0, np.int64)]
+    for label, share in zip(classes, shares, strict=True):
+        members = np.flatnonzero(labels == label)
+        drawn.append(members[np.argsort(keys[members], kind="stable")[:share]])
+    return np.concatenate(drawn)
