@@ -83,7 +83,7 @@ class Config:
     init: str = _option("he", "first values of the weights", choices=INITS)
     init_deviation: float = _option(0.01, "standard deviation of init normal", above=0, most=1_000)
     optimizer: str = _option("adam", "rule of the update", choices=OPTIMIZERS)
-    lr: float = _option(0.003, "learning rate", above=0, most=1e6)
+    lr: float = _option(0.003, "learning rate", above=0, most=1e30)
     momentum: float = _option(0.9, "of the optimizers momentum and nesterov", least=0, below=1)
     weight_decay: float = _option(0.01, "of the optimizer adamw", least=0, most=1e6)
     clip: float = _option(0.0, "longer gradients are shortened to this norm; 0: none is", least=0)

@@ -202,7 +202,10 @@ def test_files_that_can_t_be_brought_in(tmp_path):
         ([foreign], f"{foreign}: does not tell its network; give --recipe"),
         ([foreign, "--recipe", "lenet5"], f"{foreign}: conv2d1.w"),
         *(([tmp_path / name], f"{tmp_path / name}: what it says of its network is not") for name in ("list", "number")),
-        ([tmp_path / "text"], f"{tmp_path / 'text'}: what it says of its network is not understood (Expecting"),
+        (
+            [tmp_path / "text"],
+            f"{tmp_path / 'text'}: what it says of its network is not understood (not JSON: Expecting",
+        ),
         ([odd], f"{odd}: 0.weight: expected floats, not int64"),
         (
             [foreign, "--recipe", "lenet5", "--image-shape", "28"],

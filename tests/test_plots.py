@@ -9,11 +9,13 @@ from dpcnn.plots import draw_curves
 
 def write_run(folder, epochs: int, steps: int):
     folder.mkdir()
-    events = [{"event": "step", "step": s + 1, "loss": 2.0 / (s + 1), "accuracy": 0.5} for s in range(steps)]
+    step = {"event": "step", "epoch": 1, "accuracy": 0.5, "learning_rate": 0.1}
+    events = [step | {"step": s + 1, "loss": 2.0 / (s + 1)} for s in range(steps)]
+    times = {"learning_rate": 0.1, "seconds": 1.0, "images_per_second": 10.0}
     for epoch in range(1, epochs + 1):
         losses = {"train_loss": 1 / epoch, "validation_loss": 1.1 / epoch}
         accuracies = {"train_accuracy": 1 - 0.1 / epoch, "validation_accuracy": 1 - 0.2 / epoch}
-        events.append({"event": "epoch", "epoch": epoch, "step": 10 * epoch, **losses, **accuracies})
+        events.append({"event": "epoch", "epoch": epoch, "step": 10 * epoch, **losses, **accuracies, **times})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return folder
 

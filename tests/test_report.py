@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from conftest import run, train
 
+from dpcnn.checkpoint import read
 from dpcnn.metrics import epoch_rows
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
@@ -42,8 +43,11 @@ def test_the_page_of_a_run(quick, tmp_path):
     page = Page(text)
     assert len(page.sources) == 5 and all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
     end, epoch = (json.loads(line) for line in reversed((folder / "metrics.jsonl").read_text().splitlines()[-2:]))
-    assert end["weights_sha256"] in page.words and "a <run>" in page.words
-    assert any(word.startswith(f"{epoch['test_accuracy']:.4f}: ") for word in page.words)
+    assert end["event"] == "end" and "a <run>" in page.words
+    best = read(folder / "checkpoints" / "best.h5")
+    (shown,) = [event for event in best.cursor.epoch_events if event["step"] == best.cursor.step]
+    assert best.weights_sha256 in page.words and any(word.startswith("best.h5: after ") for word in page.words)
+    assert any(word.startswith(f"{shown['test_accuracy']:.4f}: ") for word in page.words)
     assert f"{epoch['validation_loss']:.4f}" in page.words and "16" in page.words  # microbatch
     assert "2 epochs, 14 steps" in text and "has not come to its end" not in text
     assert re.search(

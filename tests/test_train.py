@@ -41,7 +41,7 @@ def alone(quick, tmp_path_factory):
 def test_a_run_leaves_what_it_promises(alone):
     folder, result = alone
     assert {path.name for path in folder.iterdir()} == {
-        "config.toml", "metrics.jsonl", "log.txt", "checkpoints", "curves.png", "curves.svg", "times.json"
+        ".lock", "config.toml", "metrics.jsonl", "log.txt", "checkpoints", "curves.png", "curves.svg", "times.json"
     }  # fmt: skip
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {
         "step-00000007.h5", "step-00000014.h5", "last.h5", "best.h5"
@@ -183,7 +183,7 @@ def test_checkpoints_every_n_steps_and_no_more_than_are_kept(quick, tmp_path):
     trained(2, *quick, "--out", folder, "--checkpoint-every", "2", "--keep", "2", "--lr", "1e-9")
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     best = [event for event in events(folder) if event["event"] == "epoch"]
-    best_step = max(best, key=lambda event: event["validation_accuracy"])["step"]
+    best_step = max(best, key=lambda event: (event["validation_accuracy"], -event["validation_loss"]))["step"]
     assert names == sorted({"best.h5", "last.h5", "step-00000012.h5", "step-00000014.h5", f"step-{best_step:08d}.h5"})
 
 
