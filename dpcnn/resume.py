@@ -1,6 +1,5 @@
 """Where a run begins: anew, or at a checkpoint of a run that is resumed."""
 
-import time
 from argparse import Namespace
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,9 +12,8 @@ from dpcnn.data.samples import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.optim import OVER_ALL_EPOCHS
-from dpcnn.run_folder import RunFolder
+from dpcnn.run_folder import RUNS, RunFolder, dated
 
-RUNS = Path("runs")
 RECIPE = "simple-cnn"
 
 
@@ -78,11 +76,6 @@ def _from_checkpoint(path: Path, out: Path | None) -> Start:
                 f"{path}: the run has gone on to {latest.name}; to go another way from here, give a new --out"
             )
     return Start(folder, path, checkpoint, asdict(checkpoint.config), folder.newest())
-
-
-def dated(name: str) -> Path:
-    """Where a new run goes that is given no folder: runs/NAME-DATE-TIME."""
-    return RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def newest_run() -> RunFolder:

@@ -34,6 +34,7 @@ from dpcnn.fields import FieldError, load_toml
 from dpcnn.files import MOST_RECIPE, Folder, read_bytes
 from dpcnn.metrics import Cursor, Event
 
+RUNS = Path("runs")
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -201,6 +202,13 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a user without a name, as in some containers
         return f"user {os.getuid()}"
+
+
+def dated(name: str) -> Path:
+    """A new folder for a run that is given none: runs/NAME-DATE-TIME."""
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (stem, *(f"{stem}-{number}" for number in range(2, 100)))
+    return next(path for path in map(RUNS.joinpath, names) if not path.exists())
 
 
 def find_checkpoint(path: Path) -> Path:

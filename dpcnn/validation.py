@@ -45,17 +45,18 @@ class Answers:
 
 
 def evaluate(
-    comm: Alone, network: Network, vector: Vector, samples: Samples, indices: NDArray[Any], smoothing: float
+    comm: Alone, network: Network, vector: Vector, samples: Samples, indices: Any, smoothing: float
 ) -> Answers:
     """The answers for some samples, each rank working out a share of them.
 
     Args:
-        indices: (n,) the samples' numbers.
+        indices: (n,) the samples' numbers, as an array or any sequence.
         smoothing: of the targets, as in training.
 
     Returns:
         The same on every rank: each sample once, none twice.
     """
+    indices = np.asarray(indices)
     blocks = cut(len(indices), EVALUATION_BLOCK)
     bounds = [blocks[place][0] if place < len(blocks) else len(indices) for place in shares(len(blocks), comm.size)]
     row = np.empty((max(np.diff(bounds)), 3))
