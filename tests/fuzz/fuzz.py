@@ -6,7 +6,6 @@ A case is a function of that seed and its number: --seed S --case N repeats it.
 """
 
 import argparse
-import gzip
 import importlib
 import io
 import os
@@ -19,23 +18,27 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import dpcnn  # noqa: F401  first: it settles the BLAS environment before NumPy is loaded
 
 import numpy as np  # isort: skip
-import mutate
-from PIL import Image
+from targets import TARGETS, WEIGHTS, make_sources
 
 from dpcnn import cli
 from dpcnn.parallel.comm import Alone
 
 LIMIT_SECONDS, LIMIT_BYTES = 10.0, 1 << 30
-SIDE = 12
 
-Rng = np.random.Generator
+COMMANDS = "train training evaluate predict plot report export import forecast bench data.__main__".split()
+
+MADE = """
+data prepare plain.npz --out set --shards 2
+data prepare plain.npz --out mapped --shards 2 --contiguous
+train --recipe recipe.toml --data set --out run --no-curves
+export run --format safetensors --out net.safetensors
+bench --recipe recipe.toml --data set --steps 2 --json bench.json
+"""
 
 
 def main() -> int:
@@ -140,197 +143,16 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 def make_base(base: Path) -> None:
     """Real files of every kind, as the commands write them."""
-    for name in [
-        "matplotlib.figure",
-        "onnx",
-        "safetensors.numpy",
-        "PIL.ImageOps",
-        *(f"dpcnn.{name}" for name in COMMANDS),
-    ]:
+    others = ["matplotlib.figure", "onnx", "safetensors.numpy", "PIL.ImageOps"]
+    for name in [*others, *(f"dpcnn.{name}" for name in COMMANDS)]:
         importlib.import_module(name)  # once, and not in each child
-    base.mkdir()
-    rng = np.random.default_rng(1)
-    images = {split: rng.integers(0, 256, (n, SIDE, SIDE), np.uint8) for split, n in (("train", 60), ("test", 20))}
-    labels = {split: (np.arange(len(images[split])) % 3).astype(np.uint8) for split in images}
-    arrays = {f"x_{split}": images[split] for split in images} | {f"y_{split}": labels[split] for split in images}
-    np.savez(base / "plain.npz", **arrays)
-    np.savez_compressed(base / "packed.npz", **arrays)
-    for kind in ("idx", "idxgz", "csv"):
-        (base / kind).mkdir()
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        for what, array in (("images-idx3", images[split]), ("labels-idx1", labels[split])):
-            head = bytes([0, 0, 8, array.ndim]) + b"".join(side.to_bytes(4, "big") for side in array.shape)
-            content = head + array.tobytes()
-            (base / "idx" / f"{prefix}-{what}-ubyte").write_bytes(content)
-            (base / "idxgz" / f"{prefix}-{what}-ubyte.gz").write_bytes(gzip.compress(content, mtime=0))
-        rows = np.column_stack([labels[split], images[split].reshape(len(labels[split]), -1)])
-        np.savetxt(base / "csv" / f"mnist_{split}.csv", rows, "%d", delimiter=",", header="label,pixels", comments="")
-    Image.fromarray(255 - images["train"][0]).resize((60, 70)).save(base / "four.png")
-    Image.fromarray(images["train"][1]).resize((60, 70)).convert("RGBA").save(base / "alpha.png")
-    Image.fromarray(images["train"][2]).resize((64, 64)).save(base / "four.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0")
-    (base / "recipe.toml").write_text(RECIPE)
-    steps: list[list[str]] = [
-        ["data", "prepare", "plain.npz", "--out", "set", "--shards", "2"],
-        ["data", "prepare", "plain.npz", "--out", "mapped", "--shards", "2", "--contiguous"],
-        ["train", "--recipe", "recipe.toml", "--data", "set", "--out", "run", "--no-curves"],
-        ["export", "run", "--format", "safetensors", "--out", "net.safetensors"],
-        ["bench", "--recipe", "recipe.toml", "--data", "set", "--steps", "2", "--json", "bench.json"],
-    ]
-    for words in steps:
+    make_sources(base)
+    for line in MADE.strip().splitlines():
         child = os.fork()
         if not child:
-            os._exit(behave(base, words, base / ".out", base / ".err"))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (words, (base / ".err").read_text())
+            os._exit(behave(base, line.split(), base / ".out", base / ".err"))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (line, (base / ".err").read_text())
 
-
-COMMANDS = (
-    "train",
-    "training",
-    "evaluate",
-    "predict",
-    "plot",
-    "report",
-    "export",
-    "import",
-    "forecast",
-    "bench",
-    "data.__main__",
-)
-
-RECIPE = """model = "fuzzed"
-validation = 12
-epochs = 2
-batch = 20
-microbatch = 8
-warmup = 0
-
-[[layers]]
-kind = "scale"
-low = 0.0
-span = 1.0
-
-[[layers]]
-kind = "conv2d"
-filters = 4
-kernel = [3, 3]
-stride = 1
-padding = 1
-bias = true
-
-[[layers]]
-kind = "batchnorm"
-epsilon = 1e-5
-
-[[layers]]
-kind = "relu"
-
-[[layers]]
-kind = "maxpool2d"
-window = 2
-
-[[layers]]
-kind = "localresponsenorm"
-size = 3
-
-[[layers]]
-kind = "flatten"
-
-[[layers]]
-kind = "dropout"
-part = 0.2
-
-[[layers]]
-kind = "linear"
-"""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A kind of file: what changes it, and the commands that read it."""
-
-    name: str
-    weight: float
-    make: Callable[[Path, Rng], tuple[list[str], int]]
-
-
-def changed(path: Path, content: bytes) -> int:
-    path.write_bytes(content)
-    return len(content)
-
-
-def a_file(
-    names: list[str], change: Callable[[bytes, Rng], bytes], commands: list[str]
-) -> Callable[..., tuple[list[str], int]]:
-    """A change of one of some files, and one of some commands."""
-
-    def make(folder: Path, rng: Rng) -> tuple[list[str], int]:
-        name = names[rng.integers(len(names))]
-        path = folder / name
-        size = changed(path, change(path.read_bytes(), rng))
-        return commands[rng.integers(len(commands))].replace("FILE", name).split(), size
-
-    return make
-
-
-def a_shard(folder: Path, rng: Rng) -> tuple[list[str], int]:
-    data = ["set", "mapped"][rng.integers(2)]
-    mutate.shard(folder / data, f"train-0{rng.integers(2)}.h5", rng)
-    commands = [f"data info {data}", f"train --recipe recipe.toml --data {data} --max-steps 1 --no-curves --out new"]
-    return commands[rng.integers(2)].split(), 20_000
-
-
-def an_odd_file(folder: Path, rng: Rng) -> tuple[list[str], int]:
-    """A pipe, a device, a folder, a link to nowhere or to itself in place of a file."""
-    names = ["run/metrics.jsonl", "run/log.txt", "run/config.toml", "run/times.json", "run/.lock", "set/train-00.h5",
-             "set/manifest.json", "recipe.toml", "four.png", "net.safetensors", "plain.npz", "run/checkpoints/last.h5",
-             "run/checkpoints/best.h5", "idx/train-images-idx3-ubyte", "csv/mnist_train.csv", "bench.json"]  # fmt: skip
-    path = folder / names[rng.integers(len(names))]
-    path.unlink()
-    kind = rng.integers(5)
-    if kind == 0:
-        os.mkfifo(path)
-    elif kind == 1:
-        path.mkdir()
-    else:
-        path.symlink_to(["/dev/zero", "nowhere", path.name][kind - 2])
-    return ODD[rng.integers(len(ODD))].split(), 0
-
-
-ODD = [
-    "train --resume --out run --max-steps 0 --no-curves", "report run", "plot run", "evaluate run", "data info set",
-    "train --recipe recipe.toml --data set --max-steps 1 --no-curves --out new", "predict run four.png",
-    "import net.safetensors --out net.h5", "data prepare plain.npz --out new", "data prepare idx --out new",
-    "data prepare csv --out new", "forecast --fit bench.json",
-]  # fmt: skip
-NEW = "train --recipe recipe.toml --data set --max-steps 1 --no-curves --out new"
-CHECKPOINTS = [
-    "evaluate FILE", "predict FILE four.png", "export FILE --format npz --out x.npz", "train --resume --out run --no-curves",
-    "export FILE --format onnx --out x.onnx", "export FILE --format safetensors --out x.st",
-    "evaluate FILE --split validation --json", "train --resume FILE --out new --max-steps 1 --no-curves --data set",
-]  # fmt: skip
-TARGETS = [
-    Target("checkpoint", 25, a_file(["run/checkpoints/step-00000006.h5"], mutate.checkpoint, CHECKPOINTS)),
-    Target("pages", 1, a_file(["run/checkpoints/step-00000006.h5"], mutate.checkpoint, ["report run", "plot run --filters"])),
-    Target("shard", 12, a_shard),
-    Target("manifest", 10, a_file(["set/manifest.json", "mapped/manifest.json"], mutate.as_json, [
-        "data info set", "data info mapped", NEW, NEW.replace("data set", "data mapped"), "evaluate run"])),
-    Target("recipe", 12, a_file(["recipe.toml"], mutate.text, [NEW])),
-    Target("run folder", 8, a_file(["run/metrics.jsonl"], mutate.lines_of_json, ["plot run", "report run"])),
-    Target("run's other files", 5, a_file(["run/config.toml", "run/times.json", "run/log.txt", "run/.lock"], mutate.text, [
-        "train --resume --out run --max-steps 0 --no-curves", "report run"])),
-    Target("idx", 6, a_file([f"idx/{name}-ubyte" for name in ("train-images-idx3", "t10k-labels-idx1")], mutate.any_bytes, [
-        "data prepare idx --out new"])),
-    Target("gz", 5, a_file([f"idxgz/{name}-ubyte.gz" for name in ("train-images-idx3", "t10k-labels-idx1")], mutate.any_bytes, [
-        "data prepare idxgz --out new"])),
-    Target("csv", 6, a_file(["csv/mnist_train.csv", "csv/mnist_test.csv"], mutate.text, ["data prepare csv --out new"])),
-    Target("npz", 10, a_file(["plain.npz", "packed.npz"], mutate.any_bytes, [
-        "data prepare FILE --out new", "predict run FILE"])),
-    Target("picture", 15, a_file(["four.png", "alpha.png", "four.jpg"], mutate.any_bytes, ["predict run FILE"])),
-    Target("safetensors", 6, a_file(["net.safetensors"], mutate.any_bytes, ["import FILE --out net.h5"])),
-    Target("measurements", 3, a_file(["bench.json"], mutate.as_json, ["forecast --fit FILE"])),
-    Target("odd", 6, an_odd_file),
-]  # fmt: skip
-WEIGHTS = np.array([target.weight for target in TARGETS]) / sum(target.weight for target in TARGETS)
 
 cli.world = Alone  # these commands need no MPI, whose start would take most of the time
 
