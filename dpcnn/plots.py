@@ -90,7 +90,11 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
     accuracy.set_ylim(max(0.0, 1 - 1.2 * (1 - worst) - 0.001), 1.0005)  # the first steps may lie below
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
-        axes.legend()
+    if len(runs) > 1:  # too many lines for a legend beside them
+        figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    else:
+        loss.legend()
+        accuracy.legend()
     return save(figure, stem, "curves")
 
 

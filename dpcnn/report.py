@@ -28,8 +28,14 @@ from dpcnn.spans import PHASES
 
 MISTAKES, COLUMNS = 25, 5  # in the picture
 
+EPOCHS, RANKS = "Epochs", "Time and memory of each rank"
+WIDE = (EPOCHS, RANKS)
+"""Sections that take the whole width of a page where others stand in two columns."""
+
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; max-width: 76rem; margin: 0 auto; padding: 1rem; }
+main { columns: 34rem 2; column-gap: 3rem; }
+section { break-inside: avoid; } section.wide { column-span: all; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 img { width: 100%; max-width: 34rem; display: block; }
 div.table { overflow-x: auto; }
@@ -80,14 +86,14 @@ def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, found: Examinati
         draw_first_layer(checkpoint, sample, out)
         epochs = [event for event in events if event["event"] == "epoch"]
         sections = [
+            (EPOCHS, table(*epoch_rows(epochs)) if epochs else ""),
             ("Loss and accuracy", picture(out, "curves", "loss and accuracy over the epochs")),
-            ("Epochs", table(*epoch_rows(epochs)) if epochs else ""),
             ("Classes, on the test samples", classes_table(found.told)),
             ("Who is taken for whom", picture(out, "confusion", "counts of right class by predicted class")),
             ("The worst mistakes", picture(out, "mistakes", "right class as predicted class")),
             ("Filters of the first layer", picture(out, "filters", "before and after training")),
             ("What they make of an image", picture(out, "maps", "feature maps before and after training")),
-            ("Time and memory of each rank", ranks_table(folder)),
+            (RANKS, ranks_table(folder)),
             ("Configuration", facts({k: v for k, v in asdict(checkpoint.config).items() if k != "layers"})),
             ("Layers", layers_table(checkpoint)),
             (
@@ -96,12 +102,16 @@ def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, found: Examinati
             ),
         ]
     name = folder.path.resolve().name
-    body = "\n".join(f"<section><h2>{title}</h2>\n{content}</section>" for title, content in sections if content)
+    body = "\n".join(
+        f"<section{' class=wide' * (title in WIDE)}><h2>{title}</h2>\n{content}</section>"
+        for title, content in sections
+        if content
+    )
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{escape(name)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style></head>\n'
         f"<body>\n<h1>{escape(name)}</h1>\n{facts(summary(path, checkpoint, found, events))}\n"
-        f"{body}\n</body>\n</html>\n"
+        f"<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 

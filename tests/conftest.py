@@ -55,6 +55,9 @@ class Result:
 
 running: list["Job"] = []
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""Under nohup or in the background, SIGINT is ignored, and the jobs that tests start would inherit that."""
+
 
 class Job:
     """A command in a session of its own, whose processes can all be found and killed."""

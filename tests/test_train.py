@@ -117,6 +117,33 @@ def test_the_promise_with_everything_random_running_clipped_and_averaged(quick, 
     assert set(weights.optimizer) == {"m", "v", "average"}
 
 
+FEW = """
+clip = 0.01
+optimizer = "sgd"
+lr = 0.1
+[[layers]]
+kind = "scale"
+[[layers]]
+kind = "avgpool2d"
+window = 4
+[[layers]]
+kind = "flatten"
+[[layers]]
+kind = "linear"
+"""
+
+
+def test_clipping_with_fewer_blocks_of_parameters_than_ranks(tmp_path):
+    """490 parameters are less than one block of the exchange: on 3 ranks, two have no element to update."""
+    (tmp_path / "few.toml").write_text(FEW)
+    hashes = []
+    for ranks in (1, 2, 3):
+        trained(ranks, "--recipe", tmp_path / "few.toml", "--max-steps", "20", "--out", tmp_path / str(ranks))
+        hashes.append(events(tmp_path / str(ranks))[-1]["weights_sha256"])
+    trained(1, "--recipe", tmp_path / "few.toml", "--max-steps", "20", "--clip", "0", "--out", tmp_path / "free")
+    assert len(set(hashes)) == 1 and events(tmp_path / "free")[-1]["weights_sha256"] not in hashes
+
+
 def test_a_mapped_data_set_changes_nothing(alone, quick, npz, tmp_path):
     folder = tmp_path / "contiguous"
     made = run(
