@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.data.samples import Samples
+from dpcnn.errors import printable
 from dpcnn.files import write_file
 from dpcnn.metrics import evaluated, read_events
 from dpcnn.validation import Answers
@@ -73,7 +74,7 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
         kinds = ["train", *evaluated(epochs[-1])]
         worst = min(worst, *(e[f"{kind}_accuracy"] for kind in kinds for e in epochs if f"{kind}_accuracy" in e))
         steps = [event for event in events if event["event"] == "step"]
-        label = f"{run.name}: " if len(runs) > 1 else ""
+        label = f"{plain(run.name)}: " if len(runs) > 1 else ""
         of_steps = f"C{number}" if len(runs) > 1 else "grey"
         for axes, key in ((loss, "loss"), (accuracy, "accuracy")):
             fine = [event["step"] / steps_per_epoch for event in steps]
@@ -96,6 +97,11 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
         loss.legend()
         accuracy.legend()
     return save(figure, stem, "curves")
+
+
+def plain(text: str) -> str:
+    """Text for a picture, in which no dollar begins a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:

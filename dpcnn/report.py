@@ -15,7 +15,7 @@ import numpy as np
 from dpcnn import __version__
 from dpcnn.checkpoint import Checkpoint
 from dpcnn.cli import DONE, Parser, parse, run
-from dpcnn.errors import CheckpointError, ConfigError, LaunchError
+from dpcnn.errors import CheckpointError, ConfigError, LaunchError, printable
 from dpcnn.evaluate import Examination, examine, read_on_rank_0
 from dpcnn.fields import FieldError, Table, load_json
 from dpcnn.files import MOST_TEXT, read_bytes, write_file
@@ -101,7 +101,7 @@ def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, found: Examinati
                 facts(checkpoint.fingerprint | {"cpu_features": " ".join(checkpoint.fingerprint["cpu_features"])}),
             ),
         ]
-    name = folder.path.resolve().name
+    name = printable(folder.path.resolve().name)
     body = "\n".join(
         f"<section{' class=wide' * (title in WIDE)}><h2>{title}</h2>\n{content}</section>"
         for title, content in sections

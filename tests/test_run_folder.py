@@ -136,6 +136,23 @@ def test_pipes_in_place_of_files_hang_nothing(copied):
         assert result.status == 2 and len(result.errors) == 1, result.err
 
 
+def test_a_folder_of_any_name(copied, tmp_path):
+    """Bytes that are no text, a terminal's escape, and what Matplotlib would take for a formula."""
+    odd = tmp_path / os.fsdecode(b"\xff \x1b[2J $\\frac$ <b>")
+    copied.rename(odd)
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for name, *words in (
+        ["train", "--resume", "--out", odd, "--max-steps", "5", "--no-curves"],
+        ["evaluate", odd, "--json"],
+        ["plot", odd, odd],
+        ["report", odd],
+        ["export", odd, "--format", "npz", "--out", odd / "net.npz"],
+    ):
+        result = run(0, "-m", f"dpcnn.{name}", *words, env=environment)
+        assert result.status == 0, result.err
+    assert "\x1b" not in (odd / "log.txt").read_text() and "\x1b" not in (odd / "report.html").read_text()
+
+
 def test_the_checkpoint_of_a_folder(copied, tmp_path):
     checkpoints = copied / "checkpoints"
     assert find_checkpoint(copied) == checkpoints / "best.h5"
