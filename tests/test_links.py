@@ -1,6 +1,5 @@
 """The links of the watch, between threads in place of ranks: what is bound, what gets through, what is kept out."""
 
-import os
 import resource
 import socket
 import threading
@@ -12,7 +11,7 @@ import pytest
 from dpcnn.parallel import links
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.datagrams import Message, Seal
-from dpcnn.parallel.links import HERE, Link, Links, addresses, connect
+from dpcnn.parallel.links import HERE, Link, addresses, connect
 
 
 class Thread(Alone):
@@ -44,25 +43,19 @@ def connected(hosts):
 
 @pytest.fixture
 def pair():
-    """The one link of rank 0, and that of rank 1."""
+    """The links of two ranks, one each."""
     made, lost = connected(["here", "here"])
     assert lost == [[], []]
-    (first,), (other,) = made
-    for link in (first, other):
-        list(link.receive())  # what was left of the start
-    yield first, other
+    for each in made:
+        received(each, 0.0)  # what is left of the start
+    yield made
     for each in made:
         each.close()
 
 
-def received(link):
-    """What arrives at a link soon."""
-    waiting = Links([link])
-    found = [message for _, message in waiting.receive(5.0)]
-    os.close(waiting._wake)
-    os.close(waiting._woken)
-    waiting._selector.close()
-    return found
+def received(ends, seconds=5.0):
+    """What arrives soon."""
+    return [message for _, message in ends.receive(seconds)]
 
 
 def test_the_ranks_of_one_host_are_connected_by_its_loopback_address_alone():
@@ -118,67 +111,59 @@ def test_the_limit_of_open_files_is_raised_where_it_may_be(monkeypatch):
 
 
 def test_messages_go_both_ways(pair):
-    first, other = pair
-    other.send(Message("forward", 3))
-    assert received(first) == [Message("forward", 3)]
-    first.send(Message(where=True))
-    assert received(other) == [Message(where=True)]
+    (to_other,), (to_first,) = pair
+    to_first.send(Message("forward", 3))
+    assert received(pair[0]) == [Message("forward", 3)]
+    to_other.send(Message(where=True))
+    assert received(pair[1]) == [Message(where=True)]
 
 
 def test_datagrams_from_elsewhere_take_no_room(pair):
-    first, other = pair
+    (to_other,), (to_first,) = pair
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         for _ in range(5000):  # more than the buffer holds
-            stranger.sendto(bytes(1200), first.socket.getsockname())
-    other.send(Message("forward", 3))
+            stranger.sendto(bytes(1200), to_other.socket.getsockname())
+    to_first.send(Message("forward", 3))
+    assert to_other._seal.open(to_other.socket.recv(1200), 1) == Message("forward", 3), "the first that is there"
     with pytest.raises(BlockingIOError):
-        while True:
-            data = first.socket.recv(5000)
-            assert data != bytes(1200)
-    other.send(Message("forward", 4))
-    assert received(first) == [Message("forward", 4)]
+        to_other.socket.recv(1200)
 
 
 def test_a_spoofed_source_is_of_no_use(pair):
     if not attacker.may_spoof():
         pytest.skip("raw sockets are not allowed here")
-    first, other = pair
-    genuine = other._seal.close(Message("forward", 3), 0)
-    source, target = other.socket.getsockname()[1], first.socket.getsockname()[1]
+    (to_other,), (to_first,) = pair
+    genuine = to_first._seal.close(Message("forward", 3), 0)
+    source, target = to_first.socket.getsockname()[1], to_other.socket.getsockname()[1]
     forged = Seal(bytes(32), 1).close(Message("forward", 3), 0)
     for data in (forged, attacker.NESTED, genuine[:-1], genuine, genuine, b""):
         attacker.spoof(source, target, data)
-    assert received(first) == [Message("forward", 3)], "the kernel lets them all through, the seal one"
-    other.send(Message("forward", 4))
-    assert received(first) == [Message("forward", 4)]
+    assert received(pair[0]) == [Message("forward", 3)], "the kernel lets them all through, the seal one"
+    to_first.send(Message("forward", 4))
+    assert received(pair[0]) == [Message("forward", 4)]
 
 
 def test_a_peer_that_has_gone_raises_nothing(pair):
-    first, other = pair
-    other.socket.close()
+    (to_other,), (to_first,) = pair
+    to_first.socket.close()
     for _ in range(3):
-        first.send(Message())
-        assert list(first.receive()) == []
-    first.socket.close()
-    first.send(Message())
-    assert list(first.receive()) == []
+        to_other.send(Message())
+        assert received(pair[0], 0.1) == []
+    to_first.send(Message())
+    assert list(to_first.receive()) == []
 
 
-def test_a_link_that_never_runs_dry_lets_others_have_their_turn(pair):
-    first, _ = pair
-
+def test_a_link_that_never_runs_dry_lets_others_have_their_turn():
     class Endless:
         def recv(self, size):
             return bytes(size)
 
-    assert list(Link(first._seal, 1, 0, Endless()).receive()) == []
+    assert list(Link(Seal(bytes(32), 0), 1, 0, Endless()).receive()) == []
 
 
 def test_a_thread_that_waits_is_woken(pair):
-    waiting = Links([])
-    waiting.wake()
-    assert waiting.receive(60.0) == []
-    waiting.close()
+    pair[0].wake()
+    assert received(pair[0], 60.0) == []
 
 
 def test_own_addresses():

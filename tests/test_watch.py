@@ -213,8 +213,22 @@ def attack(ports):
     assert all(count > 20 for count in sent), sent
 
 
+SLOW = """
+import sys, time
+from dpcnn.train import main
+from dpcnn.trainer import Trainer
+
+def slowly(trainer, *arguments, step=Trainer.train_step):
+    time.sleep(0.1)
+    return step(trainer, *arguments)
+
+Trainer.train_step = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_a_job_under_attack_goes_on_to_its_end(endless, tmp_path):
-    job = start(3, "-m", "dpcnn.train", *endless, "--max-steps", "300", "--out", tmp_path / "run")
+    job = start(3, "-c", SLOW, *endless, "--max-steps", "70", "--out", tmp_path / "run")
     until_step(tmp_path / "run", 0, job)
     with attack(udp_ports(job)):
         result = job.wait()

@@ -76,20 +76,24 @@ class Watch:
             last: the end of MPI; none returns before it is done on all ranks. From then on a child process watches
                 each rank until its end. None: nobody does.
         """
-        if self._thread is not None:
-            self.comm.barrier()
-            self._at_the_end = last is not None
-        if last:
-            last()
         if self._thread is None:
+            if last:
+                last()
             return
+        self.comm.barrier()
         if last:
-            limit = 2 * self.timeout + STACKS  # more than the threads need for a verdict
-            end_after(limit, f"dpcnn: hang: {self._told([Verdict(self.comm.rank, ENDING, limit)])}\n")
+            self._at_the_end = True
+            last()
+            self._leave_child()
         self._done, self._due = True, 0.0
         self._links.wake()
         self._thread.join()
         self._links.close()
+
+    def _leave_child(self) -> None:
+        limit = 2 * self.timeout + STACKS  # more than the threads need for a verdict
+        self._reports[self.comm.rank].take(self._own(), time.monotonic())
+        end_after(limit, f"dpcnn: hang: {self._told([Verdict(self.comm.rank, ENDING, limit)])}\n")
 
     def _begin(self, hosts: Sequence[str]) -> None:
         self._links, lost = connect(self.comm, hosts)
