@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import attacker
 import pytest
@@ -14,6 +15,9 @@ from conftest import run, start
 from test_failures import until_step
 
 from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.datagrams import Message
+from dpcnn.parallel.links import Links
+from dpcnn.parallel.verdict import Report
 from dpcnn.parallel.watch import Watch
 
 TIMEOUT = 3.0
@@ -185,6 +189,27 @@ def test_a_job_that_was_suspended_goes_on(endless, tmp_path):
         time.sleep(TIMEOUT + 1 if number == signal.SIGSTOP else 0)
     result = job.wait(60)
     assert result.status == 0, result.err
+
+
+class First(Alone):
+    size = 2
+
+    def allgather_obj(self, value):
+        return ["node1", "node3"]
+
+
+def test_where_heartbeats_do_not_arrive_a_line_says_that_nobody_watches(monkeypatch):
+    monkeypatch.setattr("dpcnn.parallel.watch.connect", lambda comm, hosts: (Links([]), [1]))
+    made = Watch(First(), 600, print)
+    assert made.warning == "warning: heartbeats from node3 don't reach node1 by UDP: nobody watches for hangs"
+    made.close()
+
+
+def test_a_stack_from_another_rank_can_t_steer_the_terminal():
+    made = Watch(Alone(), 0, print)
+    made._reports = [Report("here", 0.0, 0.0)] * 2
+    made._take(SimpleNamespace(peer=1, send=lambda answer: None), Message(text="in fit\n\x1b[2Jgone"))
+    assert made._stacks == {1: "in fit\n\\x1b[2Jgone"}
 
 
 def test_reading_is_progress_while_a_run_starts_up(tmp_path):

@@ -4,11 +4,13 @@ Each rank has a thread that sends a heartbeat to rank 0 twice a second, and rank
 MPI nor any rank's main thread has to be well for a verdict. Rank 0 judges all others; the others judge whether rank 0
 is silent.
 
-To the end of a run, some process notices a rank that is stopped. Before a rank R is *done* (through the end of MPI),
-its thread sends heartbeats, and another rank's thread misses them: rank 0's thread ends only when all are done, and
-any other rank's only when rank 0 says that it is done too and knows that this rank is. A rank is done only once it
-has left a child process behind, which ends R unless R ends by itself within a time in which all those threads have
-ended. So from then on the child notices.
+Which process notices, to the end of a run, that rank R has stopped:
+
+- Until R is *done*, rank 0's thread does, or for rank 0 the threads of the others. R is done when MPI has ended on it
+  and it has left a child process behind. Rank 0's thread ends when all ranks are done; the thread of any other rank
+  ends when rank 0 tells it that both are done.
+- From then on R's child does: it ends R if R does not end by itself. It allows more time than any verdict of the
+  threads takes, so it never comes before one.
 """
 
 import math
@@ -91,7 +93,7 @@ class Watch:
         self._links.close()
 
     def _leave_child(self) -> None:
-        limit = 2 * self.timeout + STACKS  # more than the threads need for a verdict
+        limit = 2 * self.timeout + STACKS
         self._reports[self.comm.rank].take(self._own(), time.monotonic())
         end_after(limit, f"dpcnn: hang: {self._told([Verdict(self.comm.rank, ENDING, limit)])}\n")
 
@@ -138,7 +140,7 @@ class Watch:
             self._send_last(self._own())
 
     def _over(self) -> bool:
-        """Whether no rank whose heartbeats come here, or must be answered from here, needs this thread any more."""
+        """Whether no rank needs this thread any more."""
         if self.comm.rank:
             return self._reports[0].done or self._reports[0].ended
         return self._done and all(report.done or report.ended for report in self._reports[1:])
