@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import Job, train
+from test_failures import until_step
 
 from dpcnn.forecast import read_job
 
@@ -41,10 +43,13 @@ def hosts():
     script("down")
 
 
-def on_hosts(ranks, *words):
+def start_on_hosts(ranks, *words):
     spread = {2: "h1:1,h2:1", 3: "h1:2,h2:1"}[ranks]
-    start = [SCRIPT, "mpirun", "--host", spread, "-n", str(ranks), sys.executable, *words]
-    return Job(start, env=HOSTS).wait(90)
+    return Job([SCRIPT, "mpirun", "--host", spread, "-n", str(ranks), sys.executable, *words], env=HOSTS)
+
+
+def on_hosts(ranks, *words):
+    return start_on_hosts(ranks, *words).wait(90)
 
 
 def weights(result):
@@ -58,6 +63,21 @@ def test_ranks_on_two_hosts_train_to_the_same_bits(hosts, quick, tmp_path):
     result = on_hosts(3, "-m", "dpcnn.train", "--no-curves", *quick, "--out", tmp_path / "three")
     assert weights(result) == expected
     assert "warning" not in result.out, "heartbeats reach the other host"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "host"), [(0, "h1"), (1, "h2")])
+def test_a_rank_that_stops_is_named_by_one_on_the_other_host(hosts, quick, tmp_path, victim, host):
+    flags = [*quick, "--epochs", "3000", "--no-curves", "--stall-timeout", "3", "--out", tmp_path / "run"]
+    job = start_on_hosts(2, "-m", "dpcnn.train", *flags)
+    until_step(tmp_path / "run", 3, job)
+    network = os.stat(f"/run/netns/dpcnntest-{host}").st_ino
+    (there,) = [pid for pid in job.ranks() if os.stat(f"/proc/{pid}/ns/net").st_ino == network]
+    os.kill(there, signal.SIGSTOP)
+    result = job.wait(60)
+    assert result.status != 0
+    (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
+    assert f"rank {victim} on {host} has sent no heartbeat for " in line
 
 
 @pytest.mark.slow

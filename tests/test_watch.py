@@ -1,15 +1,24 @@
-"""The watch over the ranks: stopped, stuck, slow and suspended ones, for real; who is to blame, by hand."""
+"""The watch over the ranks, in real jobs: stopped, stuck, slow and suspended ranks, and attackers."""
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
+import attacker
 import pytest
 from conftest import run, start
 from test_failures import until_step
 
 from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.watch import Seen, Watch, addresses
+from dpcnn.parallel.datagrams import Message
+from dpcnn.parallel.links import Links
+from dpcnn.parallel.verdict import Report
+from dpcnn.parallel.watch import Watch
 
 TIMEOUT = 3.0
 
@@ -61,40 +70,105 @@ STOPPED = """
 import atexit, os, signal, sys
 from dpcnn import train
 from dpcnn.parallel.comm import Communicator
+from dpcnn.parallel.watch import Watch
 
-def stop(comm, finalize=Communicator.finalize):
-    finalize(comm)
-    if comm.rank == VICTIM:
-        MOMENT(os.kill, os.getpid(), signal.SIGSTOP)
+def then_stop(function):
+    def both(self, *arguments):
+        function(self, *arguments)
+        if getattr(self, "comm", self).rank == VICTIM:
+            HOW(os.kill, os.getpid(), signal.SIGSTOP)
+    return both
 
-Communicator.finalize = stop
 at_once = lambda function, *arguments: function(*arguments)
+AFTER = then_stop(AFTER)
 sys.exit(train.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("victim", "moment"), [(0, "at_once"), (1, "at_once"), (0, "atexit.register")])
-def test_a_rank_that_stops_after_the_end_of_mpi_is_named(quick, tmp_path, victim, moment):
+@pytest.mark.parametrize(
+    ("victim", "after", "how", "told"),
+    [
+        (0, "Communicator.finalize", "at_once", "sent no heartbeat"),
+        (1, "Communicator.finalize", "at_once", "sent no heartbeat"),
+        (0, "Watch._leave_child", "at_once", "sent no heartbeat"),
+        (0, "Watch.close", "atexit.register", "not ended"),
+    ],
+)
+def test_a_rank_that_stops_after_the_end_of_mpi_is_named(quick, tmp_path, victim, after, how, told):
+    program = STOPPED.replace("VICTIM", str(victim)).replace("AFTER", after).replace("HOW", how)
     flags = [*quick, "--max-steps", "3", "--stall-timeout", "2", "--no-curves", "--out", tmp_path / "run"]
-    job = start(2, "-c", STOPPED.replace("VICTIM", str(victim)).replace("MOMENT", moment), *flags)
+    job = start(2, "-c", program, *flags)
     result = job.wait(20)
     assert result.status != 0
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
-    assert f"rank {victim} on {os.uname().nodename} has " in line and f"rank {1 - victim} on " not in line
+    assert f"rank {victim} on {os.uname().nodename} has {told} for " in line and f"rank {1 - victim} on " not in line
     assert not job.pids()
 
 
+@pytest.mark.parametrize(("seconds", "status", "said"), [(600, 0, ""), (0.1, -signal.SIGKILL, "a line")])
+def test_a_process_is_ended_that_does_not_end_in_time(seconds, status, said):
+    code = f"import time; from dpcnn.parallel.watch import end_after; end_after({seconds}, 'a line'); time.sleep(LAST)"
+    program = code.replace("LAST", "600" if said else "0")
+    result = run(0, "-c", program)
+    assert (result.status, result.err) == (status, said), "and its child has closed the pipes of its output"
+
+
+HANGING = """
+import sys, time
+from dpcnn import train
+from dpcnn.console import Console
+from dpcnn.run_folder import RunFolder
+
+def hang(folder, event, append=RunFolder.append_event):
+    if event["step"] >= 5:
+        Console.say = RunFolder.append_event = lambda *arguments: time.sleep(100)
+        RunFolder.append_event(folder, event)
+    append(folder, event)
+
+RunFolder.append_event = hang
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
 def test_a_file_system_that_hangs_is_told_of_rank_0_alone(endless, tmp_path):
-    job = start(3, "-m", "dpcnn.train", *endless, "--out", tmp_path / "run")
-    until_step(tmp_path / "run", 5, job)
-    for name in ("metrics.jsonl", "log.txt"):  # who opens a pipe without a reader waits for ever
-        os.mkfifo(tmp_path / "pipe")
-        os.replace(tmp_path / "pipe", tmp_path / "run" / name)
-    result = job.wait(20)
+    result = run(3, "-c", HANGING, *endless, "--out", tmp_path / "run")
     assert result.status == 1
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
     assert "rank 0 on " in line and "has made no progress for 3" in line and ": report, after step " in line
     assert "rank 1" not in line and "rank 2" not in line and "in record" in result.err
+
+
+DYING = """
+import sys, threading, time
+from dpcnn import train
+from dpcnn.parallel.watch import Watch
+from dpcnn.trainer import Trainer
+
+def follow(watch, spans, step, follow=Watch.follow):
+    def fail():
+        if watch.comm.rank == VICTIM and step() >= 5 and threading.current_thread() is not threading.main_thread():
+            raise MemoryError("none left")
+        return step()
+    follow(watch, spans, fail)
+
+def slowly(trainer, *arguments, step=Trainer.train_step):
+    time.sleep(0.8 * (trainer.cursor.step >= 5))
+    return step(trainer, *arguments)
+
+Watch.follow, Trainer.train_step = follow, slowly
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_watch_that_ends_says_so_and_the_job_goes_on(quick, tmp_path, victim):
+    flags = [*quick, "--max-steps", "11", "--no-curves", "--stall-timeout", "2", "--out", tmp_path / "run"]
+    result = run(3, "-c", DYING.replace("VICTIM", str(victim)), *flags)
+    assert result.status == 0, result.err
+    (line,) = [line for line in result.err.splitlines() if "watch" in line]
+    where = f"rank {victim} on {os.uname().nodename}: MemoryError: none left"
+    assert line == f"warning: the watch over the ranks has ended ({where}): nobody watches for hangs any more"
+    assert "hang: " not in result.err
 
 
 def test_a_slow_rank_is_reported_and_not_killed(endless, tmp_path):
@@ -117,53 +191,106 @@ def test_a_job_that_was_suspended_goes_on(endless, tmp_path):
     assert result.status == 0, result.err
 
 
-def watch(*ranks: tuple[str, float, float]) -> Watch:
-    """A watch that has seen these ranks: phase, seconds since a heartbeat, and since progress."""
-    made, now = Watch(Alone(), 0, print), time.monotonic()
-    made._seen = [Seen("here", phase, 7, 0, now - beat, now - moved) for phase, beat, moved in ranks]
-    return made
+class First(Alone):
+    size = 2
+
+    def allgather_obj(self, value):
+        return ["node1", "node3"]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "culprits"),
-    [
-        ([("forward", 0, 0), ("waiting", 0, 9)], []),  # slow, but it moves
-        ([("forward", 0, 9), ("waiting", 0, 9)], [(0, "stuck")]),
-        ([("waiting", 0, 9), ("checkpoint", 0, 9), ("waiting", 9, 9)], [(2, "silent")]),
-        ([("waiting", 0, 9), ("waiting", 0, 9)], [(0, "stuck"), (1, "stuck")]),  # for each other
-        ([("waiting", 0, 1), ("data", 0, 1)], []),
-        ([("start-up", 0, 0), ("start-up", 0, 9)], []),  # rank 0 reads the data
-        ([("start-up", 0, 9), ("start-up", 0, 9)], [(0, "stuck"), (1, "stuck")]),
-        ([("between phases", 0, 9), ("checkpoint", 0, 9)], [(1, "stuck")]),
-    ],
-)
-def test_who_is_to_blame(ranks, culprits):
-    assert [(rank, how) for rank, how, _ in watch(*ranks)._culprits(3)] == culprits
+def test_where_heartbeats_do_not_arrive_a_line_says_that_nobody_watches(monkeypatch):
+    monkeypatch.setattr("dpcnn.parallel.watch.connect", lambda comm, hosts: (Links([]), [1]))
+    made = Watch(First(), 600, print)
+    assert made.warning == "warning: heartbeats from node3 don't reach node1 by UDP: nobody watches for hangs"
+    made.close()
 
 
-def test_a_rank_that_is_ready_to_leave_is_not_to_blame():
-    made = watch(("end", 0, 9), ("end", 0, 9))
-    made._seen[0].ready = True
-    assert [rank for rank, _, _ in made._culprits(3)] == [1]
-
-
-def test_foreign_messages_are_passed_over():
+def test_a_stack_from_another_rank_can_t_steer_the_terminal():
     made = Watch(Alone(), 0, print)
-    made._seen, made._token = [Seen("here")] * 2, "secret"
-    for message in ({}, {"rank": "1"}, {"rank": 7}, {"rank": -1}, {"rank": [1]}):
-        made._note_of_rank(message, ("127.0.0.1", 1))
-    assert made._peers == {}
-
-
-def test_own_addresses():
-    found = addresses()
-    assert "127.0.0.1" in found and found[-1].startswith("127.")
+    made._reports = [Report("here", 0.0, 0.0)] * 2
+    made._take(SimpleNamespace(peer=1, send=lambda answer: None), Message(text="in fit\n\x1b[2Jgone"))
+    assert made._stacks == {1: "in fit\n\\x1b[2Jgone"}
 
 
 def test_reading_is_progress_while_a_run_starts_up(tmp_path):
     made = Watch(Alone(), 0, print)
-    before = made._own()["turns"]
-    assert made._own()["turns"] == before, "what the watch reads itself does not count"
+    before = made._own().turns
+    assert made._own().turns == before, "what the watch reads itself does not count"
     (tmp_path / "file").write_bytes(bytes(1000))
     (tmp_path / "file").read_bytes()
-    assert made._own()["turns"] == before + 1000
+    assert made._own().turns == before + 1000
+
+
+def udp_ports(job) -> list[int]:
+    """The UDP ports of a job's ranks, once all have some, and the addresses that they are bound to."""
+    while not (ranks := job.ranks()) or len(found := bound(ranks)) < 2 * (len(ranks) - 1):
+        assert job.process.poll() is None
+    assert {address for address, _ in found} == {"0100007F"}, "127.0.0.1 alone"
+    return [port for _, port in found]
+
+
+def bound(pids: list[int]) -> set[tuple[str, int]]:
+    sockets = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                sockets.add(os.readlink(entry))
+            except OSError:  # closed since
+                continue
+    rows = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    return {(row[1][:8], int(row[1][9:], 16)) for row in rows if f"socket:[{row[9]}]" in sockets}
+
+
+@contextmanager
+def attack(ports):
+    """A block during which these ports are attacked in every way that is allowed here, beside the job's own work."""
+    kinds = ["flood", "replay"] if attacker.may_spoof() else ["flood"]
+    helpers = [
+        subprocess.Popen(
+            ["nice", "-n", "19", sys.executable, attacker.__file__, kind, *map(str, ports)], stdout=subprocess.PIPE
+        )
+        for kind in kinds
+    ]
+    try:
+        yield
+    finally:
+        for helper in helpers:
+            helper.terminate()
+        sent = [int(helper.communicate()[0]) for helper in helpers]
+    assert all(count > 20 for count in sent), sent
+
+
+SLOW = """
+import sys, time
+from dpcnn.train import main
+from dpcnn.trainer import Trainer
+
+def slowly(trainer, *arguments, step=Trainer.train_step):
+    time.sleep(0.1)
+    return step(trainer, *arguments)
+
+Trainer.train_step = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_job_under_attack_goes_on_to_its_end(endless, tmp_path):
+    job = start(3, "-c", SLOW, *endless, "--max-steps", "70", "--out", tmp_path / "run")
+    until_step(tmp_path / "run", 0, job)
+    with attack(udp_ports(job)):
+        result = job.wait()
+    assert result.status == 0 and "hang: " not in result.err, result.err
+    assert "nobody watches" not in result.out + result.err
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_stopped_rank_is_named_under_attack(endless, tmp_path, victim):
+    job = start(3, "-m", "dpcnn.train", *endless, "--out", tmp_path / "run")
+    until_step(tmp_path / "run", 5, job)
+    with attack(udp_ports(job)):
+        time.sleep(1)
+        os.kill(job.ranks()[victim], signal.SIGSTOP)
+        result = job.wait()
+    assert result.status != 0
+    (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
+    assert f"rank {victim} on {os.uname().nodename} has sent no heartbeat for " in line

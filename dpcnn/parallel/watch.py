@@ -1,61 +1,45 @@
-"""A watch over the ranks, beside MPI: who makes no progress is named, and the job ends.
+"""A watch over the ranks, beside MPI: a rank that makes no progress is named, and the job ends.
 
-Each rank has a thread that sends a heartbeat to rank 0 by UDP twice a second: step, phase, and whether anything has
-moved since the last one. Rank 0 answers each. So neither MPI nor any rank's main thread has to be well for a verdict.
-Who is *silent* has stopped, or its host has; who is *stuck* still beats, but its phase does not change. While others
-wait for it they don't move either, but they say that they wait.
+Each rank has a thread that sends a heartbeat to rank 0 twice a second, and rank 0's thread answers each. So neither
+MPI nor any rank's main thread has to be well for a verdict. Rank 0 judges all others; the others judge whether rank 0
+is silent.
 
-Rank 0 judges all others; of those whose beats rank 0 no longer answers, the first judges it. A child process
-of each rank takes over when all are through MPI's end, and watches it to the end of Python.
+Which process notices, to the end of a run, that rank R has stopped:
+
+- Until R is *done*, rank 0's thread does, or for rank 0 the threads of the others. R is done when MPI has ended on it
+  and it has left a child process behind. Rank 0's thread ends when all ranks are done; the thread of any other rank
+  ends when rank 0 tells it that both are done.
+- From then on R's child does: it ends R if R does not end by itself. It allows more time than any verdict of the
+  threads takes, so it never comes before one.
 """
 
-import json
+import math
 import os
 import platform
-import secrets
 import select
 import signal
-import socket
-import struct
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from dpcnn.errors import printable
 from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.datagrams import BETWEEN, END, PHASES, START, Message
+from dpcnn.parallel.links import Link, connect
+from dpcnn.parallel.verdict import ENDING, Report, Verdict, judge, silent
 from dpcnn.spans import Spans
 
 BEAT = 0.5  # seconds
-REACHING = 2.0  # seconds in which rank 0 must answer the first time
-STACKS = 1.0  # seconds in which ranks must answer when they are asked where they are
-FAREWELLS = 3  # that a rank sends, if no answer comes: messages get lost
-MAY_WAIT = ("waiting", "start-up", "between phases", "end")
-TOLD = {"silent": "has sent no heartbeat for", "stuck": "has made no progress for", "ending": "has not ended for"}
-LARGEST = 60_000  # bytes of a datagram
+STACKS = 1.0  # seconds in which ranks must answer when they are asked for their stacks
+FRAMES = 10  # of a stack, the innermost
+COPIES = 5  # of the last message of a rank: messages get lost
+BETWEEN_COPIES = 0.01  # seconds
 FAULT = 1  # exit status
-
-Address = tuple[str, int]
-
-
-@dataclass
-class Seen:
-    """What rank 0 knows of a rank."""
-
-    host: str
-    phase: str = "start-up"
-    step: int = 0
-    turns: int = -1
-    beat: float = field(default_factory=time.monotonic)
-    moved: float = field(default_factory=time.monotonic)
-    stack: str = ""
-    ready: bool = False  # to leave
-    left: bool = False
-    warned: bool = False
 
 
 class Watch:
@@ -76,117 +60,156 @@ class Watch:
         self._step: Callable[[], int] = lambda: 0
         self._main = threading.get_ident()
         self._read_here = 0
-        self._at_the_end = False
-        self._peers: dict[int, Address] = {}
-        self._closing = threading.Event()
-        self._awake = time.monotonic()
-        self._left_behind = -1
+        self._at_the_end = self._done = False
+        self._stacks: dict[int, str] = {}
+        self._warned: set[int] = set()
         self._thread: threading.Thread | None = None
         if timeout and comm.size > 1:
-            self._begin()
+            self._begin(comm.allgather_obj(platform.node()))
 
     def follow(self, spans: Spans, step: Callable[[], int]) -> None:
         """From here on, tell the phase and the step of a training."""
         self._spans, self._step = spans, step
 
-    def close(self, last: Callable[[], None] = lambda: None) -> None:
-        """The end of the watch, on every rank: none returns before ``last``, still watched, is done on all.
+    def close(self, last: Callable[[], None] | None = None) -> None:
+        """The end of the watch, on every rank.
 
-        From here on a process left behind watches this one, until it has ended.
+        Args:
+            last: the end of MPI; none returns before it is done on all ranks. From then on a child process watches
+                each rank until its end. None: nobody does.
         """
         if self._thread is None:
-            last()
+            if last:
+                last()
             return
         self.comm.barrier()
-        self._at_the_end = True
-        last()
-        self._left_behind = self._leave_behind()
-        self._send(("127.0.0.1", self._socket.getsockname()[1]), {})  # the thread need not wait for another one
+        if last:
+            self._at_the_end = True
+            last()
+            self._leave_child()
+        self._done, self._due = True, 0.0
+        self._links.wake()
         self._thread.join()
-        self._socket.close()
+        self._links.close()
 
-    @property
-    def _ready(self) -> bool:
-        """Whether this rank is done with MPI, and has left behind who takes over."""
-        return self._left_behind >= 0
+    def _leave_child(self) -> None:
+        limit = 2 * self.timeout + STACKS
+        self._reports[self.comm.rank].take(self._own(), time.monotonic())
+        end_after(limit, f"dpcnn: hang: {self._told([Verdict(self.comm.rank, ENDING, limit)])}\n")
 
-    def _leave_behind(self) -> int:
-        """Start a process that takes over once it is told to: it ends this one, should it not end by itself.
-
-        Returns:
-            Where to write a byte to tell it; this process's end closes it.
-        """
-        heard, tell = os.pipe()
-        watched = os.getpid()
-        try:
-            if os.fork():
-                return tell
-        except OSError:  # no memory for it: then nobody takes over
-            return tell
-        os.dup2(heard, 3)
-        os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # whose end launchers may be waiting for
-        if os.read(3, 1) and not select.select([3], [], [], self.timeout + STACKS)[0]:
-            self._note(self._seen[self.comm.rank], self._own())
-            os.write(2, f"dpcnn: hang: {self._told(self.comm.rank, 'ending', self.timeout)}\n".encode())
-            os.kill(watched, signal.SIGKILL)
-        os._exit(0)
-
-    def _begin(self) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("", 0))
-        self._socket.settimeout(BEAT / 5)
-        mine = [secrets.token_hex(8), addresses(), self._socket.getsockname()[1]]
-        self._token, of_first, port = self.comm.broadcast_obj(mine)
-        hosts = self.comm.allgather_obj(platform.node())
-        self._seen = [Seen(host) for host in hosts]
-        near = hosts[self.comm.rank] == hosts[0]
-        self._first: Address | None = None
-        run = self._judge if self.comm.rank == 0 else self._beat
-        thread = threading.Thread(target=run, name="dpcnn-watch", daemon=True)
-        if self.comm.rank == 0:
-            thread.start()
-        else:
-            self._first = self._reach([("127.0.0.1", port)] if near else [(a, port) for a in of_first])
-        lost = [
-            hosts[rank] for rank, found in enumerate(self.comm.allgather_obj(bool(self._first))) if rank and not found
-        ]
+    def _begin(self, hosts: Sequence[str]) -> None:
+        self._links, lost = connect(self.comm, hosts)
         if lost:
-            self._closing.set()
-            self.warning = f"warning: heartbeats from {lost[0]} don't reach {hosts[0]} by UDP: nobody watches for hangs"
-        elif self.comm.rank:
-            thread.start()
-        self._thread = None if lost else thread
+            self._links.close()
+            self.warning = (
+                f"warning: heartbeats from {hosts[lost[0]]} don't reach {hosts[0]} by UDP: nobody watches for hangs"
+            )
+            return
+        now = time.monotonic()
+        self._reports = [Report(host, now, now) for host in hosts]
+        self._due = now  # when the next heartbeat is
+        self._thread = threading.Thread(target=self._run, name="dpcnn-watch", daemon=True)
+        self._thread.start()
 
-    def _reach(self, candidates: list[Address]) -> Address | None:
-        """The address at which rank 0 answers."""
-        until = time.monotonic() + REACHING
-        while time.monotonic() < until:
-            for address in candidates:
-                self._send(address, {"rank": self.comm.rank})
-            if (got := self._receive()) and got[1][1] == candidates[0][1]:
-                return got[1]
-        return None
-
-    def _send(self, address: Address, message: dict[str, Any]) -> None:
-        with suppress(OSError):  # the network is away for now, or for good: the other side will notice
-            self._socket.sendto(json.dumps({"token": self._token, **message}).encode()[:LARGEST], address)
-
-    def _receive(self) -> tuple[dict[str, Any], Address] | None:
-        """The next message of this job, if one comes soon; whatever else comes is passed over."""
+    def _run(self) -> None:
+        """The thread: it does not end without a word."""
         try:
-            data, address = self._socket.recvfrom(LARGEST)
-            message = json.loads(data)
-            return (message, address) if message["token"] == self._token else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            self._watch()
+        except BaseException as error:
+            with suppress(BaseException):
+                self._send_last(Message(ended=True))
+            why = printable(f"rank {self.comm.rank} on {platform.node()}: {type(error).__name__}: {error}")
+            line = f"warning: the watch over the ranks has ended ({why}): nobody watches for hangs any more"
+            print(line, file=sys.stderr, flush=True)
 
-    def _own(self) -> dict[str, Any]:
-        """What this rank's heartbeat says."""
-        own = {"rank": self.comm.rank, "ready": self._ready}
+    def _watch(self) -> None:
+        awake = time.monotonic()
+        while not self._over():
+            received = self._links.receive(self._due - awake)
+            now = time.monotonic()
+            if now - awake > 3 * BEAT:  # this process has stood still, as in a suspended job: silence means nothing
+                for report in self._reports:
+                    report.beat = report.moved = now
+            awake = now
+            for link, message in received:
+                self._take(link, message)
+            if now >= self._due:
+                self._due = now + BEAT
+                self._beat(now)
+        if self.comm.rank == 0:
+            self._send_last(self._own())
+
+    def _over(self) -> bool:
+        """Whether no rank needs this thread any more."""
+        if self.comm.rank:
+            return self._reports[0].done or self._reports[0].ended
+        return self._done and all(report.done or report.ended for report in self._reports[1:])
+
+    def _take(self, link: Link, message: Message) -> None:
+        """Take up a peer's message, and answer it."""
+        self._reports[link.peer].take(message, time.monotonic())
+        if message.text:
+            self._stacks[link.peer] = printable(message.text, keep="\n")
+        if self.comm.rank == 0:
+            link.send(replace(self._own(), done=self._done and message.done))
+        elif message.where:
+            link.send(replace(self._own(), text=self._stack()))
+
+    def _beat(self, now: float) -> None:
+        """Send a heartbeat, or on rank 0 judge; other ranks judge rank 0, rank 1 first."""
+        if self.comm.rank:
+            self._send(self._own())
+            found = silent(self._reports[:1], now, self.timeout + (self.comm.rank - 1) * STACKS)
+        else:
+            self._reports[0].take(self._own(), now)
+            found = judge(self._reports, now, self.timeout)
+            self._warn(judge(self._reports, now, self.timeout / 2))
+        if found:
+            self._end(found)
+
+    def _warn(self, late: list[Verdict]) -> None:
+        """Say once of each of these ranks that all wait for it."""
+        for verdict in late:
+            if verdict.rank not in self._warned:
+                line = f"warning: {self._told([verdict])}; all wait for it"
+                threading.Thread(target=self.say, args=(line,), daemon=True).start()  # the log may hang, too
+        self._warned = {verdict.rank for verdict in late}
+
+    def _end(self, found: list[Verdict]) -> None:
+        """Say which rank is where, and end the job, also where neither output nor MPI answer any more."""
+        self._ask_for_stacks()
+        threading.Timer(3 * STACKS, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        timeout = f"--stall-timeout is {self.timeout:g} s"
+        lines = [f"dpcnn: hang: {self._told(found)}; the job is ended, go on with --resume; {timeout}"]
+        for rank, stack in sorted(self._stacks.items()):
+            report = self._reports[rank]
+            lines.append(f"rank {rank} on {report.host}: {report.phase}, after step {report.step}\n{stack}")
+        print("\n".join(lines), file=sys.stderr, flush=True)
+        if self._at_the_end:  # MPI may be past an abort; the launchers end a job of which a signal has killed a rank
+            time.sleep(STACKS / 5)  # they pass on what was printed before
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.comm.abort(FAULT)
+
+    def _ask_for_stacks(self) -> None:
+        """Collect the stacks of this rank and, on rank 0, of those that answer."""
+        self._reports[self.comm.rank].take(self._own(), time.monotonic())
+        self._stacks[self.comm.rank] = self._stack()
+        if self.comm.rank == 0:
+            self._send(replace(self._own(), where=True))
+            until = time.monotonic() + STACKS
+            while (left := until - time.monotonic()) > 0:
+                for link, message in self._links.receive(left):
+                    self._take(link, message)
+
+    def _told(self, verdicts: list[Verdict]) -> str:
+        return "; ".join(verdict.told(self._reports[verdict.rank]) for verdict in verdicts)
+
+    def _own(self) -> Message:
+        """What this rank says of itself."""
         if self._spans is None:
-            return {**own, "step": 0, "phase": "start-up", "turns": self._read_by_others()}
-        phase = "end" if self._at_the_end else self._spans.phase or "between phases"
-        return {**own, "step": self._step(), "phase": phase, "turns": self._spans.turns}
+            return Message(START, 0, self._read_by_others(), self._done)
+        phase = END if self._at_the_end else self._spans.phase
+        return Message(phase if phase in PHASES else BETWEEN, self._step(), self._spans.turns, self._done)
 
     def _read_by_others(self) -> int:
         """Bytes that this process has read, but for those read here: what moves while a run starts up. Linux only."""
@@ -198,152 +221,46 @@ class Watch:
         return 0
 
     def _stack(self) -> str:
-        """Where this rank's main thread is."""
+        """Where this rank's main thread is, without its source lines: the file system may hang."""
         frame = sys._current_frames().get(self._main)
-        return "".join(traceback.format_stack(frame)[-10:]) if frame else ""
-
-    def _beat(self) -> None:
-        """The thread of every rank but 0."""
-        assert self._first is not None
-        answered, beaten, last, told = time.monotonic(), 0.0, self._seen[0], False
-        while not self._closing.is_set():
-            if time.monotonic() - beaten >= BEAT or (self._ready and not told):
-                beaten, told = time.monotonic(), self._ready
-                self._send(self._first, self._own())
-            got = self._receive()
-            if self._was_asleep():
-                answered = time.monotonic()
-            if got:
-                answered = time.monotonic()
-                self._note(last, got[0])
-                if got[0].get("where"):
-                    self._send(self._first, {**self._own(), "stack": self._stack()})
-                if got[0].get("leave"):
-                    self._leave()
-                    return
-            # rank 1 first, the others only if it is silent too
-            if time.monotonic() - answered > self.timeout + (self.comm.rank - 1) * STACKS:
-                self._end([(0, "silent", time.monotonic() - answered)])
-
-    def _leave(self) -> None:
-        """Hand over to the process left behind, and make sure that rank 0 knows."""
-        assert self._first is not None
-        os.write(self._left_behind, b"!")
-        for _ in range(FAREWELLS):
-            self._send(self._first, {**self._own(), "left": True})
-            if self._receive():
-                return
-
-    def _judge(self) -> None:
-        """The thread of rank 0."""
-        beaten, leaving = 0.0, False
-        while not self._closing.is_set():
-            got = self._receive()
-            if self._was_asleep():
-                for seen in self._seen:
-                    seen.beat = seen.moved = time.monotonic()
-            if got and self._note_of_rank(*got):
-                self._send(got[1], {**self._own(), "leave": leaving})
-            self._seen[0].ready = self._ready
-            if not leaving and all(seen.ready for seen in self._seen):
-                leaving = True
-                os.write(self._left_behind, b"!")
-                for address in self._peers.values():
-                    self._send(address, {"leave": True})
-            if leaving and all(seen.left for seen in self._seen[1:]):
-                return
-            if time.monotonic() - beaten < BEAT:
-                continue
-            beaten = time.monotonic()
-            self._note(self._seen[0], self._own())
-            found = self._culprits(self.timeout)
-            if found:
-                for address in self._peers.values():
-                    self._send(address, {**self._own(), "where": True})
-                until = time.monotonic() + (0 if leaving else STACKS)
-                while time.monotonic() < until:
-                    if got := self._receive():
-                        self._note_of_rank(*got)
-                self._seen[0].stack = self._stack()
-                self._end(found)
-            for rank, how, since in self._culprits(self.timeout / 2):
-                if not self._seen[rank].warned:
-                    self._seen[rank].warned = True
-                    line = f"warning: {self._told(rank, how, since)}; all wait for it"
-                    threading.Thread(target=self.say, args=(line,), daemon=True).start()  # the log may hang, too
-
-    def _note_of_rank(self, message: dict[str, Any], address: Address) -> bool:
-        """Whether the message is another rank's."""
-        rank = message.get("rank")
-        if isinstance(rank, int) and 0 < rank < self.comm.size:
-            self._peers[rank] = address
-            self._note(self._seen[rank], message)
-            return True
-        return False
-
-    def _was_asleep(self) -> bool:
-        """Whether this process itself has stood still, as in a suspended job: then others' silence means nothing."""
-        now = time.monotonic()
-        before, self._awake = self._awake, now
-        return now - before > 3 * BEAT
-
-    def _note(self, seen: Seen, message: dict[str, Any]) -> None:
-        seen.beat = time.monotonic()
-        if message.get("turns", seen.turns) != seen.turns:
-            seen.moved, seen.warned = seen.beat, False
-        for key in ("phase", "step", "turns", "stack", "ready", "left"):
-            setattr(seen, key, message.get(key, getattr(seen, key)))
-
-    def _culprits(self, timeout: float) -> list[tuple[int, str, float]]:
-        """Who keeps all from moving for longer than this: rank, how, since how many seconds.
-
-        As long as anybody moves, those who may be waiting for it are not to blame; where nobody does and all may be
-        waiting, all are that are not ready to leave.
-        """
-        now = time.monotonic()
-        silent = [
-            (rank, "silent", now - seen.beat)
-            for rank, seen in enumerate(self._seen)
-            if now - seen.beat > timeout and not seen.left
+        lines = [
+            f"  {'/'.join(Path(frame.f_code.co_filename).parts[-3:])}, line {line}, in {frame.f_code.co_name}"
+            for frame, line in traceback.walk_stack(frame)
         ]
-        if silent:
-            return silent
-        stuck = [
-            (rank, "stuck", now - seen.moved) for rank, seen in enumerate(self._seen) if now - seen.moved > timeout
-        ]
-        to_blame = [one for one in stuck if self._seen[one[0]].phase not in MAY_WAIT]
-        waiting = [one for one in stuck if not self._seen[one[0]].ready]
-        return to_blame or (waiting if len(stuck) == len(self._seen) else [])
+        return "\n".join(reversed(lines[:FRAMES]))
 
-    def _told(self, rank: int, how: str, since: float) -> str:
-        seen = self._seen[rank]
-        return f"rank {rank} on {seen.host} {TOLD[how]} {since:.1f} s: {seen.phase}, after step {seen.step}"
+    def _send(self, message: Message) -> None:
+        for link in self._links:
+            link.send(message)
 
-    def _end(self, culprits: list[tuple[int, str, float]]) -> None:
-        """Say who is where, and end the job, also where neither output nor MPI answer any more."""
-        threading.Timer(3 * STACKS, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        told = "; ".join(self._told(*culprit) for culprit in culprits)
-        lines = [f"dpcnn: hang: {told}; the job is ended, go on with --resume; --stall-timeout is {self.timeout:g} s"]
-        for rank, seen in enumerate(self._seen):
-            if seen.stack:
-                lines.append(f"rank {rank} on {seen.host}: {seen.phase}, after step {seen.step}\n{seen.stack.rstrip()}")
-        print("\n".join(lines), file=sys.stderr, flush=True)
-        if self._at_the_end:  # MPI may be past an abort; the launchers end a job of which a signal has killed a rank
-            time.sleep(STACKS / 5)  # they pass on what was printed before
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.comm.abort(FAULT)
+    def _send_last(self, message: Message) -> None:
+        for _ in range(COPIES):
+            self._send(message)
+            time.sleep(BETWEEN_COPIES)
 
 
-def addresses() -> list[str]:
-    """This host's IPv4 addresses, those of its network cards first; Linux only."""
-    import fcntl
+def end_after(seconds: float, line: str) -> None:
+    """Leave a child process that ends this one, with a line to stderr, if it does not end by itself in time.
 
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:  # SIOCGIFADDR
-                answer = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", name.encode()[:15]))
-                found.append(socket.inet_ntoa(answer[20:24]))
-            except OSError:  # a card without an address
-                continue
-    return sorted(found, key=lambda address: address.startswith("127."))
+    Seconds in which both are suspended don't count.
+    """
+    waiting, _held = os.pipe()  # nothing is written: its other end is closed when this process ends
+    watched = os.getpid()
+    try:
+        child = os.fork()
+    except OSError:  # no memory for it: then nobody notices
+        return
+    if child:
+        os.close(waiting)
+        return
+    try:
+        os.dup2(waiting, 3)
+        os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # whose end launchers may be waiting for
+        for _ in range(math.ceil(seconds / BEAT)):
+            if select.select([3], [], [], BEAT)[0]:
+                return
+        if select.select([], [2], [], STACKS)[1]:
+            os.write(2, line.encode())
+        os.kill(watched, signal.SIGKILL)
+    finally:
+        os._exit(0)
