@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from dpcnn.checkpoint import read
 from dpcnn.cli import DONE, Parser, parse, run
-from dpcnn.data.pictures import read_pictures
-from dpcnn.errors import DataError
+from dpcnn.data.pictures import open_pictures, read_pictures
 from dpcnn.nn.losses import softmax
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.split import cut
@@ -54,23 +53,12 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
     network = known.network()
     vector = network.flat(known.parameters)
     for path in files:
-        images = read_pictures(path, contents(path), known.image_shape)
+        with open_pictures(path) as source:
+            images = read_pictures(source, known.image_shape)
         for start, stop in cut(len(images), EVALUATION_BLOCK):
             rows: NDArray[Any] = softmax(network.logits(vector, images[start:stop]).astype(np.float64))
             for number, row in enumerate(rows, start):
                 yield {"file": str(path), "image": number, "class": int(row.argmax()), "probabilities": row.tolist()}
-
-
-def contents(path: Path) -> bytes:
-    """The bytes of a file, or of stdin for ``-``.
-
-    Raises:
-        DataError: it can't be read.
-    """
-    try:
-        return sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a PNG, JPEG, IDX or NPZ file") from None
 
 
 def print_text(found: Iterator[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import run
 from test_data import write_source
 
-from dpcnn.data.sources import DOWNLOADS, FILES, Download, fetch
+from dpcnn.data.downloads import DOWNLOADS, FILES, Download, fetch
 from dpcnn.errors import DataError
 
 
@@ -124,8 +124,8 @@ def test_one_rank_downloads_and_all_prepare(server, tmp_path, monkeypatch):
         f"'{name}': 'sha256:{hashlib.sha256((server.folder / name).read_bytes()).hexdigest()}'" for name in FILES
     )
     code = (
-        "import sys; from dpcnn.data import sources; from dpcnn.data.__main__ import main\n"
-        f"sources.DOWNLOADS['mnist'] = sources.Download(('{server.address}',), {{{digests}}}, 'a licence')\n"
+        "import sys; from dpcnn.data import downloads; from dpcnn.data.__main__ import main\n"
+        f"downloads.DOWNLOADS['mnist'] = downloads.Download(('{server.address}',), {{{digests}}}, 'a licence')\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     out = tmp_path / "set"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, environment, run
 
+from dpcnn.data.inputs import Input
 from dpcnn.data.pictures import like_mnist, read_pictures
 from dpcnn.data.samples import find_data, load
 from dpcnn.errors import DataError
@@ -34,6 +35,10 @@ def enlarged(digit, times=4, canvas=(300, 220), at=(150, 20)):
     large = digit.repeat(times, axis=0).repeat(times, axis=1)
     sheet[at[0] : at[0] + len(large), at[1] : at[1] + len(large)] = large
     return sheet
+
+
+def pictures(content: bytes, shape) -> np.ndarray:
+    return read_pictures(Input(HERE, io.BytesIO(content)), shape)
 
 
 def png(picture) -> bytes:
@@ -70,16 +75,16 @@ def test_the_centre_of_mass_is_in_the_middle_and_the_box_is_five_sevenths(size):
 
 def test_transparent_and_coloured_and_deep_pictures(tmp_path):
     digit = enlarged(digits(1)[0][0])
-    expected = read_pictures(HERE, png(255 - digit), (28, 28, 1))
+    expected = pictures(png(255 - digit), (28, 28, 1))
     layered = np.zeros((*digit.shape, 4), np.uint8)  # black, seen where the digit is
     layered[..., 3] = digit
-    found = read_pictures(HERE, png(layered), (28, 28, 1))
+    found = pictures(png(layered), (28, 28, 1))
     assert expected.shape == (1, 28, 28, 1) and np.abs(found.astype(int) - expected).max() <= 2
-    found = read_pictures(HERE, png(np.stack([255 - digit] * 3, axis=-1)), (28, 28, 1))
+    found = pictures(png(np.stack([255 - digit] * 3, axis=-1)), (28, 28, 1))
     assert np.abs(found.astype(int) - expected).max() <= 2
     file = io.BytesIO()
     Image.fromarray(((255 - digit) * 257).astype(np.uint16)).save(file, "PNG")
-    found = read_pictures(HERE, file.getvalue(), (28, 28, 1))
+    found = pictures(file.getvalue(), (28, 28, 1))
     assert np.abs(found.astype(int) - expected).max() <= 2
 
 
@@ -117,7 +122,7 @@ IDX = b"\0\0\x08\x03" + np.array([2, 28, 28], ">u4").tobytes() + bytes(2 * 784)
 )
 def test_bad_files_are_refused(content, message):
     with pytest.raises(DataError) as caught:
-        read_pictures(HERE, content, (28, 28, 1))
+        pictures(content, (28, 28, 1))
     assert str(caught.value).startswith(f"{HERE}: ") and message in str(caught.value)
 
 
@@ -125,7 +130,7 @@ def test_a_picture_of_too_many_pixels_is_not_unpacked():
     header = png(np.zeros((9, 9)))
     huge = header[:16] + (100_000).to_bytes(4, "big") * 2 + header[24:]
     with pytest.raises(DataError):
-        read_pictures(HERE, huge, (28, 28, 1))
+        pictures(huge, (28, 28, 1))
 
 
 def test_softmax():
