@@ -80,13 +80,15 @@ class Samples:
                 scale = "multiply by 255 and convert" if images.dtype.kind == "f" else "convert and reshape them"
                 found = f"{images.dtype} {images.shape}"
                 raise DataError(f"expected uint8 images 0..255 (n, H, W, C), not {found}; {scale}")
-        if [0, *np.cumsum([len(images) for images in self.pieces])] != list(self.bounds):
-            raise DataError(
-                f"the bounds {list(self.bounds)} are not those of the images; give each piece's first number"
-            )
-        if self.labels.dtype.kind not in "iu" or self.labels.shape != (self.bounds[-1],):
+        bounds = np.cumsum([0] + [len(images) for images in self.pieces]).tolist()
+        if self.bounds.tolist() != bounds:
+            raise DataError(f"expected the bounds {bounds}, by the images of each piece, not {self.bounds.tolist()}")
+        if self.labels.dtype.kind not in "iu" or self.labels.shape != (bounds[-1],):
             found = f"{self.labels.dtype} {self.labels.shape}"
-            raise DataError(f"expected integer labels ({self.bounds[-1]},), one for each image, not {found}")
+            raise DataError(f"expected integer labels ({bounds[-1]},), one for each image, not {found}")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.manifest.classes:
+            found = f"{self.labels.min()} to {self.labels.max()}"
+            raise DataError(f"expected labels from 0 to {self.manifest.classes - 1}, the classes' numbers, not {found}")
 
     def __len__(self) -> int:
         return len(self.labels)
