@@ -126,8 +126,8 @@ def _write_in(folder: Path, comm: Alone, source: Source, options: Namespace) -> 
         for number in range(comm.rank, len(jobs), comm.size):
             split, name, start, stop = jobs[number]
             write_shard(folder / name, *source.part(split, start, stop), compressed=not options.contiguous)
-            shard = ShardFile(folder, Shard(name, stop - start, ""))
-            written[str(number)] = [name, stop - start, shard.sha256()], shard.size
+            with ShardFile(folder, Shard(name, stop - start, "")) as file:
+                written[str(number)] = [name, stop - start, file.sha256()], file.size
     found = {int(number): told for part in comm.allgather_obj(written) for number, told in part.items()}
     of_split = {split: [found[n] for n in range(len(jobs)) if jobs[n][0] == split] for split in SPLITS}
     with comm.together():

@@ -1,9 +1,10 @@
 """Shards as HDF5 files: written, and read again without trusting them.
 
-Of a shard that was read in, HDF5 finds only where its samples lie. Their bytes are unpacked here, so that no damaged or
-hostile file makes the HDF5 library reserve memory for them.
+The HDF5 library only finds where the samples of a shard lie. Their bytes are unpacked here, so that no damaged or
+hostile file makes the library reserve memory for them.
 """
 
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,8 +127,8 @@ def _packed(dataset: h5py.Dataset, start: int) -> bytes:
     It is looked up by its number: a file can be made so that a walk through the index of its chunks takes forever.
     """
     skipped, packed = dataset.id.read_direct_chunk((start, 0, 0, 0))
-    if skipped:
-        raise ValueError(f"the chunk of image {start} is not compressed")
+    if skipped or len(packed) > 2 * math.prod(dataset.chunks) + 1024:
+        raise ValueError(f"the chunk of image {start} is not compressed as prepare does it")
     return bytes(packed)
 
 

@@ -188,7 +188,7 @@ def _parse_source(told: Table) -> dict[str, str]:
 
 
 class ShardFile:
-    """A shard's open file. What has been verified of it stays true of what is read, as it is the same open file.
+    """A shard's open file: the bytes that are verified and those that are read are of the same one.
 
     Attributes:
         path: for messages.
@@ -237,11 +237,7 @@ class ShardFile:
         return f"/dev/fd/{self._descriptor}"
 
     def verify(self) -> None:
-        """Hold the file's bytes against the manifest.
-
-        Raises:
-            DataError: they are others.
-        """
+        """Hold the file's bytes against the manifest; DataError, if they are others."""
         found = self.sha256()
         if found != self._shard.sha256:
             raise DataError(
