@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dpcnn.checkpoint import read
 from dpcnn.cli import DONE, Parser, parse, run
-from dpcnn.data.pictures import read_pictures
-from dpcnn.errors import DataError
+from dpcnn.data.pictures import open_pictures, read_pictures
+from dpcnn.errors import DataError, printable
 from dpcnn.nn.losses import softmax
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.split import cut
@@ -57,7 +57,8 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
     network = known.network()
     vector = network.flat(known.parameters)
     for path in files:
-        images = read_pictures(path, contents(path), known.image_shape)
+        with open_pictures(path) as source:
+            images = read_pictures(source, known.image_shape)
         for start, stop in cut(len(images), EVALUATION_BLOCK):
             rows: NDArray[Any] = softmax(network.logits(vector, images[start:stop]).astype(np.float64))
             if not np.isfinite(rows).all():
@@ -66,24 +67,12 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
                 yield {"file": str(path), "image": number, "class": int(row.argmax()), "probabilities": row.tolist()}
 
 
-def contents(path: Path) -> bytes:
-    """The bytes of a file, or of stdin for ``-``.
-
-    Raises:
-        DataError: it can't be read.
-    """
-    try:
-        return sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a PNG, JPEG, IDX or NPZ file") from None
-
-
 def print_text(found: Iterator[dict[str, Any]]) -> None:
     """A line for each image: its class, and the likeliest of the others."""
     for each in found:
         p = np.array(each["probabilities"])
         likeliest = ", ".join(f"{number} ({p[number]:.4f})" for number in np.argsort(-p, kind="stable")[:SHOWN])
-        print(f"{each['file']}{' image ' + str(each['image']) if each['image'] else ''}: {likeliest}")
+        print(f"{printable(each['file'])}{' image ' + str(each['image']) if each['image'] else ''}: {likeliest}")
 
 
 def print_json(found: Iterator[dict[str, Any]]) -> None:

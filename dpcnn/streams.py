@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 WEIGHTS = 1  # + parameter number
 ORDER = 2  # + epoch
 SAMPLES = 3  # + epoch; then, in the generator's counter, sample number and layer number
-HOLDOUT = 4  # which samples are held back for validation
+SHUFFLE = 4  # + split number: the order of a data set's samples, when it is made
+HOLDOUT = 5  # which samples are held back for validation
 IMAGE = 2**32  # in place of a layer's number: what is done to the image itself
 
 
@@ -28,8 +29,8 @@ def generator(seed: int, purpose: int, number: int) -> Generator:
     return Generator(philox(seed, purpose, number))
 
 
-def permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
-    """The order of an epoch: ``0 .. samples-1`` sorted by a random key for each.
+def permutation(seed: int, number: int, samples: int, purpose: int = ORDER) -> np.ndarray:
+    """The order of an epoch of this number: ``0 .. samples-1`` sorted by a random key for each.
 
     Built on the raw Philox output, which NumPy promises never to change, rather than on
     ``Generator.permutation``, which it may.
@@ -37,7 +38,7 @@ def permutation(seed: int, epoch: int, samples: int) -> np.ndarray:
     Returns:
         (samples,) int64.
     """
-    keys = philox(seed, ORDER, epoch).random_raw(samples)
+    keys = philox(seed, purpose, number).random_raw(samples)
     return np.argsort(keys, kind="stable")
 
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 from conftest import MNIST, run, synthetic, train
 
-from dpcnn.data.samples import find_data, load
-from dpcnn.data.shards import MANIFEST, file_sha256, read_manifest
-from dpcnn.data.sources import read_csv, read_idx, read_source
-from dpcnn.errors import DataError
+from dpcnn.data import inputs
+from dpcnn.data.__main__ import dispatch
+from dpcnn.data.samples import Samples, find_data, load
+from dpcnn.data.shards import MANIFEST, read_manifest
+from dpcnn.data.sources import read_source
+from dpcnn.errors import ConfigError, DataError
 from dpcnn.parallel.comm import Alone
+from dpcnn.streams import SHUFFLE, permutation
 
 
 def data(*arguments, ranks: int = 0, status: int = 0):
@@ -92,14 +96,78 @@ def test_samples_come_back(layout, shards, tmp_path):
     np.testing.assert_array_equal(taken_labels, labels[numbers])
 
 
-def test_sharding_and_compression_don_t_change_the_checksum(tmp_path):
+def test_name_and_sharding_and_compression_don_t_change_the_checksum(tmp_path):
     source = write_source(tmp_path / "source", "npz")
     checksums = set()
     for number, flags in enumerate((["--shards", "2"], ["--shards", "7"], ["--contiguous"])):
         out = tmp_path / str(number)
-        data("prepare", source, "--out", out, "--name", "set", *flags)
+        data("prepare", source, "--out", out, *flags)
         checksums.add(read_manifest(out).checksum)
     assert len(checksums) == 1
+
+
+def test_shuffled_by_a_seed_on_any_ranks(tmp_path):
+    source = write_source(tmp_path / "source", "csv")
+    for ranks in (0, 3):
+        data("prepare", source, "--out", tmp_path / str(ranks) / "set", "--shuffle", "7", "--shards", "2", ranks=ranks)
+    one, three = ({path.name: path.read_bytes() for path in (tmp_path / n / "set").iterdir()} for n in ("0", "3"))
+    assert one == three
+    out = tmp_path / "0" / "set"
+    assert read_manifest(out).source["order"] == "shuffled by seed 7"
+    for number, (split, seed) in enumerate({"train": 1, "test": 2}.items()):
+        images, labels = synthetic(300 if split == "train" else 80, seed)
+        order = permutation(7, number, len(labels), SHUFFLE)
+        samples = load(out, split, Alone())
+        found, found_labels = samples.take(np.arange(len(samples)))
+        np.testing.assert_array_equal(found[..., 0], images[order])
+        np.testing.assert_array_equal(found_labels, labels[order])
+        content = hashlib.sha256(images[order].tobytes() + labels[order].tobytes()).hexdigest()
+        assert read_manifest(out).content[split] == content
+    assert (order != np.arange(80)).any()
+
+
+def test_a_new_set_has_the_permissions_of_a_new_folder(npz, tmp_path):
+    (tmp_path / "folder").mkdir()
+    planted = tmp_path / ".set.part"
+    planted.symlink_to(tmp_path / "folder")
+    data("prepare", npz, "--out", tmp_path / "set", ranks=2)
+    assert (tmp_path / "set").stat().st_mode == (tmp_path / "folder").stat().st_mode
+    assert planted.is_symlink() and not list((tmp_path / "folder").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shards", "0"], "--shards: expected a whole number from 1 to 400, not 0"),
+        (["--shuffle", "-1"], "--shuffle: expected a whole number from 0"),
+        (["--name", "\x1b[31m"], "--name: expected a name of printable characters"),
+    ],
+)
+def test_wrong_flags_are_told(flags, message, npz, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        dispatch(Alone(), ["prepare", str(npz), "--out", str(tmp_path / "set"), *flags])
+    assert str(caught.value).startswith(message)
+
+
+def test_what_compresses_too_well_is_refused_when_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "LEAST_ALLOWANCE", 1000)
+    zeros = {f"x_{split}": np.zeros((9000, 12, 12), np.uint8) for split in ("train", "test")}
+    np.savez(tmp_path / "zeros.npz", **zeros, y_train=np.arange(9000) % 10, y_test=np.arange(9000) % 10)
+    command = ["prepare", str(tmp_path / "zeros.npz"), "--out", str(tmp_path / "set"), "--shards", "1"]
+    with pytest.raises(DataError, match=r"set \(train\): asks for 1,305,000 bytes .* prepare it with --contiguous"):
+        dispatch(Alone(), command)
+    assert [path.name for path in tmp_path.iterdir()] == ["zeros.npz"]
+    dispatch(Alone(), [*command, "--contiguous"])
+    assert len(load(tmp_path / "set", "train", Alone())) == 9000
+
+
+def test_a_file_in_place_of_a_data_set_is_told_with_its_command(npz, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(npz, "x.npz")
+    with pytest.raises(DataError, match="x.npz: a file, .*: python -m dpcnn.data prepare x.npz --out x$"):
+        find_data("x.npz")
+    with pytest.raises(DataError, match=r"no data set '\\x1b\[2J': no manifest.json in"):
+        find_data("\x1b[2J")
 
 
 def test_prepare_writes_over_nothing(small, npz):
@@ -130,6 +198,80 @@ def test_the_committed_mnist_is_the_real_one():
     assert {"NOTICE", "LICENSE", MANIFEST} <= {path.name for path in MNIST.iterdir()}
 
 
+# Samples in use
+
+
+@pytest.fixture
+def contiguous(npz, tmp_path):
+    data("prepare", npz, "--out", tmp_path / "contiguous", "--shards", "3", "--contiguous")
+    return tmp_path / "contiguous"
+
+
+def test_a_file_shortened_in_use_is_an_error_and_no_signal(contiguous):
+    samples = load(contiguous, "train", Alone())
+    os.truncate(contiguous / "train-02.h5", 9000)
+    samples.take(np.arange(100))
+    with pytest.raises(DataError, match="train-02.h5: has been shortened while it was in use"):
+        samples.take(np.arange(600, 700))
+    with pytest.raises(DataError, match="train-02.h5: was changed while it was in use"):
+        samples.check_unchanged()
+
+
+def test_changes_in_use_are_found_and_same_bytes_are_accepted(contiguous):
+    samples = load(contiguous, "train", Alone())
+    path = contiguous / "train-01.h5"
+    before = path.read_bytes()
+    samples.check_unchanged()
+    path.write_bytes(before)  # the same file, written again
+    os.utime(path, ns=(1, 1))
+    samples.check_unchanged()
+    flip(path, 9000)
+    os.utime(path, ns=(2, 2))
+    with pytest.raises(DataError, match="train-01.h5: was changed while it was in use: .*; restore it"):
+        samples.check_unchanged()
+    path.write_bytes(before)
+    samples.check_unchanged()
+    replaced = contiguous / "train-00.h5"
+    expected, _ = samples.take(np.arange(10))
+    replaced.unlink()
+    replaced.write_bytes(b"another file")
+    samples.check_unchanged()
+    np.testing.assert_array_equal(samples.take(np.arange(10))[0], expected)
+
+
+def test_a_set_in_memory_doesn_t_care_for_its_files(small, tmp_path):
+    shutil.copytree(small, tmp_path / "set")
+    samples = load(tmp_path / "set", "train", Alone())
+    shutil.rmtree(tmp_path / "set")
+    samples.check_unchanged()
+    samples.take(np.arange(5))
+
+
+def test_numbers_beyond_the_samples_are_refused(contiguous):
+    samples = load(contiguous, "test", Alone())
+    for wrong in ([150], [-1], [0, 10**12]):
+        with pytest.raises(IndexError):
+            samples.take(np.array(wrong))
+    assert samples.take(np.array([], int))[0].shape == (0, 12, 12, 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((4, 12, 12, 1), np.float32), np.zeros(4, int), "not float32 (4, 12, 12, 1); multiply by 255"),
+        (np.zeros((4, 12, 12), np.uint8), np.zeros(4, int), "not uint8 (4, 12, 12); convert and reshape them"),
+        (np.zeros((4, 12, 12, 1), np.uint8), np.zeros(4), "expected integer labels (4,), one for each image"),
+        (np.zeros((4, 12, 12, 1), np.uint8), np.zeros(3, int), "expected integer labels (4,), one for each image"),
+        (np.zeros((5, 12, 12, 1), np.uint8), np.zeros(4, int), "expected the bounds [0, 5], by the images of each"),
+        (np.zeros((4, 12, 12, 1), np.uint8), np.array([0, 1, -1, 9]), "expected labels from 0 to 9, the classes'"),
+    ],
+)
+def test_samples_are_bytes_and_labels_belong_to_them(images, labels, message, small):
+    with pytest.raises(DataError) as caught:
+        Samples(read_manifest(small), (images,), np.array([0, 4]), labels)
+    assert message in str(caught.value)
+
+
 # Damage
 
 
@@ -144,7 +286,7 @@ def reseal(folder: Path, name: str) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     for shard in manifest["splits"]["train"]:
         if shard["file"] == name:
-            shard["sha256"] = file_sha256(folder / name)
+            shard["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -175,6 +317,11 @@ def bad_label(folder: Path) -> None:
     reseal(folder, "train-01.h5")
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def not_hdf5(folder: Path) -> None:
     (folder / "train-01.h5").write_bytes(b"no HDF5 at all" * 1000)
     reseal(folder, "train-01.h5")
@@ -203,6 +350,12 @@ DAMAGE = {
         "not a manifest of format 1",
     ),
     "manifest of the future": (lambda d: edit_manifest(d, lambda m: m.update(format=9)), "not a manifest of format 1"),
+    "manifest that names a shard twice": (
+        lambda d: edit_manifest(d, lambda m: m["splits"]["train"].append(m["splits"]["train"][0])),
+        "a shard is named twice",
+    ),
+    "a pipe for a shard": (lambda d: pipe(d / "train-01.h5"), "train-01.h5: not a plain file"),
+    "a pipe for the manifest": (lambda d: pipe(d / MANIFEST), "no data set"),
     "manifest with a path": (
         lambda d: edit_manifest(d, lambda m: m["splits"]["train"][0].update(file="../train-00.h5")),
         "shard name '../train-00.h5'",
@@ -256,24 +409,7 @@ def test_damaged_sources_are_named(tmp_path):
         cut(broken)
         with pytest.raises(DataError, match=broken.name):
             read_source(source)
-    wrong = tmp_path / "x"
-    wrong.write_bytes(b"\0\0\x0d\x01\0\0\0\1\0\0\0\0")
-    with pytest.raises(DataError, match="not an IDX file of unsigned bytes"):
-        read_idx(wrong)
-    for content, message in (
-        ("5,1,2,3,4\n6,1,2,3\n", "number of columns changed"),
-        ("5,1,2,300,4\n", "300"),
-        ("5,1,2,x,4\n", "x"),
-        ("5,1,2\n", "3 values a line"),
-        ("", "empty; expected"),
-    ):
-        wrong.write_text(content)
-        with pytest.raises(DataError, match=message):
-            read_csv(wrong)
-    np.savez(tmp_path / "objects.npz", x_train=np.array([{}], dtype=object))
-    with pytest.raises(DataError, match=r"objects\.npz: not an NPZ file"):
-        read_source(tmp_path / "objects.npz")
-    with pytest.raises(DataError, match="no such file or folder"):
+    with pytest.raises(DataError, match="no folder and no plain file"):
         read_source(tmp_path / "nowhere")
     with pytest.raises(DataError, match="expected train-images-idx3-ubyte"):
         read_source(tmp_path)

@@ -9,8 +9,10 @@ import pytest
 from conftest import run
 from test_data import write_source
 
-from dpcnn.data.sources import DOWNLOADS, FILES, Download, fetch
-from dpcnn.errors import DataError
+from dpcnn.data.__main__ import dispatch
+from dpcnn.data.downloads import DOWNLOADS, FILES, Download, fetch
+from dpcnn.errors import ConfigError, DataError
+from dpcnn.parallel.comm import Alone
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -110,6 +112,49 @@ def test_a_false_file_is_not_kept(server, download, tmp_path):
     assert [path.name for path in (tmp_path / "got").iterdir()] == [FILES[0]]
 
 
+def test_a_file_that_was_there_before_is_held_against_its_digest(server, download, tmp_path):
+    (tmp_path / "got").mkdir()
+    (tmp_path / "got" / FILES[0]).write_bytes(b"something else")
+    with pytest.raises(DataError, match=rf"{FILES[0]}: its sha256 is .*, expected .*; remove it"):
+        fetch(download, tmp_path / "got", quiet)
+
+
+@pytest.mark.parametrize("name", ["got", f"got/{FILES[0]}.part"])
+def test_planted_links_are_not_followed(name, server, download, tmp_path):
+    (tmp_path / "got").mkdir()
+    (tmp_path / "elsewhere").write_bytes(b"precious")
+    path = tmp_path / name
+    if name == "got":
+        path.rmdir()
+        path.symlink_to(tmp_path)
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError):
+        fetch(download, tmp_path / "got", quiet)
+    assert (tmp_path / "elsewhere").read_bytes() == b"precious" and not (tmp_path / FILES[0]).exists()
+
+
+def test_what_a_server_says_steers_no_terminal(server, download, tmp_path, monkeypatch):
+    def refuse(handler):
+        handler.send_response_only(500, "\x1b[2J")
+        handler.end_headers()
+
+    monkeypatch.setattr(Handler, "do_GET", refuse)
+    with pytest.raises(DataError, match=r": \\x1b\[2J; copy the file"):
+        fetch(download, tmp_path / "got", quiet)
+
+
+def test_a_server_that_sends_no_end_is_left(server, download, tmp_path, monkeypatch):
+    monkeypatch.setattr("dpcnn.data.downloads.MOST_DOWNLOAD", 500)
+    with pytest.raises(DataError, match="sends more than 500 bytes"):
+        fetch(download, tmp_path / "got", quiet)
+
+
+def test_a_mirror_is_an_address_of_the_web(tmp_path):
+    with pytest.raises(ConfigError, match="--mirror: expected an address http"):
+        dispatch(Alone(), ["fetch", "mnist", "--out", str(tmp_path / "set"), "--mirror", "file:///dev/"])
+
+
 def test_without_a_network_it_fails_with_one_line(tmp_path):
     out = tmp_path / "set"
     result = run(3, "-m", "dpcnn.data", "fetch", "kmnist", "--out", out, "--mirror", "http://127.0.0.1:9/")
@@ -124,8 +169,8 @@ def test_one_rank_downloads_and_all_prepare(server, tmp_path, monkeypatch):
         f"'{name}': 'sha256:{hashlib.sha256((server.folder / name).read_bytes()).hexdigest()}'" for name in FILES
     )
     code = (
-        "import sys; from dpcnn.data import sources; from dpcnn.data.__main__ import main\n"
-        f"sources.DOWNLOADS['mnist'] = sources.Download(('{server.address}',), {{{digests}}}, 'a licence')\n"
+        "import sys; from dpcnn.data import downloads; from dpcnn.data.__main__ import main\n"
+        f"downloads.DOWNLOADS['mnist'] = downloads.Download(('{server.address}',), {{{digests}}}, 'a licence')\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     out = tmp_path / "set"

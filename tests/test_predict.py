@@ -4,15 +4,18 @@ import csv
 import gzip
 import io
 import json
+import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, environment, run
 
-from dpcnn.data.pictures import like_mnist, read_pictures
+from dpcnn.data.inputs import Input
+from dpcnn.data.pictures import like_mnist, open_pictures, read_pictures
 from dpcnn.data.samples import find_data, load
 from dpcnn.errors import DataError
 from dpcnn.nn.losses import softmax
@@ -34,6 +37,10 @@ def enlarged(digit, times=4, canvas=(300, 220), at=(150, 20)):
     large = digit.repeat(times, axis=0).repeat(times, axis=1)
     sheet[at[0] : at[0] + len(large), at[1] : at[1] + len(large)] = large
     return sheet
+
+
+def pictures(content: bytes, shape) -> np.ndarray:
+    return read_pictures(Input(HERE, io.BytesIO(content)), shape)
 
 
 def png(picture) -> bytes:
@@ -70,16 +77,16 @@ def test_the_centre_of_mass_is_in_the_middle_and_the_box_is_five_sevenths(size):
 
 def test_transparent_and_coloured_and_deep_pictures(tmp_path):
     digit = enlarged(digits(1)[0][0])
-    expected = read_pictures(HERE, png(255 - digit), (28, 28, 1))
+    expected = pictures(png(255 - digit), (28, 28, 1))
     layered = np.zeros((*digit.shape, 4), np.uint8)  # black, seen where the digit is
     layered[..., 3] = digit
-    found = read_pictures(HERE, png(layered), (28, 28, 1))
+    found = pictures(png(layered), (28, 28, 1))
     assert expected.shape == (1, 28, 28, 1) and np.abs(found.astype(int) - expected).max() <= 2
-    found = read_pictures(HERE, png(np.stack([255 - digit] * 3, axis=-1)), (28, 28, 1))
+    found = pictures(png(np.stack([255 - digit] * 3, axis=-1)), (28, 28, 1))
     assert np.abs(found.astype(int) - expected).max() <= 2
     file = io.BytesIO()
     Image.fromarray(((255 - digit) * 257).astype(np.uint16)).save(file, "PNG")
-    found = read_pictures(HERE, file.getvalue(), (28, 28, 1))
+    found = pictures(file.getvalue(), (28, 28, 1))
     assert np.abs(found.astype(int) - expected).max() <= 2
 
 
@@ -103,6 +110,8 @@ IDX = b"\0\0\x08\x03" + np.array([2, 28, 28], ">u4").tobytes() + bytes(2 * 784)
         (gzip.compress(IDX)[:-9], "can't be unpacked"),
         (npz_file(a=np.zeros((2, 28, 28), np.uint8))[:-30], "can't be read as NPZ"),
         (npz_file(a=np.array([{}], object)), "can't be read as NPZ"),
+        (npz_file(**{"\x1b[2J": np.zeros((2, 2, 2), np.uint8), "b": np.zeros((2, 2, 2))}), r"found \x1b[2J, b"),
+        (npz_file(a=np.zeros((10**6, 28, 28), np.bool_)), "bool images of (28, 28, 1)"),
         (npz_file(a=np.zeros(3)), "expected one array of images (n, H, W), found none"),
         (
             npz_file(a=np.zeros((2, 28, 28)), b=np.zeros((2, 28, 28))),
@@ -117,15 +126,112 @@ IDX = b"\0\0\x08\x03" + np.array([2, 28, 28], ">u4").tobytes() + bytes(2 * 784)
 )
 def test_bad_files_are_refused(content, message):
     with pytest.raises(DataError) as caught:
-        read_pictures(HERE, content, (28, 28, 1))
+        pictures(content, (28, 28, 1))
     assert str(caught.value).startswith(f"{HERE}: ") and message in str(caught.value)
 
 
-def test_a_picture_of_too_many_pixels_is_not_unpacked():
-    header = png(np.zeros((9, 9)))
-    huge = header[:16] + (100_000).to_bytes(4, "big") * 2 + header[24:]
-    with pytest.raises(DataError):
-        read_pictures(HERE, huge, (28, 28, 1))
+def sized(width: int, height: int) -> bytes:
+    """A PNG whose header tells of another size."""
+    content = png(np.zeros((9, 9)))
+    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + content[24:29]
+    return content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "told"),
+    [
+        (1, 50_000_000, "1 x 50000000"),
+        (6000, 6000, "6000 x 6000"),
+        (20_001, 1, "20001 x 1"),
+        (12_000, 10_000, "12000 x 10000"),  # Pillow warns
+        (100_000, 100_000, "too many"),  # Pillow refuses
+    ],
+)
+def test_a_picture_of_too_many_pixels_is_not_unpacked(width, height, told):
+    with pytest.raises(DataError) as caught:
+        pictures(sized(width, height), (28, 28, 1))
+    expected = f"{told} pixels; at most 32,000,000 are read, and 20,000 a side: make it smaller"
+    assert str(caught.value) == f"{HERE}: {expected}"
+
+
+def test_a_large_picture_is_made_smaller_and_says_the_same():
+    digit = digits(1)[0][0]
+    expected = pictures(png(255 - enlarged(digit)), (28, 28, 1))
+    for mode in ("L", "RGB", "RGBA", "I;16"):
+        large = 255 - enlarged(digit, times=120, canvas=(4000, 5000), at=(300, 900))
+        picture = Image.fromarray(large.astype(np.uint8)).convert(mode) if mode != "I;16" else None
+        picture = picture or Image.fromarray((large * 257).astype(np.uint16))
+        file = io.BytesIO()
+        picture.save(file, "PNG", compress_level=1)
+        found = pictures(file.getvalue(), (28, 28, 1)).astype(int)
+        assert np.abs(found - expected).mean() < 1, mode
+
+
+def test_the_largest_picture_takes_less_than_a_gigabyte(tmp_path):
+    """In a process of its own: the peak of its memory is the system's to tell."""
+    Image.new("RGBA", (8000, 4000), "white").save(tmp_path / "large.png", compress_level=1)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom dpcnn.data.pictures import open_pictures, read_pictures\n"
+        "from dpcnn.errors import DataError\n"
+        "try: read_pictures(open_pictures(Path(sys.argv[1])), (28, 28, 1))\n"
+        "except DataError as error: print(error)\n"
+        "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "large.png"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+    told, peak = done.stdout.splitlines()
+    assert "nothing is drawn in it" in told and int(peak) < 1_000_000 and not done.stderr
+
+
+def test_a_jpeg_of_endless_scans_is_refused():
+    file = io.BytesIO()
+    Image.fromarray(np.full((50, 40), 255, np.uint8)).save(file, "JPEG")
+    with pytest.raises(DataError, match="1000 scans"):
+        pictures(file.getvalue()[:-2] + b"\xff\xda" * 1001, (28, 28, 1))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_random_damage_of_pictures_is_refused_or_does_no_harm(form, capfd):
+    """Pillow raises many kinds of errors; none but ours comes out, nothing is printed, and no warning is an error."""
+    picture, told = Image.fromarray((255 - enlarged(digits(1)[0][0])).astype(np.uint8)), Image.Exif()
+    told[0x112], told[0x10E] = 6, "text"
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, form, exif=told.tobytes(), icc_profile=bytes(300))
+    draw, refused = random.Random(form), 0
+    for number in range(300):
+        content = bytearray(file.getvalue())
+        for _ in range(draw.choice((1, 2, 9))):
+            place = draw.randrange(min(len(content), draw.choice((200, 900, 10**6))))
+            content[place] = draw.choice((0, 255, draw.randrange(256)))
+        if form == "PNG" and number % 2:
+            content = rechecked(content)
+        try:
+            pictures(bytes(content[: draw.choice((len(content), draw.randrange(len(content))))]), (28, 28, 1))
+        except DataError as error:
+            assert str(error).isprintable()
+            refused += 1
+    assert refused > 50 and capfd.readouterr() == ("", "")
+
+
+def rechecked(content: bytearray) -> bytearray:
+    """A PNG with the checksums of its pieces as they must be, so that only what is inside can give it away."""
+    place = 8
+    while place + 12 <= len(content):
+        end = place + 8 + int.from_bytes(content[place : place + 4], "big")
+        content[end : end + 4] = zlib.crc32(content[place + 4 : end]).to_bytes(4, "big")
+        place = end + 4
+    return content
+
+
+def test_stdin_is_bounded(monkeypatch):
+    monkeypatch.setattr("dpcnn.data.pictures.MOST_BYTES", 100)
+    for length, refused in ((100, False), (101, True)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(bytes(length))))
+        if refused:
+            with pytest.raises(DataError, match="-: at most 100 bytes are read from stdin; give a file"):
+                open_pictures(Path("-"))
+        else:
+            assert open_pictures(Path("-")).size == 100
 
 
 def test_softmax():
@@ -164,5 +270,5 @@ def test_text_csv_and_stdin(mlp_checkpoint, tmp_path):
     result = run(2, "-m", "dpcnn.predict", mlp_checkpoint, tmp_path / "nowhere.png")
     assert result.status == 2
     assert result.errors == [
-        f"dpcnn: error: {tmp_path / 'nowhere.png'}: No such file or directory; give a PNG, JPEG, IDX or NPZ file"
+        f"dpcnn: error: {tmp_path / 'nowhere.png'}: No such file or directory; give another file, or mend this"
     ]

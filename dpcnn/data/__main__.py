@@ -1,8 +1,9 @@
 """Make, fetch and inspect data sets: python -m dpcnn.data prepare|fetch|info"""
 
-import hashlib
+import os
 import shutil
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
 from math import ceil
@@ -10,11 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from dpcnn import fields
 from dpcnn.cli import DONE, Parser, parse, run
+from dpcnn.data.downloads import DOWNLOADS, Download, fetch
+from dpcnn.data.inputs import check_memory
+from dpcnn.data.layout import read_labels, read_layout, write_shard
 from dpcnn.data.samples import check_labels, find_data
-from dpcnn.data.shards import SPLITS, Manifest, Shard, open_shard, read_manifest, verify, write_manifest, write_shard
-from dpcnn.data.sources import DOWNLOADS, Download, Source, fetch, read_source
-from dpcnn.errors import ConfigError, DataError
+from dpcnn.data.shards import MOST_SHARDS, SPLITS, Manifest, Shard, ShardFile, read_manifest, write_manifest
+from dpcnn.data.sources import Source, read_source
+from dpcnn.errors import ConfigError, DataError, printable
+from dpcnn.fields import FieldError
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.split import shares
 
@@ -30,11 +36,29 @@ def dispatch(comm: Alone, argv: Sequence[str] | None) -> int:
     """Do what the command line says, on every rank of ``comm``."""
     with comm.together():
         options = parse(_parser(), argv, comm)
-        if options.command != "info" and options.shards < 1:
-            raise ConfigError(f"--shards: must be at least 1, not {options.shards}")
+        if options.command != "info":
+            check_options(options)
     command = {"prepare": prepare, "fetch": fetch_and_prepare, "info": info}[options.command]
     command(comm, options)
     return DONE
+
+
+def check_options(options: Namespace) -> None:
+    """Check what was typed of a set to be made.
+
+    Raises:
+        ConfigError: with the flag that is wrong.
+    """
+    try:
+        fields.integer(options.shards, "--shards", 1, MOST_SHARDS)
+        if options.shuffle is not None:
+            fields.integer(options.shuffle, "--shuffle")
+        if options.command == "prepare" and options.name is not None:
+            fields.name(options.name, "--name")
+    except FieldError as error:
+        raise ConfigError(str(error)) from None
+    if options.command == "fetch" and not (options.mirror or "http:").startswith(("http:", "https:")):
+        raise ConfigError(f"--mirror: expected an address http://.. or https://.., not {options.mirror!r}")
 
 
 def _parser() -> Parser:
@@ -50,8 +74,10 @@ def _parser() -> Parser:
     get.add_argument("--mirror", help="base address to download from, in place of the known ones")
     for command in (make, get):
         command.add_argument("--shards", type=int, default=SHARDS, help=f"training shards (default {SHARDS})")
-        uncompressed = "don't compress: such a set is mapped from its files, and may be larger than memory"
+        uncompressed = "don't compress: such a set is read from its files as it is used, and may be larger than memory"
         command.add_argument("--contiguous", action="store_true", help=uncompressed)
+        shuffled = "put the samples of each split in a random order, for sources that are sorted by class"
+        command.add_argument("--shuffle", type=int, metavar="SEED", help=shuffled)
     show = commands.add_parser("info", help="show what a data set holds, and verify every byte of it")
     show.add_argument("data", help="a name under data/, or a folder")
     return parser
@@ -71,44 +97,63 @@ def check_free(out: Path) -> None:
     Raises:
         DataError: something is there.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise DataError(f"{out}: exists already; give another --out, or remove it")
 
 
 def write_set(comm: Alone, source: Source, options: Namespace) -> None:
-    """Write shards and manifest beside ``options.out``, and move them there when all are whole."""
-    partial = options.out.with_name(f".{options.out.name}.part")
+    """Write shards and manifest in a new folder beside ``options.out``, and move them there when all are whole."""
+    room = ""
     with comm.together():
         if comm.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            room = tempfile.mkdtemp(prefix=f".{options.out.name}.", dir=options.out.parent)
+            os.mkdir(Path(room, "set"))  # with the permissions of any new folder, while the room is private
+    room = comm.broadcast_obj(room)
+    try:
+        _write_in(Path(room, "set"), comm, source, options)
+    finally:
+        if comm.rank == 0:
+            shutil.rmtree(room, ignore_errors=True)
+
+
+def _write_in(folder: Path, comm: Alone, source: Source, options: Namespace) -> None:
+    if options.shuffle is not None:
+        source.shuffle(options.shuffle)
     jobs = plan(source, options.shards)
     with comm.together():
         written = {}
         for number in range(comm.rank, len(jobs), comm.size):
             split, name, start, stop = jobs[number]
-            images, labels = source.splits[split]
-            shard = write_shard(partial / name, images[start:stop], labels[start:stop], not options.contiguous)
-            written[str(number)] = [shard.file, shard.samples, shard.sha256]
-    found = {int(number): Shard(*fields) for part in comm.allgather_obj(written) for number, fields in part.items()}
-    splits = {
-        split: tuple(found[number] for number in range(len(jobs)) if jobs[number][0] == split) for split in SPLITS
-    }
+            write_shard(folder / name, *source.part(split, start, stop), compressed=not options.contiguous)
+            with ShardFile(folder, Shard(name, stop - start, "")) as file:
+                written[str(number)] = [name, stop - start, file.sha256()], file.size
+    found = {int(number): told for part in comm.allgather_obj(written) for number, told in part.items()}
+    of_split = {split: [found[n] for n in range(len(jobs)) if jobs[n][0] == split] for split in SPLITS}
     with comm.together():
         if comm.rank == 0:
-            write_manifest(partial, describe(source, splits, options))
-            partial.rename(options.out)
-            samples = sum(stop - start for _, _, start, stop in jobs)
-            print(f"{options.out}: {samples:,} samples in {len(jobs)} shards")
+            splits = {split: tuple(Shard(*told) for told, _ in each) for split, each in of_split.items()}
+            manifest = describe(source, splits, options)
+            for split, each in of_split.items():
+                _check_readable(options.out, manifest, split, sum(size for _, size in each))
+            write_manifest(folder, manifest)
+            folder.rename(options.out)
+            print(f"{options.out}: {sum(map(manifest.samples, SPLITS)):,} samples in {len(jobs)} shards")
+
+
+def _check_readable(out: Path, manifest: Manifest, split: str, size: int) -> None:
+    """Refuse a set that compresses so well that it would be refused when it is loaded."""
+    if manifest.compressed:
+        needed = manifest.samples(split) * (manifest.image_bytes + 1)
+        check_memory(f"{out} ({split})", needed, size, "prepare it with --contiguous")
 
 
 def plan(source: Source, shards: int) -> list[tuple[str, str, int, int]]:
     """Every shard as (split, file, first sample, end): ``shards`` of training, test ones as large."""
     jobs = []
-    training = len(source.splits["train"][1])
     for split in SPLITS:
-        samples = len(source.splits[split][1])
-        count = min(samples, max(1, ceil(shards * samples / training)))
+        samples = source.samples(split)
+        count = min(samples, MOST_SHARDS, max(1, ceil(shards * samples / source.samples("train"))))
         bounds = shares(samples, count)
         digits = max(2, len(str(count - 1)))
         jobs += [
@@ -119,20 +164,14 @@ def plan(source: Source, shards: int) -> list[tuple[str, str, int, int]]:
 
 def describe(source: Source, splits: dict[str, tuple[Shard, ...]], options: Namespace) -> Manifest:
     """The manifest of a source's data."""
-    train_images, _ = source.splits["train"]
-    shape = train_images.shape[1:]
-    if source.splits["test"][0].shape[1:] != shape:
-        raise DataError(f"test images are {source.splits['test'][0].shape[1:]}, training images {shape}")
+    height, width, channels = source.splits["train"][0].shape[1:]
     return Manifest(
-        name=options.name or options.out.name,
-        image_shape=(shape[0], shape[1], shape[2]),
+        name=options.name or printable(options.out.name)[: fields.MOST_NAME],
+        image_shape=(height, width, channels),
         classes=1 + max(int(labels.max()) for _, labels in source.splits.values()),
         compressed=not options.contiguous,
         splits=splits,
-        content={
-            split: hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-            for split, (images, labels) in source.splits.items()
-        },
+        content={split: source.sha256(split) for split in SPLITS},
         source=source.origin,
     )
 
@@ -152,8 +191,9 @@ def fetch_and_prepare(comm: Alone, options: Namespace) -> None:
         source = read_source(folder)
         source.origin["licence"] = known.licence
     write_set(comm, source, options)
-    if comm.rank == 0:
-        shutil.rmtree(folder)
+    with comm.together():
+        if comm.rank == 0:
+            shutil.rmtree(folder)
 
 
 def info(comm: Alone, options: Namespace) -> None:
@@ -165,11 +205,12 @@ def info(comm: Alone, options: Namespace) -> None:
     counts = np.zeros((len(SPLITS), manifest.classes), np.int64)
     with comm.together():
         for split, shard in jobs[comm.rank :: comm.size]:
-            verify(folder, shard)
-            file, _, labels = open_shard(folder, shard, manifest)
-            with file:
-                check_labels(folder / shard.file, labels[...], manifest.classes)
-                counts[SPLITS.index(split)] += np.bincount(labels[...], minlength=manifest.classes)
+            with ShardFile(folder, shard) as file:
+                file.verify()
+                labels = np.empty(shard.samples, np.uint8)
+                read_labels(file, read_layout(file, shard, manifest), labels)
+            check_labels(file.path, labels, manifest.classes)
+            counts[SPLITS.index(split)] += np.bincount(labels, minlength=manifest.classes)
     comm.allreduce(counts)
     if comm.rank == 0:
         print("\n".join(info_lines(folder, manifest, counts.tolist())))

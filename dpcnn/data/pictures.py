@@ -1,51 +1,90 @@
 """Pictures to predict: PNG and JPEG of single characters, made like MNIST's, and IDX and NPZ of many. All untrusted."""
 
-import gzip
 import io
-import zlib
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.data.formats import IDX_BYTES, read_idx
+from dpcnn.data.inputs import Input, open_input, reason
+from dpcnn.data.npz import ZIP, read_arrays, read_headers
 from dpcnn.data.shards import Images
-from dpcnn.data.sources import parse_idx
-from dpcnn.errors import DataError
+from dpcnn.errors import DataError, printable
 from dpcnn.memory import Shape
 
-MOST_PIXELS, MOST_BYTES = 50_000_000, 1 << 30
+MOST_PIXELS, MOST_SIDE = 32_000_000, 20_000
+MOST_BYTES = 256 << 20
+"""Bytes of a PNG or JPEG file, and of what is read from stdin."""
+
+MOST_SCANS = 1000
+"""Scans of a JPEG file: each costs a pass over all pixels, and honest files have a dozen."""
+
+KEPT_SIDE = 2048
+"""Larger pictures are first made smaller by a whole number, to about so many pixels a side."""
+
 INK = 0.2
 """Of the strongest ink, how much a pixel needs to count as drawn upon, where the drawing's edges are looked for."""
 
 Picture = NDArray[np.float64]
 
 
-def read_pictures(path: Path, content: bytes, shape: Shape) -> Images:
-    """The images (n, H, W, C) of a file, of the shape (H, W, C) that a network takes.
+def open_pictures(path: Path) -> Input:
+    """A file of pictures, or stdin for ``-``.
+
+    Raises:
+        DataError: it can't be opened, or is too large.
+    """
+    if path != Path("-"):
+        return open_input(path)
+    content = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise DataError(f"{path}: at most {MOST_BYTES:,} bytes are read from stdin; give a file")
+    return Input(path, io.BytesIO(content))
+
+
+def read_pictures(source: Input, shape: Shape) -> Images:
+    """The images (n, H, W, C) of a file, uint8, of the shape (H, W, C) that a network takes.
 
     IDX and NPZ images are taken as they are; PNG and JPEG go through :func:`like_mnist`.
 
     Raises:
         DataError: it is none of these, damaged, too large, of another shape, or empty.
     """
-    if content[:2] == b"\x1f\x8b":
-        content = _unpacked(path, content)
-    if content[:3] == b"\0\0\x08":
-        images = parse_idx(path, content)
-    elif content[:4] == b"PK\x03\x04":
-        images = _of_npz(path, content)
-    elif content[:4] == b"\x89PNG" or content[:2] == b"\xff\xd8":
+    path, start = source.path, source.head(4)
+    if start[:3] == IDX_BYTES:
+        images: NDArray[Any] = read_idx(source)
+    elif start[:2] == ZIP:
+        images = _of_npz(source, shape)
+    elif start == b"\x89PNG" or start[:2] == b"\xff\xd8":
         if shape[-1] != 1:
             raise DataError(f"{path}: this network takes images of {shape}; PNG and JPEG are for grey ones")
-        return like_mnist(path, _grey(path, content), (shape[0], shape[1]))[None, :, :, None]
+        return like_mnist(path, _grey(source), (shape[0], shape[1]))[None, :, :, None]
     else:
-        raise DataError(f"{path}: expected a PNG, JPEG, IDX or NPZ file; it starts with {content[:4]!r}")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.shape[1:] != shape:
-        raise DataError(f"{path}: {images.dtype} images of {images.shape[1:]}; this network takes uint8 of {shape}")
-    return images
+        raise DataError(f"{path}: expected a PNG, JPEG, IDX or NPZ file; it starts with {start!r}")
+    _check_kind(path, images.dtype, images.shape, shape)
+    return images[..., None] if images.ndim == 3 else images
+
+
+def _check_kind(path: Path, dtype: np.dtype[Any], found: Shape, shape: Shape) -> None:
+    """Refuse images that are not uint8 (n, H, W, C), or (n, H, W) for a single channel, of a network's shape."""
+    each = (*found[1:], 1) if len(found) == 3 else found[1:]
+    if dtype != np.uint8 or each != shape:
+        raise DataError(f"{path}: {dtype} images of {each}; this network takes uint8 of {shape}")
+
+
+def _of_npz(source: Input, shape: Shape) -> NDArray[Any]:
+    """The one array of an NPZ file that holds images: of three dimensions or four."""
+    found = {name: header for name, header in read_headers(source).items() if len(header.shape) in (3, 4)}
+    if len(found) != 1:
+        names = printable(", ".join(found))[:200] or "none"
+        raise DataError(f"{source.path}: expected one array of images (n, H, W), found {names}")
+    (header,) = found.values()
+    _check_kind(source.path, header.dtype, header.shape, shape)
+    return read_arrays(source, [header])[0]
 
 
 def like_mnist(path: Path, picture: Picture, size: tuple[int, int]) -> Images:
@@ -91,44 +130,55 @@ def _start(mass: NDArray[Any], length: int, room: int) -> int:
     return min(max(round(room / 2 - centre), 0), room - length)
 
 
-def _grey(path: Path, content: bytes) -> Picture:
+def _grey(source: Input) -> Picture:
     """A PNG or JPEG as grey values 0..255, the right way up, what is transparent as white."""
+    path = source.path
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image
     except ImportError:
         raise DataError(f"{path}: PNG and JPEG need Pillow; get it: pip install 'dpcnn[pictures]'") from None
+    content = source.plain().read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES or (content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") > MOST_SCANS):
+        raise DataError(f"{path}: at most {MOST_BYTES:,} bytes and {MOST_SCANS} scans are read; save it anew")
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise DataError(f"{path}: {picture.width} x {picture.height} pixels; at most {MOST_PIXELS:,} are read")
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I"):
-                return np.asarray(upright, np.float64) * (255 / 65535)
-            layered = upright.convert("RGBA")
-            white = Image.new("RGBA", layered.size, "white")
-            return np.asarray(Image.alpha_composite(white, layered).convert("L"), np.float64)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: can't be read as a PNG or JPEG ({error}); get the file again") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of sizes and of what is told beside the picture
+            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
+                _check_size(path, *picture.size)
+                return _levels(picture)
+    except Image.DecompressionBombError:
+        raise _too_large(path, "too many") from None
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        raise DataError(f"{path}: can't be read as a PNG or JPEG ({reason(error)}); get the file again") from None
 
 
-def _unpacked(path: Path, content: bytes) -> bytes:
-    try:
-        with gzip.open(io.BytesIO(content)) as file:
-            unpacked = file.read(MOST_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: can't be unpacked ({error}); get the file again") from None
-    if len(unpacked) > MOST_BYTES:
-        raise DataError(f"{path}: more than {MOST_BYTES:,} bytes when unpacked")
-    return unpacked
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MOST_PIXELS or max(width, height) > MOST_SIDE:
+        raise _too_large(path, f"{width} x {height}")
 
 
-def _of_npz(path: Path, content: bytes) -> Images:
-    """The one array of an NPZ file that holds images: of three dimensions or four."""
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            found = {name: array for name in file.files if (array := file[name]).ndim in (3, 4)}
-    except Exception as error:  # zipfile and NumPy raise many kinds for damaged files
-        raise DataError(f"{path}: can't be read as NPZ ({error}); get the file again") from None
-    if len(found) != 1:
-        raise DataError(f"{path}: expected one array of images (n, H, W), found {', '.join(found) or 'none'}")
-    return next(iter(found.values()))
+def _too_large(path: Path, pixels: str) -> DataError:
+    return DataError(
+        f"{path}: {pixels} pixels; at most {MOST_PIXELS:,} are read, and {MOST_SIDE:,} a side: make it smaller"
+    )
+
+
+def _levels(picture: Any) -> Picture:
+    """The grey values of an open picture whose size has been checked."""
+    from PIL import Image, ImageOps
+
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I"):  # 16 bits
+        return np.asarray(_shrunk(picture.convert("I")), np.float64) * (255 / 65535)
+    if not picture.has_transparency_data:
+        return np.asarray(_shrunk(picture.convert("L")), np.float64)
+    layered = _shrunk(picture.convert("RGBA"))
+    white = Image.new("RGBA", layered.size, "white")
+    return np.asarray(Image.alpha_composite(white, layered).convert("L"), np.float64)
+
+
+def _shrunk(picture: Any) -> Any:
+    factor = -(-max(picture.size) // KEPT_SIDE)
+    return picture.reduce(factor) if factor > 1 else picture

@@ -1,5 +1,7 @@
-"""A split in memory: small sets in one buffer a node, large ones mapped from their files."""
+"""A split, ready to be taken from: compressed sets lie in one buffer a node, others stay in their files."""
 
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,50 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.data.shards import MANIFEST, Images, Manifest, map_images, open_shard, read_manifest, verify
-from dpcnn.errors import DataError
+from dpcnn.data.inputs import check_memory
+from dpcnn.data.layout import Layout, read_images, read_labels, read_layout
+from dpcnn.data.shards import MANIFEST, Images, Manifest, ShardFile, read_manifest
+from dpcnn.errors import DataError, printable
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import shared_array
 
 Numbers = NDArray[Any]
+
+
+class FileImages:
+    """Images that stay in their file; those of given numbers are read when they are asked for.
+
+    They are not mapped: a file that is shortened meanwhile gives an error, and not a signal that ends the process.
+
+    Attributes:
+        shape: (n, H, W, C).
+        dtype: uint8.
+        file: in which they lie.
+
+    Args:
+        file: an open shard.
+        place: of the first image's first byte in it.
+        shape: (n, H, W, C).
+    """
+
+    dtype, ndim = np.dtype(np.uint8), 4
+
+    def __init__(self, file: ShardFile, place: int, shape: tuple[int, ...]) -> None:
+        self.file, self.shape, self._place = file, shape, place
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, numbers: Numbers) -> Images:
+        """The images (len(numbers), H, W, C) of these numbers, as a new array."""
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise IndexError(f"numbers from {numbers.min()} to {numbers.max()}, but there are {len(self)} images")
+        images = np.empty((len(numbers), *self.shape[1:]), np.uint8)
+        size = images[:1].nbytes
+        flat = images.reshape(-1).data
+        for row, number in enumerate(numbers.tolist()):
+            self.file.read(flat[row * size : (row + 1) * size], self._place + number * size)
+        return images
 
 
 @dataclass(frozen=True)
@@ -21,21 +61,44 @@ class Samples:
 
     Attributes:
         manifest: of the data set.
-        pieces: arrays of images (n, H, W, C) that follow each other.
+        pieces: images (n, H, W, C), uint8, in arrays or files that follow each other.
         bounds: (len(pieces) + 1,) the first sample number of each piece, and the end.
-        labels: (samples,) uint8.
+        labels: (samples,) integers.
+
+    Raises:
+        DataError: images or labels are not so.
     """
 
     manifest: Manifest
-    pieces: tuple[Images, ...]
+    pieces: tuple[Images | FileImages, ...]
     bounds: Numbers
-    labels: Images
+    labels: NDArray[Any]
+
+    def __post_init__(self) -> None:
+        for images in self.pieces:
+            if images.dtype != np.uint8 or images.ndim != 4:
+                scale = "multiply by 255 and convert" if images.dtype.kind == "f" else "convert and reshape them"
+                found = f"{images.dtype} {images.shape}"
+                raise DataError(f"expected uint8 images 0..255 (n, H, W, C), not {found}; {scale}")
+        bounds = np.cumsum([0] + [len(images) for images in self.pieces]).tolist()
+        if self.bounds.tolist() != bounds:
+            raise DataError(f"expected the bounds {bounds}, by the images of each piece, not {self.bounds.tolist()}")
+        if self.labels.dtype.kind not in "iu" or self.labels.shape != (bounds[-1],):
+            found = f"{self.labels.dtype} {self.labels.shape}"
+            raise DataError(f"expected integer labels ({bounds[-1]},), one for each image, not {found}")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.manifest.classes:
+            found = f"{self.labels.min()} to {self.labels.max()}"
+            raise DataError(f"expected labels from 0 to {self.manifest.classes - 1}, the classes' numbers, not {found}")
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, numbers: Numbers) -> tuple[Images, Images]:
-        """The images (n, H, W, C) and labels (n,) of these sample numbers, as new arrays."""
+    def take(self, numbers: Numbers) -> tuple[Images, NDArray[Any]]:
+        """The images (n, H, W, C) and labels (n,) of these sample numbers, as new arrays.
+
+        Raises:
+            DataError: they lie in a file that can't be read any more.
+        """
         if len(self.pieces) == 1:
             return self.pieces[0][numbers], self.labels[numbers]
         images = np.empty((len(numbers), *self.pieces[0].shape[1:]), np.uint8)
@@ -46,7 +109,16 @@ class Samples:
         return images, self.labels[numbers]
 
     def check_unchanged(self) -> None:
-        """STUB"""
+        """Make sure that the files from which images are still to be read hold what they held at the start.
+
+        A look at their sizes and times; only those that have changed are verified again.
+
+        Raises:
+            DataError: a file's bytes have changed.
+        """
+        for images in self.pieces:
+            if isinstance(images, FileImages):
+                images.file.check_unchanged()
 
 
 def find_data(name: str) -> Path:
@@ -58,72 +130,88 @@ def find_data(name: str) -> Path:
     beside_package = Path(__file__).resolve().parents[2] / "data" / name
     places = [Path(name), Path("data") / name, beside_package]
     for place in places:
-        if (place / MANIFEST).is_file():
+        if os.path.isfile(place / MANIFEST):
             return place
+    if os.path.isfile(name):
+        out = name.removesuffix(Path(name).suffix) if Path(name).suffix else f"{name}-set"
+        command = f"python -m dpcnn.data prepare {shlex.quote(name)} --out {shlex.quote(out)}"
+        raise DataError(printable(f"{name}: a file, not a data set; make one of it: {command}"))
     looked = ", ".join(dict.fromkeys(str(place) for place in places))
-    raise DataError(f"no data set {name!r}: no {MANIFEST} in {looked}; get one: python -m dpcnn.data fetch|prepare")
+    raise DataError(
+        printable(f"no data set {name!r}: no {MANIFEST} in {looked}; get one: python -m dpcnn.data fetch|prepare")
+    )
 
 
 def load(folder: Path, split: str, comm: Alone) -> Samples:
     """Read a split, every shard checked against the manifest, on every rank of ``comm``.
 
-    Compressed shards are read into one buffer a node, the node's ranks each reading some of them.
-    Contiguous ones are mapped, after all ranks together have checked them.
+    The ranks of a node share the checks, which all come before any memory is reserved. Compressed shards are then read
+    into one buffer a node. Contiguous ones stay open, and their images are read when they are taken.
 
     Raises:
         DataError: on every rank, whichever rank found the fault.
     """
     with comm.together():
         manifest = read_manifest(folder)
-    if comm.broadcast_obj(manifest.checksum) != manifest.checksum:
-        raise DataError(f"{folder}: rank {comm.rank} sees another data set than rank 0; give all nodes the same files")
-    shards = manifest.splits[split]
-    bounds = np.cumsum([0] + [shard.samples for shard in shards])
-    if not manifest.compressed:
-        return _map(folder, manifest, split, bounds, comm)
-    node = comm.node()
-    images = shared_array(node, (int(bounds[-1]), *manifest.image_shape), np.uint8)
-    labels = shared_array(node, (int(bounds[-1]),), np.uint8)
+    first = comm.broadcast_obj(manifest.digest)
     with comm.together():
-        for number in range(node.rank, len(shards), node.size):
+        if manifest.digest != first:
+            raise DataError(
+                f"{folder}: rank {comm.rank} sees another data set than rank 0; give all nodes the same files"
+            )
+    return (_in_memory if manifest.compressed else _in_files)(folder, manifest, split, comm)
+
+
+def _in_memory(folder: Path, manifest: Manifest, split: str, comm: Alone) -> Samples:
+    """The split's compressed shards, read into memory that the ranks of a node share."""
+    node, shards, bounds = comm.node(), manifest.splits[split], manifest.bounds(split)
+    mine = range(node.rank, len(shards), node.size)
+    with comm.together():
+        files = {number: ShardFile(folder, shards[number]) for number in mine}
+        layouts = _check(files, manifest, split)
+    size = sum(node.allgather_obj(sum(file.size for file in files.values())))
+    samples = int(bounds[-1])
+    with comm.together():
+        advice = "prepare the data set again, with --contiguous"
+        check_memory(f"{folder} ({split})", samples * (manifest.image_bytes + 1), size, advice)
+    images = shared_array(node, (samples, *manifest.image_shape), np.uint8)
+    labels = shared_array(node, (samples,), np.uint8)
+    with comm.together():
+        for number, layout in layouts.items():
             place = slice(bounds[number], bounds[number + 1])
-            _read(folder, manifest, split, number, images[place], labels[place])
+            read_images(files[number], layout, images[place])
+            read_labels(files[number], layout, labels[place])
+            check_labels(files[number].path, labels[place], manifest.classes)
     return Samples(manifest, (images,), bounds[[0, -1]], labels)
 
 
-def _read(folder: Path, manifest: Manifest, split: str, number: int, images: Images, labels: Images) -> None:
-    """Fill the arrays from one compressed shard."""
-    shard = manifest.splits[split][number]
-    verify(folder, shard)
-    file, stored_images, stored_labels = open_shard(folder, shard, manifest)
-    with file:
-        try:
-            stored_images.read_direct(images)
-            stored_labels.read_direct(labels)
-        except OSError as error:
-            raise DataError(f"{folder / shard.file}: can't be decompressed ({error}); prepare again") from None
-    check_labels(folder / shard.file, labels, manifest.classes)
-
-
-def _map(folder: Path, manifest: Manifest, split: str, bounds: Numbers, comm: Alone) -> Samples:
-    """The split's contiguous shards, mapped; the labels in memory."""
-    shards = manifest.splits[split]
+def _in_files(folder: Path, manifest: Manifest, split: str, comm: Alone) -> Samples:
+    """The split's contiguous shards, which every rank keeps open; the labels in memory."""
+    node, shards, bounds = comm.node(), manifest.splits[split], manifest.bounds(split)
+    with comm.together():
+        files = [ShardFile(folder, shard) for shard in shards]
+        mine = {number: files[number] for number in range(node.rank, len(shards), node.size)}
+        layouts = _check(mine, manifest, split)
+    places = {number: (layout.images, layout.labels) for number, layout in layouts.items()}
+    told = sorted(each for part in node.allgather_obj(list(places.items())) for each in part)
     labels = np.empty(int(bounds[-1]), np.uint8)
-    pieces: list[Images] = []
+    pieces = []
     with comm.together():
-        for shard in shards[comm.rank :: comm.size]:
-            verify(folder, shard)
-    with comm.together():
-        for number, shard in enumerate(shards):
-            file, stored_images, stored_labels = open_shard(folder, shard, manifest)
-            with file:
-                mapped = map_images(folder / shard.file, stored_images)
-                if mapped is None:
-                    raise DataError(f"{folder / shard.file}: compressed, but {MANIFEST} says not; prepare again")
-                pieces.append(mapped)
-                stored_labels.read_direct(labels[bounds[number] : bounds[number + 1]])
-        check_labels(folder, labels, manifest.classes)
+        for number, (of_images, of_labels) in told:
+            here = labels[bounds[number] : bounds[number + 1]]
+            files[number].read(here.data, of_labels)
+            check_labels(files[number].path, here, manifest.classes)
+            pieces.append(FileImages(files[number], of_images, (len(here), *manifest.image_shape)))
     return Samples(manifest, tuple(pieces), bounds, labels)
+
+
+def _check(files: dict[int, ShardFile], manifest: Manifest, split: str) -> dict[int, Layout]:
+    """Verify shards, and find where their samples lie."""
+    layouts = {}
+    for number, file in files.items():
+        file.verify()
+        layouts[number] = read_layout(file, manifest.splits[split][number], manifest)
+    return layouts
 
 
 def check_labels(path: Path, labels: Images, classes: int) -> None:

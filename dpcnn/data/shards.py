@@ -11,25 +11,34 @@ The number of shards has nothing to do with the number of ranks.
 
 import hashlib
 import json
+import math
+import os
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn import fields
+from dpcnn.data.inputs import digest, reason
 from dpcnn.errors import DataError
+from dpcnn.fields import FieldError, Table, load_json
+from dpcnn.files import MOST_TEXT, Folder, open_plain, read_bytes
 
 Images = NDArray[np.uint8]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
-CHUNK_BYTES = 1 << 20
-LIMIT = 1 << 40  # bytes of a split: no honest manifest asks for more
+MOST_SIDE, MOST_CLASSES = 1 << 16, 256
+MOST_BYTES = 1 << 40
+"""Bytes of a split's images: no honest manifest asks for more."""
+
+MOST_SHARDS = 400
+"""Shards of a split: those of contiguous sets stay open, and many systems allow a process 1,024 open files."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Manifest:
         image_shape: (H, W, C).
         classes: labels are 0 .. classes - 1.
         compressed: whether shards are compressed, and so are read into memory, or contiguous, and
-            so are mapped from the files.
+            so are read sample by sample.
         splits: "train" and "test", each a list of shards in the order of samples.
         content: for each split, the sha256 of all its images' bytes and then all its labels':
             independent of how it is sharded.
@@ -65,20 +74,45 @@ class Manifest:
     content: dict[str, str]
     source: dict[str, str]
 
-    def samples(self, split: str) -> int:
-        return sum(shard.samples for shard in self.splits[split])
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of an image."""
+        return math.prod(self.image_shape)
 
     @property
     def checksum(self) -> str:
-        """The data set's identity: a sha256 of its content, however it is sharded."""
-        told = [self.name, list(self.image_shape), self.classes, sorted(self.content.items())]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        """The data set's identity: a sha256 of its content, whatever its name and its shards."""
+        return _sha256([list(self.image_shape), self.classes, sorted(self.content.items())])
+
+    @property
+    def digest(self) -> str:
+        """A sha256 of all that is told here, so also of each shard's bytes."""
+        return _sha256(asdict(self))
+
+    def samples(self, split: str) -> int:
+        """How many samples a split has."""
+        return sum(shard.samples for shard in self.splits[split])
+
+    def bounds(self, split: str) -> NDArray[Any]:
+        """The number of each shard's first sample, and the end: (shards + 1,)."""
+        return np.cumsum([0] + [shard.samples for shard in self.splits[split]])
+
+
+def _sha256(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json``, last of all files, so that a folder with one is whole."""
-    text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    """Write ``manifest.json``, last of all files, so that a folder with one is whole.
+
+    Raises:
+        DataError: it would be refused when it is read.
+        OSError: it can't be written.
+    """
+    content = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1).encode() + b"\n"
+    parse_manifest(folder / MANIFEST, content)
+    with Folder(folder) as opened:
+        opened.write(MANIFEST, content)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -89,69 +123,168 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_bytes(path, MOST_TEXT)
+    except OSError as error:
         raise DataError(
-            f"{path}: can't be read ({error}); a data set is a folder made by: python -m dpcnn.data prepare"
+            f"{path}: can't be read ({error.strerror}); a data set is a folder made by: python -m dpcnn.data prepare"
         ) from None
+    return parse_manifest(path, content)
+
+
+def parse_manifest(path: Path, content: bytes) -> Manifest:
+    """The manifest of these bytes.
+
+    Args:
+        path: for messages.
+
+    Raises:
+        DataError: it is not as it must be.
+    """
     try:
-        return _parse(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a manifest of format {FORMAT} ({error}); prepare the data set again") from None
+        return _parse(Table(load_json(content)))
+    except FieldError as error:
+        raise DataError(
+            f"{path}: not a manifest of format {FORMAT} ({reason(error)}); prepare the data set again"
+        ) from None
 
 
-def _parse(found: Any) -> Manifest:
-    if found["format"] != FORMAT:
-        raise ValueError(f"format {found['format']!r}")
-    shape = tuple(_count(length, 1 << 16) for length in found["image_shape"])
-    splits = {}
-    for split in SPLITS:
-        splits[split] = tuple(_parse_shard(shard) for shard in found["splits"][split])
-        if sum(shard.samples for shard in splits[split]) * int(np.prod(shape)) > LIMIT:
-            raise ValueError(f"split {split} is too large")
-    if len(shape) != 3:
-        raise ValueError(f"image_shape {shape}, not (H, W, C)")
-    content = {split: _sha256(found["content"][split]) for split in SPLITS}
-    source = {str(key): str(value) for key, value in found["source"].items()}
-    classes = _count(found["classes"], 256)
-    return Manifest(str(found["name"]), shape, classes, bool(found["compressed"]), splits, content, source)
+def _parse(told: Table) -> Manifest:
+    told.integer("format", FORMAT, FORMAT)
+    height, width, channels = told.integers("image_shape", 3, 1, MOST_SIDE)
+    splits = {split: _parse_split(told.table("splits"), split, height * width * channels) for split in SPLITS}
+    names = [shard.file for shards in splits.values() for shard in shards]
+    if len(set(names)) < len(names):
+        raise FieldError("splits: a shard is named twice")
+    return Manifest(
+        name=told.name("name"),
+        image_shape=(height, width, channels),
+        classes=told.integer("classes", 1, MOST_CLASSES),
+        compressed=told.flag("compressed"),
+        splits=splits,
+        content={split: told.table("content").sha256(split) for split in SPLITS},
+        source=_parse_source(told.table("source")),
+    )
 
 
-def _parse_shard(found: Any) -> Shard:
-    file = str(found["file"])
+def _parse_split(told: Table, split: str, image_bytes: int) -> tuple[Shard, ...]:
+    shards = tuple(_parse_shard(shard) for shard in told.tables(split, MOST_SHARDS))
+    if not shards:
+        raise FieldError(f"splits.{split}: expected a shard at least")
+    if sum(shard.samples for shard in shards) * image_bytes > MOST_BYTES:
+        raise FieldError(f"split {split} is too large")
+    return shards
+
+
+def _parse_shard(told: Table) -> Shard:
+    file = told.name("file")
     if not re.fullmatch(r"[\w-][\w.-]*\.h5", file):
-        raise ValueError(f"shard name {file!r}")
-    return Shard(file, _count(found["samples"], LIMIT), _sha256(found["sha256"]))
+        raise FieldError(f"shard name {file!r}")
+    return Shard(file, told.integer("samples", 1, MOST_BYTES), told.sha256("sha256"))
 
 
-def _count(value: Any, most: int) -> int:
-    if not isinstance(value, int) or not 0 < value <= most:
-        raise ValueError(f"count {value!r}")
-    return value
+def _parse_source(told: Table) -> dict[str, str]:
+    """Names and what is told of them."""
+    return {fields.name(key, "source"): told.name(key) for key in told}
 
 
-def _sha256(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ValueError(f"sha256 {value!r}")
-    return value
+class ShardFile:
+    """A shard's open file: the bytes that are verified and those that are read are of the same one.
 
+    Attributes:
+        path: for messages.
+        size: in bytes, when it was opened.
 
-def write_shard(path: Path, images: Images, labels: Images, compressed: bool) -> Shard:
-    """Write one shard: its bytes depend on nothing but the arguments and the HDF5 library."""
-    filters: dict[str, Any] = {}
-    if compressed:
-        rows = max(1, min(len(images), CHUNK_BYTES // images[0].nbytes))
-        filters = {"chunks": (rows, *images.shape[1:]), "compression": "gzip", "compression_opts": 9}
-    with h5py.File(path, "w", libver="earliest", locking=False) as file:
-        file.create_dataset("images", data=images, track_times=False, **filters)
-        file.create_dataset("labels", data=labels, track_times=False)
-    return Shard(path.name, len(images), file_sha256(path))
+    Args:
+        folder: of the data set.
+        shard: which one.
 
+    Raises:
+        DataError: there is no such plain file.
+    """
 
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def __init__(self, folder: Path, shard: Shard) -> None:
+        self.path, self._shard, self._descriptor = folder / shard.file, shard, -1
+        try:
+            with open_plain(self.path) as file:
+                self._descriptor = os.dup(file.fileno())
+            self._state = self._look()
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: {error.strerror}, but {MANIFEST} names it; restore it or prepare again"
+            ) from None
+        self.size = self._state[0]
+
+    def __enter__(self) -> "ShardFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; nothing more can be read."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    @property
+    def name(self) -> str:
+        """A path by which a library can open this open file, whatever has become of its name."""
+        return f"/dev/fd/{self._descriptor}"
+
+    def verify(self) -> None:
+        """Hold the file's bytes against the manifest; DataError, if they are others."""
+        found = self.sha256()
+        if found != self._shard.sha256:
+            raise DataError(
+                f"{self.path}: damaged or exchanged: its sha256 is {found[:16]}.., {MANIFEST} says "
+                f"{self._shard.sha256[:16]}..; restore it or prepare again"
+            )
+
+    def check_unchanged(self) -> None:
+        """Verify the file again if its size or its time of change is another one than when it was opened.
+
+        Raises:
+            DataError: its bytes have changed.
+        """
+        found = self._look()
+        if found == self._state:
+            return
+        if self.sha256() != self._shard.sha256:
+            raise DataError(
+                f"{self.path}: was changed while it was in use: its sha256 is no longer that of {MANIFEST}; "
+                "restore it or prepare again, then go on with --resume"
+            )
+        self._state = found
+
+    def read(self, out: memoryview, place: int) -> None:
+        """Fill ``out`` with the bytes from ``place`` on.
+
+        Raises:
+            DataError: they can't be read, or have gone.
+        """
+        while out.nbytes:
+            try:
+                count = os.preadv(self._descriptor, [out], place)
+            except OSError as error:
+                raise DataError(f"{self.path}: can't be read ({error.strerror}); mend this or restore it") from None
+            if not count:
+                raise DataError(f"{self.path}: has been shortened while it was in use; restore it or prepare again")
+            out, place = out[count:], place + count
+
+    def _look(self) -> tuple[int, int]:
+        found = os.fstat(self._descriptor)
+        return found.st_size, found.st_mtime_ns
+
+    def sha256(self) -> str:
+        """The sha256 of the file's bytes, in hexadecimal digits."""
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            return digest(file, "sha256")
 
 
 def verify(folder: Path, shard: Shard) -> None:
@@ -160,50 +293,5 @@ def verify(folder: Path, shard: Shard) -> None:
     Raises:
         DataError: the file is missing, or is not the one that the manifest tells of.
     """
-    path = folder / shard.file
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}, but {MANIFEST} names it; restore it or prepare again") from None
-    if found != shard.sha256:
-        raise DataError(
-            f"{path}: damaged or exchanged: its sha256 is {found[:16]}.., {MANIFEST} says {shard.sha256[:16]}..; "
-            "restore it or prepare again"
-        )
-
-
-def open_shard(folder: Path, shard: Shard, manifest: Manifest) -> tuple[h5py.File, h5py.Dataset, h5py.Dataset]:
-    """The open file of a verified shard, and its images and labels, checked against the manifest.
-
-    Raises:
-        DataError: it is not HDF5, or holds something else than the manifest tells.
-    """
-    path = folder / shard.file
-    try:
-        file = h5py.File(path, "r", locking=False)  # locks fail on many network file systems
-    except OSError as error:
-        raise DataError(f"{path}: not an HDF5 file ({error}); prepare the data set again") from None
-    images = _dataset(path, file, "images", (shard.samples, *manifest.image_shape))
-    return file, images, _dataset(path, file, "labels", (shard.samples,))
-
-
-def _dataset(path: Path, file: h5py.File, name: str, shape: Sequence[int]) -> h5py.Dataset:
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
-        raise DataError(f"{path}: holds no dataset {name!r} of its own; prepare the data set again")
-    dataset = file[name]
-    if dataset.shape != tuple(shape) or dataset.dtype != np.uint8:
-        raise DataError(
-            f"{path}: {name} are {dataset.dtype} {dataset.shape}, but {MANIFEST} says uint8 {tuple(shape)}; "
-            "prepare the data set again"
-        )
-    if dataset.is_virtual or dataset.external or dataset.compression not in (None, "gzip"):
-        raise DataError(f"{path}: {name} lie outside the file or in a foreign compression; prepare the data set again")
-    return dataset
-
-
-def map_images(path: Path, dataset: h5py.Dataset) -> Images | None:
-    """The images of a contiguous shard, mapped from the file; None if they aren't contiguous."""
-    offset = dataset.id.get_offset()
-    if offset is None:
-        return None
-    return np.memmap(path, np.uint8, "r", offset, dataset.shape)
+    with ShardFile(folder, shard) as file:
+        file.verify()

@@ -4,15 +4,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from dpcnn.data.inputs import BLOCK
 from dpcnn.data.shards import MANIFEST, SPLITS, read_manifest
 from dpcnn.errors import DataError
+from dpcnn.files import open_plain
 from dpcnn.parallel.comm import Alone
 
 
 def stage(folder: Path, place: Path, comm: Alone) -> Path:
     """A copy of a data set on every node of ``comm``: made by the node's first rank, unless it is there already.
 
-    The copy appears in one move, under the checksum of the data set; whoever loads it checks every shard.
+    The copy appears in one move, under a digest of the data set's manifest; the ranks that load it check every shard.
 
     Args:
         folder: of the data set.
@@ -22,16 +24,19 @@ def stage(folder: Path, place: Path, comm: Alone) -> Path:
         The copy's folder.
 
     Raises:
-        DataError: on every rank, where a node has no room, or the data set can't be read.
+        DataError: on every rank, where a node has no room, the data set can't be read, or something else has taken
+            the copy's place.
     """
     node = comm.node()
     target = place
     with comm.together():
         if node.rank == 0:
             manifest = read_manifest(folder)
-            target = place / f"dpcnn-{manifest.checksum[:16]}"
+            target = place / f"dpcnn-{manifest.digest[:16]}"
             if not (target / MANIFEST).is_file():
                 copy(folder, [s.file for split in SPLITS for s in manifest.splits[split]], target)
+            if read_manifest(target) != manifest:
+                raise DataError(f"--stage: {target} is not a copy of {folder}; remove it, or give another place")
     return Path(node.broadcast_obj(str(target)))
 
 
@@ -46,7 +51,8 @@ def copy(folder: Path, names: list[str], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         for name in [*names, MANIFEST]:
-            shutil.copyfile(folder / name, temporary / name)
+            with open_plain(folder / name) as source, open(temporary / name, "xb") as made:
+                shutil.copyfileobj(source, made, BLOCK)
         temporary.rename(target)
     except OSError as error:
         if temporary != target:

@@ -1,0 +1,152 @@
+"""Data sets from the net: mirrors, digests, and downloads that go on where they broke off."""
+
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from dpcnn.data.inputs import BLOCK, digest, reason
+from dpcnn.errors import DataError
+from dpcnn.files import Folder, open_plain
+
+MOST_DOWNLOAD = 1 << 30
+"""Bytes of a file: no known set has a larger one."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A set to be fetched: mirrors, each a base address, and files with their digests."""
+
+    mirrors: tuple[str, ...]
+    digests: dict[str, str]  # "sha256:.." or "md5:.." by file name
+    licence: str
+
+
+FILES = tuple(f"{prefix}-{kind}-ubyte.gz" for prefix in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+
+
+def _download(mirrors: tuple[str, ...], kind: str, digests: Sequence[str], licence: str) -> Download:
+    return Download(mirrors, {name: f"{kind}:{digest}" for name, digest in zip(FILES, digests, strict=True)}, licence)
+
+
+DOWNLOADS = {
+    "mnist": _download(
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+        "sha256",
+        (
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        ),
+        "CC BY-SA 3.0, Yann LeCun and Corinna Cortes",
+    ),
+    "fashion-mnist": _download(
+        ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+        "sha256",
+        (
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        ),
+        "MIT, Zalando SE",
+    ),
+    "kmnist": _download(
+        ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
+        "md5",
+        (
+            "bdb82020997e1d708af4cf47b453dcf7",
+            "e144d726b3acfaa3e44228e80efcd344",
+            "5c965bf0a639b31b8f53240b1b52f4d7",
+            "7320c461ea6c1c855c0b718fb2a4b134",
+        ),
+        "CC BY-SA 4.0, ROIS-DS Center for Open Data in the Humanities",
+    ),
+}
+
+
+def fetch(download: Download, folder: Path, say: Callable[[str], None], timeout: float = 30) -> None:
+    """Download every file that ``folder`` doesn't hold yet; all are checked by their digests.
+
+    An interrupted download goes on where it stopped; where a mirror fails, the next is tried.
+
+    Raises:
+        DataError: no mirror gave the file, with each one's failure; or another file is in its place.
+        OSError: the folder can't be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with Folder(folder.parent) as parent, parent.inside(folder.name) as opened:
+        for name, known in download.digests.items():
+            if name in opened.names():
+                found = _digest(folder / name, known)
+                if found != known:
+                    raise DataError(f"{folder / name}: {_told(found, known)}; remove it, and run this command again")
+            else:
+                _fetch_file(name, known, download.mirrors, opened, say, timeout)
+
+
+def _fetch_file(
+    name: str, known: str, mirrors: Sequence[str], folder: Folder, say: Callable[[str], None], timeout: float
+) -> None:
+    part = f"{name}.part"
+    failures = []
+    for mirror in mirrors:
+        address = mirror.rstrip("/") + "/" + name
+        say(f"downloading {address}")
+        with folder.appending(part) as file:
+            try:
+                _append(address, file, timeout)
+            except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
+                failures.append(f"{address}: {reason(getattr(error, 'reason', None) or error)}")
+                continue
+        found = _digest(folder.path / part, known)
+        if found == known:
+            os.replace(folder.path / part, folder.path / name)
+            return
+        folder.remove(part)
+        failures.append(f"{address}: {_told(found, known)}")
+    raise DataError(
+        f"can't download {name}: {'; '.join(failures)}; copy the file to {folder.path} by hand and run this command "
+        "again"
+    )
+
+
+def _append(address: str, part: BinaryIO, timeout: float) -> None:
+    """Download ``address`` to the end of ``part``; anew where the server can't go on from there."""
+    have = os.fstat(part.fileno()).st_size
+    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing follows: the part is whole, and its digest will tell
+            return
+        raise
+    with response:
+        if response.status != 206:
+            part.truncate(0)
+        while block := response.read(BLOCK):
+            part.write(block)
+            if part.tell() > MOST_DOWNLOAD:
+                raise ValueError(f"sends more than {MOST_DOWNLOAD:,} bytes")
+        if response.length:  # http.client ends such a read in silence
+            raise ConnectionError(f"the connection broke off with {response.length} bytes to come")
+
+
+def _digest(path: Path, known: str) -> str:
+    """A file's digest, of the kind of the known one."""
+    kind = known.partition(":")[0]
+    with open_plain(path) as file:
+        return f"{kind}:{digest(file, kind)}"
+
+
+def _told(found: str, expected: str) -> str:
+    kind, _, digest = found.partition(":")
+    return f"its {kind} is {digest[:16]}.., expected {expected.partition(':')[2][:16]}.."

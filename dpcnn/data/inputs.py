@@ -1,0 +1,155 @@
+"""Files from outside: plain ones only, unpacked as they are read, and memory by one rule.
+
+What a file asks for, by its header or by what it unpacks to, may cost :func:`allowance` bytes of memory at most. Every
+reader of this package checks that before it reserves any.
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.errors import DataError, printable
+from dpcnn.files import open_plain
+
+LEAST_ALLOWANCE, TIMES_THE_FILE = 256 << 20, 20
+BLOCK = 1 << 20
+"""Bytes that are read at once."""
+
+
+def allowance(size: int) -> int:
+    """Bytes of memory that a file of ``size`` bytes may ask for: 20 times its size, but 256 MiB at least."""
+    return max(LEAST_ALLOWANCE, TIMES_THE_FILE * size)
+
+
+def check_memory(what: Path | str, needed: int, size: int, advice: str) -> None:
+    """Refuse a file that asks for more memory than its allowance.
+
+    Args:
+        needed: bytes of memory.
+        size: bytes of the file.
+        advice: what to do.
+
+    Raises:
+        DataError: it does.
+    """
+    if needed > allowance(size):
+        raise DataError(
+            f"{what}: asks for {needed:,} bytes of memory, but a file of {size:,} bytes may ask for "
+            f"{allowance(size):,} at most; {advice}"
+        )
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of a damaged file, fit for a line: it may quote the file."""
+    return printable(str(error) or type(error).__name__)[:200]
+
+
+class Input:
+    """A file's bytes in their order, unpacked if the file is gzip.
+
+    Every method raises DataError where the file can't be read or unpacked.
+
+    Attributes:
+        path: for messages.
+        size: bytes of the file as it is stored.
+
+    Args:
+        path: for messages.
+        file: seekable.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self.path, self._file = path, file
+        self.size = file.seek(0, os.SEEK_END)
+        self.rewind()
+
+    def __enter__(self) -> "Input":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def rewind(self) -> None:
+        """Go back to the first byte."""
+        self._file.seek(0)
+        self._packed = self._file.read(2) == b"\x1f\x8b"
+        self._file.seek(0)
+        self._stream: Any = gzip.GzipFile(fileobj=self._file) if self._packed else self._file
+
+    def head(self, count: int) -> bytes:
+        """The first bytes; afterwards, reading begins with them again."""
+        self.rewind()
+        found = self.read(count)
+        self.rewind()
+        return found
+
+    def read(self, count: int) -> bytes:
+        """The next bytes; fewer only at the end of the file."""
+        try:
+            found: bytes = self._stream.read(count)
+        except (OSError, EOFError, zlib.error) as error:
+            what = "unpacked" if self._packed else "read"
+            raise DataError(f"{self.path}: can't be {what} ({reason(error)}); get the file again") from None
+        return found
+
+    def fill(self, flat: NDArray[Any]) -> int:
+        """Fill an array (n,) with the next bytes, and return how many there were."""
+        return fill(flat, self.read)
+
+    def plain(self) -> IO[bytes]:
+        """The unpacked file from its first byte on, seekable; what is packed is unpacked into memory."""
+        self.rewind()
+        if not self._packed:
+            return self._file
+        unpacked = io.BytesIO()
+        while block := self.read(BLOCK):
+            unpacked.write(block)
+            check_memory(self.path, unpacked.tell(), self.size, "unpack it by hand")
+        unpacked.seek(0)
+        return unpacked
+
+    def sha256(self) -> str:
+        """The sha256 of the file's bytes as they are stored, in hexadecimal digits."""
+        self._file.seek(0)
+        found = digest(self._file, "sha256")
+        self.rewind()
+        return found
+
+
+def open_input(path: Path) -> Input:
+    """A plain file, open for reading.
+
+    Raises:
+        DataError: it can't be opened, or is no plain file.
+    """
+    try:
+        return Input(path, open_plain(path))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give another file, or mend this") from None
+
+
+def digest(file: Any, kind: str) -> str:
+    """The digest of an open file's bytes, from where it stands, in hexadecimal digits."""
+    return hashlib.file_digest(file, kind).hexdigest()
+
+
+def fill(flat: NDArray[Any], read: Any) -> int:
+    """Fill an array (n,) block by block by ``read(count)``, and return how many bytes came."""
+    view = flat.view(np.uint8)
+    for start in range(0, len(view), BLOCK):
+        asked = min(BLOCK, len(view) - start)
+        block = read(asked)
+        view[start : start + len(block)] = np.frombuffer(block, np.uint8)
+        if len(block) < asked:
+            return start + len(block)
+    return len(view)

@@ -1,0 +1,119 @@
+"""NPZ files: the headers of their arrays, checked and bounded, before any array is read."""
+
+import io
+import math
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.data.inputs import Input, check_memory, fill, reason
+from dpcnn.errors import DataError, printable
+
+ZIP = b"PK"
+"""How an NPZ file begins."""
+
+MOST_HEADER = 4096  # bytes
+MOST_LENGTH = 1 << 40
+PACKING = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+READ_HEADER: dict[tuple[int, int], Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an NPZ file tells of one of its arrays.
+
+    Attributes:
+        member: its name in the ZIP file.
+        dtype: of bool, integers or floats.
+        shape: of the array.
+        fortran: whether its first axis runs fastest.
+        start: bytes of the member before the array's own.
+    """
+
+    member: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that reading the array costs."""
+        return math.prod(self.shape) * self.dtype.itemsize * (2 if self.fortran else 1)
+
+
+def read_headers(source: Input) -> dict[str, Header]:
+    """The headers of all arrays, by name.
+
+    Raises:
+        DataError: it is not an NPZ file of numbers, or is damaged.
+    """
+    with _refusing(source), zipfile.ZipFile(source.plain()) as file:
+        names = [member.filename for member in file.infolist()]
+        if len(set(names)) < len(names):
+            raise ValueError("two members have the same name")
+        return {member.filename.removesuffix(".npy"): _header(file, member) for member in file.infolist()}
+
+
+def read_arrays(source: Input, headers: Iterable[Header]) -> list[NDArray[Any]]:
+    """The arrays of these headers.
+
+    Raises:
+        DataError: they ask for too much memory, or are damaged.
+    """
+    headers = list(headers)
+    needed = sum(header.nbytes for header in headers)
+    check_memory(source.path, needed, source.size, "save the arrays uncompressed, by numpy.savez")
+    with _refusing(source), zipfile.ZipFile(source.plain()) as file:
+        return [_array(file, header) for header in headers]
+
+
+def _header(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
+    name = printable(member.filename)[:80]
+    if not member.filename.endswith(".npy"):
+        raise ValueError(f"{name} is no array")
+    if member.flag_bits & 1 or member.compress_type not in PACKING:
+        raise ValueError(f"{name} is encrypted, or compressed otherwise than by deflate")
+    with file.open(member) as stream:
+        start = io.BytesIO(stream.read(MOST_HEADER))
+    read = READ_HEADER.get(np.lib.format.read_magic(start))
+    if read is None:
+        raise ValueError(f"{name} is no plain array")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy's, of headers that Python 2 wrote
+        shape, fortran, dtype = read(start)
+    if dtype.kind not in "buif":
+        raise ValueError(f"{name} holds {printable(str(dtype))[:80]}, not plain numbers")
+    if not all(0 <= length <= MOST_LENGTH for length in shape):
+        raise ValueError(f"{name} has the shape {str(shape)[:80]}")
+    return Header(member.filename, dtype, tuple(map(int, shape)), fortran, start.tell())
+
+
+def _array(file: zipfile.ZipFile, header: Header) -> NDArray[Any]:
+    flat = np.empty(math.prod(header.shape), header.dtype)
+    with file.open(header.member) as stream:
+        stream.read(header.start)
+        found = fill(flat, stream.read)
+        if found < flat.nbytes or stream.read(1):  # at its end, the member's checksum is verified
+            raise ValueError(f"{printable(header.member)[:80]}: its header and its length don't agree")
+    return np.ascontiguousarray(flat.reshape(header.shape, order="F" if header.fortran else "C"))
+
+
+@contextmanager
+def _refusing(source: Input) -> Iterator[None]:
+    """One line for the many kinds of errors that zipfile and NumPy raise for damaged files."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{source.path}: can't be read as NPZ ({reason(error)}); get the file again") from None
