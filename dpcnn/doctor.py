@@ -155,7 +155,7 @@ def of_output(comm: Alone, folder: Path) -> Facts:
                 if read_bytes(probe) != b"whole":
                     found["fault"] = "a file that was moved over another has not taken its place"
                 try:
-                    place.lock(probe.name, "").close()
+                    place.lock(probe.name, "")
                 except OSError:
                     found["locks"] = False
         except OSError as error:

@@ -62,6 +62,16 @@ def _check_plain(mode: int, path: Path) -> None:
         raise OSError(errno.EINVAL, "not a plain file", str(path))
 
 
+class Lock:
+    """A lock that is held as long as there is this object; it has no other use."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
 class Folder:
     """An open folder. Its files are reached through it, and not by their path, in which links may be planted.
 
@@ -127,8 +137,8 @@ class Folder:
                 raise OSError(errno.EINVAL, what)
             return os.fdopen(descriptor, "ab")
 
-    def lock(self, name: str, holder: str) -> BinaryIO:
-        """A lock on this folder, held until the file returned is closed or this process ends, in whatever way.
+    def lock(self, name: str, holder: str) -> "Lock":
+        """A lock on this folder, which this process holds until it ends, in whatever way.
 
         The file system keeps it (flock, which Linux passes on to the server of a network file system).
 
@@ -138,16 +148,12 @@ class Folder:
         Raises:
             BlockingIOError: another process holds it; ``strerror`` is the line about that one.
         """
-        file = self.appending(name)
-        try:
+        with self.appending(name) as file:
             self._take(file, name, fcntl.LOCK_EX)
             with self._named(name):
                 os.ftruncate(file.fileno(), 0)
                 os.write(file.fileno(), holder.encode(errors="backslashreplace"))
-        except OSError:
-            file.close()
-            raise
-        return file
+                return Lock(os.dup(file.fileno()))  # the lock is one of both
 
     def check_unlocked(self, name: str) -> None:
         """Look whether another process holds that lock, and leave everything as it is.

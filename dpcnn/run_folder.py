@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import tomli_w
 
@@ -31,7 +31,7 @@ from dpcnn.checkpoint import BEST, LAST, STEP, Checkpoint, prune, step_name, ste
 from dpcnn.config import Config, from_dict
 from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.fields import FieldError, load_toml
-from dpcnn.files import MOST_RECIPE, Folder, read_bytes
+from dpcnn.files import MOST_RECIPE, Folder, Lock, read_bytes
 from dpcnn.metrics import Cursor, Event
 
 RUNS = Path("runs")
@@ -48,7 +48,7 @@ class RunFolder:
         self.config, self.metrics, self.log = path / "config.toml", path / "metrics.jsonl", path / "log.txt"
         self.checkpoints, self.times = path / CHECKPOINTS, path / "times.json"
         self.trace = path / "trace.json"
-        self._lock: BinaryIO | None = None
+        self._lock: Lock | None = None
 
     def check_idle(self) -> None:
         """Make sure that no other job trains here now.

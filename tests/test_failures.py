@@ -157,6 +157,54 @@ def test_a_loss_that_is_not_finite(quick, tmp_path):
     assert (folder / "checkpoints" / "last.h5").read_bytes() == before
 
 
+@pytest.fixture(scope="module")
+def mapped(npz, tmp_path_factory) -> Path:
+    """The small data set in contiguous shards, which a run keeps open."""
+    folder = tmp_path_factory.mktemp("mapped") / "small"
+    made = run(0, "-m", "dpcnn.data", "prepare", npz, "--out", folder, "--contiguous", "--shards", "2")
+    assert made.status == 0, made.err
+    return folder
+
+
+def shorten(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 3)
+
+
+def overwrite(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.seek(-5000, os.SEEK_END)
+        file.write(bytes(1000))
+
+
+def touch(path: Path) -> None:
+    os.utime(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(shorten, "train-00.h5: "), (overwrite, "train-00.h5: "), (touch, "")],
+)
+def test_a_shard_that_changes_during_a_run(mapped, quick, tmp_path, change, message):
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(mapped, data)
+    flags = [*quick, "--data", data, "--model", "mlp", "--epochs", "100", "--no-curves", "--out", out]
+    job = start(2, "-m", "dpcnn.train", *flags)
+    until_step(out, 5, job)
+    change(data / "train-00.h5")
+    result = job.wait()
+    if not message:
+        assert result.status == 0, result.err
+        return
+    assert result.status == 2 and "Traceback" not in result.err and "Bus error" not in result.err, result.err
+    (line,) = {error for error in result.errors}
+    assert message in line and "while it was in use" in line
+    shutil.copy(mapped / "train-00.h5", data)
+    resumed = train(3, "--resume", "--out", out)
+    assert resumed.status == 0, resumed.err
+    assert train(1, *flags[:-1], tmp_path / "undisturbed").status == 0
+    assert timeless(out) == timeless(tmp_path / "undisturbed")
+
+
 @pytest.fixture
 def long(small) -> list[str]:
     """Flags of a training that would take minutes."""

@@ -137,5 +137,5 @@ def test_a_lock_is_held_until_its_process_ends(folder):
             assert caught.value.strerror == "process 7 on elsewhere"
         holder.kill()
     folder.check_unlocked(".lock")
-    folder.lock(".lock", "me").close()
+    folder.lock(".lock", "me")
     assert read_bytes(folder.path / ".lock") == b"me"
