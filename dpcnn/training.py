@@ -256,7 +256,7 @@ def straggler_bill(ranks: Sequence[dict[str, Any]]) -> str:
     spent = sum(sum(rank["seconds"].values()) for rank in ranks)
     billed = sum(rank["waited_for"] for rank in ranks)
     slowest = max(range(len(ranks)), key=lambda rank: ranks[rank]["waited_for"])
-    line = f"the ranks waited {waiting / spent:.1%} of their time"
+    line = f"the ranks waited {waiting / max(spent, 1e-9):.1%} of their time"  # a run that was complete spends none
     if billed <= 0:
         return line
     share = ranks[slowest]["waited_for"] / billed

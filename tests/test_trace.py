@@ -45,3 +45,8 @@ def test_a_bill_by_hand():
     for rank in ranks:
         rank["waited_for"] = 0.0
     assert straggler_bill(ranks) == line
+
+
+def test_the_bill_of_a_run_that_was_complete():
+    idle = {"host": "a", "seconds": {"waiting": 0.0}, "waited_for": 0.0}
+    assert straggler_bill([idle, idle]) == "the ranks waited 0.0% of their time"
