@@ -11,19 +11,19 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from dpcnn.base.files import write_file
+from dpcnn.base.text import markdown
+from dpcnn.base.timing import STEP_PHASES
 from dpcnn.cli import DONE, Parser, add_config_flags, given, override, parse, retype, run
 from dpcnn.config import Config, read_recipe
-from dpcnn.data.samples import find_data, load
+from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import ConfigError, LaunchError
-from dpcnn.files import write_file
-from dpcnn.measure import Result, compare_exchanges, measure
+from dpcnn.evidence.measure import Result, compare_exchanges, measure
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.launch import check_starter, usual_launcher
 from dpcnn.parallel.shared import share_or_part
-from dpcnn.plots import draw_scaling
-from dpcnn.resume import RECIPE
-from dpcnn.spans import STEP_PHASES
-from dpcnn.tables import markdown
+from dpcnn.reporting.figures import draw_scaling
+from dpcnn.training.resume import RECIPE
 
 LAYOUTS = ("nchw", "channels-last")
 
@@ -225,7 +225,7 @@ def peer(options: Namespace, config: Config, batch: int, layout: str) -> float:
     """Images a second of PyTorch DDP."""
     words = ["--ranks", options.ranks, "--batch", batch, "--steps", options.steps, "--layout", layout]
     words += ["--model", config.model, "--data", config.data, "--smoothing", config.label_smoothing]
-    return float(start([], "dpcnn.peers.torch_ddp", *map(str, words)).strip().splitlines()[-1])
+    return float(start([], "dpcnn.evidence.peers.torch_ddp", *map(str, words)).strip().splitlines()[-1])
 
 
 def start(launcher: Sequence[str], module: str, *words: str) -> str:

@@ -7,15 +7,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from dpcnn.base.arrays import Shape
+from dpcnn.base.fields import MOST_INTEGER, FieldError, load_toml, name
+from dpcnn.base.files import MOST_RECIPE, read_bytes
 from dpcnn.errors import ConfigError, unknown_key
-from dpcnn.fields import MOST_INTEGER, FieldError, load_toml, name
-from dpcnn.files import MOST_RECIPE, read_bytes
-from dpcnn.memory import Shape
-from dpcnn.nn.initialise import INITS
+from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
-from dpcnn.optim import OPTIMIZERS, SCHEDULES
-from dpcnn.parallel.exchange import EXCHANGES
+from dpcnn.optim.optimizers import OPTIMIZERS
+from dpcnn.optim.schedules import SCHEDULES
 
 Scalar = int | float | str | bool
 
@@ -104,7 +104,7 @@ class Config:
         0, "end the run after so many epochs without a better one, by --monitor; 0: never", least=0, free=True
     )
     exchange: str = _option(
-        "exact", "exact: the same bits on any number of ranks; allreduce: MPI's own sum", choices=EXCHANGES
+        "exact", "exact: the same bits on any number of ranks; allreduce: MPI's own sum", choices=("exact", "allreduce")
     )
     checkpoint_every: int = _option(0, "steps between checkpoints, besides the one an epoch", least=0, free=True)
     guard_every: int = _option(

@@ -18,17 +18,17 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from dpcnn import __version__
+from dpcnn.base.files import Folder, read_bytes
+from dpcnn.base.numerics import fingerprint
 from dpcnn.cli import DONE, Parser, parse, run
-from dpcnn.data.samples import find_data
+from dpcnn.cluster.checks import FAIL, Facts, judge, screen
+from dpcnn.cluster.watch import Watch
+from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import SPLITS, read_manifest, verify
-from dpcnn.diagnosis import FAIL, Facts, judge, screen
 from dpcnn.errors import DataError
-from dpcnn.files import Folder, read_bytes
-from dpcnn.fingerprint import fingerprint
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.launch import detect
 from dpcnn.parallel.shared import share_or_part
-from dpcnn.parallel.watch import Watch
 
 UNFIT = 1  # exit status
 

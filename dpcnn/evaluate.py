@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.checkpoint import Checkpoint, read
+from dpcnn.base.text import text
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.config import from_dict
+from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
-from dpcnn.data.samples import Samples, find_data, load
 from dpcnn.errors import ConfigError
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
-from dpcnn.plots import draw_confusion, draw_mistakes
-from dpcnn.run_folder import find_checkpoint
-from dpcnn.tables import text
-from dpcnn.validation import Answers, evaluate
+from dpcnn.reporting.figures import draw_confusion, draw_mistakes
+from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.folder import find_checkpoint
+from dpcnn.training.evaluation import Answers, evaluate
 
 SENTENCE = (
     "{checkpoint} (step {step}) on the {split} samples of {data}: accuracy {accuracy:.4f} "

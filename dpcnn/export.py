@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn import __version__
-from dpcnn.checkpoint import Checkpoint, read
+from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.errors import CheckpointError, LaunchError, not_installed
-from dpcnn.files import write_file
+from dpcnn.interop.torch_layout import twins
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
 from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
-from dpcnn.nn.torch_layout import twins
 from dpcnn.parallel.comm import Alone
-from dpcnn.run_folder import find_checkpoint
+from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.folder import find_checkpoint
 
 Weights = dict[str, NDArray[np.float32]]
 OPSET, IR_VERSION = 17, 8  # of ONNX: old enough for any runtime in use
@@ -90,7 +90,7 @@ def as_safetensors(checkpoint: Checkpoint) -> bytes:
 
 
 def like_torch(checkpoint: Checkpoint) -> Weights:
-    """The parameters as PyTorch names them and lays them out: see :mod:`dpcnn.nn.torch_layout`."""
+    """The parameters as PyTorch names them and lays them out: see :mod:`dpcnn.interop.torch_layout`."""
     parameters = checkpoint.parameters
     return {twin.theirs: twin.to_torch(parameters[twin.ours]) for twin in twins(checkpoint.network())}
 

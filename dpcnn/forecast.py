@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from dpcnn.base.fields import Table, load_json, number
+from dpcnn.base.files import MOST_TEXT, read_bytes
+from dpcnn.base.text import markdown
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.errors import ConfigError
-from dpcnn.fields import Table, load_json, number
-from dpcnn.files import MOST_TEXT, read_bytes
 from dpcnn.parallel.comm import Alone
-from dpcnn.plots import draw_scaling
-from dpcnn.tables import markdown
+from dpcnn.reporting.figures import draw_scaling
 
 Fit = dict[str, float]
 LEAST_TIME = 1e-9

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dpcnn.checkpoint import MOST_SIDE, Checkpoint, weights_sha256, write
+from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.fields import MOST_NAME, FieldError, Table, load_json
+from dpcnn.base.files import open_plain
+from dpcnn.base.numerics import fingerprint
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.errors import CheckpointError, ConfigError, LaunchError, not_installed
-from dpcnn.fields import MOST_NAME, FieldError, Table, load_json
-from dpcnn.files import open_plain
-from dpcnn.fingerprint import fingerprint
-from dpcnn.memory import Array, Shape
-from dpcnn.metrics import Cursor
-from dpcnn.nn.torch_layout import twins
+from dpcnn.interop.torch_layout import twins
 from dpcnn.parallel.comm import Alone
+from dpcnn.runs.checkpoint import MOST_SIDE, Checkpoint, weights_sha256, write
+from dpcnn.runs.progress import Cursor
 
 
 def main(argv: Sequence[str] | None = None) -> int:

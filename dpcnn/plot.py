@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.checkpoint import Checkpoint, read
 from dpcnn.cli import DONE, Parser, parse, run
-from dpcnn.data.samples import find_data, load
+from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import ConfigError
 from dpcnn.nn.network import Network, Vector
 from dpcnn.parallel.comm import Alone
-from dpcnn.plots import draw_curves, draw_filters, draw_maps
-from dpcnn.run_folder import RunFolder, find_checkpoint
+from dpcnn.reporting.figures import draw_curves, draw_filters, draw_maps
+from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.folder import RunFolder, find_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:

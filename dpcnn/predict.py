@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.checkpoint import read
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.data.pictures import open_pictures, read_pictures
 from dpcnn.errors import DataError, printable
 from dpcnn.nn.losses import softmax
 from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.split import cut
-from dpcnn.run_folder import find_checkpoint
-from dpcnn.validation import EVALUATION_BLOCK
+from dpcnn.parallel.tree import cut
+from dpcnn.runs.checkpoint import read
+from dpcnn.runs.folder import find_checkpoint
+from dpcnn.training.evaluation import EVALUATION_BLOCK
 
 SHOWN = 3  # classes in a line of text
 

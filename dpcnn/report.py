@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 
 from dpcnn import __version__
-from dpcnn.checkpoint import Checkpoint
+from dpcnn.base.fields import FieldError, Table, load_json
+from dpcnn.base.files import MOST_TEXT, read_bytes, write_file
+from dpcnn.base.timing import PHASES
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.errors import CheckpointError, ConfigError, LaunchError, printable
 from dpcnn.evaluate import Examination, examine, read_on_rank_0
-from dpcnn.fields import FieldError, Table, load_json
-from dpcnn.files import MOST_TEXT, read_bytes, write_file
-from dpcnn.metrics import Cursor, Event, epoch_rows, read_events
 from dpcnn.parallel.comm import Alone
 from dpcnn.plot import draw_first_layer
-from dpcnn.plots import draw_confusion, draw_curves, draw_mistakes, new_figure
-from dpcnn.run_folder import RunFolder
-from dpcnn.spans import PHASES
+from dpcnn.reporting.figures import draw_confusion, draw_curves, draw_mistakes, new_figure
+from dpcnn.runs.checkpoint import Checkpoint
+from dpcnn.runs.events import Event, epoch_rows, read_events
+from dpcnn.runs.folder import RunFolder
+from dpcnn.runs.progress import Cursor
 
 MISTAKES, COLUMNS = 25, 5  # in the picture
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from dpcnn.base.fields import load_json
+from dpcnn.base.files import read_bytes, write_file
+from dpcnn.base.numerics import fingerprint, processor
+from dpcnn.base.text import markdown
 from dpcnn.bench import start
 from dpcnn.cli import DONE, Parser, parse, retype, run
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
-from dpcnn.fields import load_json
-from dpcnn.files import read_bytes, write_file
-from dpcnn.fingerprint import fingerprint, processor
-from dpcnn.metrics import Event, evaluated, read_events
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.launch import check_starter, usual_launcher
-from dpcnn.tables import markdown
+from dpcnn.runs.events import Event, evaluated, read_events
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def train_in_torch(recipe: str, seed: str, more: Sequence[str], told: Path) -> l
     """What PyTorch's run tells of its epochs, which is kept in a file."""
     if not told.is_file():
         told.parent.mkdir(parents=True, exist_ok=True)
-        write_file(told, start([], "dpcnn.peers.torch_recipe", recipe, "--seed", seed, *more).encode())
+        write_file(told, start([], "dpcnn.evidence.peers.torch_recipe", recipe, "--seed", seed, *more).encode())
     return [load_json(line) for line in read_bytes(told).splitlines()]
 
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from dpcnn.base.files import read_bytes, write_file
 from dpcnn.cli import DONE, Parser, override, parse, run
+from dpcnn.cluster.stopping import seconds_of
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError, LaunchError
-from dpcnn.files import read_bytes, write_file
 from dpcnn.parallel.comm import Alone
-from dpcnn.resume import RECIPE
-from dpcnn.stopping import seconds_of
-from dpcnn.training import training_parser
+from dpcnn.training.resume import RECIPE
+from dpcnn.training.run import training_parser
 
 TEMPLATES = {"slurm": "slurm.sbatch", "pbs": "pbs.sh"}
 SENDERS = {"slurm": "sbatch", "pbs": "qsub"}
@@ -107,7 +107,7 @@ def script(options: Namespace, words: Sequence[str], path: Path) -> str:
 
 def fill(scheduler: str, values: Mapping[str, str]) -> str:
     """A template with its places filled."""
-    template = (files("dpcnn") / "jobs" / TEMPLATES[scheduler]).read_text(encoding="utf-8")
+    template = (files("dpcnn") / "cluster" / "jobs" / TEMPLATES[scheduler]).read_text(encoding="utf-8")
     return re.sub("@([a-z_]+)@", lambda place: values[place[1]], template)
 
 

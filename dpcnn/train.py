@@ -3,16 +3,17 @@
 import sys
 from collections.abc import Sequence
 
-from dpcnn.stopping import hold
+from dpcnn.cluster.stopping import hold
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     hold()
     from dpcnn.cli import run  # not before: on a cluster, loading all this may take long
-    from dpcnn.training import train
+    from dpcnn.reporting.figures import draw_curves
+    from dpcnn.training.run import train
 
-    return run(lambda comm: train(comm, argv))
+    return run(lambda comm: train(comm, argv, draw_curves))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dpcnn import __version__
-from dpcnn.checkpoint import Checkpoint, read
+from dpcnn.base.files import write_file
+from dpcnn.base.text import text
 from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, retype, run
 from dpcnn.errors import ConfigError, LaunchError
-from dpcnn.files import write_file
-from dpcnn.metrics import Event, read_events
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.launch import check_starter, descendants, usual_launcher
-from dpcnn.tables import text
+from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.events import Event, read_events
 
 TIMES = ("seconds", "images_per_second")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from dpcnn.base.rng import Draw
 from dpcnn.data.augment import Augment, bilinear, smoothing
-from dpcnn.streams import Draw
 
 SHAPE = (9, 12, 2)
 IMAGES = np.random.default_rng(5).integers(0, 256, (6, *SHAPE), dtype=np.uint8)

@@ -13,12 +13,12 @@ import pytest
 from conftest import run, train
 from test_data import write_source
 
-from dpcnn import files
-from dpcnn.checkpoint import BLOCK, MAGIC, Checkpoint, prune, read, step_name, weights_sha256, write
+from dpcnn.base import files
+from dpcnn.base.files import Folder
 from dpcnn.config import Config
 from dpcnn.errors import CheckpointError
-from dpcnn.files import Folder
-from dpcnn.metrics import Cursor, Tally
+from dpcnn.runs.checkpoint import BLOCK, MAGIC, Checkpoint, prune, read, step_name, weights_sha256, write
+from dpcnn.runs.progress import Cursor, Tally
 
 RNG = np.random.default_rng(9)
 

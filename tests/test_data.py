@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from conftest import MNIST, run, synthetic, train
 
+from dpcnn.base.rng import SHUFFLE, permutation
 from dpcnn.data import inputs
 from dpcnn.data.__main__ import dispatch
-from dpcnn.data.samples import Samples, find_data, load
+from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.shards import MANIFEST, read_manifest
 from dpcnn.data.sources import read_source
 from dpcnn.errors import ConfigError, DataError
 from dpcnn.parallel.comm import Alone
-from dpcnn.streams import SHUFFLE, permutation
 
 
 def data(*arguments, ranks: int = 0, status: int = 0):

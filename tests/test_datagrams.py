@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpcnn.parallel.datagrams import PHASES, SIZE, Message, Seal
+from dpcnn.cluster.datagrams import PHASES, SIZE, Message, Seal
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 MESSAGE = Message("forward", 7, 123, text="in fit")
@@ -75,7 +75,7 @@ def test_an_altered_datagram_is_dropped(place, bit):
 
 
 def test_an_unknown_phase_is_dropped(monkeypatch):
-    monkeypatch.setattr("dpcnn.parallel.datagrams.PHASES", (*PHASES, "of a later version"))
+    monkeypatch.setattr("dpcnn.cluster.datagrams.PHASES", (*PHASES, "of a later version"))
     data = sealed(Message("of a later version"))
     monkeypatch.undo()
     assert opened(data) is None

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from conftest import MNIST, ROOT, run
 
-from dpcnn.diagnosis import FAIL, OK, WARN, judge, screen
+from dpcnn.cluster.checks import FAIL, OK, WARN, judge, screen
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from conftest import run, train
 
 from dpcnn.evaluate import class_table, of_classes
-from dpcnn.validation import Answers
+from dpcnn.training.evaluation import Answers
 
 ANSWERS = Answers(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1]), np.array([0.1, 0.2, 3, 0.1, 2, 4]))
 

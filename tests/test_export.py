@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, run
 
-from dpcnn.checkpoint import Checkpoint, read
 from dpcnn.config import Config, from_dict, read_recipe
-from dpcnn.data.samples import find_data, load
+from dpcnn.data.dataset import find_data, load
 from dpcnn.export import as_npz, as_onnx, as_safetensors, like_torch
-from dpcnn.metrics import Cursor
+from dpcnn.interop.torch_layout import THEIR_NAMES
 from dpcnn.nn.models import KINDS
-from dpcnn.nn.torch_layout import THEIR_NAMES
 from dpcnn.parallel.comm import Alone
+from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.progress import Cursor
 
 needs_export = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "safetensors"))), reason="extras not installed"
@@ -100,7 +100,7 @@ def test_safetensors_have_pytorch_s_layout(recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_pytorch_computes_the_same_logits(recipe):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    from dpcnn.peers.torch_net import torch_net
+    from dpcnn.evidence.peers.torch_net import torch_net
 
     checkpoint, logits = fresh(recipe)
     network, x = checkpoint.network(), images(50)

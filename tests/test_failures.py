@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, Job, run, start, train
 from test_train import events, timeless
 
-from dpcnn.checkpoint import read
+from dpcnn.runs.checkpoint import read
 
 
 def mistake(result, *fragments: str) -> None:
@@ -100,7 +100,7 @@ def test_resume_without_a_folder_takes_the_newest_run(quick, tmp_path):
 LIMITED = """
 import resource, signal, sys
 from dpcnn import train
-from dpcnn.trainer import Trainer
+from dpcnn.training.trainer import Trainer
 
 def limit_and_save(trainer, save=Trainer.save):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpcnn.files import Folder, open_plain, read_bytes, write_file
+from dpcnn.base.files import Folder, open_plain, read_bytes, write_file
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_limit_on_size(folder):
 HOLD = """
 import sys, time
 from pathlib import Path
-from dpcnn.files import Folder
+from dpcnn.base.files import Folder
 lock = Folder(Path(sys.argv[1])).lock(".lock", "process 7 on elsewhere")
 print("held", flush=True)
 time.sleep(100)

@@ -7,7 +7,7 @@ import sys
 
 from conftest import Job
 
-from dpcnn.fingerprint import differences, fingerprint
+from dpcnn.base.numerics import differences, fingerprint
 
 
 def test_what_decides_the_bits():

@@ -6,12 +6,12 @@ from conftest import run, train
 from test_train import events
 
 from dpcnn.errors import DriftError
-from dpcnn.guard import check_drift, tensor_hashes
+from dpcnn.training.drift import check_drift, tensor_hashes
 
 FAULTY = """
 import sys
 from dpcnn import train
-from dpcnn.trainer import Trainer
+from dpcnn.training.trainer import Trainer
 
 def step_with_a_fault(trainer, order, step=Trainer.train_step):
     stop = step(trainer, order)

@@ -22,10 +22,10 @@ from test_data import edit_manifest, write_idx, write_source
 
 from dpcnn.data import inputs
 from dpcnn.data.__main__ import dispatch
+from dpcnn.data.dataset import load
 from dpcnn.data.formats import read_csv, read_idx
 from dpcnn.data.inputs import Input, allowance
 from dpcnn.data.npz import read_arrays, read_headers
-from dpcnn.data.samples import load
 from dpcnn.data.shards import MANIFEST, parse_manifest, read_manifest
 from dpcnn.data.sources import read_source
 from dpcnn.data.stage import stage
@@ -260,7 +260,7 @@ def test_a_single_file_that_is_no_source(tmp_path):
 
 IMPORTS = (
     "from pathlib import Path\nfrom dpcnn.data.pictures import open_pictures, read_pictures\n"
-    "from dpcnn.data.samples import load\nfrom dpcnn.data.sources import read_source\n"
+    "from dpcnn.data.dataset import load\nfrom dpcnn.data.sources import read_source\n"
     "from dpcnn.data.stage import stage\nfrom dpcnn.parallel.comm import Alone\n"
 )
 
@@ -401,7 +401,7 @@ def test_shards_that_hold_something_else(make, samples, compressed, message, sma
     def reserve(*_):
         raise AssertionError("memory was reserved before the check")
 
-    monkeypatch.setattr("dpcnn.data.samples.shared_array", reserve)
+    monkeypatch.setattr("dpcnn.data.dataset.shared_array", reserve)
     folder = crafted(small, tmp_path / "set", make, samples, compressed)
     assert message in refused(load, folder, "train", Alone())
 

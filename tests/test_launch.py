@@ -117,7 +117,7 @@ def test_ranks_have_one_blas_thread():
 
 
 def test_output_into_a_pipe_is_no_terminal():
-    code = "from dpcnn.console import terminal; print(terminal(1), terminal(2))"
+    code = "from dpcnn.runs.console import terminal; print(terminal(1), terminal(2))"
     assert run(2, "-c", code).out.split() == ["None"] * 4
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpcnn.base.rng import Draw
 from dpcnn.nn import convolution, reference
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.convolution import POINTS, Im2col, Winograd, choose_kernel, cook_toom
@@ -14,7 +15,6 @@ from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
 from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
-from dpcnn.streams import Draw
 
 RNG = np.random.default_rng(7)
 EPSILON = 1e-6

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import attacker
 import pytest
 
+from dpcnn.cluster.datagrams import Message, Seal
+from dpcnn.cluster.links import HERE, Link, addresses, connect
 from dpcnn.parallel import links
 from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.datagrams import Message, Seal
-from dpcnn.parallel.links import HERE, Link, addresses, connect
 
 
 class Thread(Alone):

@@ -92,7 +92,7 @@ def test_the_benchmark_sees_the_network(hosts, quick, tmp_path):
 
 CLOCK = """
 import dpcnn.parallel.comm
-from dpcnn.trace import clock_offset
+from dpcnn.runs.trace import clock_offset
 comm = dpcnn.parallel.comm.world()
 offset = clock_offset(comm)
 if comm.rank: print("off by", offset)

@@ -6,20 +6,10 @@ import numpy as np
 import pytest
 
 from dpcnn.nn import reference
-from dpcnn.optim import (
-    OPTIMIZERS,
-    SCHEDULES,
-    SGD,
-    UPDATE_BLOCK,
-    AdaGrad,
-    Adam,
-    AdamW,
-    Momentum,
-    Nesterov,
-    RMSProp,
-    average,
-    squares,
-)
+from dpcnn.optim.averaging import average
+from dpcnn.optim.clipping import squares
+from dpcnn.optim.optimizers import OPTIMIZERS, SGD, UPDATE_BLOCK, AdaGrad, Adam, AdamW, Momentum, Nesterov, RMSProp
+from dpcnn.optim.schedules import SCHEDULES
 
 SIZE = 2 * UPDATE_BLOCK + 1234
 

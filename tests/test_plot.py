@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from conftest import run, train
 
-from dpcnn.checkpoint import read
 from dpcnn.config import read_recipe
 from dpcnn.nn import reference
 from dpcnn.plot import first_layer
+from dpcnn.runs.checkpoint import read
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 

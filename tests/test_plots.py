@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dpcnn.plots import draw_curves
+from dpcnn.reporting.figures import draw_curves
 
 
 def write_run(folder, epochs: int, steps: int):

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, environment, run
 
+from dpcnn.data.dataset import find_data, load
 from dpcnn.data.inputs import Input
 from dpcnn.data.pictures import like_mnist, open_pictures, read_pictures
-from dpcnn.data.samples import find_data, load
 from dpcnn.errors import DataError
 from dpcnn.nn.losses import softmax
 from dpcnn.parallel.comm import Alone

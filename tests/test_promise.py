@@ -11,15 +11,15 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from threads import ThreadComm, run_ranks
 
-from dpcnn.checkpoint import read
 from dpcnn.config import Config
-from dpcnn.console import Report
 from dpcnn.data.__main__ import dispatch
-from dpcnn.data.samples import load
+from dpcnn.data.dataset import load
 from dpcnn.errors import DivergenceError
 from dpcnn.parallel.comm import Alone
-from dpcnn.run_folder import RunFolder
-from dpcnn.trainer import Trainer
+from dpcnn.runs.checkpoint import read
+from dpcnn.runs.console import Report
+from dpcnn.runs.folder import RunFolder
+from dpcnn.training.trainer import Trainer
 
 SIDE, CLASSES = 9, 3
 TIMES = ("seconds", "images_per_second")

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from conftest import run, train
 
-from dpcnn.checkpoint import read
-from dpcnn.metrics import epoch_rows
+from dpcnn.runs.checkpoint import read
+from dpcnn.runs.events import epoch_rows
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import run, start, train
 
 from dpcnn.errors import CheckpointError
-from dpcnn.run_folder import RunFolder, find_checkpoint
+from dpcnn.runs.folder import RunFolder, find_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_of_two_jobs_one_goes_on_and_the_other_says_who_holds_the_run(copied, qu
 SLOW = """
 import sys, time
 from dpcnn import train
-from dpcnn.trainer import Trainer
+from dpcnn.training.trainer import Trainer
 
 def sleep(trainer, *arguments, step=Trainer.train_step):
     time.sleep(60)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dpcnn.spans import Spans
+from dpcnn.base.timing import Spans
 
 
 def test_inner_phases_are_taken_out_of_outer_ones():

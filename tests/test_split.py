@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpcnn.parallel import split
-from dpcnn.parallel.split import Layout, cut, middle, owned, share, shares, subtrees, tree_sum
+from dpcnn.parallel.layout import Layout
+from dpcnn.parallel.tree import cut, middle, owned, share, shares, subtrees, tree_sum
 
 
 @pytest.fixture(scope="module", autouse=True)

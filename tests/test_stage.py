@@ -5,7 +5,7 @@ import json
 from conftest import train
 from test_train import timeless
 
-from dpcnn.data.samples import load
+from dpcnn.data.dataset import load
 from dpcnn.data.stage import stage
 from dpcnn.parallel.comm import Alone
 

@@ -12,8 +12,8 @@ import pytest
 from conftest import start, train
 from test_train import events, timeless
 
+from dpcnn.cluster.stopping import RESERVE, TOGETHER, Stop, handler, job_end, seconds_of
 from dpcnn.errors import ConfigError
-from dpcnn.stopping import RESERVE, TOGETHER, Stop, handler, job_end, seconds_of
 
 
 class Clock:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpcnn.streams import ORDER, WEIGHTS, Draw, generator, permutation, philox
+from dpcnn.base.rng import ORDER, WEIGHTS, Draw, generator, permutation, philox
 
 
 @given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000), samples=st.integers(1, 2000))

@@ -7,15 +7,15 @@ import pytest
 from conftest import MNIST, train
 from test_train import events
 
+from dpcnn.base.rng import Draw
 from dpcnn.config import read_recipe
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Linear
 from dpcnn.nn.losses import softmax_cross_entropy
 from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
-from dpcnn.optim import OPTIMIZERS, squares
-from dpcnn.streams import Draw
-from dpcnn.trainer import shorten
+from dpcnn.optim.clipping import shorten, squares
+from dpcnn.optim.optimizers import OPTIMIZERS
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 RNG = np.random.default_rng(3)
@@ -127,7 +127,7 @@ def test_clipping_by_the_global_norm(clip):
 @pytest.mark.parametrize("recipe", ["mlp-adam", "lenet5"])
 def test_a_recipe_s_first_steps_go_the_same_way_in_pytorch(recipe, quick, tmp_path):
     """The same first weights, data and order: what is left is rounding."""
-    from dpcnn.peers.torch_recipe import train as train_in_torch
+    from dpcnn.evidence.peers.torch_recipe import train as train_in_torch
 
     config = replace(read_recipe(recipe), data=str(MNIST), max_steps=25)
     (told,) = train_in_torch(config)

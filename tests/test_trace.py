@@ -5,8 +5,8 @@ import json
 from conftest import run, train
 from test_watch import STUCK
 
-from dpcnn.spans import PHASES
-from dpcnn.training import straggler_bill
+from dpcnn.base.timing import PHASES
+from dpcnn.training.summary import straggler_bill
 
 
 def test_a_trace_has_every_phase_of_every_rank_in_its_order(quick, tmp_path):

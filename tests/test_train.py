@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, run, train
 
-from dpcnn.checkpoint import read, weights_sha256
-from dpcnn.spans import PHASES
+from dpcnn.base.timing import PHASES
+from dpcnn.runs.checkpoint import read, weights_sha256
 
 TIMES = ("seconds", "images_per_second")
 

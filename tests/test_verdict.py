@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpcnn.parallel.datagrams import PHASES, Message
-from dpcnn.parallel.verdict import Report, Verdict, judge
+from dpcnn.cluster.datagrams import PHASES, Message
+from dpcnn.cluster.verdict import Report, Verdict, judge
 
 NOW, TIMEOUT = 100.0, 3.0
 

@@ -14,11 +14,11 @@ import pytest
 from conftest import run, start
 from test_failures import until_step
 
+from dpcnn.cluster.datagrams import Message
+from dpcnn.cluster.links import Links
+from dpcnn.cluster.verdict import Report
+from dpcnn.cluster.watch import Watch
 from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.datagrams import Message
-from dpcnn.parallel.links import Links
-from dpcnn.parallel.verdict import Report
-from dpcnn.parallel.watch import Watch
 
 TIMEOUT = 3.0
 
@@ -45,7 +45,7 @@ def test_a_stopped_rank_is_named_and_the_job_ends(endless, tmp_path, victim):
 STUCK = """
 import sys, time
 from dpcnn import train
-from dpcnn.trainer import Trainer
+from dpcnn.training.trainer import Trainer
 
 def loiter(trainer, *arguments, step=Trainer.train_step):
     if trainer.comm.rank == 1 and trainer.cursor.step == 5:
@@ -70,7 +70,7 @@ STOPPED = """
 import atexit, os, signal, sys
 from dpcnn import train
 from dpcnn.parallel.comm import Communicator
-from dpcnn.parallel.watch import Watch
+from dpcnn.cluster.watch import Watch
 
 def then_stop(function):
     def both(self, *arguments):
@@ -107,7 +107,7 @@ def test_a_rank_that_stops_after_the_end_of_mpi_is_named(quick, tmp_path, victim
 
 @pytest.mark.parametrize(("seconds", "status", "said"), [(600, 0, ""), (0.1, -signal.SIGKILL, "a line")])
 def test_a_process_is_ended_that_does_not_end_in_time(seconds, status, said):
-    code = f"import time; from dpcnn.parallel.watch import end_after; end_after({seconds}, 'a line'); time.sleep(LAST)"
+    code = f"import time; from dpcnn.cluster.watch import end_after; end_after({seconds}, 'a line'); time.sleep(LAST)"
     program = code.replace("LAST", "600" if said else "0")
     result = run(0, "-c", program)
     assert (result.status, result.err) == (status, said), "and its child has closed the pipes of its output"
@@ -116,8 +116,8 @@ def test_a_process_is_ended_that_does_not_end_in_time(seconds, status, said):
 HANGING = """
 import sys, time
 from dpcnn import train
-from dpcnn.console import Console
-from dpcnn.run_folder import RunFolder
+from dpcnn.runs.console import Console
+from dpcnn.runs.folder import RunFolder
 
 def hang(folder, event, append=RunFolder.append_event):
     if event["step"] >= 5:
@@ -141,8 +141,8 @@ def test_a_file_system_that_hangs_is_told_of_rank_0_alone(endless, tmp_path):
 DYING = """
 import sys, threading, time
 from dpcnn import train
-from dpcnn.parallel.watch import Watch
-from dpcnn.trainer import Trainer
+from dpcnn.cluster.watch import Watch
+from dpcnn.training.trainer import Trainer
 
 def follow(watch, spans, step, follow=Watch.follow):
     def fail():
@@ -199,7 +199,7 @@ class First(Alone):
 
 
 def test_where_heartbeats_do_not_arrive_a_line_says_that_nobody_watches(monkeypatch):
-    monkeypatch.setattr("dpcnn.parallel.watch.connect", lambda comm, hosts: (Links([]), [1]))
+    monkeypatch.setattr("dpcnn.cluster.watch.connect", lambda comm, hosts: (Links([]), [1]))
     made = Watch(First(), 600, print)
     assert made.warning == "warning: heartbeats from node3 don't reach node1 by UDP: nobody watches for hangs"
     made.close()
@@ -263,7 +263,7 @@ def attack(ports):
 SLOW = """
 import sys, time
 from dpcnn.train import main
-from dpcnn.trainer import Trainer
+from dpcnn.training.trainer import Trainer
 
 def slowly(trainer, *arguments, step=Trainer.train_step):
     time.sleep(0.1)

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from dpcnn import fields
+from dpcnn.base import fields
+from dpcnn.base.fields import FieldError
 from dpcnn.cli import DONE, Parser, parse, run
+from dpcnn.data.dataset import check_labels, find_data
 from dpcnn.data.downloads import DOWNLOADS, Download, fetch
 from dpcnn.data.inputs import check_memory
 from dpcnn.data.layout import read_labels, read_layout, write_shard
-from dpcnn.data.samples import check_labels, find_data
 from dpcnn.data.shards import MOST_SHARDS, SPLITS, Manifest, Shard, ShardFile, read_manifest, write_manifest
 from dpcnn.data.sources import Source, read_source
 from dpcnn.errors import ConfigError, DataError, printable
-from dpcnn.fields import FieldError
 from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.split import shares
+from dpcnn.parallel.tree import shares
 
 SHARDS = 8
 

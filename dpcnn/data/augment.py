@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.memory import Array, Shape
-from dpcnn.streams import IMAGE, Draw
+from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.rng import IMAGE, Draw
 
 SMOOTHNESS = 7
 """An elastic field is smoothed by a Gaussian whose standard deviation is this part of the image's side."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from dpcnn.base.files import Folder, open_plain
 from dpcnn.data.inputs import BLOCK, digest, reason
 from dpcnn.errors import DataError
-from dpcnn.files import Folder, open_plain
 
 MOST_DOWNLOAD = 1 << 30
 """Bytes of a file: no known set has a larger one."""

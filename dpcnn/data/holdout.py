@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.streams import HOLDOUT, philox
+from dpcnn.base.rng import HOLDOUT, philox
 
 DEFAULT = 0.1
 """The fraction that is held back where the number asked for does not fit."""

@@ -16,8 +16,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.files import open_plain
 from dpcnn.errors import DataError, printable
-from dpcnn.files import open_plain
 
 LEAST_ALLOWANCE, TIMES_THE_FILE = 256 << 20, 20
 BLOCK = 1 << 20

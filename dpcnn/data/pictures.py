@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Shape
 from dpcnn.data.formats import IDX_BYTES, read_idx
 from dpcnn.data.inputs import Input, open_input, reason
 from dpcnn.data.npz import ZIP, read_arrays, read_headers
 from dpcnn.data.shards import Images
 from dpcnn.errors import DataError, printable
-from dpcnn.memory import Shape
 
 MOST_PIXELS, MOST_SIDE = 32_000_000, 20_000
 MOST_BYTES = 256 << 20

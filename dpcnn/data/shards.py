@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn import fields
+from dpcnn.base import fields
+from dpcnn.base.fields import FieldError, Table, load_json
+from dpcnn.base.files import MOST_TEXT, Folder, open_plain, read_bytes
 from dpcnn.data.inputs import digest, reason
 from dpcnn.errors import DataError
-from dpcnn.fields import FieldError, Table, load_json
-from dpcnn.files import MOST_TEXT, Folder, open_plain, read_bytes
 
 Images = NDArray[np.uint8]
 

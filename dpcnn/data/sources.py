@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.rng import SHUFFLE, permutation
 from dpcnn.data.formats import read_csv, read_idx
 from dpcnn.data.inputs import Input, open_input
 from dpcnn.data.npz import ZIP, read_arrays, read_headers
 from dpcnn.data.shards import MOST_CLASSES, MOST_SIDE, SPLITS, Images
 from dpcnn.errors import DataError, printable
-from dpcnn.parallel.split import cut
-from dpcnn.streams import SHUFFLE, permutation
+from dpcnn.parallel.tree import cut
 
 HASHED = 1024  # samples at once
 

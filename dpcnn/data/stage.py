@@ -4,10 +4,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from dpcnn.base.files import open_plain
 from dpcnn.data.inputs import BLOCK
 from dpcnn.data.shards import MANIFEST, SPLITS, read_manifest
 from dpcnn.errors import DataError
-from dpcnn.files import open_plain
 from dpcnn.parallel.comm import Alone
 
 

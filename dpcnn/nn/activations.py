@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dpcnn.memory import Array
+from dpcnn.base.arrays import Array
+from dpcnn.base.rng import Draw
 from dpcnn.nn.layer import Backward, Layer
-from dpcnn.streams import Draw
 
 
 class ReLU(Layer):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from dpcnn.memory import Array, Shape, Workspace
+from dpcnn.base.arrays import Array, Shape, Workspace
 
 BAND = 1 << 21
 """Bytes of the windows of a band: some rows of the output, one at least."""

@@ -16,9 +16,9 @@ to windows, place by place, is done to long runs of N * C numbers. Vectors are (
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from dpcnn.base.arrays import Array, Shape, Workspace
+from dpcnn.base.rng import Draw
 from dpcnn.errors import ConfigError
-from dpcnn.memory import Array, Shape, Workspace
-from dpcnn.streams import Draw
 
 Backward = Callable[[Array, Mapping[str, Array]], Array | None]
 

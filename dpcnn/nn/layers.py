@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.rng import Draw
 from dpcnn.errors import ConfigError
-from dpcnn.memory import Array, Shape
 from dpcnn.nn.convolution import choose_kernel, output_length
 from dpcnn.nn.layer import Backward, Layer, Parameter, at_least
-from dpcnn.streams import Draw
 
 SMALL_PRODUCT = 1_000_000
 """Up to so many multiplications, OpenBLAS multiplies matrices as they lie, and does not copy them first."""

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.rng import WEIGHTS, Draw, generator
+from dpcnn.base.timing import Spans
 from dpcnn.errors import CheckpointError, ConfigError
-from dpcnn.memory import Array, Shape
-from dpcnn.nn.initialise import INITS
+from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.losses import softmax_cross_entropy
-from dpcnn.spans import Spans
-from dpcnn.streams import WEIGHTS, Draw, generator
 
 Vector = NDArray[np.float32]
 

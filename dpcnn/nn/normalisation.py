@@ -5,10 +5,10 @@ from math import prod
 
 import numpy as np
 
+from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.rng import Draw
 from dpcnn.errors import ConfigError
-from dpcnn.memory import Array, Shape
 from dpcnn.nn.layer import Backward, Layer, Parameter, at_least
-from dpcnn.streams import Draw
 
 
 class BatchNorm(Layer):

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dpcnn.memory import Array, Shape
+from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.rng import Draw
 from dpcnn.nn.convolution import output_length, strided
 from dpcnn.nn.layer import Backward, Layer, at_least
-from dpcnn.streams import Draw
 
 
 class Pool2d(Layer):

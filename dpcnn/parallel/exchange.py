@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.timing import Spans
 from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.layout import Layout, Message, part
 from dpcnn.parallel.shared import shared_array
-from dpcnn.parallel.split import Layout, Message, Node, owned, part, tree_sum
-from dpcnn.spans import Spans
+from dpcnn.parallel.tree import Node, owned, tree_sum
 
 Vector = NDArray[Any]
 
@@ -61,7 +62,7 @@ class Exchange:
 
 
 class ExactExchange(Exchange):
-    """The sum along the tree of :mod:`dpcnn.parallel.split`: the same bits on any number of ranks and nodes.
+    """The sum along the tree of :mod:`dpcnn.parallel.tree`: the same bits on any number of ranks and nodes.
 
     The ranks of a node see each other's rows, and one copy of the parameters. Each adds up a slice
     of them, as far as the node's leaves hold whole subtrees; those few sums go over the network, so

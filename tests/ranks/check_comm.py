@@ -7,7 +7,7 @@ import numpy as np
 import dpcnn.parallel.comm
 from dpcnn.errors import DataError
 from dpcnn.parallel.shared import shared_array
-from dpcnn.parallel.split import shares
+from dpcnn.parallel.tree import shares
 
 comm = dpcnn.parallel.comm.world()
 rank, size = comm.rank, comm.size

@@ -5,9 +5,9 @@ import sys
 import numpy as np
 
 import dpcnn.parallel.comm
+from dpcnn.base.timing import Spans
 from dpcnn.parallel.exchange import AllreduceExchange, ExactExchange
-from dpcnn.parallel.split import middle
-from dpcnn.spans import Spans
+from dpcnn.parallel.tree import middle
 
 comm = dpcnn.parallel.comm.world()
 assert comm.size == int(sys.argv[1])

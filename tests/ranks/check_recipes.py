@@ -6,12 +6,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import dpcnn.parallel.comm
+from dpcnn.base.rng import permutation
 from dpcnn.config import read_recipe
-from dpcnn.console import Report
-from dpcnn.data.samples import find_data, load
-from dpcnn.run_folder import RunFolder
-from dpcnn.streams import permutation
-from dpcnn.trainer import Trainer
+from dpcnn.data.dataset import find_data, load
+from dpcnn.runs.console import Report
+from dpcnn.runs.folder import RunFolder
+from dpcnn.training.trainer import Trainer
 
 STEPS = 3
 

@@ -1,0 +1,1 @@
+"""What everything rests on: files, values from outside, random numbers, memory, time."""

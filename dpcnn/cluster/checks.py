@@ -1,0 +1,249 @@
+"""Verdicts on the facts that dpcnn.doctor has collected: pure functions of them."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from dpcnn.base.numerics import differences
+from dpcnn.cluster.stopping import job_end
+from dpcnn.config import Config
+from dpcnn.errors import ConfigError
+
+OK, WARN, FAIL = "OK", "WARN", "FAIL"
+
+RANK_MB = 300  # memory that a rank of the recipe simple-cnn wants
+LEAST_FREE_MB = 500  # on the output's file system
+SLOW_LATENCY = 1e-3  # seconds
+SLOW_RANK = 0.6  # of the median speed
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, the verdict, what was found, and what to do where it is not OK."""
+
+    name: str
+    verdict: str
+    found: str
+    advice: str = ""
+
+
+def judge(facts: Facts) -> list[Check]:
+    """All verdicts, in the order of the screen."""
+    checks = (
+        launcher, rank_count, binding, software, numerics, speed, memory, shared_memory, output, locks, data,
+        network, progress, heartbeats, time_left,
+    )  # fmt: skip
+    return [check(facts) for check in checks]
+
+
+def launcher(facts: Facts) -> Check:
+    """Whether launcher and MPI library fit each other."""
+    odd = [rank for rank, found in enumerate(facts["ranks"]) if found["asked"] > found["size"]]
+    families = {found["launcher"] or "no launcher" for found in facts["ranks"]}
+    told = f"{facts['mpi']}; started by {', '.join(sorted(families))}"
+    if odd:
+        asked = facts["ranks"][odd[0]]["asked"]
+        return Check("launcher", FAIL, f"{told}: {asked} processes, each alone", "start with that library's own mpirun")
+    return Check("launcher", OK, told)
+
+
+def by_host(facts: Facts) -> Iterator[tuple[str, list[Facts]]]:
+    """The ranks of each host."""
+    for host in dict.fromkeys(found["host"] for found in facts["ranks"]):
+        yield host, [found for found in facts["ranks"] if found["host"] == host]
+
+
+def rank_count(facts: Facts) -> Check:
+    """Whether there are as many ranks as the scheduler meant, and no more than cores."""
+    size, environment = len(facts["ranks"]), facts["environment"]
+    per_host = ", ".join(f"{len(ranks)} on {host}" for host, ranks in by_host(facts))
+    meant = environment.get("SLURM_NTASKS") or environment.get("PBS_NP")
+    if meant and meant.isdecimal() and size != int(meant):
+        return Check("ranks", WARN, f"{size}, where the job has {meant} tasks", "give -n, or leave it to the scheduler")
+    for host, ranks in by_host(facts):
+        cores = len(set().union(*(found["cores"] for found in ranks)))
+        if len(ranks) > cores:
+            found = f"{len(ranks)} ranks on {host} share {cores} cores"
+            return Check("ranks", WARN, found, "no more than a rank a core: fewer ranks, or more nodes")
+    return Check("ranks", OK, per_host)
+
+
+def binding(facts: Facts) -> Check:
+    """Whether the ranks of a host get in each other's way."""
+    for host, ranks in by_host(facts):
+        cores = set().union(*(found["cores"] for found in ranks))
+        threads = sum(found["threads"] for found in ranks)
+        most = max(found["threads"] for found in ranks)
+        if most > 1 and threads > len(cores):
+            found = f"{len(ranks)} ranks x {most} BLAS threads on {len(cores)} cores of {host}"
+            return Check("binding", FAIL, found, "OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1")
+        masks = Counter(tuple(found["cores"]) for found in ranks)
+        mask, count = max(masks.items(), key=lambda item: item[1] / len(item[0]))
+        if count > len(mask) and len(cores) > len(mask):
+            found = f"{count} ranks of {host} are bound to {len(mask)} core{'s' * (len(mask) > 1)} together"
+            return Check("binding", FAIL, found, "mpirun --bind-to none, or srun --cpu-bind=cores")
+        idle = (ranks[0]["host_cores"] or 0) - len(cores)
+        if len(cores) == 1 < len(ranks) and idle:
+            found = f"all {len(ranks)} ranks of {host} on 1 core of {idle + 1}"
+            return Check("binding", FAIL, found, "mpirun --bind-to none, or srun --cpu-bind=cores")
+    threads = {found["threads"] for found in facts["ranks"]}
+    return Check("binding", OK, f"{'/'.join(map(str, sorted(threads)))} BLAS thread a rank, masks don't collide")
+
+
+def software(facts: Facts) -> Check:
+    """Whether all ranks run the same program."""
+    first = facts["ranks"][0]
+    for rank, found in enumerate(facts["ranks"]):
+        for key, value in found["software"].items():
+            if value != first["software"][key]:
+                told = f"{key} is {value} for rank {rank} on {found['host']}, {first['software'][key]} for rank 0"
+                return Check(
+                    "software", FAIL, told, "give all nodes one environment, on a shared file system or staged"
+                )
+    return Check("software", OK, f"dpcnn {first['software']['dpcnn']}, Python {first['software']['python']} everywhere")
+
+
+def numerics(facts: Facts) -> Check:
+    """Whether all ranks compute the same bits."""
+    lines = differences([(found["host"], found["numerics"]) for found in facts["ranks"]])
+    if lines:
+        return Check("numerics", FAIL, lines[0], lines[-1])
+    first = facts["ranks"][0]["numerics"]
+    return Check("numerics", OK, f"NumPy {first['numpy']}, {first['blas']} everywhere")
+
+
+def speed(facts: Facts) -> Check:
+    """Whether all ranks compute about as fast."""
+    speeds = [found["gflops"] for found in facts["ranks"]]
+    usual, slowest = median(speeds), int(np.argmin(speeds))
+    if speeds[slowest] < SLOW_RANK * usual:
+        found = f"rank {slowest} on {facts['ranks'][slowest]['host']} at {speeds[slowest]:g} of {usual:g} GFLOP/s"
+        return Check("speed", WARN, found, "all wait for it: look what else runs there, or leave that node out")
+    return Check("speed", OK, f"{min(speeds):g} to {max(speeds):g} GFLOP/s a rank (float32 matrices)")
+
+
+def memory(facts: Facts) -> Check:
+    """Whether each host has enough memory for its ranks."""
+    least = ("", float("inf"))
+    for host, ranks in by_host(facts):
+        each = min(found["memory_mb"] for found in ranks) / len(ranks)
+        least = min(least, (host, each), key=lambda item: item[1])
+    host, each = least
+    if each < RANK_MB:
+        advice = "fewer ranks a node, or ask for more memory: --mem-per-cpu=1G"
+        return Check("memory", FAIL, f"{each:.0f} MB a rank on {host}; simple-cnn wants {RANK_MB}", advice)
+    return Check("memory", OK, f"{each:,.0f} MB a rank at least")
+
+
+def shared_memory(facts: Facts) -> Check:
+    """Whether the ranks of a host see one copy of data and parameters."""
+    if facts["apart"]:
+        advice = "works, but slower and with a copy a rank: run all ranks of a node in one container"
+        return Check("shared memory", WARN, facts["apart"].removeprefix("warning: "), advice)
+    return Check("shared memory", OK, "one copy a node")
+
+
+def output(facts: Facts) -> Check:
+    """Whether runs can be written where they are to go."""
+    found = facts["output"]
+    folder = found["folder"]
+    if found["fault"]:
+        return Check("output", FAIL, f"{folder}: {found['fault']}", "give another --out")
+    if found["free_mb"] < LEAST_FREE_MB:
+        return Check("output", FAIL, f"{folder}: {found['free_mb']} MB free", "make room, or give another --out")
+    unseen = [rank for rank, seen in enumerate(found["seen"]) if not seen]
+    if unseen:
+        host = facts["ranks"][unseen[0]]["host"]
+        told = f"{folder}: rank {unseen[0]} on {host} does not see what rank 0 writes"
+        return Check("output", WARN, told, "a job that goes on elsewhere won't find its run: use a shared file system")
+    return Check("output", OK, f"{folder}: written, moved in one step, {found['free_mb']:,} MB free")
+
+
+def locks(facts: Facts) -> Check:
+    """Whether the output's file system has locks, which other HDF5 programs want."""
+    if not facts["output"]["locks"] and not facts["output"]["fault"]:
+        advice = "dpcnn needs none; for other HDF5 programs set HDF5_USE_FILE_LOCKING=FALSE"
+        return Check("file locks", WARN, f"none on {facts['output']['folder']}", advice)
+    return Check("file locks", OK, "there, and not needed")
+
+
+def data(facts: Facts) -> Check:
+    """Whether the data set is whole, and the same everywhere."""
+    found = facts["data"]
+    fault = next(filter(None, found["faults"]), None)
+    if fault:
+        return Check("data", FAIL, fault, "python -m dpcnn.data fetch|prepare, or give --data")
+    if len(set(found["checksums"])) > 1:
+        return Check("data", FAIL, f"{found['name']}: ranks see different sets", "give all nodes the same files")
+    return Check("data", OK, f"{found['name']}: every shard has its checksum")
+
+
+def network(facts: Facts) -> Check:
+    """How fast the ranks talk to each other, and what that means for a step."""
+    if not facts["links"]:
+        return Check("network", OK, "one rank: nothing to send")
+    far = [link for link in facts["links"] if not link["near"]] or facts["links"]
+    slow = max(far, key=lambda link: link["latency"])
+    rate = min(link["bytes_per_second"] for link in far)
+    told = f"{1e6 * slow['latency']:.0f} us, {rate / 1e9:.2f} GB/s"
+    if far[0]["near"]:
+        told += " within the node"
+    else:
+        size = Config().network((28, 28, 1), 10).size
+        told += f" between nodes: {1e3 * 2 * 4 * size / rate:.0f} ms a step of simple-cnn"
+    if slow["latency"] > SLOW_LATENCY:
+        return Check(
+            "network", WARN, told, f"slow to {slow['host']}: ranks may outnumber cores, or the network is a spare one"
+        )
+    return Check("network", OK, told)
+
+
+def progress(facts: Facts) -> Check:
+    """Whether MPI works on while a rank computes. Nothing depends on it: dpcnn's exchange does not overlap."""
+    hidden = facts["hidden"]
+    if len(facts["ranks"]) == 1:
+        return Check("progress", OK, "one rank: nothing to send")
+    return Check("progress", OK, f"{hidden:.0%} of a nonblocking sum goes on beside computing; dpcnn needs none of it")
+
+
+def heartbeats(facts: Facts) -> Check:
+    """Whether hangs will be noticed."""
+    if facts["unwatched"]:
+        advice = "open UDP between the nodes, or set the scheduler's time limit with care"
+        return Check("heartbeats", WARN, facts["unwatched"].removeprefix("warning: "), advice)
+    return Check("heartbeats", OK, "reach rank 0")
+
+
+def time_left(facts: Facts) -> Check:
+    """Whether the job's end is known."""
+    environment: Mapping[str, str] = facts["environment"]
+    in_job = any(name.startswith(("SLURM_JOB_ID", "PBS_JOBID", "OAR_JOB")) for name in environment)
+    try:
+        end = job_end(environment, facts["now"])
+    except ConfigError as error:
+        return Check("time", FAIL, str(error), "unset it")
+    if end is None and in_job:
+        return Check("time", WARN, "the scheduler tells no end of this job", "give --walltime, or set DPCNN_JOB_END")
+    if end is None:
+        return Check("time", OK, "no batch job")
+    left = end - facts["now"]
+    if left < 120:
+        return Check("time", WARN, f"{left:.0f} s left in this job", "ask for more time")
+    return Check("time", OK, f"{left / 60:.0f} minutes left in this job")
+
+
+def screen(checks: Sequence[Check]) -> str:
+    """A line for each check, and below those that are not OK what to do."""
+    lines = []
+    for check in checks:
+        lines.append(f"{check.verdict:<5} {check.name:<14} {check.found}")
+        if check.verdict != OK:
+            lines.append(f"{'':<20} -> {check.advice}")
+    count = Counter(check.verdict for check in checks)
+    return "\n".join([*lines, f"{count[OK]} OK, {count[WARN]} WARN, {count[FAIL]} FAIL"])

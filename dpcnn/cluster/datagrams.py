@@ -1,0 +1,95 @@
+"""The messages of the watch as datagrams: all of one size, and sealed with a key that only the job's ranks have.
+
+::
+
+    seal  sender  recipient  counter  done ended where  phase  step  turns  text, padded with zeros
+    32 B  4       4          8        1    1     1      1      8     8      1,132
+
+The seal is the HMAC-SHA256 of all that follows it. The counter rises with each datagram that a rank sends, and a
+recipient takes no counter twice: a recorded datagram is worth nothing. Sender and recipient are sealed as well, so a
+datagram is worth nothing on another way than its own. To discard a datagram costs the same, whatever it holds.
+"""
+
+import hmac
+import struct
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import count
+
+from dpcnn.base import timing
+
+START, BETWEEN, END = "start-up", "between phases", "end"
+PHASES = (START, BETWEEN, *timing.PHASES, END)
+"""The phases of a rank; a datagram holds the index."""
+
+SIZE = 1200
+"""Bytes of a datagram: it fits into a packet of every network."""
+
+_SEAL = 32
+_FIELDS = struct.Struct("!IIQ???BQq1132s")
+_TEXT = 1132
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a rank says.
+
+    Attributes:
+        phase: of PHASES.
+        turns: a number that changes as long as there is progress.
+        done: the rank is through the end of MPI; from rank 0: so are rank 0 and the recipient.
+        ended: the sender's watch has ended, and says nothing from here on.
+        where: the recipient is asked for its stack.
+        text: the sender's stack, if it was asked for; of a longer text, the last 1,132 bytes.
+    """
+
+    phase: str = START
+    step: int = 0
+    turns: int = 0
+    done: bool = False
+    ended: bool = False
+    where: bool = False
+    text: str = ""
+
+
+class Seal:
+    """Makes datagrams of the messages of one rank, and messages of the datagrams for it.
+
+    Args:
+        key: of the job, 32 bytes.
+        rank: this one.
+    """
+
+    def __init__(self, key: bytes, rank: int) -> None:
+        self._key, self._rank = key, rank
+        self._sent = count(1)
+        self._received: defaultdict[int, int] = defaultdict(int)  # the last counter of each peer
+
+    def close(self, message: Message, peer: int) -> bytes:
+        """A datagram for a peer."""
+        fields = _FIELDS.pack(
+            self._rank,
+            peer,
+            next(self._sent),
+            message.done,
+            message.ended,
+            message.where,
+            PHASES.index(message.phase),
+            message.step,
+            message.turns,
+            message.text.encode(errors="replace")[-_TEXT:],
+        )
+        return hmac.digest(self._key, fields, "sha256") + fields
+
+    def open(self, data: bytes, peer: int) -> Message | None:
+        """The message in a datagram, or None where it is not a new one from this peer to this rank."""
+        if len(data) != SIZE:
+            return None
+        seal, fields = data[:_SEAL], data[_SEAL:]
+        if not hmac.compare_digest(seal, hmac.digest(self._key, fields, "sha256")):
+            return None
+        sender, recipient, counter, done, ended, where, phase, step, turns, text = _FIELDS.unpack(fields)
+        if (sender, recipient) != (peer, self._rank) or counter <= self._received[peer] or phase >= len(PHASES):
+            return None
+        self._received[peer] = counter
+        return Message(PHASES[phase], step, turns, done, ended, where, text.rstrip(b"\0").decode(errors="replace"))

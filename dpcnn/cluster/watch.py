@@ -1,0 +1,266 @@
+"""A watch over the ranks, beside MPI: a rank that makes no progress is named, and the job ends.
+
+Each rank has a thread that sends a heartbeat to rank 0 twice a second, and rank 0's thread answers each. So neither
+MPI nor any rank's main thread has to be well for a verdict. Rank 0 judges all others; the others judge whether rank 0
+is silent.
+
+Which process notices, to the end of a run, that rank R has stopped:
+
+- Until R is *done*, rank 0's thread does, or for rank 0 the threads of the others. R is done when MPI has ended on it
+  and it has left a child process behind. Rank 0's thread ends when all ranks are done; the thread of any other rank
+  ends when rank 0 tells it that both are done.
+- From then on R's child does: it ends R if R does not end by itself. It allows more time than any verdict of the
+  threads takes, so it never comes before one.
+"""
+
+import math
+import os
+import platform
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from dpcnn.base.timing import Spans
+from dpcnn.cluster.datagrams import BETWEEN, END, PHASES, START, Message
+from dpcnn.cluster.links import Link, connect
+from dpcnn.cluster.verdict import ENDING, Report, Verdict, judge, silent
+from dpcnn.errors import printable
+from dpcnn.parallel.comm import Alone
+
+BEAT = 0.5  # seconds
+STACKS = 1.0  # seconds in which ranks must answer when they are asked for their stacks
+FRAMES = 10  # of a stack, the innermost
+COPIES = 5  # of the last message of a rank: messages get lost
+BETWEEN_COPIES = 0.01  # seconds
+FAULT = 1  # exit status
+
+
+class Watch:
+    """Watches all ranks of a job until :meth:`close`; every rank makes one.
+
+    Args:
+        timeout: seconds without progress after which the job is ended; 0: there is no watch.
+        say: takes a line for people, on rank 0.
+
+    Attributes:
+        warning: where heartbeats don't reach rank 0 from everywhere, a line that says so: then nobody watches.
+    """
+
+    def __init__(self, comm: Alone, timeout: float, say: Callable[[str], None]) -> None:
+        self.comm, self.timeout, self.say = comm, timeout, say
+        self.warning = ""
+        self._spans: Spans | None = None
+        self._step: Callable[[], int] = lambda: 0
+        self._main = threading.get_ident()
+        self._read_here = 0
+        self._at_the_end = self._done = False
+        self._stacks: dict[int, str] = {}
+        self._warned: set[int] = set()
+        self._thread: threading.Thread | None = None
+        if timeout and comm.size > 1:
+            self._begin(comm.allgather_obj(platform.node()))
+
+    def follow(self, spans: Spans, step: Callable[[], int]) -> None:
+        """From here on, tell the phase and the step of a training."""
+        self._spans, self._step = spans, step
+
+    def close(self, last: Callable[[], None] | None = None) -> None:
+        """The end of the watch, on every rank.
+
+        Args:
+            last: the end of MPI; none returns before it is done on all ranks. From then on a child process watches
+                each rank until its end. None: nobody does.
+        """
+        if self._thread is None:
+            if last:
+                last()
+            return
+        self.comm.barrier()
+        if last:
+            self._at_the_end = True
+            last()
+            self._leave_child()
+        self._done, self._due = True, 0.0
+        self._links.wake()
+        self._thread.join()
+        self._links.close()
+
+    def _leave_child(self) -> None:
+        limit = 2 * self.timeout + STACKS
+        self._reports[self.comm.rank].take(self._own(), time.monotonic())
+        end_after(limit, f"dpcnn: hang: {self._told([Verdict(self.comm.rank, ENDING, limit)])}\n")
+
+    def _begin(self, hosts: Sequence[str]) -> None:
+        self._links, lost = connect(self.comm, hosts)
+        if lost:
+            self._links.close()
+            self.warning = (
+                f"warning: heartbeats from {hosts[lost[0]]} don't reach {hosts[0]} by UDP: nobody watches for hangs"
+            )
+            return
+        now = time.monotonic()
+        self._reports = [Report(host, now, now) for host in hosts]
+        self._due = now  # when the next heartbeat is
+        self._thread = threading.Thread(target=self._run, name="dpcnn-watch", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        """The thread: it does not end without a word."""
+        try:
+            self._watch()
+        except BaseException as error:
+            with suppress(BaseException):
+                self._send_last(Message(ended=True))
+            why = printable(f"rank {self.comm.rank} on {platform.node()}: {type(error).__name__}: {error}")
+            line = f"warning: the watch over the ranks has ended ({why}): nobody watches for hangs any more"
+            print(line, file=sys.stderr, flush=True)
+
+    def _watch(self) -> None:
+        awake = time.monotonic()
+        while not self._over():
+            received = self._links.receive(self._due - awake)
+            now = time.monotonic()
+            if now - awake > 3 * BEAT:  # this process has stood still, as in a suspended job: silence means nothing
+                for report in self._reports:
+                    report.beat = report.moved = now
+            awake = now
+            for link, message in received:
+                self._take(link, message)
+            if now >= self._due:
+                self._due = now + BEAT
+                self._beat(now)
+        if self.comm.rank == 0:
+            self._send_last(self._own())
+
+    def _over(self) -> bool:
+        """Whether no rank needs this thread any more."""
+        if self.comm.rank:
+            return self._reports[0].done or self._reports[0].ended
+        return self._done and all(report.done or report.ended for report in self._reports[1:])
+
+    def _take(self, link: Link, message: Message) -> None:
+        """Take up a peer's message, and answer it."""
+        self._reports[link.peer].take(message, time.monotonic())
+        if message.text:
+            self._stacks[link.peer] = printable(message.text, keep="\n")
+        if self.comm.rank == 0:
+            link.send(replace(self._own(), done=self._done and message.done))
+        elif message.where:
+            link.send(replace(self._own(), text=self._stack()))
+
+    def _beat(self, now: float) -> None:
+        """Send a heartbeat, or on rank 0 judge; other ranks judge rank 0, rank 1 first."""
+        if self.comm.rank:
+            self._send(self._own())
+            found = silent(self._reports[:1], now, self.timeout + (self.comm.rank - 1) * STACKS)
+        else:
+            self._reports[0].take(self._own(), now)
+            found = judge(self._reports, now, self.timeout)
+            self._warn(judge(self._reports, now, self.timeout / 2))
+        if found:
+            self._end(found)
+
+    def _warn(self, late: list[Verdict]) -> None:
+        """Say once of each of these ranks that all wait for it."""
+        for verdict in late:
+            if verdict.rank not in self._warned:
+                line = f"warning: {self._told([verdict])}; all wait for it"
+                threading.Thread(target=self.say, args=(line,), daemon=True).start()  # the log may hang, too
+        self._warned = {verdict.rank for verdict in late}
+
+    def _end(self, found: list[Verdict]) -> None:
+        """Say which rank is where, and end the job, also where neither output nor MPI answer any more."""
+        self._ask_for_stacks()
+        threading.Timer(3 * STACKS, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        timeout = f"--stall-timeout is {self.timeout:g} s"
+        lines = [f"dpcnn: hang: {self._told(found)}; the job is ended, go on with --resume; {timeout}"]
+        for rank, stack in sorted(self._stacks.items()):
+            report = self._reports[rank]
+            lines.append(f"rank {rank} on {report.host}: {report.phase}, after step {report.step}\n{stack}")
+        print("\n".join(lines), file=sys.stderr, flush=True)
+        if self._at_the_end:  # MPI may be past an abort; the launchers end a job of which a signal has killed a rank
+            time.sleep(STACKS / 5)  # they pass on what was printed before
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.comm.abort(FAULT)
+
+    def _ask_for_stacks(self) -> None:
+        """Collect the stacks of this rank and, on rank 0, of those that answer."""
+        self._reports[self.comm.rank].take(self._own(), time.monotonic())
+        self._stacks[self.comm.rank] = self._stack()
+        if self.comm.rank == 0:
+            self._send(replace(self._own(), where=True))
+            until = time.monotonic() + STACKS
+            while (left := until - time.monotonic()) > 0:
+                for link, message in self._links.receive(left):
+                    self._take(link, message)
+
+    def _told(self, verdicts: list[Verdict]) -> str:
+        return "; ".join(verdict.told(self._reports[verdict.rank]) for verdict in verdicts)
+
+    def _own(self) -> Message:
+        """What this rank says of itself."""
+        if self._spans is None:
+            return Message(START, 0, self._read_by_others(), self._done)
+        phase = END if self._at_the_end else self._spans.phase
+        return Message(phase if phase in PHASES else BETWEEN, self._step(), self._spans.turns, self._done)
+
+    def _read_by_others(self) -> int:
+        """Bytes that this process has read, but for those read here: what moves while a run starts up. Linux only."""
+        with suppress(OSError):
+            text = Path("/proc/self/io").read_text(encoding="ascii")
+            found = int(text.split()[1]) - self._read_here
+            self._read_here += len(text)
+            return found
+        return 0
+
+    def _stack(self) -> str:
+        """Where this rank's main thread is, without its source lines: the file system may hang."""
+        frame = sys._current_frames().get(self._main)
+        lines = [
+            f"  {'/'.join(Path(frame.f_code.co_filename).parts[-3:])}, line {line}, in {frame.f_code.co_name}"
+            for frame, line in traceback.walk_stack(frame)
+        ]
+        return "\n".join(reversed(lines[:FRAMES]))
+
+    def _send(self, message: Message) -> None:
+        for link in self._links:
+            link.send(message)
+
+    def _send_last(self, message: Message) -> None:
+        for _ in range(COPIES):
+            self._send(message)
+            time.sleep(BETWEEN_COPIES)
+
+
+def end_after(seconds: float, line: str) -> None:
+    """Leave a child process that ends this one, with a line to stderr, if it does not end by itself in time.
+
+    Seconds in which both are suspended don't count.
+    """
+    waiting, _held = os.pipe()  # nothing is written: its other end is closed when this process ends
+    watched = os.getpid()
+    try:
+        child = os.fork()
+    except OSError:  # no memory for it: then nobody notices
+        return
+    if child:
+        os.close(waiting)
+        return
+    try:
+        os.dup2(waiting, 3)
+        os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # whose end launchers may be waiting for
+        for _ in range(math.ceil(seconds / BEAT)):
+            if select.select([3], [], [], BEAT)[0]:
+                return
+        if select.select([], [2], [], STACKS)[1]:
+            os.write(2, line.encode())
+        os.kill(watched, signal.SIGKILL)
+    finally:
+        os._exit(0)

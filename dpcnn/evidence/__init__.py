@@ -1,0 +1,1 @@
+"""What shows that a claim holds: speed, bits, published accuracy."""

@@ -1,0 +1,129 @@
+"""What the ranks of a job can measure of themselves: speed, where the time goes, memory."""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from dpcnn.base.numerics import fingerprint, processor
+from dpcnn.base.timing import STEP_PHASES, Spans
+from dpcnn.config import Config
+from dpcnn.data.dataset import Samples
+from dpcnn.nn.network import Network
+from dpcnn.optim.optimizers import Adam
+from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.exchange import ExactExchange
+from dpcnn.runs.console import Report
+from dpcnn.runs.folder import RunFolder
+from dpcnn.training.trainer import Trainer
+
+WARM_UP = 5  # steps
+PEAK_SIDE, PEAK_SECONDS = 1024, 0.5
+
+Result = dict[str, Any]
+
+
+def measure(comm: Alone, config: Config, network: Network, samples: Samples, steps: int) -> Result:
+    """Train for some steps, on every rank of ``comm``, and tell how that went; the same on every rank."""
+    with TemporaryDirectory(prefix="dpcnn-bench-") as work:
+        trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Report())
+        peak = sgemm_peak(comm)
+        seconds = time_steps(comm, trainer, steps)
+        peak = max(peak, sgemm_peak(comm))
+        shares = [trainer.spans.seconds[phase] / seconds for phase in STEP_PHASES]
+    speed = min(config.batch, trainer.training) * steps / seconds
+    return {
+        "config": asdict(config),
+        "images_per_second": speed,
+        "seconds_a_step": seconds / steps,
+        "shares": [dict(zip(STEP_PHASES, row.tolist(), strict=True)) for row in comm.allgather(np.array(shares))],
+        "flops_an_image": network.flops,
+        "activations_an_image": network.activations,
+        "sgemm_peak": peak,
+        "fraction_of_limit": speed * network.flops / peak,
+        "memory": comm.allgather_obj(memory()),
+        "machine": {"processor": processor(), "mpi": comm.library, **fingerprint()},
+    }
+
+
+def time_steps(comm: Alone, trainer: Trainer, steps: int) -> float:
+    """Seconds that some steps take, after some others."""
+    order = trainer.order()
+    with np.errstate(all="ignore"):
+        for _ in range(WARM_UP):
+            trainer.train_step(order)
+        trainer.spans.seconds.clear()
+        return timed(comm, lambda: trainer.train_step(order), steps)
+
+
+def timed(comm: Alone, action: Callable[[], Any], times: int) -> float:
+    """Seconds until every rank has done something so many times; the same on every rank."""
+    comm.barrier()
+    started = time.perf_counter()
+    for _ in range(times):
+        action()
+    comm.barrier()
+    return float(max(comm.allgather_obj(time.perf_counter() - started)))
+
+
+def sgemm_peak(comm: Alone) -> float:
+    """Floating-point operations a second of all ranks at once, multiplying square float32 matrices."""
+    a = np.full((PEAK_SIDE, PEAK_SIDE), 0.5, np.float32)
+    out = np.empty_like(a)
+    np.matmul(a, a, out=out)
+    comm.barrier()
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < PEAK_SECONDS:
+        np.matmul(a, a, out=out)
+        count += 1
+    rate = count * 2 * PEAK_SIDE**3 / (time.perf_counter() - started)
+    return float(sum(comm.allgather_obj(rate)))
+
+
+def memory() -> dict[str, float]:
+    """This process's memory in MB: its peak, and what now is its own and not shared with other ranks."""
+    own = 0
+    for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines():
+        if line.startswith("Private_"):
+            own += int(line.split()[1])
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "own": own / 1024}
+
+
+def compare_exchanges(comm: Alone, size: int, times: int, rounds: int = 9) -> Result:
+    """The exact exchange with each rank's part of Adam, and MPI_Allreduce with all of Adam on every rank, in turns.
+
+    Args:
+        size: parameters.
+        times: how often each is done in a round.
+
+    Returns:
+        Milliseconds of each round, and the median ratio.
+    """
+    exchange, adam = ExactExchange(comm, size, Spans()), Adam(size)
+    part = Adam(exchange.part.stop - exchange.part.start)
+    for _, row in exchange.rows(comm.size):
+        row[...] = 0  # touched, and stays zero however often it is added up
+    vector, gradient = np.zeros((2, size), np.float32)
+
+    def exact() -> None:
+        part.update(exchange.vector[exchange.part], exchange.sum(comm.size), 1, 1e-3)
+        exchange.share()
+
+    def allreduce() -> None:
+        comm.allreduce(gradient)
+        adam.update(vector, gradient, 1, 1e-3)
+
+    found: dict[str, list[float]] = {"exact": [], "allreduce": []}
+    timed(comm, exact, 2)
+    timed(comm, allreduce, 2)
+    for _ in range(rounds):
+        found["exact"].append(1e3 * timed(comm, exact, times) / times)
+        found["allreduce"].append(1e3 * timed(comm, allreduce, times) / times)
+    ratios = [ours / theirs for ours, theirs in zip(found["exact"], found["allreduce"], strict=True)]
+    return {"milliseconds": found, "ratios": ratios, "ratio": median(ratios)}

@@ -1,0 +1,1 @@
+"""The update of the parameters: optimizers, schedules, clipping, averages."""

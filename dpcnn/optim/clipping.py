@@ -1,0 +1,23 @@
+"""Clipping of the gradient by its norm, with the same bits on any number of ranks."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[Any]
+
+
+def squares(vector: Vector, block: int) -> NDArray[np.float64]:
+    """The sum of squares of each block of so many elements; the last may be shorter."""
+    whole = len(vector) // block * block
+    rows, rest = vector[:whole].reshape(-1, block), vector[whole:]
+    return np.array([*np.vecdot(rows, rows), *([np.vecdot(rest, rest)] if len(rest) else [])], np.float64)
+
+
+def shorten(norm: float, clip: float) -> float:
+    """What a gradient of this norm is multiplied with, so that its norm is at most ``clip``; 0: no limit.
+
+    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013), algorithm 1.
+    """
+    return clip / norm if clip and norm > clip else 1.0

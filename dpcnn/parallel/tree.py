@@ -1,0 +1,82 @@
+"""The one order in which gradients are added: pure functions of counts.
+
+A step's microbatches are the leaves of one binary tree, a function of their number G alone::
+
+    tree(lo, hi) = leaf lo                       where hi - lo = 1
+                 = tree(lo, m) + tree(m, hi)     m - lo: the largest power of two below hi - lo
+
+Ranks own contiguous runs of leaves. Each adds up the largest subtrees inside its own run; the
+exchange adds those up along the rest of the same tree. So the sum has the same bits whoever
+computed which leaf. (Floating-point addition is commutative but not associative.)
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TypeVar
+
+Node = tuple[int, int]
+T = TypeVar("T")
+
+
+def shares(count: int, parts: int) -> list[int]:
+    """The bounds of ``parts`` contiguous runs of ``count`` things: parts + 1 numbers, 0 first.
+
+    Part r is ``range(bounds[r], bounds[r + 1])``; sizes differ by at most one, and may be 0.
+    """
+    return [part * count // parts for part in range(parts + 1)]
+
+
+def share(count: int, parts: int, part: int) -> Node:
+    """The bounds of one of those runs."""
+    return part * count // parts, (part + 1) * count // parts
+
+
+def cut(count: int, length: int) -> list[Node]:
+    """``count`` things in consecutive runs of ``length``, as (start, stop); the last may be shorter."""
+    return [(start, min(start + length, count)) for start in range(0, count, length)]
+
+
+def middle(lo: int, hi: int) -> int:
+    """Where tree(lo, hi) parts."""
+    return lo + (1 << ((hi - lo - 1).bit_length() - 1))
+
+
+def subtrees(leaves: int, start: int, stop: int) -> list[Node]:
+    """The largest subtrees of tree(0, leaves) inside [start, stop), left to right.
+
+    They cover it exactly.
+    """
+
+    def inside(lo: int, hi: int) -> list[Node]:
+        if start <= lo and hi <= stop:
+            return [(lo, hi)]
+        if hi <= start or stop <= lo:
+            return []
+        m = middle(lo, hi)
+        return inside(lo, m) + inside(m, hi)
+
+    return inside(0, leaves) if start < stop else []
+
+
+def tree_sum(node: Node, value: Callable[[Node], T | None], add: Callable[[T, T], T]) -> T:
+    """The sum of a subtree: ``value(node)`` if that is known, else of its two halves.
+
+    Args:
+        node: (lo, hi) of the tree.
+        value: a subtree's known sum, or None; never None for a leaf.
+        add: combines a left and a right sum; called in the order of the tree.
+    """
+    known = value(node)
+    if known is not None:
+        return known
+    lo, hi = node
+    m = middle(lo, hi)
+    left = tree_sum((lo, m), value, add)
+    return add(left, tree_sum((m, hi), value, add))
+
+
+@cache
+def owned(leaves: int, ranks: int) -> Sequence[list[Node]]:
+    """For each rank, the subtrees of tree(0, leaves) that it adds up."""
+    bounds = shares(leaves, ranks)
+    return [subtrees(leaves, bounds[rank], bounds[rank + 1]) for rank in range(ranks)]

@@ -1,0 +1,233 @@
+"""Pictures of runs. Matplotlib is an extra, imported only when something is drawn."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.base.files import write_file
+from dpcnn.data.dataset import Samples
+from dpcnn.errors import printable
+from dpcnn.runs.events import evaluated, read_events
+from dpcnn.training.evaluation import Answers
+
+STYLES = ("o--", "s-", "^:")
+NAMES = {"train": "training"}
+MISSING = "nothing drawn: matplotlib is not installed (pip install 'dpcnn[plot]')"
+
+
+def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: bool = False) -> str:
+    """Draw images a second over ranks, a line for each kind of scaling, to STEM.png and STEM.svg.
+
+    With ``log``, both axes are logarithmic.
+
+    Returns:
+        A line that says what was drawn, or why not.
+    """
+    figure = new_figure(width=6)
+    if figure is None:
+        return MISSING
+    axes = figure.subplots()
+    for (kind, found), mark in zip(speeds.items(), "os^", strict=False):
+        axes.plot(list(found), list(found.values()), f"{mark}-", label=kind)
+    first = next(iter(speeds.values()))
+    start = next(iter(first))
+    axes.plot(
+        list(first),
+        [first[start] * ranks / start for ranks in first],
+        ":",
+        color="grey",
+        label="as many times as ranks",
+    )
+    axes.set(xlabel="ranks", ylabel="images a second")
+    if log:
+        axes.set(xscale="log", yscale="log")
+    else:
+        axes.set(ylim=(0, None), xticks=list(first))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return save(figure, stem, "scaling")
+
+
+def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
+    """Draw loss and accuracy of runs over their epochs, to STEM.png and STEM.svg.
+
+    With ``narrow``, one above the other.
+
+    Returns:
+        A line that says what was drawn, or why not.
+    """
+    figure = new_figure(width=5, height=7) if narrow else new_figure(width=10)
+    if figure is None:
+        return MISSING
+    loss, accuracy = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
+    worst = 1.0
+    for number, run in enumerate(runs):
+        events = read_events(run / "metrics.jsonl")
+        epochs = [event for event in events if event["event"] == "epoch"]
+        if not epochs:
+            return f"no curves drawn: {run} has not come to the end of an epoch"
+        steps_per_epoch = epochs[0]["step"]
+        kinds = ["train", *evaluated(epochs[-1])]
+        worst = min(worst, *(e[f"{kind}_accuracy"] for kind in kinds for e in epochs if f"{kind}_accuracy" in e))
+        steps = [event for event in events if event["event"] == "step"]
+        label = f"{plain(run.name)}: " if len(runs) > 1 else ""
+        of_steps = f"C{number}" if len(runs) > 1 else "grey"
+        for axes, key in ((loss, "loss"), (accuracy, "accuracy")):
+            fine = [event["step"] / steps_per_epoch for event in steps]
+            axes.plot(
+                fine, [event[key] for event in steps], color=of_steps, alpha=0.4, lw=1, label=f"{label}single steps"
+            )
+            for place, (kind, style) in enumerate(zip(kinds, STYLES, strict=False)):
+                color = f"C{number if len(runs) > 1 else place}"
+                told = [event for event in epochs if f"{kind}_{key}" in event]
+                x, y = ([event["step"] / steps_per_epoch for event in told], [event[f"{kind}_{key}"] for event in told])
+                axes.plot(x, y, style, color=color, label=f"{label}{NAMES.get(kind, kind)}")
+    loss.set(xlabel="epoch", ylabel="cross-entropy an image", yscale="log", title="loss")
+    accuracy.set(xlabel="epoch", ylabel="share classified right", title="accuracy")
+    accuracy.set_ylim(max(0.0, 1 - 1.2 * (1 - worst) - 0.001), 1.0005)  # the first steps may lie below
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+    if len(runs) > 1:  # too many lines for a legend beside them
+        figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    else:
+        loss.legend()
+        accuracy.legend()
+    return save(figure, stem, "curves")
+
+
+def plain(text: str) -> str:
+    """Text for a picture, in which no dollar begins a formula."""
+    return printable(text).replace("$", r"\$")
+
+
+def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:
+    """Draw who is taken for whom, (classes, classes) counts, to STEM.png and STEM.svg.
+
+    Shades are of the mistakes; the counts on the diagonal are right.
+
+    Returns:
+        A line that says what was drawn, or why not.
+    """
+    figure = new_figure(width=6, height=5.5)
+    if figure is None:
+        return MISSING
+    axes = figure.subplots()
+    mistakes = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
+    most = max(1, mistakes.max())
+    axes.imshow(mistakes, cmap="Greys", vmin=0, vmax=most)
+    for (row, column), count in np.ndenumerate(confusion):
+        dark = mistakes[row, column] > most / 2
+        weight = "bold" if row == column else "normal"
+        axes.text(column, row, count or "", ha="center", va="center", color="white" if dark else "black", weight=weight)
+    axes.set(xlabel="predicted class", ylabel="right class", xticks=range(len(confusion)), yticks=range(len(confusion)))
+    return save(figure, stem, "confusion matrix")
+
+
+def draw_mistakes(
+    answers: Answers, samples: Samples, indices: NDArray[Any], most: int, stem: Path, columns: int = 8
+) -> str:
+    """Draw the images with the highest losses among those classified wrong, to STEM.png and STEM.svg.
+
+    Args:
+        indices: (n,) the numbers of the samples that were answered.
+        most: draw no more than so many.
+        columns: of the picture.
+
+    Returns:
+        A line that says what was drawn, or why not.
+    """
+    wrong = np.flatnonzero(answers.predicted != answers.labels)
+    worst = wrong[np.argsort(-answers.losses[wrong], kind="stable")][:most]
+    if not len(worst):
+        return "no mistakes drawn: there are none"
+    rows = -(-len(worst) // columns)
+    figure = new_figure(width=1.1 * columns, height=1.3 * rows)
+    if figure is None:
+        return MISSING
+    images, _ = samples.take(indices[worst])
+    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+        axes.axis("off")
+    for axes, number, image in zip(grid.flat, worst, images, strict=False):
+        axes.imshow(image.squeeze(), cmap="Greys")
+        axes.set_title(f"{answers.labels[number]} as {answers.predicted[number]}", fontsize=9)
+    return save(figure, stem, "worst mistakes")
+
+
+def draw_filters(before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
+    """Draw a layer's filters (h, w, F) before and after training, each in its own shades, to STEM.png and STEM.svg.
+
+    Returns:
+        A line that says what was drawn, or why not.
+    """
+    columns = min(before.shape[-1], 5)
+    rows = -(-before.shape[-1] // columns)
+    figure = new_figure(width=1 + 1.6 * columns, height=0.5 + 0.8 * rows)
+    if figure is None:
+        return MISSING
+    _before_and_after(figure.subfigures(1, 2), before, after, columns)
+    return save(figure, stem, "filters")
+
+
+def draw_maps(image: NDArray[Any], before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
+    """Draw an image (H, W), and a layer's output for it (h, w, F) before and after training, to STEM.png and STEM.svg.
+
+    Returns:
+        A line that says what was drawn, or why not.
+    """
+    columns = min(before.shape[-1], 4)
+    rows = -(-before.shape[-1] // columns)
+    figure = new_figure(width=2 + 1.8 * columns, height=0.5 + 0.9 * rows)
+    if figure is None:
+        return MISSING
+    parts = figure.subfigures(1, 3, width_ratios=(2, 0.9 * columns, 0.9 * columns))
+    parts[0].suptitle("image")
+    _grid(parts[0], image[..., None], 1)
+    _before_and_after(parts[1:], before, after, columns)
+    return save(figure, stem, "feature maps")
+
+
+def _before_and_after(figures: Sequence[Any], before: NDArray[Any], after: NDArray[Any], columns: int) -> None:
+    """Pictures (h, w, n) before and after training, in a figure each."""
+    for figure, pictures, title in zip(figures, (before, after), ("before", "after"), strict=True):
+        figure.suptitle(f"{title} training")
+        _grid(figure, pictures, columns)
+
+
+def _grid(figure: Any, pictures: NDArray[Any], columns: int) -> None:
+    """Pictures (h, w, n) side by side in one, each from its least value, white, to its greatest, black."""
+    h, w, n = pictures.shape
+    rows, gap = -(-n // columns), max(1, h // 12)
+    whole = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap), np.nan)
+    for number in range(n):
+        picture = pictures[..., number] - pictures[..., number].min()
+        top, left = number // columns * (h + gap), number % columns * (w + gap)
+        whole[top : top + h, left : left + w] = picture / (picture.max() or 1)
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.imshow(whole, cmap="Greys", vmin=0, vmax=1)
+
+
+def new_figure(width: float, height: float = 4) -> Any:
+    """A figure of that many inches, or None without Matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, stem: Path, what: str) -> str:
+    """Write a figure, and say where."""
+    paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+    for path in paths:
+        picture = io.BytesIO()
+        figure.savefig(picture, format=path.suffix[1:], dpi=150)
+        write_file(path, picture.getvalue())
+    return f"{what} drawn: {' and '.join(map(str, paths))}"

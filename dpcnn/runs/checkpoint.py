@@ -1,0 +1,277 @@
+"""Checkpoints: one file each, whole or absent, checked before a byte of it is believed.
+
+A checkpoint starts with a block of 512 bytes, ``dpcnn checkpoint 3``, the sha256 of all that
+follows, and zeros; what follows is an HDF5 file (the block is HDF5's user block, so any HDF5 tool
+opens the checkpoint as it is)::
+
+    /parameters/NAME    each parameter, float32, in its own shape
+    /optimizer/NAME     the optimizer's vectors, float32 (size,)
+    /state              JSON, bytes: where the run is, its configuration, its metrics so far
+
+It holds nothing about ranks. The sum is held against the bytes before HDF5 sees them.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.base.fields import FieldError, Table, load_json, name
+from dpcnn.base.files import Folder, open_plain
+from dpcnn.config import Config, from_dict
+from dpcnn.errors import CheckpointError, ConfigError, printable
+from dpcnn.nn.network import Network
+from dpcnn.runs.progress import Cursor
+
+Vector = NDArray[np.float32]
+
+MAGIC = b"dpcnn checkpoint 3\n"
+BLOCK = 512
+LAST, BEST = "last.h5", "best.h5"
+STEP = re.compile(r"step-(\d{8,16})\.h5")
+MOST_SIDE = 1 << 16
+"""Pixels of an image's side, and classes, at most."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        parameters: by full name, in order.
+        optimizer: the optimizer's flat vectors by name.
+        cursor: where the run is, with its metrics so far.
+        config: of the run, the seed included.
+        image_shape, classes: what the network takes and tells apart.
+        data: the data set's checksum.
+        weights_sha256: of the flat parameter vector.
+        fingerprint: of the numerics that it was made with.
+    """
+
+    parameters: dict[str, Vector]
+    optimizer: dict[str, Vector]
+    cursor: Cursor
+    config: Config
+    image_shape: tuple[int, ...]
+    classes: int
+    data: str
+    weights_sha256: str
+    fingerprint: dict[str, Any]
+
+    def network(self) -> Network:
+        """The network that the parameters are of.
+
+        Raises:
+            ConfigError: the configuration's layers don't fit each other, or the images.
+        """
+        return self.config.network(self.image_shape, self.classes)
+
+    def state(self) -> dict[str, Any]:
+        """All but the arrays, as JSON has it."""
+        return {
+            "cursor": asdict(self.cursor),
+            "config": asdict(self.config),
+            "image_shape": list(self.image_shape),
+            "classes": self.classes,
+            "data": self.data,
+            "weights_sha256": self.weights_sha256,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def content(checkpoint: Checkpoint) -> tuple[bytes, memoryview]:
+    """The bytes of a checkpoint's file: its block, and what follows."""
+    image = io.BytesIO()
+    with h5py.File(image, "w", userblock_size=BLOCK, libver="earliest", track_order=True) as file:
+        for group, arrays in (("parameters", checkpoint.parameters), ("optimizer", checkpoint.optimizer)):
+            place = file.create_group(group, track_order=True)
+            for key, array in arrays.items():
+                place.create_dataset(key, data=array, track_times=False)
+        file.create_dataset("state", data=np.frombuffer(json.dumps(checkpoint.state()).encode(), np.uint8))
+    body = image.getbuffer()[BLOCK:]
+    return _head(body), body
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint as a file: see :func:`store`."""
+    with Folder(path.parent) as folder:
+        store(folder, path.name, checkpoint)
+
+
+def store(folder: Folder, file: str, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint into an open folder, so that the file is either the old one or the whole new one.
+
+    Raises:
+        CheckpointError: the file can't be written; what was there is untouched.
+    """
+    try:
+        folder.write(file, *content(checkpoint))
+    except OSError as error:
+        hint = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "fix this"
+        raise CheckpointError(
+            f"{folder.path / file}: can't write the checkpoint ({error.strerror}); the one before it is untouched: "
+            f"{hint}, then go on with --resume"
+        ) from None
+
+
+def _head(body: Any) -> bytes:
+    return (MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n").ljust(BLOCK, b"\0")
+
+
+def read(path: Path) -> Checkpoint:
+    """Read and check a checkpoint: all of it, so that who has one need not ask again.
+
+    Raises:
+        CheckpointError: it can't be read, is damaged, or is not a checkpoint.
+    """
+    whole = _verified(path)
+    try:
+        parameters, optimizer, state = _stored(whole)
+        checkpoint = _parse(parameters, optimizer, load_json(state))
+        checkpoint.network().check(parameters)
+    except (FieldError, ConfigError, CheckpointError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint that this dpcnn understands ({error})") from None
+    return checkpoint
+
+
+def _verified(path: Path) -> bytes:
+    """The bytes of a checkpoint, held against its sum."""
+    try:
+        with open_plain(path) as file:
+            head = file.read(BLOCK)
+            if not head.startswith(MAGIC):
+                kind = MAGIC.decode().strip()
+                raise CheckpointError(
+                    f"{path}: not a dpcnn checkpoint: expected {kind!r}, it starts with {head[:18]!r}"
+                )
+            whole = head + file.read()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; give a checkpoint's path") from None
+    if whole[:BLOCK] != _head(memoryview(whole)[BLOCK:]):
+        raise CheckpointError(
+            f"{path}: damaged: its {len(whole)} bytes don't fit their sha256; "
+            "delete it, and --resume goes on from the one before"
+        )
+    return whole
+
+
+def _stored(whole: bytes) -> tuple[dict[str, Vector], dict[str, Vector], bytes]:
+    """Parameters, optimizer's vectors and state of a file's bytes.
+
+    Together they can't be larger than the file: each array really lies in it, and is read under one name.
+    """
+    try:
+        with h5py.File(io.BytesIO(whole), "r") as file:
+            room = len(whole)
+            found: list[dict[str, Vector]] = []
+            for group in ("parameters", "optimizer"):
+                found.append(_arrays(file, group, room))
+                room -= sum(array.nbytes for array in found[-1].values())
+            state = _array(file, "state", np.uint8, room).tobytes()
+    except (FieldError, MemoryError):
+        raise
+    except Exception as error:  # what h5py and HDF5 raise for a damaged file has many types
+        raise FieldError(printable(str(error))) from None
+    return found[0], found[1], state
+
+
+def _parse(parameters: dict[str, Vector], optimizer: dict[str, Vector], values: Any) -> Checkpoint:
+    """The checkpoint of a file's arrays and state, every value held against its type and the others.
+
+    Raises:
+        FieldError, ConfigError: one won't do.
+    """
+    state = Table(values, "state")
+    config = from_dict(state.table("config").all(), "config.", whole=True)
+    checkpoint = Checkpoint(
+        parameters,
+        optimizer,
+        Cursor.from_dict(state.value("cursor")),
+        config,
+        image_shape=state.integers("image_shape", 3, least=1, most=MOST_SIDE),
+        classes=state.integer("classes", 1, MOST_SIDE),
+        data=state.text("data") and state.sha256("data"),
+        weights_sha256=state.sha256("weights_sha256"),
+        fingerprint=_fingerprint(state.table("fingerprint")),
+    )
+    if checkpoint.weights_sha256 != _sha256(parameters):
+        raise FieldError("weights_sha256: the parameters have another")
+    if not all(np.isfinite(array).all() for array in parameters.values()):
+        raise FieldError("parameters: not all are finite numbers")
+    size = sum(array.size for array in parameters.values())
+    for key, array in optimizer.items():
+        if array.shape != (size,):
+            raise FieldError(f"optimizer.{key}: shape {array.shape}, expected {(size,)}")
+    return checkpoint
+
+
+def _fingerprint(told: Table) -> dict[str, Any]:
+    """What :func:`dpcnn.base.numerics.fingerprint` gives."""
+    features = [name(feature, "fingerprint.cpu_features") for feature in told.items("cpu_features", 1000)]
+    return {"numpy": told.name("numpy"), "blas": told.name("blas"), "cpu_features": features} | {
+        "machine": told.name("machine")
+    }
+
+
+def _arrays(file: h5py.File, group: str, room: int) -> dict[str, Vector]:
+    """The arrays of a group by name: at most ``room`` bytes in all."""
+    if not isinstance(file.get(group, getlink=True), h5py.HardLink) or not isinstance(file[group], h5py.Group):
+        raise FieldError(f"no group {group!r} of its own")
+    arrays = {}
+    for key in file[group]:
+        arrays[name(key, f"a name in {group}")] = array = _array(file[group], key, np.float32, room)
+        room -= array.nbytes
+    return arrays
+
+
+def _array(group: h5py.Group, key: str, dtype: Any, room: int) -> NDArray[Any]:
+    """A dataset that really lies in the file, uncompressed."""
+    where = f"{group.name.rstrip('/')}/{key}"
+    if not isinstance(group.get(key, getlink=True), h5py.HardLink) or not isinstance(group[key], h5py.Dataset):
+        raise FieldError(f"{where}: a link or no dataset; it is not followed")
+    dataset = group[key]
+    if dataset.dtype != dtype or dataset.is_virtual or dataset.external or dataset.chunks or not dataset.size:
+        raise FieldError(f"{where}: expected plain {np.dtype(dtype)} values in the file itself")
+    if dataset.id.get_offset() is None or dataset.nbytes > room:
+        raise FieldError(f"{where}: {dataset.nbytes:,} bytes, for which the file has no room")
+    return np.asarray(dataset[...])
+
+
+def _sha256(parameters: Mapping[str, Vector]) -> str:
+    """The weights' sum, of parameters in their order."""
+    digest = hashlib.sha256()
+    for array in parameters.values():
+        digest.update(array.astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def step_name(step: int) -> str:
+    """The file name of a step's checkpoint."""
+    return f"step-{step:08d}.h5"
+
+
+def steps(folder: Folder) -> list[str]:
+    """The checkpoints of a folder under the names of their steps, in the order of steps."""
+    found = [(int(match[1]), match[0]) for file in folder.names() if (match := STEP.fullmatch(file))]
+    return [file for _, file in sorted(found)]
+
+
+def prune(folder: Folder, keep: int, best: str | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the best."""
+    for file in steps(folder)[:-keep]:
+        if file != best:
+            folder.remove(file)
+
+
+def weights_sha256(vector: Vector) -> str:
+    """The sha256 of the flat parameter vector's little-endian float32 bytes."""
+    return hashlib.sha256(vector.astype("<f4", copy=False).tobytes()).hexdigest()

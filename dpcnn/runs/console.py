@@ -1,0 +1,149 @@
+"""What a run says: a bar on a terminal, plain lines elsewhere, all lines in log.txt."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from dpcnn.base.files import Folder
+from dpcnn.errors import printable
+from dpcnn.parallel.launch import launcher
+from dpcnn.runs.events import Event, evaluated
+from dpcnn.runs.progress import Cursor, Tally
+from dpcnn.runs.tensorboard import Board
+
+LINE_SECONDS = 10.0  # between the plain lines of a running epoch
+
+
+class Report:
+    """Says nothing: the report of every rank but 0."""
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+
+    def begin(self, cursor: Cursor, epochs: int, images: int) -> None:
+        """Training begins at the cursor; ``images`` are those to come."""
+
+    def step(self, cursor: Cursor, tally: Tally, rate: float) -> None:
+        """A step is done; ``tally`` is its own."""
+
+    def event(self, event: Event) -> None:
+        """A line of metrics.jsonl has been recorded."""
+
+    def end(self) -> None:
+        """Training is over, well or not."""
+
+
+class Console(Report):
+    """The report of rank 0: plain lines to stdout, or lines and a bar to the terminal; lines to a log file.
+
+    The bar goes to the terminal itself: Open MPI's mpirun passes on whole lines only.
+    """
+
+    def __init__(self) -> None:
+        self._log: Path | None = None
+        self._board: Board | None = None
+        self._terminal = open_terminal(terminal(2))
+        self._out = self._terminal if self._terminal and terminal(1) == self._terminal.name else sys.stdout
+        self._bar: tqdm[Any] | None = None
+        self._epochs = self._done = 0
+        self._started = self._said = time.monotonic()
+
+    def log_to(self, path: Path) -> None:
+        """From here on, write every line to this file too."""
+        self._log = path
+
+    def show_on(self, board: Board) -> None:
+        """From here on, hand every event to this board too."""
+        self._board = board
+
+    def say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        line = printable(line, keep="\n")
+        self._print(line)
+        if self._bar is not None:
+            self._bar.refresh()
+        if self._log:
+            with Folder(self._log.parent) as folder, folder.appending(self._log.name) as file:
+                file.write(f"{line}\n".encode())
+
+    def _print(self, line: str) -> None:
+        try:
+            print(line, file=self._out, flush=True)
+        except OSError:  # the terminal has gone, or nobody reads on: the run goes on, and so does the log
+            self._bar, self._terminal, self._out = None, None, sys.stdout
+
+    def begin(self, cursor: Cursor, epochs: int, images: int) -> None:
+        self._epochs = epochs
+        self._started = self._said = time.monotonic()
+        if self._terminal is not None and os.get_terminal_size(self._terminal.fileno()).columns:
+            self._bar = tqdm(
+                total=images,
+                unit=" images",
+                unit_scale=True,
+                mininterval=0.2,
+                dynamic_ncols=True,
+                file=self._terminal,
+                bar_format="{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {postfix[0]}, {remaining} left",
+                postfix=[""],
+            )
+
+    def step(self, cursor: Cursor, tally: Tally, rate: float) -> None:
+        self._done += tally.count
+        seen = cursor.tally
+        facts = f"loss {seen.mean_loss:.4f}, accuracy {seen.accuracy:.4f}, rate {rate:.2g}"
+        if self._bar is not None:
+            self._bar.set_description_str(f"epoch {cursor.epochs + 1}/{self._epochs}", refresh=False)
+            self._bar.postfix[0] = facts
+            try:
+                self._bar.update(tally.count)
+            except OSError:
+                self._bar = None
+        elif time.monotonic() - self._said > LINE_SECONDS:
+            self._said = time.monotonic()
+            speed = self._done / (self._said - self._started)
+            where = f"epoch {cursor.epochs + 1}/{self._epochs}, step {cursor.step}"
+            self._print(f"{where}: {facts}; {speed:,.0f} images/s")
+
+    def event(self, event: Event) -> None:
+        if self._board:
+            self._board.event(event)
+        if event["event"] != "epoch":
+            return
+        names = {**{kind: kind for kind in evaluated(event)}, "training": "train"}
+        told = [
+            f"{name} accuracy {event[f'{k}_accuracy']:.4f}, loss {event[f'{k}_loss']:.4f}" for name, k in names.items()
+        ]
+        speed = f"{event['images_per_second']:,.0f} images/s, {event['seconds']:.1f} s"
+        self.say(f"epoch {event['epoch']}/{self._epochs}: {'; '.join([*told, speed])}")
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def terminal(descriptor: int) -> str | None:
+    """The terminal that a job's stdout (1) or stderr (2) ends in, as a path; None for a file or a pipe.
+
+    A launcher takes its ranks' output through pipes, or gives them a terminal of its own: so what
+    counts is where the launcher's own output goes.
+    """
+    above = launcher()
+    try:
+        path = os.readlink(f"/proc/{above[0] if above else 'self'}/fd/{descriptor}")
+    except OSError:
+        return None
+    return path if path.startswith(("/dev/pts/", "/dev/tty")) else None
+
+
+def open_terminal(path: str | None) -> TextIO | None:
+    """The terminal for writing, if there is one and it lets us."""
+    try:
+        return open(path, "w", encoding="utf-8", errors="backslashreplace") if path else None
+    except OSError:
+        return None

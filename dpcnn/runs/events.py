@@ -1,0 +1,90 @@
+"""The lines of a run's ``metrics.jsonl``, one JSON object each: how they are read, and shown as a table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dpcnn.base.fields import FieldError, Table, load_json
+from dpcnn.base.files import MOST_TEXT, read_bytes
+from dpcnn.errors import CheckpointError
+
+Event = dict[str, Any]
+
+KINDS = ("validation", "test")
+"""What an epoch's event may tell of, besides training: NAME_loss and NAME_accuracy."""
+
+
+def parse_event(value: Any, where: str) -> Event:
+    """A line of metrics.jsonl that was read, every value of it as :mod:`dpcnn.training.trainer` writes it.
+
+    Raises:
+        FieldError: it is something else.
+    """
+    told = Table(value, where)
+    kind = told.name("event")
+    if kind == "step":
+        whole, broken = ["step", "epoch"], ["loss", "accuracy", "learning_rate"]
+    elif kind == "epoch":
+        evaluations = [name for name in KINDS if f"{name}_loss" in told or f"{name}_accuracy" in told]
+        measured = [f"{name}_{what}" for name in ("train", *evaluations) for what in ("loss", "accuracy")]
+        whole, broken = ["epoch", "step"], [*measured, "learning_rate", "seconds", "images_per_second"]
+    elif kind == "hash":
+        whole, broken = ["step"], []
+        hashes = told.table("parameters")
+        for name in hashes:
+            hashes.name(name)
+    elif kind == "end":
+        whole, broken = ["steps"], ["seconds", *(key for key in ["best_validation_accuracy"] if key in told)]
+        told.sha256("weights_sha256")
+    else:
+        raise FieldError(f"{where}: no event {kind!r}")
+    for key in whole:
+        told.integer(key)
+    for key in broken:
+        told.number(key)
+    more = {"hash": ["parameters"], "end": ["weights_sha256"]}.get(kind, [])
+    told.only(["event", *whole, *broken, *more])
+    event: Event = value
+    return event
+
+
+def evaluated(event: Event) -> list[str]:
+    """Those of KINDS that the event of an epoch tells of."""
+    return [kind for kind in KINDS if f"{kind}_accuracy" in event]
+
+
+def epoch_rows(events: Sequence[Event]) -> tuple[list[str], list[list[str]]]:
+    """The table of a run's epochs: its header, and a row for each of ``events``, of which there is one at least.
+
+    A cell is empty where an epoch's event does not tell of what the last one tells of.
+    """
+    kinds = ["train", *evaluated(events[-1])]
+    titles = [title for kind in kinds for title in (f"{kind[:5]}{'.' * (len(kind) > 5)} loss", "accuracy")]
+    columns = [f"{kind}_{what}" for kind in kinds for what in ("loss", "accuracy")]
+    rows = [
+        [
+            str(event["epoch"]),
+            str(event["step"]),
+            f"{event['learning_rate']:.2g}",
+            *(f"{event[column]:.4f}" if column in event else "" for column in columns),
+            f"{event['seconds']:.1f}",
+            f"{event['images_per_second']:,.0f}",
+        ]
+        for event in events
+    ]
+    return ["epoch", "step", "rate", *titles, "seconds", "images/s"], rows
+
+
+def read_events(path: Path) -> list[Event]:
+    """The lines of metrics.jsonl, but for one at its end that is only begun: a run may be writing it.
+
+    Raises:
+        CheckpointError: it can't be read, or holds something else.
+    """
+    try:
+        lines = read_bytes(path, MOST_TEXT).split(b"\n")[:-1]
+        return [parse_event(load_json(line), f"line {number}") for number, line in enumerate(lines, 1)]
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; give a run's folder") from None
+    except FieldError as error:
+        raise CheckpointError(f"{path}: not a run's metrics ({error}); --resume writes it anew") from None

@@ -1,0 +1,127 @@
+"""Where a run is: steps, epochs, sums and counts of samples, and its record so far."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpcnn.base.fields import FieldError, Table
+from dpcnn.errors import CheckpointError
+from dpcnn.runs.events import Event, parse_event
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The summed loss of ``count`` samples, and how many of them were classified right."""
+
+    loss: float = 0.0
+    correct: int = 0
+    count: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(self.loss + other.loss, self.correct + other.correct, self.count + other.count)
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.count
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.count
+
+
+def total(losses: Iterable[float], corrects: Iterable[float], count: int) -> Tally:
+    """A tally of many parts: ``math.fsum`` is exact, so their grouping by ranks doesn't matter."""
+    return Tally(math.fsum(losses), int(sum(corrects)), count)
+
+
+@dataclass
+class Cursor:
+    """Where a run is; together with the parameters and the optimizer's vectors, all of its state.
+
+    Attributes:
+        step: steps taken.
+        epochs: epochs finished and recorded.
+        tally: of the training samples of the running epoch.
+        epoch_seconds: spent on the running epoch.
+        seconds: spent on steps and validation since the run began.
+        events: the lines of metrics.jsonl so far.
+    """
+
+    step: int = 0
+    epochs: int = 0
+    tally: Tally = field(default_factory=Tally)
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    events: list[Event] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Cursor":
+        """The reverse of ``dataclasses.asdict``.
+
+        Raises:
+            FieldError: the values are not a cursor's, or contradict each other.
+        """
+        told = Table(values, "cursor")
+        told.only(["step", "epochs", "tally", "epoch_seconds", "seconds", "events"])
+        tally = told.table("tally")
+        cursor = cls(
+            told.integer("step"),
+            told.integer("epochs"),
+            Tally(tally.number("loss"), tally.integer("correct"), tally.integer("count")),
+            told.number("epoch_seconds", 0),
+            told.number("seconds", 0),
+            [parse_event(event, f"cursor.events[{place}]") for place, event in enumerate(told.items("events"))],
+        )
+        finished = [event["epoch"] for event in cursor.epoch_events]
+        if len(finished) != cursor.epochs or finished != list(range(1, cursor.epochs + 1)):
+            raise FieldError(f"cursor: {cursor.epochs} epochs, but events of {len(finished)}")
+        if cursor.tally.correct > cursor.tally.count:
+            raise FieldError(f"cursor.tally: {cursor.tally.correct} of {cursor.tally.count} samples are correct")
+        if any(event.get("step", 0) > cursor.step for event in cursor.events):
+            raise FieldError(f"cursor: events of steps after step {cursor.step}")
+        return cursor
+
+    def check(self, steps_per_epoch: int) -> None:
+        """Hold the cursor against the run that is to go on from it.
+
+        Raises:
+            CheckpointError: it can't be of that run.
+        """
+        begun = self.epochs - (self.step < self.epochs * steps_per_epoch)  # --max-steps may have cut the last short
+        within = self.step - begun * steps_per_epoch
+        late = [e for e in self.epoch_events if e["step"] > e["epoch"] * steps_per_epoch]
+        nothing = within and not (self.tally.count and self.epoch_seconds)
+        if not 0 <= within <= steps_per_epoch or late or nothing:
+            raise CheckpointError(
+                f"the checkpoint's step {self.step} and epoch {self.epochs} are not of a run with {steps_per_epoch} "
+                "steps in each epoch; resume from another one"
+            )
+
+    def reopen(self, steps_per_epoch: int, last_step: int) -> None:
+        """Take an epoch's record back if --max-steps had cut that epoch short and it now goes on."""
+        if self.step < min(self.epochs * steps_per_epoch, last_step):
+            self.epochs -= 1
+            self.events = [event for event in self.events if event is not self.epoch_events[-1]]
+        self.events = [event for event in self.events if event["event"] != "end"]
+
+    @property
+    def epoch_events(self) -> list[Event]:
+        return [event for event in self.events if event["event"] == "epoch"]
+
+    def best(self, monitor: str) -> Event | None:
+        """The best epoch so far; without validation, the last.
+
+        Args:
+            monitor: "accuracy": the highest on the validation samples, of equals the one with the lowest loss;
+                "loss": the lowest, of equals the one with the highest accuracy. Of equals in both, the first.
+        """
+        epochs = self.epoch_events
+        if epochs and "validation_accuracy" not in epochs[0]:
+            return epochs[-1]
+
+        def rank(event: Event) -> tuple[float, float]:
+            accuracy, loss = event["validation_accuracy"], event["validation_loss"]
+            return (accuracy, -loss) if monitor == "accuracy" else (-loss, accuracy)
+
+        return max(epochs, key=rank, default=None)

@@ -1,0 +1,58 @@
+"""A run's metrics as event files, which TensorBoard shows. tensorboardX is an extra, imported only for this."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dpcnn.base.files import Folder
+from dpcnn.errors import LaunchError, not_installed
+from dpcnn.runs.events import Event
+
+FOLDER = "tensorboard"
+"""Of the event files, in the run's folder."""
+
+
+class Board:
+    """Writes lines of metrics.jsonl to event files: loss and accuracy of steps and epochs, rate and speed.
+
+    The folder's event files of before are deleted, and all lines so far written anew: so a resumed
+    run has each point once.
+
+    Raises:
+        LaunchError: the package tensorboardX is not installed.
+    """
+
+    def __init__(self, run: Path, events: Iterable[Event]) -> None:
+        writer = writer_class()
+        with Folder(run) as folder, folder.inside(FOLDER) as own:
+            for old in own.names():
+                if old.startswith("events.out.tfevents."):
+                    own.remove(old)
+        self._writer = writer(logdir=str(run / FOLDER))
+        for event in events:
+            self.event(event)
+
+    def event(self, event: Event) -> None:
+        """Add what a line tells; ``hash`` and ``end`` have nothing to draw."""
+        if event["event"] not in ("step", "epoch"):
+            return
+        for key, value in event.items():
+            kind, _, what = key.rpartition("_")
+            if what in ("loss", "accuracy"):
+                self._writer.add_scalar(f"{what}/{kind or 'step'}", value, event["step"])
+            elif key in ("learning_rate", "images_per_second"):
+                self._writer.add_scalar(key, value, event["step"])
+        self._writer.flush()
+
+
+def writer_class() -> type:
+    """The class that writes event files.
+
+    Raises:
+        LaunchError: the package tensorboardX is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise LaunchError(f"--tensorboard: {not_installed('tensorboardX', 'tensorboard')}") from None
+    found: type = SummaryWriter
+    return found

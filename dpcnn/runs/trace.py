@@ -1,0 +1,55 @@
+"""A trace of all ranks on one time line, for Perfetto (ui.perfetto.dev) and chrome://tracing."""
+
+import json
+import platform
+import time
+from statistics import median
+from typing import Any
+
+from dpcnn.base.timing import Spans
+from dpcnn.parallel.comm import Alone
+
+ROUNDS = 21  # of reading all clocks at once
+MICROSECONDS = 1e6
+
+
+def clock_offset(comm: Alone) -> float:
+    """Seconds by which this rank's clock is ahead of rank 0's: as ranks leave a barrier, they read their clocks.
+
+    Ranks of rank 0's host have its clock. The median of some rounds is off by what a barrier lets ranks differ.
+    """
+    hosts = comm.allgather_obj(platform.node())
+    differences = []
+    for _ in range(ROUNDS):
+        comm.barrier()
+        times = comm.allgather_obj(time.perf_counter())
+        differences.append(times[comm.rank] - times[0])
+    return 0.0 if hosts[comm.rank] == hosts[0] else median(differences)
+
+
+def merged(comm: Alone, spans: Spans, offset: float) -> bytes | None:
+    """All ranks' recorded spans, in the Chrome trace format (JSON), on rank 0; None elsewhere.
+
+    Args:
+        offset: of this rank's clock.
+    """
+    mine = [[phase, start - offset, end - start] for phase, start, end in spans.recorded]
+    told = comm.gather_obj([platform.node(), mine])
+    if told is None:
+        return None
+    first = min((start for _, rows in told for _, start, _ in rows), default=0.0)
+    events: list[dict[str, Any]] = []
+    for rank, (host, rows) in enumerate(told):
+        events.append({"name": "process_name", "ph": "M", "pid": rank, "args": {"name": f"rank {rank} on {host}"}})
+        events += [
+            {
+                "name": phase,
+                "ph": "X",
+                "pid": rank,
+                "tid": 0,
+                "ts": round((start - first) * MICROSECONDS, 1),
+                "dur": round(seconds * MICROSECONDS, 1),
+            }
+            for phase, start, seconds in rows
+        ]
+    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode()

@@ -1,0 +1,1 @@
+"""The training of a network: its start, its loop, its end."""

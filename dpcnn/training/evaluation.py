@@ -1,0 +1,74 @@
+"""Distributed evaluation: every sample answered once, the same on any number of ranks."""
+
+from dataclasses import dataclass
+from math import fsum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.data.dataset import Samples
+from dpcnn.nn.losses import softmax_cross_entropy
+from dpcnn.nn.network import Network, Vector
+from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.tree import cut, shares
+from dpcnn.runs.progress import Tally
+
+EVALUATION_BLOCK = 128
+"""Samples whose logits are computed at once: fixed, so that no sample's bits depend on the ranks."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of some samples, in their order.
+
+    Attributes:
+        labels: (n,) the right classes.
+        predicted: (n,) the classes with the highest logits.
+        losses: (n,) cross-entropy of each.
+    """
+
+    labels: NDArray[Any]
+    predicted: NDArray[Any]
+    losses: NDArray[Any]
+
+    @property
+    def tally(self) -> Tally:
+        """Their sum: ``math.fsum`` is exact, so nothing depends on an order."""
+        return Tally(fsum(self.losses), int((self.predicted == self.labels).sum()), len(self.labels))
+
+    def confusion(self, classes: int) -> NDArray[Any]:
+        """(classes, classes) counts: by row the right class, by column the predicted one."""
+        counts = np.zeros((classes, classes), np.int64)
+        np.add.at(counts, (self.labels, self.predicted), 1)
+        return counts
+
+
+def evaluate(
+    comm: Alone, network: Network, vector: Vector, samples: Samples, indices: Any, smoothing: float
+) -> Answers:
+    """The answers for some samples, each rank working out a share of them.
+
+    Args:
+        indices: (n,) the samples' numbers, as an array or any sequence.
+        smoothing: of the targets, as in training.
+
+    Returns:
+        The same on every rank: each sample once, none twice.
+    """
+    indices = np.asarray(indices)
+    blocks = cut(len(indices), EVALUATION_BLOCK)
+    bounds = [blocks[place][0] if place < len(blocks) else len(indices) for place in shares(len(blocks), comm.size)]
+    row = np.empty((max(np.diff(bounds)), 3))
+    first, end = bounds[comm.rank : comm.rank + 2]
+    for start, stop in blocks:
+        if first <= start < end:
+            with network.spans("validation"):
+                images, labels = samples.take(indices[start:stop])
+                logits = network.logits(vector, images)
+                losses, _ = softmax_cross_entropy(logits, labels, smoothing)
+                row[start - first : stop - first] = np.stack([labels, logits.argmax(axis=1), losses], axis=1)
+    with network.spans("waiting"):
+        rows = comm.allgather(row)
+    told = np.concatenate([rows[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
+    return Answers(told[:, 0].astype(np.int64), told[:, 1].astype(np.int64), told[:, 2])

@@ -1,0 +1,130 @@
+"""Where a run begins: anew, or at a checkpoint of a run that is resumed."""
+
+from argparse import Namespace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dpcnn.cli import given, override
+from dpcnn.config import Config, from_dict, read_recipe
+from dpcnn.data.dataset import find_data
+from dpcnn.data.shards import read_manifest
+from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.optim.schedules import OVER_ALL_EPOCHS
+from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.folder import RUNS, RunFolder, dated
+
+RECIPE = "simple-cnn"
+
+
+@dataclass
+class Start:
+    """Where a run begins, as rank 0 finds it; the other ranks have an empty one.
+
+    Attributes:
+        folder: of the run.
+        path, checkpoint: what to go on from, if anything.
+        config: of the run that is resumed, as a dict, if any.
+        newest: the newest checkpoint in the folder, if any.
+    """
+
+    folder: RunFolder = field(default_factory=lambda: RunFolder(Path()))
+    path: Path | None = None
+    checkpoint: Checkpoint | None = None
+    config: dict[str, Any] | None = None
+    newest: Path | None = None
+
+
+def find_start(options: Namespace) -> Start:
+    """Read off the disk where the command line says to begin.
+
+    Raises:
+        CheckpointError: there is nothing to resume, or it can't be used.
+    """
+    if options.resume == "auto" and not options.out:
+        raise ConfigError("--resume auto: give the run's folder: --out")
+    begun = options.resume != "auto" or RunFolder(Path(options.out)).config.exists()
+    if options.resume is None or not begun:
+        return Start(RunFolder(Path(options.out or dated(Path(options.recipe or RECIPE).stem))))
+    if options.resume and options.resume != "auto":
+        return _from_checkpoint(Path(options.resume), Path(options.out) if options.out else None)
+    folder = RunFolder(Path(options.out)) if options.out else newest_run()
+    if not folder.config.exists() and not folder.newest():
+        raise CheckpointError(f"{folder.path}: no run to resume: it has no {folder.config.name}")
+    folder.check_idle()
+    path = folder.newest()
+    if path is None:
+        return Start(folder, config=folder.read_config())
+    checkpoint = read(path)
+    return Start(folder, path, checkpoint, asdict(checkpoint.config), path)
+
+
+def _from_checkpoint(path: Path, out: Path | None) -> Start:
+    """Go on with the run that a checkpoint lies in, or from there in a new folder ``out``."""
+    checkpoint = read(path)
+    home = RunFolder(path.resolve().parent.parent)
+    folder = RunFolder(out) if out else home
+    if folder.path.resolve() != home.path:
+        folder.check_free()
+    elif not home.config.exists():
+        raise CheckpointError(f"{path}: does not lie in a run's folder; give a new --out")
+    else:
+        folder.check_idle()
+        latest = home.newest()
+        if latest and path.resolve().name < latest.name:
+            raise CheckpointError(
+                f"{path}: the run has gone on to {latest.name}; to go another way from here, give a new --out"
+            )
+    return Start(folder, path, checkpoint, asdict(checkpoint.config), folder.newest())
+
+
+def newest_run() -> RunFolder:
+    """The run under runs/ that was begun or resumed last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = [path for path in RUNS.glob("*/config.toml")]
+    if not found:
+        raise CheckpointError(f"{RUNS}/: no run to resume; give --resume a checkpoint or --out a run's folder")
+    return RunFolder(max(found, key=lambda path: path.stat().st_mtime).parent)
+
+
+def choose_config(options: Namespace, stored: dict[str, Any] | None, place: str) -> Config:
+    """The recipe's options, or those of the run that is resumed, with the flags that were typed.
+
+    Raises:
+        ConfigError: a flag would change the result of a run that is resumed.
+        DataError: there is no such data set.
+    """
+    if stored is None:
+        recipe = read_recipe(options.recipe or RECIPE)
+        return with_cut(override(recipe, options), recipe, given(options))
+    of_run = from_dict(stored, f"{place}: ")
+    asked = override(read_recipe(options.recipe) if options.recipe else of_run, options)
+    for option in fields(Config):
+        was, now = getattr(of_run, option.name), getattr(asked, option.name)
+        bound = option.name == "epochs" and of_run.schedule in OVER_ALL_EPOCHS
+        if was != now and (bound or not option.metadata["free"]):
+            flag = "--" + option.name.replace("_", "-")
+            why = f", as the schedule {of_run.schedule} is laid over all epochs" if bound else ""
+            raise ConfigError(
+                f"{flag}: {place} was begun with {was}, and can't be resumed with {now}{why}; "
+                "drop the flag or begin a new run"
+            )
+    return asked
+
+
+def with_cut(config: Config, recipe: Config, typed: dict[str, Any]) -> Config:
+    """A new run's config with a cut of validation samples that fits its data.
+
+    To hold back the last samples suits the data set that a recipe was made for. Of any other, which may be in the
+    order of classes, they are drawn by seed, unless the user says otherwise.
+    """
+    if config.holdout != "last" or "holdout" in typed or config.data == recipe.data:
+        return config
+    if read_manifest(find_data(config.data)).name == recipe.data:
+        return config
+    default = Config()
+    amount = typed.get("validation", default.validation)
+    return replace(config, holdout=default.holdout, validation=amount)

@@ -1,0 +1,108 @@
+"""A training from its arguments to its last line."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse
+from dpcnn.cluster.stopping import Stop, ignore, job_end, listen
+from dpcnn.cluster.watch import Watch
+from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.shared import share_or_part
+from dpcnn.runs.console import Console, Report
+from dpcnn.runs.tensorboard import FOLDER
+from dpcnn.runs.trace import clock_offset
+from dpcnn.training.setup import set_up
+from dpcnn.training.summary import Draw, finish, write_times, write_trace
+
+TRACED = 100_000  # stretches of a rank's time in a trace
+
+
+def train(comm: Alone, argv: Sequence[str] | None, draw: Draw) -> int:
+    """Train, on every rank of ``comm``, as the command line says; ``draw`` draws the curves at the end."""
+    started = time.time()
+    report = Console() if comm.rank == 0 else Report()
+    with comm.together():
+        options = parse(training_parser(), argv, comm)
+        stop = Stop(job_end(os.environ, started, options.walltime))
+    listen(stop, comm.abort)
+    apart = share_or_part(comm)
+    if apart:
+        report.say(apart)
+    watch = Watch(comm, options.stall_timeout, report.say)
+    trainer = set_up(comm, options, report)
+    trainer.stop = stop
+    if watch.warning:
+        report.say(watch.warning)
+    watch.follow(trainer.spans, lambda: trainer.cursor.step)
+    offset = clock_offset(comm) if options.trace else 0.0
+    trainer.spans.record(TRACED * options.trace)
+    finished = trainer.fit()
+    if options.trace:
+        write_trace(trainer, report, offset)
+    peak = write_times(trainer, report)
+    if finished:
+        finish(trainer, report, peak, None if options.no_curves else draw)
+    else:
+        rank, why = next((rank, why) for rank, why in enumerate(comm.allgather_obj(stop.reason)) if why)
+        report.say(
+            f"stopped at step {trainer.cursor.step}: {why} (rank {rank}); go on with --resume --out {trainer.run.path}"
+        )
+    ignore()  # all is saved: the status should say so, and not how Python was ended
+    watch.close(comm.finalize)
+    return DONE if finished else RESUMABLE
+
+
+def training_parser() -> Parser:
+    """The flags of a training."""
+    parser = Parser(prog="dpcnn.train", description="Train a network: mpirun -n 4 python -m dpcnn.train")
+    parser.add_argument("--recipe", metavar="NAME|FILE", help="options to start from (default simple-cnn)")
+    parser.add_argument("--out", metavar="DIR", help="the run's folder (default runs/RECIPE-DATE-TIME)")
+    parser.add_argument(
+        "--resume",
+        metavar="CHECKPOINT|auto",
+        nargs="?",
+        const="",
+        help="go on with a run: from this checkpoint, or from the last one of --out or of the newest run; "
+        "auto: go on with the run of --out if there is one, else begin it",
+    )
+    parser.add_argument(
+        "--walltime",
+        default="",
+        metavar="TIME",
+        help="stop in time for a checkpoint before so much time has passed: minutes, M:S, H:M:S or D-H:M:S "
+        "(default: until the end that Slurm, PBS or DPCNN_JOB_END tells)",
+    )
+    parser.add_argument(
+        "--stage",
+        type=Path,
+        metavar="DIR",
+        help="copy the data set there first, once a node: to a disk of the node's own",
+    )
+    parser.add_argument("--no-curves", action="store_true", help="draw no picture at the end")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help=f"also write event files for TensorBoard, to {FOLDER}/ of the run"
+    )
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help=f"write trace.json: where each rank's time goes, on one time line, for {TRACED:,} stretches of each rank",
+    )
+    parser.add_argument(
+        "--stall-timeout",
+        type=seconds,
+        default=600.0,
+        metavar="S",
+        help="end the job when a rank makes no progress for so many seconds; 0: never (default 600)",
+    )
+    add_config_flags(parser)
+    return parser
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, 0 or more: for argparse."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value

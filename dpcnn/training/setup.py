@@ -1,0 +1,84 @@
+"""Everything before the first step: options, data, network, state, the run's folder."""
+
+import platform
+from argparse import Namespace
+from typing import Any
+
+from dpcnn import __version__
+from dpcnn.base.numerics import differences, fingerprint
+from dpcnn.data.dataset import find_data, load
+from dpcnn.data.stage import stage
+from dpcnn.errors import CheckpointError
+from dpcnn.parallel.comm import Alone
+from dpcnn.runs.console import Console, Report
+from dpcnn.runs.tensorboard import Board, writer_class
+from dpcnn.training.resume import Start, choose_config, find_start
+from dpcnn.training.trainer import Trainer
+
+
+def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
+    """Everything before the first step: options, data, network, state, and last the run's folder.
+
+    Nothing is written before all that the user gave has been looked at.
+    """
+    start = Start()
+    with comm.together():
+        if comm.rank == 0:
+            if options.tensorboard:
+                writer_class()
+            start = find_start(options)
+    place, stored = comm.broadcast_obj([str(start.folder.path), start.config])
+    with comm.together():
+        config = choose_config(options, stored, place)
+        data = find_data(config.data)
+    if options.stage:
+        data = stage(data, options.stage, comm)
+    samples = load(data, "train", comm)
+    with comm.together():
+        if start.checkpoint and start.checkpoint.data != samples.manifest.checksum:
+            raise CheckpointError(f"{start.path}: made with other data than {data}; give --data the one it knows")
+        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+    trainer = Trainer(comm, config, network, samples, start.folder, report)
+    if config.test:
+        trainer.test = load(data, "test", comm)
+    if comm.broadcast_obj(start.checkpoint is not None):
+        trainer.restore(start.checkpoint)
+    numerics = comm.allgather_obj([platform.node(), fingerprint()])
+    with comm.together():
+        if isinstance(report, Console):
+            warning = start.folder.open(config, trainer.cursor, start.config is None, start.newest)
+            report.log_to(start.folder.log)
+            if options.tensorboard:
+                report.show_on(Board(start.folder.path, trainer.cursor.events))
+            for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
+                if line:
+                    report.say(line)
+    return trainer
+
+
+def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> list[str]:
+    """What a run says of itself before it trains."""
+    config, comm, cursor, data = trainer.config, trainer.comm, trainer.cursor, trainer.samples.manifest
+    held, how = len(trainer.holdout.validation), {"stratified": ", drawn from each class by seed", "last": ""}
+    lines = [
+        f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
+        f"{trainer.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
+        f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}",
+        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps; batch {config.batch} in microbatches of "
+        f"{config.microbatch}; {config.optimizer}, rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
+        f"run folder: {start.folder.path}",
+    ]
+    if start.path:
+        complete = cursor.epochs >= trainer.last_epoch
+        place = "the run is complete" if complete else f"epoch {cursor.epochs + 1}, step {cursor.step}"
+        lines.append(f"resuming from {start.path.name}: {place}")
+        if start.checkpoint and start.checkpoint.fingerprint != numerics:
+            lines.append("the numerics differ from those of the checkpoint: the last bits may too")
+    elif start.config is not None:
+        lines.append("no checkpoint yet: starting from step 0")
+    lines += trainer.holdout.remarks
+    if config.microbatch > config.batch:
+        lines.append(f"--microbatch {config.microbatch} is above the batch: each batch is one microbatch, of one rank")
+    if config.exchange == "allreduce":
+        lines.append("allreduce: the last bits of the result depend on the number of ranks")
+    return lines

@@ -1,0 +1,91 @@
+"""What a run leaves at its end: its trace, its times, its last event, the curves, the last line."""
+
+import json
+import platform
+import resource
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpcnn.base.text import text
+from dpcnn.runs.checkpoint import weights_sha256
+from dpcnn.runs.console import Report
+from dpcnn.runs.events import epoch_rows, evaluated
+from dpcnn.runs.trace import merged
+from dpcnn.training.trainer import Trainer
+
+Draw = Callable[[Sequence[Path], Path], str]
+"""Draws the curves of runs to files with this stem, and returns a line that says so."""
+
+
+def write_trace(trainer: Trainer, report: Report, offset: float) -> None:
+    """Write all ranks' trace, and say where; ``offset`` is that of this rank's clock."""
+    trace = merged(trainer.comm, trainer.spans, offset)
+    with trainer.writing("report"):
+        if trace is not None:
+            trainer.run.write(trainer.run.trace, trace)
+            report.say(f"trace: {trainer.run.trace}; open it in ui.perfetto.dev or chrome://tracing")
+
+
+def write_times(trainer: Trainer, report: Report) -> float:
+    """Write where each rank's time went, say who was waited for, and return the ranks' highest peak memory in MB."""
+    comm = trainer.comm
+    facts = {
+        "host": platform.node(),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "seconds": trainer.spans.rounded(),
+        "waited_for": round(float(trainer.waited_for[comm.rank]), 3),
+    }
+    ranks = comm.allgather_obj(facts)
+    with trainer.writing("report"):
+        if comm.rank == 0:
+            if comm.size > 1:
+                report.say(straggler_bill(ranks))
+            times = json.dumps({"mpi": comm.library, "ranks": ranks}, indent=1)
+            trainer.run.write(trainer.run.times, f"{times}\n".encode())
+    return float(max(rank["peak_memory_mb"] for rank in ranks))
+
+
+def finish(trainer: Trainer, report: Report, peak: float, draw: Draw | None) -> None:
+    """Record the end of a run, draw the curves if ``draw`` is there, print the table and the last line."""
+    comm, cursor, folder = trainer.comm, trainer.cursor, trainer.run.path
+    best = cursor.best(trainer.config.monitor)
+    assert best is not None, "a finished run has an epoch"
+    with trainer.averaged():
+        sha256 = weights_sha256(trainer.vector)
+    trainer.record(
+        {
+            "event": "end",
+            "steps": cursor.step,
+            "seconds": round(cursor.seconds, 3),
+            "weights_sha256": sha256,
+            **({"best_validation_accuracy": best["validation_accuracy"]} if "validation_accuracy" in best else {}),
+        }
+    )
+    with trainer.writing("report"):
+        if comm.rank == 0:
+            report.say(text(*epoch_rows(cursor.epoch_events)))
+            if draw:
+                report.say(draw([folder], folder / "curves"))
+            last = cursor.epoch_events[-1]
+            speed = trainer.images(cursor.step) / sum(event["seconds"] for event in cursor.epoch_events)
+            results = [f"{kind} accuracy {last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last) or ["train"]]
+            if "validation_accuracy" in best:
+                results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"
+            report.say(
+                f"{', '.join(results)}, {cursor.seconds:.1f} s, {speed:,.0f} images/s, "
+                f"peak memory {peak:.0f} MB a rank, {folder}, weights {sha256}"
+            )
+
+
+def straggler_bill(ranks: Sequence[dict[str, Any]]) -> str:
+    """How much of their time the ranks have waited, and for whom most."""
+    waiting = sum(rank["seconds"]["waiting"] for rank in ranks)
+    spent = sum(sum(rank["seconds"].values()) for rank in ranks)
+    billed = sum(rank["waited_for"] for rank in ranks)
+    slowest = max(range(len(ranks)), key=lambda rank: ranks[rank]["waited_for"])
+    line = f"the ranks waited {waiting / max(spent, 1e-9):.1%} of their time"  # a run that was complete spends none
+    if billed <= 0:
+        return line
+    share = ranks[slowest]["waited_for"] / billed
+    return f"{line}; where they waited for one, it was for rank {slowest} on {ranks[slowest]['host']} in {share:.0%}"
