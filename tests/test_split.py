@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpcnn.parallel import split
+from dpcnn.parallel import layout
 from dpcnn.parallel.layout import Layout
 from dpcnn.parallel.tree import cut, middle, owned, share, shares, subtrees, tree_sum
 
@@ -15,7 +15,7 @@ from dpcnn.parallel.tree import cut, middle, owned, share, shares, subtrees, tre
 def small_blocks():
     """Vectors of a few elements, in blocks of 3: so that there are some."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(split, "PART_BLOCK", 3)
+        patch.setattr(layout, "PART_BLOCK", 3)
         yield
 
 
