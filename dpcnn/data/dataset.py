@@ -16,7 +16,7 @@ from dpcnn.errors import DataError, printable
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import shared_array
 
-Numbers = NDArray[Any]
+Indices = NDArray[Any]
 
 
 class FileImages:
@@ -43,7 +43,7 @@ class FileImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, numbers: Numbers) -> Images:
+    def __getitem__(self, numbers: Indices) -> Images:
         """The images (len(numbers), H, W, C) of these numbers, as a new array."""
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
             raise IndexError(f"numbers from {numbers.min()} to {numbers.max()}, but there are {len(self)} images")
@@ -71,7 +71,7 @@ class Samples:
 
     manifest: Manifest
     pieces: tuple[Images | FileImages, ...]
-    bounds: Numbers
+    bounds: Indices
     labels: NDArray[Any]
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, numbers: Numbers) -> tuple[Images, NDArray[Any]]:
+    def take(self, numbers: Indices) -> tuple[Images, NDArray[Any]]:
         """The images (n, H, W, C) and labels (n,) of these sample numbers, as new arrays.
 
         Raises:

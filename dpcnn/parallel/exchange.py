@@ -1,9 +1,11 @@
-"""The exchange: every rank's gradient sums in, the updated parameters out.
+"""The exchange: the gradients of a step's microbatches in, the updated parameters out.
 
-An exchange is used once a step, in this order: :meth:`~Exchange.rows` says which subtrees of the
-step's microbatches this rank adds up, and where to; :meth:`~Exchange.sum` combines all ranks' rows
-and gives the elements of the sum in ``part``; the caller updates ``vector[part]``; and
-:meth:`~Exchange.share` lets every rank see the whole of it.
+An exchange is used once per step, in this order: :meth:`~Exchange.sum` has this rank's gradients computed, adds up
+those of all ranks, and returns the elements of the sum in ``part``; the caller updates ``vector[part]``; and
+:meth:`~Exchange.share` lets every rank see the whole vector.
+
+Both exchanges add the gradients of a rank along the tree of :mod:`dpcnn.parallel.tree`, in buffers that
+:meth:`~Exchange._add_up` uses again and again.
 """
 
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.arrays import zeros
 from dpcnn.base.timing import Spans
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.layout import Layout, Message, part
@@ -19,14 +22,15 @@ from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import Node, owned, tree_sum
 
 Vector = NDArray[Any]
+Gradient = Callable[[int, Vector], None]
 
 
 class Exchange:
     """What all exchanges have in common.
 
     Attributes:
-        vector: (size,) float32, the parameters; every rank may read all of it between ``share`` and
-            the next ``sum``, and write ``vector[part]`` between ``sum`` and ``share``.
+        vector: (size,) float32, the parameters; every rank may read all of it between ``share`` and the end of the
+            gradients of the next ``sum``, and write ``vector[part]`` between ``sum`` and ``share``.
         part: the elements that this rank updates.
         unique: those elements of the sum, counted from the start of ``part``, that are this rank's alone: over all
             ranks, each element of the vector occurs exactly once. For what is summed over the whole vector.
@@ -40,13 +44,38 @@ class Exchange:
     owns_copy: bool
     spans: Spans
 
-    def rows(self, leaves: int) -> list[tuple[Node, Vector]]:
-        """The subtrees of tree(0, leaves) that are this rank's to add up, each with its (size,) row."""
+    def __init__(self, comm: Alone, size: int, spans: Spans) -> None:
+        self.comm, self.size, self.spans = comm, size, spans
+        self._spares: list[Vector] = []
+
+    def sum(self, count: int, gradient: Gradient) -> Vector:
+        """The sum of ``count`` gradients over all ranks: its elements of ``part``, valid until the next step.
+
+        Args:
+            gradient: ``gradient(number, out)`` writes the gradient of a microbatch of this rank into ``out``, (size,).
+        """
         raise NotImplementedError
 
-    def sum(self, leaves: int) -> Vector:
-        """All ranks' rows, added up: the elements of ``part``. Valid until the next step."""
-        raise NotImplementedError
+    def _add_up(self, subtree: Node, total: Vector, gradient: Gradient) -> None:
+        """The sum of a subtree of gradients, into ``total``."""
+        free = [*self._spares, total]  # the first gradient goes into the last of these, and all others are added to it
+
+        def leaf(node: Node) -> Vector | None:
+            if node[1] - node[0] > 1:
+                return None
+            if not free:
+                self._spares.append(zeros((self.size,), np.float32))
+                free.append(self._spares[-1])
+            gradient(node[0], free[-1])
+            return free.pop()
+
+        def add(left: Vector, right: Vector) -> Vector:
+            with self.spans("exchange"):
+                left += right
+            free.append(right)
+            return left
+
+        tree_sum(subtree, leaf, add)
 
     def share(self) -> None:
         """Let every rank see every rank's part of ``vector``."""
@@ -71,7 +100,8 @@ class ExactExchange(Exchange):
     """
 
     def __init__(self, comm: Alone, size: int, spans: Spans) -> None:
-        self.comm, self.node, self.size, self.spans = comm, comm.node(), size, spans
+        super().__init__(comm, size, spans)
+        self.node = comm.node()
         self.bounds = [0, *(part(size, comm.size, rank)[1] for rank in range(comm.size))]
         self.part = slice(self.bounds[comm.rank], self.bounds[comm.rank + 1])
         self.unique = slice(0, self.part.stop - self.part.start)
@@ -86,19 +116,23 @@ class ExactExchange(Exchange):
         self._updates = self._layout.updates(comm.rank)
         self._plans: dict[int, tuple[list[list[Node]], list[Message]]] = {}
 
-    def rows(self, leaves: int) -> list[tuple[Node, Vector]]:
+    def sum(self, count: int, gradient: Gradient) -> Vector:
+        for subtree, row in self._own_rows(count):
+            self._add_up(subtree, row, gradient)
+        with self.spans("waiting"):
+            self.node.barrier()  # the node's rows are full, and nobody reads its parameters any more
+        with self.spans("exchange"):
+            return self._sum(count)
+
+    def _own_rows(self, leaves: int) -> list[tuple[Node, Vector]]:
+        """The subtrees of tree(0, leaves) that this rank adds up, each with its (size,) row."""
         held = owned(leaves, self.comm.size)
         first, end = self._layout.nodes[self._home]
         while len(self._rows) < max(len(held[rank]) for rank in range(first, end)):
             self._rows.append(shared_array(self.node, (self.node.size, self.size), np.float32))
-        mine = held[self.comm.rank]
-        return [(subtree, rows[self.node.rank]) for subtree, rows in zip(mine, self._rows, strict=False)]
-
-    def sum(self, leaves: int) -> Vector:
-        with self.spans("waiting"):
-            self.node.barrier()  # the node's rows are full, and nobody reads its parameters any more
-        with self.spans("exchange"):
-            return self._sum(leaves)
+        return [
+            (subtree, rows[self.node.rank]) for subtree, rows in zip(held[self.comm.rank], self._rows, strict=False)
+        ]
 
     def _sum(self, leaves: int) -> Vector:
         if leaves not in self._plans:  # a run has two at most: a full batch, and an epoch's last one
@@ -147,25 +181,21 @@ class AllreduceExchange(Exchange):
     """One MPI_Allreduce; every rank updates everything. The last bits depend on the ranks."""
 
     def __init__(self, comm: Alone, size: int, spans: Spans) -> None:
-        self.comm, self.size, self.spans = comm, size, spans
+        super().__init__(comm, size, spans)
         self.part = slice(0, size)
         self.unique = slice(0, size if comm.rank == 0 else 0)
         self.vector, self.owns_copy = np.zeros(size, np.float32), True
-        self._total = np.empty(size, np.float32)
-        self._rows: list[Vector] = []
+        self._total, self._row = np.empty((2, size), np.float32)
 
-    def rows(self, leaves: int) -> list[tuple[Node, Vector]]:
-        nodes = owned(leaves, self.comm.size)[self.comm.rank]
-        self._rows = [*self._rows, *(np.empty(self.size, np.float32) for _ in nodes[len(self._rows) :])]
-        return list(zip(nodes, self._rows, strict=False))
-
-    def sum(self, leaves: int) -> Vector:
+    def sum(self, count: int, gradient: Gradient) -> Vector:
+        self._total[...] = 0
+        for subtree in owned(count, self.comm.size)[self.comm.rank]:
+            self._add_up(subtree, self._row, gradient)
+            with self.spans("exchange"):
+                self._total += self._row
         with self.spans("exchange"):
-            self._total[...] = 0
-            for _, row in self.rows(leaves):
-                self._total += row
             self.comm.allreduce(self._total)
-            return self._total
+        return self._total
 
     def share(self) -> None:
         """Nothing to do: every rank has updated the whole."""

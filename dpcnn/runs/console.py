@@ -13,7 +13,6 @@ from dpcnn.errors import printable
 from dpcnn.parallel.launch import launcher
 from dpcnn.runs.events import Event, evaluated
 from dpcnn.runs.progress import Cursor, Tally
-from dpcnn.runs.tensorboard import Board
 
 LINE_SECONDS = 10.0  # between the plain lines of a running epoch
 
@@ -45,7 +44,6 @@ class Console(Report):
 
     def __init__(self) -> None:
         self._log: Path | None = None
-        self._board: Board | None = None
         self._terminal = open_terminal(terminal(2))
         self._out = self._terminal if self._terminal and terminal(1) == self._terminal.name else sys.stdout
         self._bar: tqdm[Any] | None = None
@@ -55,10 +53,6 @@ class Console(Report):
     def log_to(self, path: Path) -> None:
         """From here on, write every line to this file too."""
         self._log = path
-
-    def show_on(self, board: Board) -> None:
-        """From here on, hand every event to this board too."""
-        self._board = board
 
     def say(self, line: str) -> None:
         if self._bar is not None:
@@ -110,8 +104,6 @@ class Console(Report):
             self._print(f"{where}: {facts}; {speed:,.0f} images/s")
 
     def event(self, event: Event) -> None:
-        if self._board:
-            self._board.event(event)
         if event["event"] != "epoch":
             return
         names = {**{kind: kind for kind in evaluated(event)}, "training": "train"}

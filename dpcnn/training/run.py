@@ -31,8 +31,7 @@ def train(comm: Alone, argv: Sequence[str] | None, draw: Draw) -> int:
     if apart:
         report.say(apart)
     watch = Watch(comm, options.stall_timeout, report.say)
-    trainer = set_up(comm, options, report)
-    trainer.stop = stop
+    trainer = set_up(comm, options, report, stop)
     if watch.warning:
         report.say(watch.warning)
     watch.follow(trainer.spans, lambda: trainer.cursor.step)

@@ -6,6 +6,7 @@ from typing import Any
 
 from dpcnn import __version__
 from dpcnn.base.numerics import differences, fingerprint
+from dpcnn.cluster.stopping import Stop
 from dpcnn.data.dataset import find_data, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
@@ -16,7 +17,7 @@ from dpcnn.training.resume import Start, choose_config, find_start
 from dpcnn.training.trainer import Trainer
 
 
-def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
+def set_up(comm: Alone, options: Namespace, report: Report, stop: Stop) -> Trainer:
     """Everything before the first step: options, data, network, state, and last the run's folder.
 
     Nothing is written before all that the user gave has been looked at.
@@ -38,9 +39,8 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
         if start.checkpoint and start.checkpoint.data != samples.manifest.checksum:
             raise CheckpointError(f"{start.path}: made with other data than {data}; give --data the one it knows")
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
-    trainer = Trainer(comm, config, network, samples, start.folder, report)
-    if config.test:
-        trainer.test = load(data, "test", comm)
+    test = load(data, "test", comm) if config.test else None
+    trainer = Trainer(comm, config, network, samples, start.folder, report, stop, test)
     if comm.broadcast_obj(start.checkpoint is not None):
         trainer.restore(start.checkpoint)
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
@@ -49,7 +49,7 @@ def set_up(comm: Alone, options: Namespace, report: Report) -> Trainer:
             warning = start.folder.open(config, trainer.cursor, start.config is None, start.newest)
             report.log_to(start.folder.log)
             if options.tensorboard:
-                report.show_on(Board(start.folder.path, trainer.cursor.events))
+                trainer.listeners.append(Board(start.folder.path, trainer.cursor.events).event)
             for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
                 if line:
                     report.say(line)

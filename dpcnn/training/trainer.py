@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.base.arrays import zeros
 from dpcnn.base.numerics import fingerprint
 from dpcnn.base.rng import Draw, permutation
 from dpcnn.cluster.stopping import Stop
@@ -20,23 +19,23 @@ from dpcnn.data.dataset import Samples
 from dpcnn.data.holdout import hold_out
 from dpcnn.errors import CheckpointError, DivergenceError
 from dpcnn.nn.network import Network, Vector
-from dpcnn.optim.averaging import average
-from dpcnn.optim.clipping import shorten, squares
-from dpcnn.optim.optimizers import OPTIMIZERS
+from dpcnn.optim.clipping import squares
 from dpcnn.optim.schedules import SCHEDULES
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.exchange import EXCHANGES
 from dpcnn.parallel.layout import PART_BLOCK
-from dpcnn.parallel.tree import Node, cut, middle, shares
+from dpcnn.parallel.tree import cut
 from dpcnn.runs.checkpoint import Checkpoint, weights_sha256
 from dpcnn.runs.console import Report
 from dpcnn.runs.events import Event
 from dpcnn.runs.folder import RunFolder
-from dpcnn.runs.progress import Cursor, Tally, total
+from dpcnn.runs.progress import Cursor, Tally
+from dpcnn.training.divergence import divergence
 from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
 from dpcnn.training.evaluation import evaluate
+from dpcnn.training.step import Decision, Sums, decide
+from dpcnn.training.update import Update
 
-STOP, DIVERGED = 1, 2  # what a rank may have to say at a step's end, as bits
 STEP_EVENTS = 10  # lines of metrics.jsonl an epoch, besides the epoch's own
 
 
@@ -47,19 +46,26 @@ class Trainer:
         vector: the current parameters, (network.size,) float32, the same on every rank.
         state: this rank's part of all else that a run remembers, by name.
         cursor: where the run is.
-        stop: when to end before the run's end: nobody asks for it, unless the caller gives another.
-        test: test samples, to be evaluated after each epoch; None, or a value given by the caller.
+        listeners: each is handed every line of the run's record; on rank 0 alone.
         spans: where this rank's time goes.
         waited_for: for each rank, seconds that others have waited for it, the same on every rank.
     """
 
     def __init__(
-        self, comm: Alone, config: Config, network: Network, samples: Samples, run: RunFolder, report: Report
+        self,
+        comm: Alone,
+        config: Config,
+        network: Network,
+        samples: Samples,
+        run: RunFolder,
+        report: Report,
+        stop: Stop | None = None,
+        test: Samples | None = None,
     ) -> None:
-        self.comm, self.config, self.network, self.samples = comm, config, network, samples
-        self.run, self.report = run, report
-        self.stop = Stop()
-        self.test: Samples | None = None
+        """``stop`` says when to end before the run's end; ``test`` samples are evaluated after each epoch."""
+        self.comm, self.config, self.network, self.samples, self.test = comm, config, network, samples, test
+        self.run, self.report, self.stop = run, report, stop or Stop()
+        self.listeners: list[Callable[[Event], None]] = [run.append_event, report.event] if comm.rank == 0 else []
         self.holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)
         self.training = len(self.holdout.training)
         self.steps_per_epoch = math.ceil(self.training / config.batch)
@@ -72,22 +78,12 @@ class Trainer:
         self.vector, self.part = self.exchange.vector, self.exchange.part
         self.vector[self.part] = network.initialise(config.seed, config.init, config.init_deviation)[self.part]
         self.exchange.share()
-        self.optimizer = OPTIMIZERS[config.optimizer](
-            self.part.stop - self.part.start, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-        self.state = dict(self.optimizer.state)
-        if config.average:
-            self.state["average"] = self.vector[self.part].copy()
-        self.running = [
-            (slice(lo - self.part.start, hi - self.part.start), rate)
-            for start, stop, rate in network.running
-            if (lo := max(start, self.part.start)) < (hi := min(stop, self.part.stop))
-        ]
+        self.update = Update(config, network, self.vector[self.part], self.part)
+        self.state = self.update.state
         self.waited_for, self._waited = np.zeros((2, comm.size))
-        self._spares: list[Vector] = []
         unique = self.exchange.unique
-        self._blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / PART_BLOCK)))
-        self._blocks *= config.clip > 0
+        blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / PART_BLOCK)))
+        self._blocks = blocks if config.clip else 0
 
     def fit(self) -> bool:
         """Train until the run's end, or until ``stop`` says so on any rank.
@@ -139,99 +135,52 @@ class Trainer:
         started = time.perf_counter()
         within = self.cursor.step % self.steps_per_epoch
         batch = order[within * self.config.batch : (within + 1) * self.config.batch]
-        leaves = cut(len(batch), self.config.microbatch)
+        microbatches = cut(len(batch), self.config.microbatch)
+        found: list[tuple[float, int]] = []
 
-        tallies: list[tuple[float, int]] = []
-        for node, row in self.exchange.rows(len(leaves)):
-            self._add_up(node, row, batch, leaves, tallies)
-        gradient = self.exchange.sum(len(leaves))
-        running = self._running_means(gradient, len(batch))
-        flags, tally, norm = self._decide(gradient, tallies, len(leaves), len(batch))
-        if flags & DIVERGED:
-            raise self._divergence(batch, leaves)
+        def microbatch_gradient(number: int, out: Vector) -> None:
+            found.append(self.microbatch_gradient(batch[slice(*microbatches[number])], out))
 
-        rate = self.rate(self.cursor.step)
+        gradient = self.exchange.sum(len(microbatches), microbatch_gradient)
+        means = self.update.take_running_means(self.vector[self.part], gradient, len(batch))
+        decision = self._decide(gradient, found, len(microbatches), len(batch))
+        if not decision.finite:
+            where = divergence(self.comm, self.network, self.vector, self.samples, batch, microbatches)
+            raise DivergenceError(
+                f"step {self.cursor.step + 1}, epoch {self.cursor.epochs + 1}: the loss is not finite; {where}; "
+                f"the last checkpoint stays as it was; try a smaller --lr than {self.config.lr:g}"
+            )
+        rate, step = self.rate(self.cursor.step), self.cursor.step + 1
         with self.spans("optimizer"):
-            self._update(gradient, rate, shorten(norm, self.config.clip) / len(batch), running)
+            self.update(self.vector[self.part], gradient, step, rate, decision.norm, len(batch), means)
         self.exchange.share()
-        self._advance(tally, time.perf_counter() - started, rate)
-        return bool(flags & STOP)
+        self._advance(decision.tally, time.perf_counter() - started, rate)
+        return decision.stop
 
-    def _running_means(self, gradient: Vector, count: int) -> list[Vector]:
-        """What the running means of this rank's part will be; their elements of the gradient become 0."""
-        found = []
-        for place, rate in self.running:
-            now = self.vector[self.part][place]
-            found.append(now + np.float32(rate) * (gradient[place] / np.float32(count) - now))
-            gradient[place] = 0
-        return found
+    def microbatch_gradient(self, indices: NDArray[Any], out: Vector) -> tuple[float, int]:
+        """The gradient of the summed loss of these samples, into ``out``; returns that loss, and how many are right."""
+        with self.spans("data"):
+            images, labels = self.samples.take(indices)
+            draw = Draw(self.config.seed, self.cursor.epochs, indices)
+            images = self.augment(images, draw)
+        return self.network.gradient(self.vector, images, labels, self.config.label_smoothing, out, draw)
 
-    def _update(self, gradient: Vector, rate: float, scale: float, running: list[Vector]) -> None:
-        """This rank's part of the parameters, from its part of the summed gradient."""
-        parameters, step = self.vector[self.part], self.cursor.step + 1
-        self.optimizer.update(parameters, gradient, step, rate, scale)
-        for (place, _), mean in zip(self.running, running, strict=True):
-            parameters[place] = mean
-        if self.config.average:
-            average(self.state["average"], parameters, step, self.config.average)
-
-    def _add_up(
-        self, node: Node, out: Vector, batch: Any, leaves: list[Node], tallies: list[Any], depth: int = 0
-    ) -> None:
-        """The gradient sum of a subtree of microbatches, into ``out``; see :mod:`dpcnn.parallel.tree`."""
-        lo, hi = node
-        if hi - lo == 1:
-            numbers = batch[slice(*leaves[lo])]
-            with self.spans("data"):
-                images, labels = self.samples.take(numbers)
-                draw = Draw(self.config.seed, self.cursor.epochs, numbers)
-                images = self.augment(images, draw)
-            smoothing = self.config.label_smoothing
-            tallies.append(self.network.gradient(self.vector, images, labels, smoothing, out, draw))
-            return
-        if len(self._spares) == depth:
-            self._spares.append(zeros(self.vector.shape, np.float32))
-        m, right = middle(lo, hi), self._spares[depth]
-        self._add_up((lo, m), out, batch, leaves, tallies, depth)
-        self._add_up((m, hi), right, batch, leaves, tallies, depth + 1)
-        with self.spans("exchange"):
-            out += right
-
-    def _decide(
-        self, gradient: Vector, tallies: list[tuple[float, int]], leaves: int, count: int
-    ) -> tuple[int, Tally, float]:
-        """Every rank's flags and tallies and the gradient's norm, the same on all ranks: the step's one small message.
-
-        The norm is that of the mean gradient; it is worked out where ``clip`` asks for it, and 0 elsewhere.
-        """
-        most = math.ceil(leaves / self.comm.size)
-        row = np.zeros(2 + 2 * most + self._blocks)
-
-        def columns(rows: NDArray[Any]) -> list[NDArray[Any]]:
-            return np.split(rows, [1, 2, 2 + most, 2 + 2 * most], axis=-1)
-
-        flags, waited, losses, corrects, of_blocks = columns(row)
-        flags[0] = STOP * self.stop.due() | DIVERGED * (not np.isfinite(gradient.sum()))
-        waited[0] = self.spans.seconds["waiting"]
-        losses[: len(tallies)] = [loss for loss, _ in tallies]
-        corrects[: len(tallies)] = [correct for _, correct in tallies]
-        if self._blocks:
-            found = squares(gradient[self.exchange.unique], PART_BLOCK)
-            of_blocks[: len(found)] = found
+    def _decide(self, gradient: Vector, found: list[tuple[float, int]], microbatches: int, count: int) -> Decision:
+        """What all ranks conclude from what each has found; the norm is worked out where clipping asks for it."""
+        unique = gradient[self.exchange.unique] if self._blocks else gradient[:0]
+        sums = Sums(
+            losses=[loss for loss, _ in found],
+            corrects=[correct for _, correct in found],
+            squares=squares(unique, PART_BLOCK),
+            stop=self.stop.due(),
+            finite=bool(np.isfinite(gradient.sum())),
+            waited=self.spans.seconds["waiting"],
+        )
         with self.spans("waiting"):
-            rows = self.comm.allgather(row)
-        flags, waited, losses, corrects, of_blocks = columns(rows)
-        self._bill(waited.ravel())
-        flag = int(np.bitwise_or.reduce(flags.astype(np.int64), axis=None))
-        if not (np.isfinite(losses).all() and np.isfinite(of_blocks).all()):
-            return flag | DIVERGED, Tally(), 0.0
-        norm = math.fsum(of_blocks.ravel()) ** 0.5 / count
-        return flag, total(losses.ravel(), corrects.ravel(), count), norm
-
-    def _bill(self, waited: NDArray[Any]) -> None:
-        """Put what the ranks have waited since the last step on the account of the one that has waited least."""
-        since, self._waited = waited - self._waited, waited
-        self.waited_for[since.argmin()] += (since - since.min()).sum()
+            decision = decide(self.comm, sums, microbatches, self._blocks, count)
+        since, self._waited = decision.waited - self._waited, decision.waited
+        self.waited_for[since.argmin()] += (since - since.min()).sum()  # charged to the rank that has waited least
+        return decision
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -311,12 +260,11 @@ class Trainer:
             self.exchange.share()
 
     def record(self, event: Event) -> None:
-        """Add a line to metrics.jsonl, and say it."""
+        """Add a line to the run's record, and hand it to all listeners."""
         self.cursor.events.append(event)
         with self.writing("report"):
-            if self.comm.rank == 0:
-                self.run.append_event(event)
-                self.report.event(event)
+            for listen in self.listeners:
+                listen(event)
 
     @contextmanager
     def writing(self, phase: str) -> Iterator[None]:
@@ -394,21 +342,6 @@ class Trainer:
         """Images trained on in the first ``step`` steps of the run."""
         epochs, steps = divmod(step, self.steps_per_epoch)
         return epochs * self.training + steps * self.config.batch
-
-    def _divergence(self, batch: NDArray[Any], leaves: list[Node]) -> DivergenceError:
-        """What to say of a loss or gradient that is not finite: all ranks look, all say the same."""
-        bounds = shares(len(leaves), self.comm.size)
-        layers = []
-        for start, stop in leaves[bounds[self.comm.rank] : bounds[self.comm.rank + 1]]:
-            images, _ = self.samples.take(batch[start:stop])
-            layers.append(self.network.first_not_finite(self.vector, images))
-        found = [layer for rank in self.comm.allgather_obj(layers) for layer in rank if layer]
-        where = f"the first layer with values that are not finite is {found[0]}" if found else "the gradient is not"
-        saved = "the last checkpoint stays as it was"
-        return DivergenceError(
-            f"step {self.cursor.step + 1}, epoch {self.cursor.epochs + 1}: the loss is not finite; {where}; "
-            f"{saved}; try a smaller --lr than {self.config.lr:g}"
-        )
 
     def _out_of_patience(self) -> bool:
         best, patience = self.cursor.best(self.config.monitor), self.config.patience
