@@ -3,38 +3,35 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.base.numerics import fingerprint
 from dpcnn.base.rng import Draw, permutation
 from dpcnn.cluster.stopping import Stop
 from dpcnn.config import Config
 from dpcnn.data.augment import Augment
 from dpcnn.data.dataset import Samples
 from dpcnn.data.holdout import hold_out
-from dpcnn.errors import CheckpointError, DivergenceError
+from dpcnn.errors import DivergenceError
 from dpcnn.nn.network import Network, Vector
 from dpcnn.optim.clipping import squares
 from dpcnn.optim.schedules import SCHEDULES
 from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.exchange import EXCHANGES
 from dpcnn.parallel.layout import PART_BLOCK
 from dpcnn.parallel.tree import cut
-from dpcnn.runs.checkpoint import Checkpoint, weights_sha256
+from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.runs.console import Report
 from dpcnn.runs.events import Event
 from dpcnn.runs.folder import RunFolder
 from dpcnn.runs.progress import Cursor, Tally
 from dpcnn.training.divergence import divergence
-from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
+from dpcnn.training.early_stopping import out_of_patience
 from dpcnn.training.evaluation import evaluate
+from dpcnn.training.state import State
 from dpcnn.training.step import Decision, Sums, decide
-from dpcnn.training.update import Update
 
 STEP_EVENTS = 10  # lines of metrics.jsonl an epoch, besides the epoch's own
 
@@ -43,8 +40,8 @@ class Trainer:
     """Trains a network on the ranks of a communicator; every rank makes one and calls :meth:`fit`.
 
     Attributes:
+        state: all that the run remembers.
         vector: the current parameters, (network.size,) float32, the same on every rank.
-        state: this rank's part of all else that a run remembers, by name.
         cursor: where the run is.
         listeners: each is handed every line of the run's record; on rank 0 alone.
         spans: where this rank's time goes.
@@ -72,14 +69,10 @@ class Trainer:
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
         self.last_epoch = math.ceil(self.last_step / self.steps_per_epoch)
         self.augment = Augment(network.input_shape, config.shift, config.rotation, config.zoom, config.elastic)
-        self.cursor = Cursor()
         self.spans = network.spans
-        self.exchange = EXCHANGES[config.exchange](comm, network.size, self.spans)
-        self.vector, self.part = self.exchange.vector, self.exchange.part
-        self.vector[self.part] = network.initialise(config.seed, config.init, config.init_deviation)[self.part]
-        self.exchange.share()
-        self.update = Update(config, network, self.vector[self.part], self.part)
-        self.state = self.update.state
+        self.state = State(comm, config, network)
+        self.exchange, self.update = self.state.exchange, self.state.update
+        self.vector, self.part = self.state.vector, self.state.part
         self.waited_for, self._waited = np.zeros((2, comm.size))
         unique = self.exchange.unique
         blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / PART_BLOCK)))
@@ -105,8 +98,9 @@ class Trainer:
 
     def _fit(self) -> bool:
         while self.cursor.epochs < self.last_epoch:
-            if self._out_of_patience():
-                self._say_why_it_ends()
+            if why := out_of_patience(self.cursor, self.config):
+                with self.writing("report"):
+                    self.report.say(why)
                 break
             order = self.order()
             while self.cursor.step < min((self.cursor.epochs + 1) * self.steps_per_epoch, self.last_step):
@@ -243,22 +237,6 @@ class Trainer:
             raise DivergenceError(f"epoch {self.cursor.epochs}: the {name} loss is not finite; try a smaller --lr")
         return {f"{name}_loss": found.mean_loss, f"{name}_accuracy": found.accuracy}
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """A block within which ``vector`` is the average of the weights, and ``state`` has the weights in its place;
-        for a run without an average, a block like any other."""
-        self._swap()
-        yield
-        self._swap()
-
-    def _swap(self) -> None:
-        if self.config.average:
-            with self.spans("waiting"):
-                self.comm.barrier()  # nobody reads the parameters any more
-            parameters, other = self.vector[self.part], self.state["average"]
-            parameters[...], other[...] = other.copy(), parameters.copy()
-            self.exchange.share()
-
     def record(self, event: Event) -> None:
         """Add a line to the run's record, and hand it to all listeners."""
         self.cursor.events.append(event)
@@ -274,14 +252,7 @@ class Trainer:
 
     def guard(self) -> None:
         """Compare what the ranks see, and record it."""
-        self.record({"event": "hash", "step": self.cursor.step, "parameters": self._compare()})
-
-    def _compare(self) -> Hashes:
-        hashes = tensor_hashes(self.network.views(self.vector)) if self.exchange.owns_copy else None
-        by_rank = self.comm.allgather_obj(hashes)
-        check_drift(by_rank, self.cursor.step)
-        of_first: Hashes = by_rank[0]
-        return of_first
+        self.record({"event": "hash", "step": self.cursor.step, "parameters": self.state.compare()})
 
     def check_data(self) -> None:
         """Make sure that the files that samples are read from are those that the run began with.
@@ -298,74 +269,28 @@ class Trainer:
         """Write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
         self.check_data()
         with self.spans("waiting"):
-            self._compare()
+            self.state.compare()
         with self.stop.saving(), self.averaged(), self.writing("checkpoint"):
-            collected = {name: self.exchange.collect(part) for name, part in self.state.items()}
-            vectors = {name: vector for name, vector in collected.items() if vector is not None}
-            if self.comm.rank == 0:
-                if not np.isfinite(self.vector).all():
-                    raise DivergenceError(f"step {self.cursor.step}: weights are not finite; try a smaller --lr")
-                self.run.save(
-                    Checkpoint(
-                        self.network.views(self.vector),
-                        vectors,
-                        self.cursor,
-                        self.config,
-                        self.network.input_shape,
-                        self.network.classes,
-                        self.samples.manifest.checksum,
-                        weights_sha256(self.vector),
-                        fingerprint(),
-                    )
-                )
+            checkpoint = self.state.checkpoint(self.samples.manifest.checksum)
+            if checkpoint:
+                self.run.save(checkpoint)
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint, which rank 0 has read: the others pass None.
+        """Go on from a checkpoint: see :meth:`State.restore`."""
+        self.state.restore(checkpoint, self.steps_per_epoch, self.last_step)
 
-        Raises:
-            CheckpointError: on every rank, where it is of another model or optimizer.
-        """
-        vectors: dict[str, Vector] = {}
-        with self.comm.together():
-            if checkpoint:
-                checkpoint.cursor.check(self.steps_per_epoch)
-                check_state(checkpoint.optimizer, self.state, self.network.size)
-                vectors = {"parameters": self.network.flat(checkpoint.parameters), **checkpoint.optimizer}
-        for name, part in {"parameters": self.vector[self.part], **self.state}.items():
-            self.exchange.spread(vectors.get(name), part)
-        self.exchange.share()
-        self._swap()  # a checkpoint's parameters are the average
-        self.cursor = Cursor.from_dict(self.comm.broadcast_obj(checkpoint and asdict(checkpoint.cursor)))
-        self.cursor.reopen(self.steps_per_epoch, self.last_step)
+    @property
+    def cursor(self) -> Cursor:
+        return self.state.cursor
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A block within which ``vector`` is the average of the weights: see :meth:`State.averaged`."""
+        return self.state.averaged()
 
     def images(self, step: int) -> int:
         """Images trained on in the first ``step`` steps of the run."""
         epochs, steps = divmod(step, self.steps_per_epoch)
         return epochs * self.training + steps * self.config.batch
 
-    def _out_of_patience(self) -> bool:
-        best, patience = self.cursor.best(self.config.monitor), self.config.patience
-        return bool(patience and best and self.cursor.epochs - best["epoch"] >= patience)
-
-    def _say_why_it_ends(self) -> None:
-        best, config = self.cursor.best(self.config.monitor), self.config
-        assert best is not None
-        with self.writing("report"):
-            self.report.say(
-                f"stopped early, after epoch {self.cursor.epochs} of {config.epochs}: no better validation "
-                f"{config.monitor} in {config.patience} epochs; the best is that of epoch {best['epoch']}"
-            )
-
     def _due(self, every: int) -> bool:
         return bool(every) and self.cursor.step % every == 0
-
-
-def check_state(found: dict[str, Vector], state: dict[str, Vector], size: int) -> None:
-    """Hold a checkpoint's optimizer vectors against those of the run.
-
-    Raises:
-        CheckpointError: they are another optimizer's.
-    """
-    shapes = {name: vector.shape for name, vector in found.items()}
-    if shapes != dict.fromkeys(state, (size,)):
-        raise CheckpointError(f"the checkpoint's optimizer holds {shapes}, expected {sorted(state)} of ({size},)")

@@ -24,7 +24,7 @@ for path in sorted((files("dpcnn") / "recipes").iterdir(), key=lambda path: path
     order = permutation(config.seed, 0, trainer.training)
     for _ in range(STEPS):
         trainer.train_step(order)
-    collected = [trainer.exchange.collect(part) for part in trainer.state.values()]
+    collected = [trainer.exchange.collect(part) for part in trainer.update.state.values()]
     if comm.rank == 0:
         digest = hashlib.sha256(trainer.vector.tobytes())
         for vector in collected:
