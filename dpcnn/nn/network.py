@@ -45,6 +45,7 @@ class Network:
     Attributes:
         size: elements of a parameter or gradient vector.
         running: start, stop and rate of the elements that are running means: see :class:`Parameter`.
+        shapes: of each layer's output, without N.
         activations: elements of all layers' outputs for an image.
         spans: where the time of :meth:`gradient` goes.
         parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
@@ -56,6 +57,7 @@ class Network:
     def __init__(self, input_shape: Shape, layers: Sequence[Layer]) -> None:
         self.input_shape, self.layers, self.names = input_shape, list(layers), unique_names(layers)
         shape, self.activations = input_shape, 0
+        self.shapes: list[Shape] = []
         if len(self.layers) > MOST_LAYERS:
             raise ConfigError(f"{len(self.layers):,} layers; at most {MOST_LAYERS:,} are supported")
         for number, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
@@ -70,6 +72,7 @@ class Network:
             if prod(shape) > MOST_OUTPUTS:
                 raise ConfigError(f"{name} would give {shape} for each image; at most {MOST_OUTPUTS:,} are supported")
             self.activations += prod(shape)
+            self.shapes.append(shape)
         self.classes = prod(shape)
         if len(shape) > 1 or not any(layer.parameters for layer in self.layers):
             raise ConfigError(f"the model ends in {shape}: its last layer must be a linear one")

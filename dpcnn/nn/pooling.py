@@ -20,7 +20,8 @@ class Pool2d(Layer):
 
     def connect(self, shape: Shape) -> Shape:
         H, W, C = shape
-        return output_length(H, self.window, self.stride), output_length(W, self.window, self.stride), C
+        self.output = output_length(H, self.window, self.stride), output_length(W, self.window, self.stride)
+        return *self.output, C
 
     def places(self, OH: int, OW: int) -> list[tuple[slice, slice]]:
         """For each place of a window, row by row, the pixels that are there in all windows."""
@@ -34,7 +35,7 @@ class MaxPool2d(Pool2d):
 
     def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
-        OH, OW, _ = self.connect((H, W, C))
+        OH, OW = self.output
         first, *others = self.places(OH, OW)
         y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
         larger = self.workspace.array("larger", (len(others), *y.shape), np.dtype(bool))
@@ -70,7 +71,7 @@ class AvgPool2d(Pool2d):
 
     def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
-        OH, OW, _ = self.connect((H, W, C))
+        OH, OW = self.output
         places = self.places(OH, OW)
         share = x.dtype.type(1 / self.window**2)
         y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
