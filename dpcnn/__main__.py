@@ -1,4 +1,4 @@
-"""dpcnn COMMAND: the same as python -m dpcnn.COMMAND"""
+"""Run a command: ``dpcnn COMMAND`` is the same as ``python -m dpcnn.COMMAND``."""
 
 import importlib
 import sys
@@ -8,24 +8,24 @@ from dpcnn.errors import nearest, printable
 
 COMMANDS = {
     "train": "train a network",
-    "evaluate": "what a checkpoint gets right and wrong",
-    "predict": "say what is in pictures",
-    "plot": "draw runs, and what a net's first layer sees",
-    "report": "a run as one HTML page",
-    "export": "take a trained net elsewhere: ONNX, safetensors, NPZ",
-    "import": "bring a net in: safetensors",
-    "doctor": "whether this machine or job is fit for training",
-    "submit": "write a batch job of a training, for Slurm or PBS",
-    "verify": "prove that ranks change nothing, here",
-    "bench": "measure speed, also against PyTorch DDP",
-    "reproduce": "run recipes anew, and hold them against what was published",
-    "forecast": "predict the speed on more ranks from measured ones",
-    "data": "make, fetch and inspect data sets",
+    "evaluate": "evaluate a checkpoint on test or validation samples",
+    "predict": "predict the classes of pictures",
+    "plot": "draw the curves of runs, and the first layer",
+    "report": "write a run's report, one HTML page",
+    "export": "export a trained network: ONNX, safetensors, NPZ",
+    "import": "import a network: safetensors",
+    "doctor": "check whether this machine or job is fit for training",
+    "submit": "write a batch job that trains, for Slurm or PBS",
+    "verify": "prove on this machine that the number of ranks does not change the result",
+    "bench": "measure the speed, also of PyTorch DDP",
+    "reproduce": "train published recipes again, and compare the results",
+    "forecast": "predict the speed on more ranks from measurements",
+    "data": "prepare, fetch and inspect data sets",
 }
 
 
 def main() -> int:
-    """The command; returns its exit status."""
+    """Run the command that the first word names, and return its exit status."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name == "--version":
         print(f"dpcnn {__version__}")

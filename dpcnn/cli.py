@@ -1,4 +1,16 @@
-"""What every command shares: flags from the config's fields, and one way to end."""
+"""What every command shares: its parser, its start on every rank, and its exit status.
+
+A command is a module with a parser, a function, and one line that connects them::
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run_command(command, make_parser(), argv)
+
+
+    def make_parser() -> Parser: ...
+
+
+    def command(comm: Alone, options: Namespace) -> int: ...
+"""
 
 import argparse
 import io
@@ -6,23 +18,24 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from dpcnn import __version__
 from dpcnn.config import TYPES, Config, from_dict
-from dpcnn.errors import ConfigError, DpcnnError, LaunchError, nearest, printable
+from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, nearest, printable
 from dpcnn.parallel.comm import Alone, world
 
-DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit status
+DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit statuses
 
 MOST_ERROR = 2_000
-"""Characters of an error's line."""
+"""The most characters of an error's line."""
 
 
 class HelpShownError(Exception):
-    """The help that was asked for has been printed, and nothing else is to be done."""
+    """The parser has printed its help or the version: the command ends here."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,15 +60,36 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
+def run_command(
+    command: Callable[[Alone, argparse.Namespace], int],
+    parser: Parser,
+    argv: Sequence[str] | None = None,
+    comm: Alone | None = None,
+) -> int:
+    """Parse a command line, call ``command(comm, options)`` on every rank, and return the exit status.
+
+    Args:
+        command: returns its exit status.
+        parser: the parser of the command line.
+        argv: the words after the command's name; None: the words that this process was started with.
+        comm: the ranks; None: all ranks of this job.
+    """
+
+    def parse_and_call(ranks: Alone) -> int:
+        with ranks.together():
+            options = parse(parser, argv, ranks)
+        return command(ranks, options)
+
+    return run(parse_and_call, comm)
+
+
 def run(command: Callable[[Alone], int], comm: Alone | None = None) -> int:
-    """Run a command on all ranks of this job, or of ``comm``, and return its exit status.
+    """Call a function on all ranks of this job, or of ``comm``, and return the exit status.
 
     A DpcnnError that all ranks raise is one line from rank 0. Any other exception on any rank ends
     the whole job at once, with its traceback.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path may hold what the terminal's encoding has not
-            stream.reconfigure(errors="backslashreplace")
+    _escape_what_the_terminal_lacks()
     try:
         comm = comm or world()
     except LaunchError as error:
@@ -63,49 +97,88 @@ def run(command: Callable[[Alone], int], comm: Alone | None = None) -> int:
             tell(error)
         return MISTAKE
     try:
-        with np.errstate(all="ignore"):  # what is not finite is looked for where it matters, and named
+        with np.errstate(all="ignore"):  # the code checks for infinities and NaN where they matter
             return command(comm)
-    except DpcnnError as error:
-        if comm.rank == 0 or not error.agreed:
-            tell(error)
-        if error.agreed or comm.size == 1:
-            return error.status
-        comm.abort(error.status)
     except HelpShownError:
         return DONE
+    except DpcnnError as error:
+        return _end_by_error(comm, error)
     except MemoryError as error:
-        tell(
-            LaunchError(f"rank {comm.rank}: {error or 'no memory left'}; give the ranks more, or start fewer per node")
-        )
-        if comm.size == 1:
-            return MISTAKE
-        comm.abort(MISTAKE)
+        return _end_by_memory(comm, error)
     except KeyboardInterrupt:  # before training has begun: there is nothing to save
         comm.abort(INTERRUPTED)
     except BaseException:
-        text = "".join(traceback.format_exc())
-        print(f"dpcnn: rank {comm.rank} of {comm.size} failed:\n{text}", file=sys.stderr, flush=True)
-        if comm.size == 1:
-            return FAULT
-        comm.abort(FAULT)
+        return _end_by_fault(comm)
+
+
+def _escape_what_the_terminal_lacks() -> None:
+    """Let stdout and stderr escape characters that their encodings don't have, such as those of a path."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _end_by_error(comm: Alone, error: DpcnnError) -> int:
+    if comm.rank == 0 or not error.agreed:
+        tell(error)
+    return _end(comm, error.status, error.agreed)
+
+
+def _end_by_memory(comm: Alone, error: MemoryError) -> int:
+    why = error or "no memory left"
+    tell(LaunchError(f"rank {comm.rank}: {why}; give the ranks more, or start fewer per node"))
+    return _end(comm, MISTAKE)
+
+
+def _end_by_fault(comm: Alone) -> int:
+    text = traceback.format_exc()
+    print(f"dpcnn: rank {comm.rank} of {comm.size} failed:\n{text}", file=sys.stderr, flush=True)
+    return _end(comm, FAULT)
+
+
+def _end(comm: Alone, status: int, agreed: bool = False) -> int:
+    """Return the status if every rank returns it now; otherwise end the whole job with it."""
+    if agreed or comm.size == 1:
+        return status
+    comm.abort(status)
 
 
 def tell(error: DpcnnError) -> None:
-    """Print the one line of a mistake, whatever its words come from."""
+    """Print an error as one line on stderr, without control characters."""
     words = printable(str(error))
     text = words if len(words) <= MOST_ERROR else f"{words[:MOST_ERROR]} .."
     print(f"dpcnn: error: {text}", file=sys.stderr, flush=True)
 
 
 def parse(parser: Parser, argv: Sequence[str] | None, comm: Alone) -> argparse.Namespace:
-    """The parsed arguments; help is printed by rank 0 alone."""
+    """Parse the arguments; only rank 0 prints help."""
     if comm.rank:
         parser._print_message = lambda *_: None  # type: ignore[method-assign]
     return parser.parse_args(argv)
 
 
+def add_checkpoint(parser: Parser) -> None:
+    """Add the argument ``checkpoint``: see :func:`dpcnn.runs.folder.find_checkpoint`."""
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="RUN|CHECKPOINT",
+        help="a run's folder, which stands for its best checkpoint; or a checkpoint",
+    )
+
+
+def check_free(out: Path) -> None:
+    """Make sure that nothing exists at the path of a file that a command is going to write.
+
+    Raises:
+        CheckpointError: something exists there.
+    """
+    if out.exists() or out.is_symlink():
+        raise CheckpointError(f"{out}: exists; give another --out, or delete it")
+
+
 def add_config_flags(parser: Parser) -> None:
-    """A flag for each field of :class:`~dpcnn.config.Config`; those not given are left out."""
+    """Add a flag for each field of :class:`~dpcnn.config.Config`; flags that are not typed have no value."""
     for option in fields(Config):
         if option.name == "layers":  # in recipes only
             continue
@@ -124,13 +197,13 @@ def add_config_flags(parser: Parser) -> None:
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
-    """The config flags that were typed."""
+    """The values of the config flags that were typed, by field name."""
     names = {option.name for option in fields(Config)}
     return {name: value for name, value in vars(options).items() if name in names}
 
 
 def retype(flags: dict[str, Any]) -> list[str]:
-    """Config values as they would be typed, for a command that starts another."""
+    """The words of config flags, for a command that starts another command."""
     words = []
     for name, value in flags.items():
         flag = name.replace("_", "-")
@@ -139,7 +212,7 @@ def retype(flags: dict[str, Any]) -> list[str]:
 
 
 def override(config: Config, options: argparse.Namespace) -> Config:
-    """A config with the flags that were typed in place of its own values."""
+    """A copy of a config, with the values of the flags that were typed."""
     typed = given(options)
     layers: dict[str, Any] = {"layers": []} if "model" in typed else {}
     return from_dict({**asdict(config), **layers, **typed})

@@ -1,88 +1,65 @@
-"""Say what is in pictures: python -m dpcnn.predict CHECKPOINT FILE..."""
+"""Predict the classes of pictures: python -m dpcnn.predict RUN|CHECKPOINT FILE..."""
 
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dpcnn.cli import DONE, Parser, parse, run
-from dpcnn.data.pictures import open_pictures, read_pictures
-from dpcnn.errors import DataError, printable
-from dpcnn.nn.losses import softmax
+from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
+from dpcnn.errors import printable
 from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.tree import cut
-from dpcnn.runs.checkpoint import read
-from dpcnn.runs.folder import find_checkpoint
-from dpcnn.training.evaluation import EVALUATION_BLOCK
+from dpcnn.training.prediction import predictions
 
-SHOWN = 3  # classes in a line of text
+SHOWN = 3
+"""Classes per line of text."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    return run(lambda comm: predict(comm, argv))
+    """Run the command and return its exit status."""
+    return run_command(command, make_parser(), argv)
 
 
-def predict(comm: Alone, argv: Sequence[str] | None) -> int:
-    """Predict on rank 0; the other ranks of ``comm`` wait to hear whether it went well."""
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.predict", description=__doc__)
-    parser.add_argument(
-        "checkpoint", type=Path, metavar="RUN|CHECKPOINT", help="a run's folder: its best checkpoint; or a checkpoint"
-    )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="PNG, JPEG, IDX or NPZ; - for stdin")
+    add_checkpoint(parser)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a PNG, JPEG, IDX or NPZ file; - for stdin")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print a JSON object for each image, a line each")
+    form.add_argument("--json", action="store_true", help="print a JSON object per image, one per line")
     form.add_argument("--csv", action="store_true", help="print a table of comma-separated values")
-    with comm.together():
-        options = parse(parser, argv, comm)
+    return parser
+
+
+def command(comm: Alone, options: Namespace) -> int:
+    """Predict on rank 0; the other ranks of ``comm`` wait for its success or its error."""
+    show = print_json if options.json else print_csv if options.csv else print_text
     with comm.together():
         if comm.rank == 0:
-            found = predictions(options.checkpoint, options.files)
-            {True: print_text, options.json: print_json, options.csv: print_csv}[True](found)
+            show(predictions(options.checkpoint, options.files))
     return DONE
 
 
-def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """For each image of each file: the file, its number there, the class, and the probabilities of all.
-
-    Raises:
-        CheckpointError, DataError, ConfigError: a file is not what it should be.
-    """
-    known = read(find_checkpoint(checkpoint))
-    network = known.network()
-    vector = network.flat(known.parameters)
-    for path in files:
-        with open_pictures(path) as source:
-            images = read_pictures(source, known.image_shape)
-        for start, stop in cut(len(images), EVALUATION_BLOCK):
-            rows: NDArray[Any] = softmax(network.logits(vector, images[start:stop]).astype(np.float64))
-            if not np.isfinite(rows).all():
-                raise DataError(f"{path}: the network's answer is not finite: its weights are too large for this file")
-            for number, row in enumerate(rows, start):
-                yield {"file": str(path), "image": number, "class": int(row.argmax()), "probabilities": row.tolist()}
-
-
-def print_text(found: Iterator[dict[str, Any]]) -> None:
-    """A line for each image: its class, and the likeliest of the others."""
+def print_text(found: Iterable[dict[str, Any]]) -> None:
+    """Print a line per image: its likeliest classes and their probabilities."""
     for each in found:
         p = np.array(each["probabilities"])
         likeliest = ", ".join(f"{number} ({p[number]:.4f})" for number in np.argsort(-p, kind="stable")[:SHOWN])
         print(f"{printable(each['file'])}{' image ' + str(each['image']) if each['image'] else ''}: {likeliest}")
 
 
-def print_json(found: Iterator[dict[str, Any]]) -> None:
-    """An object for each image, a line each."""
+def print_json(found: Iterable[dict[str, Any]]) -> None:
+    """Print a JSON object per image, one per line."""
     for each in found:
         print(json.dumps(each))
 
 
-def print_csv(found: Iterator[dict[str, Any]]) -> None:
-    """A row for each image, under a header."""
+def print_csv(found: Iterable[dict[str, Any]]) -> None:
+    """Print a row per image, under a header."""
     rows = csv.writer(sys.stdout, lineterminator="\n")
     for place, each in enumerate(found):
         if not place:

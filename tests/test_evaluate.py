@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import run, train
 
-from dpcnn.evaluate import class_table, of_classes
+from dpcnn.reporting.tables import class_table
 from dpcnn.training.evaluation import Answers
+from dpcnn.training.examination import class_scores
 
 ANSWERS = Answers(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1]), np.array([0.1, 0.2, 3, 0.1, 2, 4]))
 
@@ -17,16 +18,16 @@ def test_counts_by_hand():
     assert confusion.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     assert (ANSWERS.tally.correct, ANSWERS.tally.count) == (3, 6)
     assert ANSWERS.tally.mean_loss == pytest.approx(9.4 / 6)
-    first, second, third, fourth = of_classes(confusion)
+    first, second, third, fourth = class_scores(confusion)
     assert first == {"class": 0, "samples": 3, "precision": 2 / 3, "recall": 2 / 3}
     assert second == {"class": 1, "samples": 2, "precision": 1 / 3, "recall": 1 / 2}
     assert third == {"class": 2, "samples": 1, "precision": None, "recall": 0}
     assert fourth == {"class": 3, "samples": 0, "precision": None, "recall": None}
 
 
-def test_the_table_of_classes():
+def test_the_table_class_scores():
     confusion = ANSWERS.confusion(3)
-    lines = class_table({"classes": of_classes(confusion), "confusion": confusion.tolist()}).splitlines()
+    lines = class_table({"classes": class_scores(confusion), "confusion": confusion.tolist()}).splitlines()
     assert lines[0].split() == ["class", "samples", "precision", "recall", "as", "0", "as", "1", "as", "2"]
     assert lines[2].split() == ["0", "3", "0.6667", "0.6667", "2", "1", "."]
     assert lines[4].split() == ["2", "1", "-", "0.0000", ".", "1", "."]

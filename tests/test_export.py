@@ -10,9 +10,14 @@ from conftest import ROOT, run
 
 from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.data.dataset import find_data, load
-from dpcnn.export import as_npz, as_onnx, as_safetensors, like_torch
+from dpcnn.errors import ConfigError
+from dpcnn.interop.metadata import Description
+from dpcnn.interop.npz import as_npz
+from dpcnn.interop.onnx import OPERATORS, as_onnx
+from dpcnn.interop.safetensors import as_safetensors, from_safetensors, like_torch
 from dpcnn.interop.torch_layout import THEIR_NAMES
 from dpcnn.nn.models import KINDS
+from dpcnn.nn.pooling import MaxPool2d
 from dpcnn.parallel.comm import Alone
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.progress import Cursor
@@ -79,6 +84,13 @@ def test_onnxruntime_knows_every_kind_of_layer():
 
 
 @needs_export
+def test_a_layer_that_onnx_export_does_not_know_is_refused(monkeypatch):
+    monkeypatch.delitem(OPERATORS, MaxPool2d)
+    with pytest.raises(ConfigError, match="^no ONNX export for maxpool2d1; use --format npz$"):
+        as_onnx(fresh("book-cnn-adam")[0])
+
+
+@needs_export
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_safetensors_have_pytorch_s_layout(recipe):
     from safetensors.numpy import load as load_tensors
@@ -136,18 +148,13 @@ def test_the_whole_test_set_has_the_same_answers(mlp_checkpoint, tmp_path):
     assert (tmp_path / "net.onnx").read_bytes() == content
 
 
-def load_net(path, told=None):
-    """What dpcnn.import makes of a file: the module has a keyword's name."""
-    return importlib.import_module("dpcnn.import").from_safetensors(path, told)
-
-
 @needs_export
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_is_brought_in_is_what_was_taken_out(recipe, tmp_path):
     checkpoint, logits = fresh(recipe)
     path = tmp_path / "net.safetensors"
     path.write_bytes(as_safetensors(checkpoint))
-    found = load_net(path)
+    found = from_safetensors(path)
     assert (found.config, found.image_shape, found.classes) == (checkpoint.config, (28, 28, 1), 10)
     assert list(found.parameters) == list(checkpoint.parameters)
     for name, array in checkpoint.parameters.items():
@@ -159,7 +166,6 @@ def test_what_is_brought_in_is_what_was_taken_out(recipe, tmp_path):
 def test_a_pytorch_model_s_tensors_are_brought_in(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     save_file = pytest.importorskip("safetensors.torch").save_file
-    module = importlib.import_module("dpcnn.import")
     parts = {
         "conv2d1": torch.nn.Conv2d(1, 4, 3, bias=False),
         "batchnorm1": torch.nn.BatchNorm2d(4),
@@ -173,9 +179,8 @@ def test_a_pytorch_model_s_tensors_are_brought_in(tmp_path):
         {"kind": "scale"}, {"kind": "conv2d", "filters": 4, "kernel": 3}, {"kind": "batchnorm"}, {"kind": "flatten"},
         {"kind": "linear", "bias": True},
     ]  # fmt: skip
-    found = load_net(
-        tmp_path / "net.safetensors", module.Told(Config(model="theirs", layers=layers), (28, 28, 1), 10, 0)
-    )
+    description = Description(Config(model="theirs", layers=layers), (28, 28, 1), 10, step=0)
+    found = from_safetensors(tmp_path / "net.safetensors", description)
     network, x = found.network(), images(20)
     net = torch.nn.Sequential(parts["conv2d1"], parts["batchnorm1"], torch.nn.Flatten(), parts["linear1"]).eval()
     with torch.no_grad():

@@ -6,7 +6,7 @@ from conftest import run, train
 
 from dpcnn.config import read_recipe
 from dpcnn.nn import reference
-from dpcnn.plot import first_layer
+from dpcnn.reporting.first_layer import first_layer
 from dpcnn.runs.checkpoint import read
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")

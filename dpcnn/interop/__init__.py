@@ -1,1 +1,1 @@
-"""Networks for and from other programs."""
+"""Networks in the file formats of other programs."""

@@ -1,23 +1,25 @@
-"""Parameters as PyTorch names them and lays them out, for images (N, C, H, W); no PyTorch is needed.
+"""PyTorch's names and layout of the parameters, for images (N, C, H, W). This module does not need PyTorch.
 
 =============  ===================  ========================================================
-ours           theirs               laid out
+dpcnn          PyTorch              layout
 =============  ===================  ========================================================
-conv2d1.w      conv2d1.weight       (KH, KW, C, F) as (F, C, KH, KW)
-linear1.w      linear1.weight       (C, F) as (F, C); behind flattened pixels, ours in the
-                                    order (H, W, C), as theirs in the order (C, H, W)
-batchnorm1.w   batchnorm1.weight    (C,)
-...b           ...bias              as it is
-...mean        ...running_mean      as it is
-...variance    ...running_var       as it is
+conv2d1.w      conv2d1.weight       (KH, KW, C, F) becomes (F, C, KH, KW)
+linear1.w      linear1.weight       (C, F) becomes (F, C); after a flatten layer, features in
+                                    the order (H, W, C) become features in the order (C, H, W)
+batchnorm1.w   batchnorm1.weight    (C,), the same
+...b           ...bias              the same
+...mean        ...running_mean      the same
+...variance    ...running_var       the same
 =============  ===================  ========================================================
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
+from dpcnn.nn.layer import Layer, Parameter
 from dpcnn.nn.layers import Conv2d, Flatten, Linear
 from dpcnn.nn.network import Network
 
@@ -26,12 +28,12 @@ THEIR_NAMES = {"w": "weight", "b": "bias", "mean": "running_mean", "variance": "
 
 @dataclass(frozen=True)
 class Twin:
-    """A parameter here and there.
+    """A parameter in dpcnn (ours) and in PyTorch (theirs).
 
     Attributes:
         ours, theirs: its full names.
-        shape, their_shape: of its array.
-        window: its shape as a convolution's kernel, (KH, KW, C, F); None: the arrays are the same.
+        shape, their_shape: the shapes of its array.
+        window: its shape as the kernel of a convolution, (KH, KW, C, F); None: the arrays are the same.
     """
 
     ours: str
@@ -41,36 +43,54 @@ class Twin:
     window: Shape | None
 
     def to_torch(self, array: Array) -> Array:
-        """Our array, laid out as theirs."""
+        """Convert an array of ``shape`` to PyTorch's layout, ``their_shape``."""
         if self.window is None:
             return array
         return np.ascontiguousarray(array.reshape(self.window).transpose(3, 2, 0, 1)).reshape(self.their_shape)
 
     def from_torch(self, array: Array) -> Array:
-        """The reverse."""
+        """Convert an array of ``their_shape`` to dpcnn's layout, ``shape``."""
         if self.window is None:
             return array
         KH, KW, C, F = self.window
         return np.ascontiguousarray(array.reshape(F, C, KH, KW).transpose(2, 3, 1, 0)).reshape(self.shape)
 
 
+def _of_conv2d(w: Shape, pixels: Shape) -> tuple[Shape, Shape]:
+    KH, KW, C, F = w
+    return w, (F, C, KH, KW)
+
+
+def _of_linear(w: Shape, pixels: Shape) -> tuple[Shape, Shape]:
+    C, F = w
+    return (*(pixels or (1, 1, C)), F), (F, C)
+
+
+LAYOUTS: dict[type[Layer], Callable[[Shape, Shape], tuple[Shape, Shape]]] = {Conv2d: _of_conv2d, Linear: _of_linear}
+"""For each type of layer whose "w" has another layout in PyTorch, the function that gives ``window``, ``their_shape``.
+
+It takes the shape of our "w", and the shape (H, W, C) of the pixels that a flatten layer in front has flattened, or ().
+"""
+
+
 def twins(network: Network) -> list[Twin]:
     """Every parameter of a network, in order."""
     found: list[Twin] = []
-    shape, flattened = network.input_shape, None
+    pixels: Shape = ()
+    shape = network.input_shape
     for name, layer in zip(network.names, network.layers, strict=True):
         if isinstance(layer, Flatten):
-            flattened = shape
+            pixels = shape
         shape = layer.connect(shape)
-        for p in layer.parameters:
-            window: Shape | None = None
-            theirs = p.shape
-            if isinstance(layer, Conv2d) and p.name == "w":
-                KH, KW, C, F = window = p.shape
-                theirs = (F, C, KH, KW)
-            elif isinstance(layer, Linear) and p.name == "w":
-                window, theirs = (*(flattened or (1, 1, p.shape[0])), p.shape[1]), p.shape[::-1]
-            found.append(Twin(f"{name}.{p.name}", f"{name}.{THEIR_NAMES[p.name]}", p.shape, theirs, window))
+        found += [_twin(name, layer, parameter, pixels) for parameter in layer.parameters]
         if isinstance(layer, Linear):
-            flattened = None
+            pixels = ()
     return found
+
+
+def _twin(name: str, layer: Layer, parameter: Parameter, pixels: Shape) -> Twin:
+    ours, theirs = f"{name}.{parameter.name}", f"{name}.{THEIR_NAMES[parameter.name]}"
+    if parameter.name == "w" and type(layer) in LAYOUTS:
+        window, their_shape = LAYOUTS[type(layer)](parameter.shape, pixels)
+        return Twin(ours, theirs, parameter.shape, their_shape, window)
+    return Twin(ours, theirs, parameter.shape, parameter.shape, None)

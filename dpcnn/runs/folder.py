@@ -51,6 +51,15 @@ class RunFolder:
         self.trace = path / "trace.json"
         self._lock: Lock | None = None
 
+    def check_started(self) -> None:
+        """Make sure that this is the folder of a run, which has written its metrics.
+
+        Raises:
+            ConfigError: there is no metrics.jsonl.
+        """
+        if not self.metrics.is_file():
+            raise ConfigError(f"{self.path}: no run's folder: it has no {self.metrics.name}")
+
     def check_idle(self) -> None:
         """Make sure that no other job trains here now.
 

@@ -1,0 +1,71 @@
+"""The description of a network that goes with its weights in every exported file."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dpcnn import __version__
+from dpcnn.base.arrays import Shape
+from dpcnn.base.fields import FieldError, Table, load_json
+from dpcnn.config import Config, from_dict
+from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.runs.checkpoint import MOST_SIDE, Checkpoint
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network without its weights.
+
+    Attributes:
+        config: the configuration, with the layers.
+        image_shape: (H, W, C) of the images.
+        classes: the number of classes.
+        step: the number of steps that the weights were trained for.
+    """
+
+    config: Config
+    image_shape: Shape
+    classes: int
+    step: int
+
+
+def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    """The metadata of an exported file: a JSON object under the name "dpcnn".
+
+    It is a single entry because safetensors writes several entries in a random order, and the same checkpoint must
+    give the same bytes.
+    """
+    values = {
+        "version": __version__,
+        "config": asdict(checkpoint.config),
+        "image_shape": list(checkpoint.image_shape),
+        "classes": checkpoint.classes,
+        "step": checkpoint.cursor.step,
+        "weights_sha256": checkpoint.weights_sha256,
+    }
+    return {"dpcnn": json.dumps(values)}
+
+
+def from_metadata(path: Path, metadata: Mapping[str, str]) -> Description:
+    """The description in the metadata of an exported file.
+
+    Args:
+        path: the file's path, for messages.
+
+    Raises:
+        CheckpointError: the description is damaged.
+        ConfigError: there is no description.
+    """
+    if "dpcnn" not in metadata:
+        raise ConfigError(f"{path}: does not tell its network; give --recipe")
+    try:
+        values = Table(load_json(metadata["dpcnn"]))
+        return Description(
+            from_dict(values.table("config").all(), "config.", whole=True),
+            values.integers("image_shape", 3, least=1, most=MOST_SIDE),
+            values.integer("classes", 1, MOST_SIDE),
+            values.integer("step"),
+        )
+    except (FieldError, ConfigError) as error:
+        raise CheckpointError(f"{path}: what it says of its network is not understood ({error})") from None

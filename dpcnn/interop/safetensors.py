@@ -1,0 +1,106 @@
+"""Networks as safetensors files, with PyTorch's names and layout of the parameters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dpcnn.base.arrays import Array
+from dpcnn.base.fields import MOST_NAME
+from dpcnn.base.files import open_plain
+from dpcnn.base.numerics import fingerprint
+from dpcnn.errors import CheckpointError, LaunchError, not_installed
+from dpcnn.interop.metadata import Description, from_metadata, to_metadata
+from dpcnn.interop.torch_layout import Twin, twins
+from dpcnn.runs.checkpoint import Checkpoint, weights_sha256
+from dpcnn.runs.progress import Cursor
+
+
+def as_safetensors(checkpoint: Checkpoint) -> bytes:
+    """The content of a safetensors file: each parameter as :func:`like_torch` gives it, and the metadata.
+
+    Raises:
+        LaunchError: the package safetensors is not installed.
+    """
+    try:
+        from safetensors.numpy import save
+    except ImportError:
+        raise LaunchError(f"--format safetensors: {not_installed('safetensors', 'export')}") from None
+    return bytes(save(like_torch(checkpoint), metadata=to_metadata(checkpoint)))
+
+
+def like_torch(checkpoint: Checkpoint) -> dict[str, Array]:
+    """The parameters with PyTorch's names and layout: see :mod:`dpcnn.interop.torch_layout`."""
+    parameters = checkpoint.parameters
+    return {twin.theirs: twin.to_torch(parameters[twin.ours]) for twin in twins(checkpoint.network())}
+
+
+def from_safetensors(path: Path, description: Description | None = None) -> Checkpoint:
+    """A checkpoint of the tensors in a file, for every use but to resume training: it has no optimizer state.
+
+    Args:
+        description: the network; None: the file's metadata describe it, as in every file of :func:`as_safetensors`.
+
+    Raises:
+        LaunchError: the package safetensors is not installed.
+        CheckpointError: the file can't be read, or its tensors are not the network's.
+        ConfigError: nothing describes the network, or the network does not fit the images.
+    """
+    tensors, metadata = read_tensors(path)
+    description = description or from_metadata(path, metadata)
+    network = description.config.network(description.image_shape, description.classes)
+    pairs = twins(network)
+    _check_shapes(path, tensors, pairs, description.config.model)
+    vector = network.flat({twin.ours: twin.from_torch(tensors[twin.theirs]) for twin in pairs})
+    return Checkpoint(
+        parameters=network.views(vector),
+        optimizer={},
+        cursor=Cursor(step=description.step),
+        config=description.config,
+        image_shape=network.input_shape,
+        classes=network.classes,
+        data="",
+        weights_sha256=weights_sha256(vector),
+        fingerprint=fingerprint(),
+    )
+
+
+def _check_shapes(path: Path, tensors: Mapping[str, Array], pairs: list[Twin], model: str) -> None:
+    """Make sure that the file's tensors are the network's, by names and shapes.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape.
+    """
+    found = {name: tuple(array.shape) for name, array in tensors.items()}
+    expected = {twin.theirs: twin.their_shape for twin in pairs}
+    for name in [*expected, *found]:
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{path}: {name[:MOST_NAME]} is {found.get(name, 'absent')} there and {expected.get(name, 'absent')} "
+                f"in {model}; give the --recipe that it was made with"
+            )
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Array], Mapping[str, str]]:
+    """The tensors of a file by name, without PyTorch's counters of batches, and the file's metadata.
+
+    Raises:
+        LaunchError: the package safetensors is not installed.
+        CheckpointError: the file can't be read, or a tensor does not hold floats.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise LaunchError(not_installed("safetensors", "export")) from None
+    try:
+        open_plain(path).close()
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata: Mapping[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError, TypeError, ValueError, KeyError, AttributeError) as error:  # NumPy lacks bfloat16
+        raise CheckpointError(f"{path}: no safetensors file that can be read ({error})") from None
+    tensors = {name: array for name, array in tensors.items() if not name.endswith("num_batches_tracked")}
+    for name, array in tensors.items():
+        if not np.issubdtype(array.dtype, np.floating):
+            raise CheckpointError(f"{path}: {name}: expected floats, not {array.dtype}")
+    return tensors, metadata

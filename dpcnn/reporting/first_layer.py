@@ -1,0 +1,67 @@
+"""Pictures of the first layer with weights: its filters, and its output for an image."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.data.dataset import find_data, load
+from dpcnn.errors import ConfigError
+from dpcnn.nn.network import Network, Vector
+from dpcnn.parallel.comm import Alone
+from dpcnn.reporting.figures import draw_filters, draw_maps
+from dpcnn.runs.checkpoint import Checkpoint
+
+
+def read_test_image(data: str, number: int) -> NDArray[Any]:
+    """The image (1, H, W, C), uint8, of a test sample.
+
+    Args:
+        data: the name or folder of the data set.
+        number: the sample's number, from 0.
+
+    Raises:
+        ConfigError: there is no sample of this number.
+        DataError: the data set can't be read.
+    """
+    samples = load(find_data(data), "test", Alone())
+    if not 0 <= number < len(samples):
+        raise ConfigError(f"--sample: must be below {len(samples)}, not {number}")
+    image, _ = samples.take(np.array([number]))
+    return image
+
+
+def draw_first_layer(checkpoint: Checkpoint, image: NDArray[Any], out: Path) -> list[str]:
+    """Draw the first layer's filters and its output for an image, before and after training.
+
+    Args:
+        image: (1, H, W, C).
+        out: the folder of the pictures, ``filters`` and ``maps``.
+
+    Returns:
+        A line per picture, with its files or the reason why it was not drawn.
+    """
+    config, network = checkpoint.config, checkpoint.network()
+    first = network.initialise(config.seed, config.init, config.init_deviation)
+    (before, map_before), (after, map_after) = (
+        first_layer(network, vector, image) for vector in (first, network.flat(checkpoint.parameters))
+    )
+    lines = [draw_filters(before, after, out / "filters")]
+    if map_before is not None and map_after is not None:
+        lines.append(draw_maps(image[0].mean(axis=-1), map_before, map_after, out / "maps"))
+    return lines
+
+
+def first_layer(network: Network, vector: Vector, image: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The filters (h, w, F) of the first layer with weights, and its output (h, w, F) for an image (1, H, W, C).
+
+    The filters of a linear layer have the shape of the image; its output is no picture, so it is None.
+    """
+    for _, weights, output in network.outputs(vector, image):
+        if "w" in weights and weights["w"].ndim == 4:
+            return weights["w"].mean(axis=2), output[:, :, 0].copy()
+        if "w" in weights:
+            H, W, C = network.input_shape
+            return weights["w"].reshape(H, W, C, -1).mean(axis=2), None
+    raise AssertionError("every network has weights")

@@ -1,0 +1,166 @@
+"""The report of a run: the sections of its page."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from html import escape
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from dpcnn import __version__
+from dpcnn.base.fields import FieldError, Table, load_json
+from dpcnn.base.files import MOST_TEXT, read_bytes
+from dpcnn.base.timing import PHASES
+from dpcnn.errors import CheckpointError, LaunchError, printable
+from dpcnn.reporting.figures import draw_confusion, draw_curves, draw_mistakes, new_figure
+from dpcnn.reporting.first_layer import draw_first_layer
+from dpcnn.reporting.html import Section, document, facts, picture, table
+from dpcnn.reporting.tables import CLASS_HEADER, class_rows
+from dpcnn.runs.checkpoint import Checkpoint
+from dpcnn.runs.events import Event, epoch_rows, read_events
+from dpcnn.runs.folder import RunFolder
+from dpcnn.runs.progress import Cursor
+from dpcnn.training.examination import Examination
+
+MISTAKES, COLUMNS = 25, 5
+"""The most images, and the columns, of the picture of the worst mistakes."""
+
+
+def check_matplotlib() -> None:
+    """Make sure that pictures can be drawn.
+
+    Raises:
+        LaunchError: matplotlib is not installed.
+    """
+    if new_figure(1) is None:
+        raise LaunchError("a report needs pictures: matplotlib is not installed; pip install 'dpcnn[plot]'")
+
+
+def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, found: Examination) -> str:
+    """The HTML page of a run and its checkpoint.
+
+    Args:
+        folder: the run's folder.
+        path: the checkpoint's path.
+        checkpoint: the checkpoint that the page is about.
+        found: its examination on the test samples.
+
+    Raises:
+        CheckpointError: a file of the run's folder is not as the run wrote it.
+    """
+    events = read_events(folder.metrics)
+    with TemporaryDirectory(prefix="dpcnn-report-") as work:
+        draw(folder, checkpoint, found, Path(work))
+        sections = [*results(events, found, Path(work)), *circumstances(folder, checkpoint)]
+    return document(printable(folder.path.resolve().name), summary(path, checkpoint, found, events), sections)
+
+
+def draw(folder: RunFolder, checkpoint: Checkpoint, found: Examination, out: Path) -> None:
+    """Draw the page's pictures into a folder."""
+    draw_curves([folder.path], out / "curves", narrow=True)
+    draw_confusion(found.confusion, out / "confusion")
+    draw_mistakes(found.answers, found.samples, found.indices, MISTAKES, out / "mistakes", COLUMNS)
+    draw_first_layer(checkpoint, found.samples.take(np.array([0]))[0], out)
+
+
+def results(events: Sequence[Event], found: Examination, drawn: Path) -> list[Section]:
+    """The sections on the results; ``drawn`` is the folder of the pictures."""
+    epochs = [event for event in events if event["event"] == "epoch"]
+    pictures = (
+        ("Who is taken for whom", "confusion", "counts of right class by predicted class"),
+        ("The worst mistakes", "mistakes", "right class as predicted class"),
+        ("Filters of the first layer", "filters", "before and after training"),
+        ("What they make of an image", "maps", "feature maps before and after training"),
+    )
+    return [
+        Section("Epochs", table(*epoch_rows(epochs)) if epochs else "", wide=True),
+        Section("Loss and accuracy", picture(drawn, "curves", "loss and accuracy over the epochs")),
+        Section("Classes, on the test samples", table(CLASS_HEADER, class_rows(found.results))),
+        *(Section(title, picture(drawn, name, text)) for title, name, text in pictures),
+    ]
+
+
+def circumstances(folder: RunFolder, checkpoint: Checkpoint) -> list[Section]:
+    """The sections on the ranks, the configuration, the layers and the numerics."""
+    config = {name: value for name, value in asdict(checkpoint.config).items() if name != "layers"}
+    numerics = checkpoint.fingerprint | {"cpu_features": " ".join(checkpoint.fingerprint["cpu_features"])}
+    return [
+        Section("Time and memory of each rank", ranks_table(folder), wide=True),
+        Section("Configuration", facts(config)),
+        Section("Layers", layers_table(checkpoint)),
+        Section("Numerics", facts(numerics)),
+    ]
+
+
+def summary(path: Path, checkpoint: Checkpoint, found: Examination, events: Sequence[Event]) -> dict[str, Any]:
+    """The facts at the top of the page."""
+    cursor, results = checkpoint.cursor, found.results
+    return {
+        "network": f"{checkpoint.config.model}, {checkpoint.network().size:,} parameters",
+        "checkpoint": f"{path.name}: after {cursor.step:,} steps, {cursor.epochs} epochs; the figures, pictures and "
+        "classes on this page are of this one",
+        "test accuracy": f"{results['accuracy']:.4f}: {results['correct']:,} of {results['samples']:,} "
+        f"of {results['data']}",
+        **progress(events, checkpoint.config.monitor),
+        "seed": checkpoint.config.seed,
+        "sha256 of the weights": checkpoint.weights_sha256,
+        "sha256 of the data": checkpoint.data,
+        "dpcnn": __version__,
+    }
+
+
+def progress(events: Sequence[Event], monitor: str) -> dict[str, str]:
+    """How good the run became on the validation samples, and how far it came."""
+    cursor = Cursor(events=list(events))
+    best, last = cursor.best(monitor) or {}, (cursor.epoch_events or [{"epoch": 0, "step": 0}])[-1]
+    end = "" if any(event["event"] == "end" for event in events) else "; the run has not come to its end"
+    return {
+        "validation accuracy": f"{best['validation_accuracy']:.4f} at best, after epoch {best['epoch']}"
+        if "validation_accuracy" in best
+        else "no samples held back",
+        "trained for": f"{last['epoch']} epochs, {last['step']:,} steps{end}",
+    }
+
+
+def ranks_table(folder: RunFolder) -> str:
+    """The time and memory of each rank since the run's last start; empty if the run recorded none.
+
+    Raises:
+        CheckpointError: the run's file ``times.json`` is not as a run writes it.
+    """
+    if not folder.times.exists():
+        return ""
+    try:
+        told = Table(load_json(read_bytes(folder.times, MOST_TEXT)))
+        rows = [[rank, *times_of(of_rank)] for rank, of_rank in enumerate(told.tables("ranks"))]
+        library = told.name("mpi")
+    except OSError as error:
+        raise CheckpointError(f"{folder.times}: {error.strerror}; delete it") from None
+    except FieldError as error:
+        raise CheckpointError(f"{folder.times}: not what a run has written ({error}); delete it") from None
+    header = ["rank", *PHASES, "waited for", "memory"]
+    return f"<p>{escape(library)}; since the run's last start.</p>\n{table(header, rows)}"
+
+
+def times_of(rank: Table) -> list[str]:
+    """The cells of a rank: its time in each phase, the time that others waited for it, and its peak memory.
+
+    Raises:
+        FieldError: a value is missing or not a number.
+    """
+    seconds = rank.table("seconds")
+    times = [*(seconds.number(phase) for phase in PHASES), rank.number("waited_for")]
+    return [*(f"{time:.1f} s" for time in times), f"{rank.number('peak_memory_mb'):.0f} MB"]
+
+
+def layers_table(checkpoint: Checkpoint) -> str:
+    """The network's layers, the shapes of their outputs, and the numbers of their parameters."""
+    network = checkpoint.network()
+    rows, shape = [], network.input_shape
+    for name, layer in zip(network.names, network.layers, strict=True):
+        shape = layer.connect(shape)
+        rows.append([name, " x ".join(map(str, shape)), f"{sum(prod(p.shape) for p in layer.parameters):,}"])
+    return table(["layer", "output", "parameters"], rows)

@@ -1,0 +1,136 @@
+"""What the network of a checkpoint gets right and wrong on the samples of a split."""
+
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.config import Config, from_dict
+from dpcnn.data.dataset import Samples, find_data, load
+from dpcnn.data.holdout import hold_out
+from dpcnn.errors import ConfigError
+from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.shared import share_or_part
+from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.folder import find_checkpoint
+from dpcnn.training.evaluation import Answers, evaluate
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The answers of a checkpoint's network for the samples of a split.
+
+    Attributes:
+        samples: the samples of the split's files.
+        indices: (n,) the numbers of the samples that the network answered.
+        answers: the answers, in the order of ``indices``.
+        confusion: (classes, classes) counts: by row the right class, by column the predicted one.
+        results: the figures, ready for JSON; rank 0 alone has the checkpoint's path and step in them.
+    """
+
+    samples: Samples
+    indices: NDArray[Any]
+    answers: Answers
+    confusion: NDArray[Any]
+    results: dict[str, Any]
+
+
+def read_on_rank_0(comm: Alone, path: Path) -> tuple[Path, Checkpoint | None]:
+    """Read the checkpoint at a path, or the best checkpoint of the run's folder at that path.
+
+    Returns:
+        The checkpoint's path; and on rank 0 the checkpoint, on the other ranks None.
+
+    Raises:
+        CheckpointError: on every rank.
+    """
+    with comm.together():
+        path = find_checkpoint(path)
+        return path, read(path) if comm.rank == 0 else None
+
+
+def examine(comm: Alone, path: Path, checkpoint: Checkpoint | None, split: str, data: str | None = None) -> Examination:
+    """Evaluate a checkpoint's network on a split; each rank of ``comm`` computes a share of the answers.
+
+    Args:
+        path: the checkpoint's path, for the results and for messages.
+        checkpoint: the checkpoint on rank 0, None on the other ranks.
+        split: "test" or "validation".
+        data: the name or folder of a data set to use in place of the checkpoint's.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: on every rank.
+    """
+    config = from_dict(comm.broadcast_obj(checkpoint and asdict(checkpoint.config)))
+    samples = _load(comm, data or config.data, split)
+    indices = _indices(samples, config, split)
+    with comm.together():
+        if not len(indices):
+            raise ConfigError(f"{path}: its run held no samples back for validation; give --split test")
+        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+        vector = network.flat(checkpoint.parameters) if checkpoint else np.empty(network.size, np.float32)
+    comm.broadcast(vector)
+    started = time.perf_counter()
+    answers = evaluate(comm, network, vector, samples, indices, config.label_smoothing)
+    confusion = answers.confusion(network.classes)
+    source = {"checkpoint": str(path), "step": checkpoint.cursor.step} if checkpoint else {}
+    source |= {"data": samples.manifest.name, "split": split}
+    seconds = round(time.perf_counter() - started, 3)
+    return Examination(
+        samples, indices, answers, confusion, {**source, **_figures(answers, confusion), "seconds": seconds}
+    )
+
+
+def _load(comm: Alone, data: str, split: str) -> Samples:
+    """The samples of the files in which a split lies; rank 0 prints a warning if the ranks can't share memory."""
+    with comm.together():
+        folder = find_data(data)
+    warning = share_or_part(comm)
+    if warning and comm.rank == 0:
+        print(warning, file=sys.stderr)
+    return load(folder, "test" if split == "test" else "train", comm)
+
+
+def _indices(samples: Samples, config: Config, split: str) -> NDArray[Any]:
+    """The numbers of a split's samples: all of them, or those that the run held back for validation."""
+    if split == "test":
+        return np.arange(len(samples))
+    return hold_out(samples.labels, config.validation, config.holdout, config.seed).validation
+
+
+def _figures(answers: Answers, confusion: NDArray[Any]) -> dict[str, Any]:
+    tally = answers.tally
+    return {
+        "samples": tally.count,
+        "correct": tally.correct,
+        "accuracy": tally.accuracy,
+        "loss": tally.mean_loss,
+        "classes": class_scores(confusion),
+        "confusion": confusion.tolist(),
+    }
+
+
+def class_scores(confusion: NDArray[Any]) -> list[dict[str, Any]]:
+    """The number of samples, the precision and the recall of each class.
+
+    Args:
+        confusion: (classes, classes) counts: by row the right class, by column the predicted one.
+
+    Returns:
+        A dictionary per class. Precision is None for a class that was never predicted, and recall is None for a
+        class without samples.
+    """
+    right, of_class, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    return [
+        {
+            "class": number,
+            "samples": int(of_class[number]),
+            "precision": right[number] / predicted[number] if predicted[number] else None,
+            "recall": right[number] / of_class[number] if of_class[number] else None,
+        }
+        for number in range(len(confusion))
+    ]

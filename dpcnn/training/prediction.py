@@ -1,0 +1,39 @@
+"""The classes that a checkpoint's network predicts for pictures."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.data.pictures import open_pictures, read_pictures
+from dpcnn.errors import DataError
+from dpcnn.nn.losses import softmax
+from dpcnn.parallel.tree import cut
+from dpcnn.runs.checkpoint import read
+from dpcnn.runs.folder import find_checkpoint
+from dpcnn.training.evaluation import EVALUATION_BLOCK
+
+
+def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Predict the images of files, one file after the other.
+
+    Yields:
+        For each image its file, its number in the file, its class, and the probabilities of all classes.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: the checkpoint or a file can't be used.
+    """
+    known = read(find_checkpoint(checkpoint))
+    network = known.network()
+    vector = network.flat(known.parameters)
+    for path in files:
+        with open_pictures(path) as source:
+            images = read_pictures(source, known.image_shape)
+        for start, stop in cut(len(images), EVALUATION_BLOCK):
+            rows: NDArray[Any] = softmax(network.logits(vector, images[start:stop]).astype(np.float64))
+            if not np.isfinite(rows).all():
+                raise DataError(f"{path}: the network's answer is not finite: its weights are too large for this file")
+            for number, row in enumerate(rows, start):
+                yield {"file": str(path), "image": number, "class": int(row.argmax()), "probabilities": row.tolist()}
