@@ -39,7 +39,7 @@ def parse_event(value: Any, where: str) -> Event:
     else:
         raise FieldError(f"{where}: no event {kind!r}")
     for key in whole:
-        told.integer(key)
+        told.integer(key, 1)
     for key in broken:
         told.number(key)
     more = {"hash": ["parameters"], "end": ["weights_sha256"]}.get(kind, [])
