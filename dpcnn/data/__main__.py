@@ -33,11 +33,7 @@ def _parser() -> Parser:
     get.add_argument("--mirror", help="base address to download from, in place of the known ones")
     for each in (make, get):
         each.add_argument("--shards", type=int, default=SHARDS, help=f"training shards (default {SHARDS})")
-        each.add_argument(
-            "--contiguous",
-            action="store_true",
-            help="don't compress: the files are read during use, for sets larger than memory",
-        )
+        each.add_argument("--contiguous", action="store_true", help="don't compress, for sets larger than memory")
         each.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle each split, for sources sorted by class")
     show = commands.add_parser("info", help="show what a data set holds, and verify every byte of it")
     show.add_argument("data", help="a name under data/, or a folder")
