@@ -8,7 +8,7 @@ import pytest
 from conftest import run
 
 from dpcnn.errors import ConfigError
-from dpcnn.forecast import TERMS, Job, check, fitted, look_ahead, predicted, read_job
+from dpcnn.evidence.forecast import TERMS, Job, check, fitted, look_ahead, predicted, read_job
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import Job, train
 from test_failures import until_step
 
-from dpcnn.forecast import read_job
+from dpcnn.evidence.forecast import read_job
 
 SCRIPT = Path(__file__).parent / "namespaces.sh"
 TOOLS = ("ip", "tc", "unshare")

@@ -7,7 +7,7 @@ import pytest
 from conftest import run
 
 from dpcnn.config import read_recipe
-from dpcnn.reproduce import PUBLISHED, Published, compare
+from dpcnn.evidence.published import PUBLISHED, Published, compare
 
 
 def test_a_row_of_the_table():

@@ -8,36 +8,45 @@ import pytest
 from conftest import ROOT, Job, environment, run, train
 from test_train import timeless
 
-from dpcnn.submit import fill
+from dpcnn.cluster.batch import SCHEDULERS
 
-SCRIPTS = ["local.sh", "test.sh", "pbs.sh", "slurm.sbatch", "slurm-scaling.sbatch"]
+SCRIPTS = ["local.sh", "test.sh", "slurm-scaling.sbatch"]
 
 
 def submit(*words, **options):
     return run(0, "-m", "dpcnn.submit", *words, **options)
 
 
-def test_the_shipped_scripts_are_those_that_submit_writes():
-    common = {
-        "nodes": "2", "ranks_a_node": "16", "memory": "1G", "memory_a_node": "16gb", "time": "01:00:00", "lead": "120",
-        "setup": ". .venv/bin/activate # or: module load your MPI, and your environment", "arguments": "",
-    }  # fmt: skip
-    for scheduler, name, starter, more in (
-        ("slurm", "slurm.sbatch", "srun --mpi=pmix", {"words": '"runs/slurm-$SLURM_JOB_ID"'}),
-        ("pbs", "pbs.sh", "mpirun", {"run": "runs/pbs-$PBS_JOBID"}),
-    ):
-        values = {**common, **more, "starter": starter, "script": f"launch/{name}"}
-        assert (ROOT / "launch" / name).read_text() == fill(scheduler, values)
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_scripts_are_shell(name):
-    """bash reads them; shellcheck, where it is installed, has nothing to say."""
-    path = ROOT / "launch" / name
+def check_shell(path: Path) -> None:
+    """bash reads the script; shellcheck, where it is installed, has nothing to say."""
     assert subprocess.run(["bash", "-n", path], capture_output=True, text=True).stderr == ""
     if shutil.which("shellcheck"):
         done = subprocess.run(["shellcheck", "--exclude=SC1091", path], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_shipped_scripts_are_shell(name):
+    check_shell(ROOT / "launch" / name)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_written_scripts_are_shell(tmp_path, scheduler):
+    written = submit("runs/mine", "--scheduler", scheduler, "--setup", "module load dpcnn", "--", "--seed", "3")
+    assert written.status == 0, written.err
+    (tmp_path / "script").write_text(written.out)
+    check_shell(tmp_path / "script")
+
+
+def test_arguments_of_a_script_replace_those_that_it_was_written_with(tmp_path):
+    """As in sbatch SCRIPT RUN [arguments]; here the starter only prints what it would start."""
+    (tmp_path / "script").write_text(submit("runs/mine", "--starter", "echo", "--", "--recipe", "accurate").out)
+    for words, expected in (
+        ([], "runs/mine --recipe accurate"),
+        (["runs/other", "--seed", "3"], "runs/other --seed 3"),
+    ):
+        result = Job(["bash", tmp_path / "script", *words], env={"SLURM_JOB_END_TIME": "1"}, cwd=tmp_path).wait()
+        assert result.out == f"python -m dpcnn.train --resume auto --out {expected}\n", result.err
 
 
 def test_flags_reach_the_script():

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import run
 
-from dpcnn.verify import first_difference
+from dpcnn.evidence.proof import first_difference
 
 
 def verify(quick, tmp_path, *flags: str):

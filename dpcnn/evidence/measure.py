@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.numerics import fingerprint, processor
+from dpcnn.base.text import markdown
 from dpcnn.base.timing import STEP_PHASES, Spans
 from dpcnn.config import Config
-from dpcnn.data.dataset import Samples
+from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import Adam
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.exchange import ExactExchange
+from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.console import Report
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer
@@ -27,6 +29,32 @@ WARM_UP = 5  # steps
 PEAK_SIDE, PEAK_SECONDS = 1024, 0.5
 
 Result = dict[str, Any]
+
+
+def measure_job(
+    comm: Alone, config: Config, steps: int, exchange_only: bool, say: Callable[[str], None]
+) -> tuple[Result, str]:
+    """Measure this job, on every rank of ``comm``: a training, unless ``exchange_only``, and the exchanges.
+
+    Rank 0 says so if ranks can't share memory.
+
+    Returns:
+        All measurements, and a text for people.
+    """
+    apart = share_or_part(comm)
+    if apart and comm.rank == 0:
+        say(apart)
+    with comm.together():
+        folder = find_data(config.data)
+    samples = load(folder, "train", comm)
+    with comm.together():
+        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+    nodes = comm.allgather_obj(comm.node().rank).count(0)
+    result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}
+    if not exchange_only:
+        result |= measure(comm, config, network, samples, steps)
+    result["exchange"] = compare_exchanges(comm, network.size, min(10, steps))
+    return result, job_text(result)
 
 
 def measure(comm: Alone, config: Config, network: Network, samples: Samples, steps: int) -> Result:
@@ -126,3 +154,42 @@ def compare_exchanges(comm: Alone, size: int, times: int, rounds: int = 9) -> Re
         found["allreduce"].append(1e3 * timed(comm, allreduce, times) / times)
     ratios = [ours / theirs for ours, theirs in zip(found["exact"], found["allreduce"], strict=True)]
     return {"milliseconds": found, "ratios": ratios, "ratio": median(ratios)}
+
+
+def job_text(result: Result) -> str:
+    """The measurements of a job in words and a table."""
+    exchange = exchange_line(result["ranks"], result["exchange"])
+    if "seconds_a_step" not in result:
+        return exchange
+    return "\n".join([*training_lines(result), "", rank_table(result), "", exchange])
+
+
+def training_lines(result: Result) -> list[str]:
+    """The machine, and the speed of the training."""
+    machine, config = result["machine"], result["config"]
+    return [
+        f"{machine['processor']}; {machine['mpi']}; NumPy {machine['numpy']}, {machine['blas']}",
+        f"{config['model']}, {result['ranks']} ranks, batch {config['batch']} in microbatches of "
+        f"{config['microbatch']}: {result['images_per_second']:,.0f} images/s, "
+        f"{1e3 * result['seconds_a_step']:.1f} ms a step",
+        f"sgemm peak of all ranks {result['sgemm_peak'] / 1e9:.0f} GFLOP/s; {result['flops_an_image'] / 1e6:.1f} MFLOP "
+        f"an image by direct convolution; {result['fraction_of_limit']:.0%} of that limit",
+    ]
+
+
+def rank_table(result: Result) -> str:
+    """How each rank spends its time, and its memory."""
+    rows = []
+    for rank, (shares, used) in enumerate(zip(result["shares"], result["memory"], strict=True)):
+        times = (f"{shares[phase]:.1%}" for phase in STEP_PHASES)
+        rows.append((rank, *times, f"{used['peak']:.0f} MB", f"{used['own']:.0f} MB"))
+    return markdown(("rank", *STEP_PHASES, "peak memory", "its own"), rows)
+
+
+def exchange_line(ranks: int, found: Result) -> str:
+    """The comparison of the exchanges in words."""
+    exact, allreduce = (median(found["milliseconds"][key]) for key in ("exact", "allreduce"))
+    return (
+        f"{ranks} ranks: exact exchange and Adam on slices {exact:.2f} ms, MPI_Allreduce and Adam on every rank "
+        f"{allreduce:.2f} ms; ratio {found['ratio']:.2f} ({min(found['ratios']):.2f} to {max(found['ratios']):.2f})"
+    )

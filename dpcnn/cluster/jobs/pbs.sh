@@ -5,14 +5,14 @@
 #PBS -j oe
 #PBS -r y
 #
-# Train on a PBS cluster, as long as it takes:
+# Train on a PBS cluster, in as many jobs as the run needs:
 #
 #   qsub -v RUN=runs/mine @script@
 #   qsub -l walltime=08:00:00 -v RUN=runs/mine,ARGUMENTS="--recipe accurate" @script@
 #
-# RUN is the run's folder: begun if it is not there, gone on with if it is. Shortly before its time is
-# over, the run stops with a checkpoint and this script queues itself again, as often as it takes. A qdel stops
-# it with a checkpoint too, and for good: qsub the same again to go on.
+# RUN is the run's folder; a run that has begun is resumed. Shortly before the job's time ends, the run stops with
+# a checkpoint and this script queues itself again, until the run is complete. qdel stops the run with a checkpoint
+# as well, but then the script does not queue itself again: submit it to resume.
 set -uo pipefail
 began=$(date +%s)
 cd "${PBS_O_WORKDIR:-.}" || exit
@@ -29,7 +29,7 @@ seconds=$(qstat -f "${PBS_JOBID:-}" 2>/dev/null | sed -n 's/^ *Resource_List.wal
 [ -z "$seconds" ] || export DPCNN_JOB_END=$((began + seconds))
 
 asked=
-trap 'asked=TERM; kill -USR1 "$job" 2>/dev/null' TERM # qdel: the ranks are to hear of it, and mpirun passes it on
+trap 'asked=TERM; kill -USR1 "$job" 2>/dev/null' TERM # qdel; mpirun passes the signal on to the ranks
 
 ended() { tail -n 1 "$run/metrics.jsonl" 2>/dev/null | grep -q '"event": "end"'; }
 last() { readlink "$run/checkpoints/last.h5"; }
@@ -49,7 +49,7 @@ if [ $status -eq 0 ] && ! ended; then
   status=137 # mpirun may call it a success when a node has died
 fi
 case $status in
-  0 | 1 | 2 | 75) ;; # the run's own word: at its end, failed, refused, stopped
+  0 | 1 | 2 | 75) ;; # the run's own status: complete, failed, refused, stopped
   *)                 # killed, as when a node dies, but after a checkpoint
     if [ "$(last)" != "$before" ]; then status=75; fi ;;
 esac

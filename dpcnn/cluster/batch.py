@@ -1,0 +1,119 @@
+"""Batch scripts of trainings: filled templates for Slurm and PBS, which are submitted."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from dpcnn.base.files import read_bytes, write_file
+from dpcnn.cluster.stopping import seconds_of
+from dpcnn.errors import ConfigError, LaunchError
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A scheduler: its template in cluster/jobs/, the command that submits a script, and the usual starter of ranks."""
+
+    template: str
+    sender: str
+    starter: str
+
+
+SCHEDULERS = {
+    "slurm": Scheduler("slurm.sbatch", "sbatch", "srun --mpi=pmix"),
+    "pbs": Scheduler("pbs.sh", "qsub", "mpirun"),
+}
+LEAD = 120  # seconds before a job's end at which Slurm signals it, or a fifth of a short job's time
+
+
+def environment() -> str:
+    """The shell line that enters the environment of this Python."""
+    if sys.prefix == sys.base_prefix:
+        return "# module load .. ; . ENVIRONMENT/bin/activate"
+    return f". {shlex.quote(sys.prefix)}/bin/activate"
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """A training as a batch job.
+
+    Attributes:
+        run: the folder of the run.
+        scheduler: a key of SCHEDULERS.
+        ranks_a_node: one rank per core.
+        memory: GB per rank.
+        time: as Slurm writes it.
+        starter: the command that starts the ranks; None: the usual one of the scheduler.
+        setup: the shell line that makes dpcnn available.
+        words: arguments of dpcnn.train.
+    """
+
+    run: Path
+    scheduler: str
+    nodes: int
+    ranks_a_node: int
+    memory: int
+    time: str
+    starter: str | None
+    setup: str
+    words: Sequence[str]
+
+    @property
+    def path(self) -> Path:
+        """The place of the script: beside the run's folder."""
+        return Path(f"{self.run}{Path(SCHEDULERS[self.scheduler].template).suffix}")
+
+    def script(self) -> str:
+        """The template of the scheduler with the values of this job.
+
+        Raises:
+            ConfigError: ``time`` is not understood.
+        """
+        template = files("dpcnn") / "cluster" / "jobs" / SCHEDULERS[self.scheduler].template
+        values = self._values()
+        return re.sub("@([a-z_]+)@", lambda place: values[place[1]], template.read_text(encoding="utf-8"))
+
+    def _values(self) -> dict[str, str]:
+        seconds = seconds_of(self.time)
+        hours, rest = divmod(seconds, 3600)
+        return {
+            "nodes": str(self.nodes),
+            "ranks_a_node": str(self.ranks_a_node),
+            "memory": f"{self.memory}G",
+            "memory_a_node": f"{self.memory * self.ranks_a_node}gb",
+            "time": f"{hours:02}:{rest // 60:02}:{rest % 60:02}",
+            "lead": str(min(LEAD, seconds // 5)),
+            "setup": self.setup,
+            "starter": self.starter or SCHEDULERS[self.scheduler].starter,
+            "words": shlex.join([str(self.run), *self.words]),
+            "run": shlex.quote(str(self.run)),
+            "arguments": shlex.quote(shlex.join(self.words)) if self.words else "",
+            "script": str(self.path),
+        }
+
+    def send(self) -> str:
+        """Write the script, unless it exists with the same content, and submit it.
+
+        Returns:
+            What the scheduler says.
+
+        Raises:
+            ConfigError: ``path`` has other content already.
+            LaunchError: this machine has no such scheduler, or it refuses the job.
+        """
+        sender, path, content = SCHEDULERS[self.scheduler].sender, self.path, self.script().encode()
+        if shutil.which(sender) is None:
+            raise LaunchError(f"--send: no {sender} on the PATH; type this on a login node, or leave --send away")
+        if path.exists() and read_bytes(path) != content:
+            raise ConfigError(f"{path}: another script is there already; submit it by {sender}, or delete it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, content)
+        done = subprocess.run([sender, str(path)], capture_output=True, text=True)
+        if done.returncode:
+            raise LaunchError(f"{sender} refuses {path}: {(done.stderr or done.stdout).strip()}")
+        return done.stdout.strip()

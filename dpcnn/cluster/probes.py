@@ -1,0 +1,180 @@
+"""The facts that dpcnn.doctor judges, collected from all ranks: each looks at itself, and they measure each other."""
+
+import os
+import platform
+import secrets
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from dpcnn import __version__
+from dpcnn.base.files import Folder, read_bytes
+from dpcnn.base.numerics import fingerprint
+from dpcnn.cluster.checks import Facts
+from dpcnn.cluster.watch import Watch
+from dpcnn.data.dataset import find_data
+from dpcnn.data.shards import SPLITS, read_manifest, verify
+from dpcnn.errors import DataError
+from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.launch import detect
+from dpcnn.parallel.shared import share_or_part
+
+PACKAGE = Path(__file__).parents[1]
+
+SIDE, SECONDS = 512, 0.2  # of the matrix product by which ranks are compared
+SMALL, LARGE = 1, 1 << 19  # float64 numbers exchanged to measure latency and bandwidth
+
+
+def collect(comm: Alone, data: str, out: Path) -> Facts:
+    """All facts, the same on every rank.
+
+    Args:
+        data: name or folder of the data set to check.
+        out: the folder that runs will be written to.
+    """
+    apart = share_or_part(comm)
+    watch = Watch(comm, 60, lambda line: None)
+    unwatched = watch.warning
+    watch.close()
+    return {
+        "ranks": comm.allgather_obj(of_rank(comm)),
+        "environment": comm.broadcast_obj(scheduler_variables()),
+        "now": comm.broadcast_obj(time.time()),
+        "mpi": comm.library,
+        "apart": apart,
+        "unwatched": unwatched,
+        "data": of_data(comm, data),
+        "output": of_output(comm, out),
+        "links": links(comm),
+        "hidden": comm.hidden_part(LARGE),
+    }
+
+
+def scheduler_variables() -> dict[str, str]:
+    """The environment variables by which a scheduler describes its job, and dpcnn's own."""
+    prefixes = ("SLURM_", "PBS_", "OAR_", "DPCNN_")
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+
+
+def of_rank(comm: Alone) -> Facts:
+    """The facts of this rank alone."""
+    launch = detect(os.environ)
+    comm.barrier()
+    return {
+        "host": platform.node(),
+        "launcher": launch.family if launch else None,
+        "asked": launch.size if launch else 1,
+        "size": comm.size,
+        "cores": sorted(os.sched_getaffinity(0)),
+        "host_cores": os.cpu_count(),
+        "threads": max((library["num_threads"] for library in threadpool_info()), default=1),
+        "software": {"python": platform.python_version(), "dpcnn": __version__, "at": str(PACKAGE)},
+        "numerics": fingerprint(),
+        "memory_mb": available_memory(),
+        "tmp_mb": shutil.disk_usage(tempfile.gettempdir()).free >> 20,
+        "gflops": gflops(),
+    }
+
+
+def available_memory() -> int:
+    """The MiB that are available on this host, or to the control group of this process if that is less."""
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    found = next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable"))
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    with suppress(OSError, ValueError):  # no such group, or "max"
+        found = min(found, (int(limit.read_text()) - int(used.read_text())) >> 20)
+    return found
+
+
+def gflops() -> float:
+    """The 10^9 floating-point operations per second of this rank, while all ranks multiply float32 matrices."""
+    a = np.full((SIDE, SIDE), 0.5, np.float32)
+    out = np.empty_like(a)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < SECONDS:
+        np.matmul(a, a, out=out)
+        count += 1
+    return round(2e-9 * count * SIDE**3 / (time.perf_counter() - started), 1)
+
+
+def of_data(comm: Alone, name: str) -> Facts:
+    """The faults of the data set and its checksum, as each rank sees it; the ranks share the checking of its shards."""
+    fault, checksum = "", ""
+    try:
+        folder = find_data(name)
+        manifest = read_manifest(folder)
+        checksum = manifest.checksum
+        shards = [shard for split in SPLITS for shard in manifest.splits[split]]
+        for shard in shards[comm.rank :: comm.size]:
+            verify(folder, shard)
+    except DataError as error:
+        fault = str(error)
+    told = comm.allgather_obj([fault, checksum])
+    return {"name": name, "faults": [fault for fault, _ in told], "checksums": [checksum for _, checksum in told]}
+
+
+def of_output(comm: Alone, folder: Path) -> Facts:
+    """What the file system of the runs can do: rank 0 writes a file, and all ranks look for it."""
+    probe = Path(comm.broadcast_obj(str(folder / f".dpcnn-doctor-{secrets.token_hex(8)}")))
+    found: Facts = {"folder": str(folder), "fault": "", "locks": True, "free_mb": 0}
+    if comm.rank == 0:
+        found |= written(probe)
+    comm.barrier()
+    seen = comm.allgather_obj(probe.exists())
+    comm.barrier()
+    if comm.rank == 0:
+        probe.unlink(missing_ok=True)
+    whole: Facts = comm.broadcast_obj({**found, "seen": seen})
+    return whole
+
+
+def written(probe: Path) -> Facts:
+    """What happens when a file is written, replaced and locked."""
+    found: Facts = {}
+    try:
+        found["free_mb"] = shutil.disk_usage(probe.parent).free >> 20
+        with Folder(probe.parent) as place:
+            place.write(probe.name, b"old")
+            place.write(probe.name, b"whole")
+            if read_bytes(probe) != b"whole":
+                found["fault"] = "a file that was moved over another has not taken its place"
+            try:
+                place.lock(probe.name, "")
+            except OSError:
+                found["locks"] = False
+    except OSError as error:
+        found["fault"] = f"{error.strerror}"
+    return found
+
+
+def links(comm: Alone) -> list[Facts]:
+    """Latency and bandwidth between rank 0 and one rank of each host, its own included."""
+    hosts = comm.allgather_obj(platform.node())
+    partners: dict[str, int] = {}
+    for rank in range(1, comm.size):
+        partners.setdefault(hosts[rank], rank)
+    found = []
+    for host, partner in partners.items():
+        comm.barrier()
+        seconds = [swap_seconds(comm, partner, size) for size in (SMALL, LARGE)] if comm.rank in (0, partner) else []
+        latency, large = comm.broadcast_obj(seconds)
+        rate = 8 * LARGE / max(large - latency, 1e-9)
+        found.append({"host": host, "near": host == hosts[0], "latency": latency, "bytes_per_second": rate})
+    return found
+
+
+def swap_seconds(comm: Alone, partner: int, numbers: int, rounds: int = 7) -> float:
+    """The median time in which rank 0 and ``partner`` exchange so many float64 numbers."""
+    send, receive, times = np.zeros(numbers), np.empty(numbers), []
+    for _ in range(rounds + 2):
+        started = time.perf_counter()
+        comm.swap(send, receive, partner if comm.rank == 0 else 0)
+        times.append(time.perf_counter() - started)
+    return median(times[2:])

@@ -1,0 +1,178 @@
+"""New data sets: a source is cut into shards, which all ranks write, and described by a manifest."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from dpcnn.base import fields
+from dpcnn.data.downloads import DOWNLOADS, Download, fetch
+from dpcnn.data.inputs import check_memory
+from dpcnn.data.layout import write_shard
+from dpcnn.data.shards import MOST_SHARDS, SPLITS, Manifest, Shard, ShardFile, write_manifest
+from dpcnn.data.sources import Source, read_source
+from dpcnn.errors import DataError, printable
+from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.tree import shares
+
+SHARDS = 8
+
+Say = Callable[[str], None]
+Job = tuple[str, str, int, int]
+"""A shard to write: split, file name, first sample, end."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The data set to be written.
+
+    Attributes:
+        out: its folder, which must not exist.
+        name: the data set's name; None: that of the folder.
+        shards: of the training split; those of other splits have about the same size.
+        contiguous: whether the samples are stored without compression.
+        shuffle: the seed of a random order of the samples of each split; None: the order of the source.
+    """
+
+    out: Path
+    name: str | None = None
+    shards: int = SHARDS
+    contiguous: bool = False
+    shuffle: int | None = None
+
+    def check_free(self) -> None:
+        """Make sure that nothing would be overwritten.
+
+        Raises:
+            DataError: ``out`` exists.
+        """
+        if os.path.lexists(self.out):
+            raise DataError(f"{self.out}: exists already; give another --out, or remove it")
+
+
+def prepare(comm: Alone, path: Path, target: Target, say: Say) -> None:
+    """Write the data set of the source at ``path``. The ranks share its shards; its bytes don't depend on them."""
+    with comm.together():
+        target.check_free()
+        source = read_source(path)
+    write_set(comm, source, target, say)
+
+
+def fetch_and_prepare(comm: Alone, name: str, mirror: str | None, target: Target, say: Say) -> None:
+    """Download a known data set on rank 0 while the others wait, then prepare it on all ranks.
+
+    Args:
+        mirror: the address to download from; None: the known ones.
+    """
+    known = DOWNLOADS[name]
+    folder = target.out.with_name(f"{target.out.name}.download")
+    with comm.together():
+        target.check_free()
+    with comm.together():
+        if comm.rank == 0:
+            mirrors = (mirror,) if mirror else known.mirrors
+            fetch(Download(mirrors, known.digests, known.licence), folder, say)
+    with comm.together():
+        source = read_source(folder)
+        source.origin["licence"] = known.licence
+    write_set(comm, source, target, say)
+    with comm.together():
+        if comm.rank == 0:
+            shutil.rmtree(folder)
+
+
+def write_set(comm: Alone, source: Source, target: Target, say: Say) -> None:
+    """Write shards and manifest in a new folder beside ``target.out``, and move them there when all are complete."""
+    if target.shuffle is not None:
+        source.shuffle(target.shuffle)
+    jobs = plan(source, target.shards)
+    with _new_folder(comm, target.out) as folder:
+        written = _write_shards(folder, comm, source, jobs, not target.contiguous)
+        with comm.together():
+            if comm.rank == 0:
+                manifest = _write_manifest(folder, source, written, target)
+                folder.rename(target.out)
+                say(f"{target.out}: {sum(map(manifest.samples, SPLITS)):,} samples in {len(jobs)} shards")
+
+
+@contextmanager
+def _new_folder(comm: Alone, out: Path) -> Iterator[Path]:
+    """An empty folder beside ``out``, for a block that moves it away or fails."""
+    room = ""
+    with comm.together():
+        if comm.rank == 0:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            room = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
+            os.mkdir(Path(room, "set"))  # with the permissions of any new folder, while the room is private
+    room = comm.broadcast_obj(room)
+    try:
+        yield Path(room, "set")
+    finally:
+        if comm.rank == 0:
+            shutil.rmtree(room, ignore_errors=True)
+
+
+def plan(source: Source, shards: int) -> list[Job]:
+    """All shards of a data set: ``shards`` of the training split, and test shards of about the same size."""
+    jobs = []
+    for split in SPLITS:
+        samples = source.samples(split)
+        count = min(samples, MOST_SHARDS, max(1, ceil(shards * samples / source.samples("train"))))
+        bounds = shares(samples, count)
+        digits = max(2, len(str(count - 1)))
+        jobs += [
+            (split, f"{split}-{number:0{digits}}.h5", bounds[number], bounds[number + 1]) for number in range(count)
+        ]
+    return jobs
+
+
+Written = dict[str, list[tuple[Shard, int]]]
+"""The shards of each split, and the size of each file in bytes."""
+
+
+def _write_shards(folder: Path, comm: Alone, source: Source, jobs: list[Job], compressed: bool) -> Written:
+    """Write this rank's share of the shards; the result, on every rank, is about all of them."""
+    written = {}
+    with comm.together():
+        for number in range(comm.rank, len(jobs), comm.size):
+            split, name, start, stop = jobs[number]
+            write_shard(folder / name, *source.part(split, start, stop), compressed=compressed)
+            with ShardFile(folder, Shard(name, stop - start, "")) as file:
+                written[str(number)] = [name, stop - start, file.sha256()], file.size
+    found = {int(number): told for part in comm.allgather_obj(written) for number, told in part.items()}
+    shards = [(Shard(*told), size) for _, (told, size) in sorted(found.items())]
+    return {split: [shard for job, shard in zip(jobs, shards, strict=True) if job[0] == split] for split in SPLITS}
+
+
+def _write_manifest(folder: Path, source: Source, written: Written, target: Target) -> Manifest:
+    splits = {split: tuple(shard for shard, _ in each) for split, each in written.items()}
+    manifest = describe(source, splits, target)
+    for split, each in written.items():
+        _check_readable(target.out, manifest, split, sum(size for _, size in each))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def describe(source: Source, splits: dict[str, tuple[Shard, ...]], target: Target) -> Manifest:
+    """The manifest of a data set."""
+    height, width, channels = source.splits["train"][0].shape[1:]
+    return Manifest(
+        name=target.name or printable(target.out.name)[: fields.MOST_NAME],
+        image_shape=(height, width, channels),
+        classes=1 + max(int(labels.max()) for _, labels in source.splits.values()),
+        compressed=not target.contiguous,
+        splits=splits,
+        content={split: source.sha256(split) for split in SPLITS},
+        source=source.origin,
+    )
+
+
+def _check_readable(out: Path, manifest: Manifest, split: str, size: int) -> None:
+    """Refuse a data set that compresses so well that it would be refused when it is loaded."""
+    if manifest.compressed:
+        needed = manifest.samples(split) * (manifest.image_bytes + 1)
+        check_memory(f"{out} ({split})", needed, size, "prepare it with --contiguous")

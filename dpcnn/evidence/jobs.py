@@ -1,0 +1,55 @@
+"""Jobs of their own: other modules of this package that a command starts."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from dpcnn.cli import retype
+from dpcnn.errors import ConfigError, LaunchError
+
+
+def command(module: str, *words: str, launcher: str = "", ranks: int = 1) -> list[str]:
+    """The command line of a module on so many ranks; without a launcher, of a single process.
+
+    Args:
+        launcher: the command that starts the ranks, such as ``mpirun --bind-to none``.
+    """
+    starter = [*shlex.split(launcher), "-n", str(ranks)] if launcher else []
+    return [*starter, sys.executable, "-m", module, *words]
+
+
+def run(module: str, *words: str, launcher: str = "", ranks: int = 1) -> str:
+    """Run a module to its end, and return what it printed to stdout.
+
+    Raises:
+        LaunchError: the job failed; the message has a line of its stderr.
+    """
+    done = subprocess.run(command(module, *words, launcher=launcher, ranks=ranks), capture_output=True, text=True)
+    if done.returncode:
+        raise LaunchError(f"{module} ended with status {done.returncode}; it said: {complaint(done.stderr, -1)}")
+    return done.stdout
+
+
+def complaint(stderr: str, otherwise: int) -> str:
+    """The line that tells why a job failed: the first one by dpcnn, or else the line with the index ``otherwise``."""
+    lines = [line for line in stderr.splitlines() if line.strip(" -")] or ["nothing"]
+    return next((line for line in lines if line.startswith("dpcnn: ")), lines[otherwise])
+
+
+def config_words(recipe: str | None, flags: Mapping[str, Any]) -> list[str]:
+    """The arguments that give a job a recipe (None: the default recipe) and config values."""
+    return [*(["--recipe", recipe] if recipe else []), *retype(dict(flags))]
+
+
+def numbers(flag: str, typed: str, example: str, least: int = 1) -> list[int]:
+    """The whole numbers of a list such as ``1,2,4``.
+
+    Raises:
+        ConfigError: an item is no whole number, or is less than ``least``.
+    """
+    items = typed.split(",")
+    if not all(item.isdecimal() and int(item) >= least for item in items):
+        raise ConfigError(f"{flag}: expected numbers such as {example}, not {typed}")
+    return [int(item) for item in items]

@@ -1,0 +1,187 @@
+"""The proof that the number of ranks changes nothing: runs on several numbers of ranks, compared step by step."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from platform import node
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dpcnn import __version__
+from dpcnn.base.text import text
+from dpcnn.errors import LaunchError
+from dpcnn.evidence.jobs import command, complaint, config_words
+from dpcnn.parallel.launch import descendants
+from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.events import Event, read_events
+
+TIMES = ("seconds", "images_per_second")
+"""Values of an event that may differ between runs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its name, its events, and its last checkpoint."""
+
+    name: str
+    events: list[Event]
+    checkpoint: Checkpoint
+
+
+@dataclass
+class Running:
+    """A training that has been started.
+
+    Attributes:
+        step: the last one that was seen in the run's metrics.
+    """
+
+    process: "subprocess.Popen[str]"
+    folder: Path
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training that all runs share.
+
+    Attributes:
+        launcher: the command that starts the ranks.
+        recipe: a name or a file; None: the default recipe.
+        flags: the config values that replace those of the recipe.
+        steps: of each run.
+    """
+
+    launcher: str
+    recipe: str | None
+    flags: Mapping[str, Any]
+    steps: int
+
+    def start(self, count: int, folder: Path) -> Running:
+        """Start a run on ``count`` ranks in a new folder."""
+        return self._start(count, folder, self.recipe, self.flags)
+
+    def resume(self, count: int, folder: Path) -> Running:
+        """Resume the run in ``folder`` on ``count`` ranks."""
+        return self._start(count, folder, None, {}, "--resume")
+
+    def _start(self, count: int, folder: Path, recipe: str | None, flags: Mapping[str, Any], *more: str) -> Running:
+        own = {"max_steps": self.steps, "guard_every": 1, "checkpoint_every": max(1, self.steps // 4)}
+        words = [*config_words(recipe, {**flags, **own}), *more, "--no-curves", "--out", str(folder)]
+        process = subprocess.Popen(
+            command("dpcnn.train", *words, launcher=self.launcher, ranks=count),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return Running(process, folder)
+
+
+def run_all(training: Training, counts: Sequence[int], say: Callable[[str], None]) -> list[Outcome]:
+    """Run a training on each number of ranks, and once more killed on the last number and resumed on the first."""
+    outcomes = []
+    with TemporaryDirectory(prefix="dpcnn-verify-") as work:
+        for count in counts:
+            say(f"{training.steps} steps on {ranks(count)}")
+            outcomes.append(finish(training.start(count, Path(work) / str(count)), ranks(count)))
+        first, second = counts[-1], counts[0]
+        say(f"{training.steps} steps on {ranks(first)}, killed on the way and resumed on {ranks(second)}")
+        killed = kill_half_way(training.start(first, Path(work) / "killed"), training.steps)
+        resumed = training.resume(second, killed.folder)
+        outcomes.append(finish(resumed, f"{ranks(first)}, killed at {killed.step}, then {second}"))
+    return outcomes
+
+
+def ranks(count: int) -> str:
+    """A number of ranks in words."""
+    return f"{count} rank{'s' * (count > 1)}"
+
+
+def finish(running: Running, name: str) -> Outcome:
+    """Wait for the end of a run.
+
+    Raises:
+        LaunchError: the run failed; the message has a line of its stderr.
+    """
+    _, stderr = running.process.communicate()
+    if status := running.process.returncode:
+        raise LaunchError(f"the run on {name} ended with status {status}: {complaint(stderr, 0)}")
+    checkpoint = read(running.folder / "checkpoints" / "last.h5")
+    return Outcome(name, read_events(running.folder / "metrics.jsonl"), checkpoint)
+
+
+def kill_half_way(running: Running, steps: int) -> Running:
+    """Send SIGKILL to all ranks once the run has taken half of its steps; their launcher then ends by itself."""
+    metrics = running.folder / "metrics.jsonl"
+    while running.step < steps // 2 and running.process.poll() is None:
+        time.sleep(0.002)
+        if metrics.exists():
+            running.step = metrics.read_text().count('"hash"')
+    for pid in descendants(running.process.pid):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    running.process.communicate()
+    return running
+
+
+def differences(outcomes: Sequence[Outcome]) -> list[str | None]:
+    """The first difference of each run from the first run."""
+    return [first_difference(outcomes[0].events, outcome.events) for outcome in outcomes]
+
+
+def first_difference(expected: Sequence[Event], found: Sequence[Event]) -> str | None:
+    """The step and the parameter (or other value) in which two runs first differ, apart from times; None: no
+    difference."""
+    for ours, theirs in zip(expected, found, strict=False):
+        for key in ours:
+            if key not in TIMES and ours[key] != theirs.get(key):
+                if key == "parameters" and isinstance(theirs.get(key), dict):
+                    key = next(name for name in ours[key] if ours[key][name] != theirs[key].get(name))
+                return f"step {ours.get('step', ours.get('steps'))}, {key}"
+    return None if len(expected) == len(found) else f"{len(found)} lines of metrics instead of {len(expected)}"
+
+
+def verdict(different: Sequence[str | None]) -> str:
+    """PASS, or FAIL if any run differs."""
+    return "FAIL" if any(different) else "PASS"
+
+
+def table(outcomes: Sequence[Outcome], different: Sequence[str | None]) -> str:
+    """A row for each run."""
+    rows = [
+        (outcome.name, outcome.checkpoint.weights_sha256[:16], verdict([difference]), difference or "")
+        for outcome, difference in zip(outcomes, different, strict=True)
+    ]
+    return text(("run", "weights", "verdict", "first difference"), rows)
+
+
+def receipt(outcomes: Sequence[Outcome], different: Sequence[str | None]) -> dict[str, Any]:
+    """The configuration, the machine, and the hashes and the first difference of each run, for a JSON file."""
+    checkpoint = outcomes[0].checkpoint
+    return {
+        "verdict": verdict(different),
+        "dpcnn": __version__,
+        "host": node(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "config": asdict(checkpoint.config),
+        "data": checkpoint.data,
+        "fingerprint": checkpoint.fingerprint,
+        "runs": [run_receipt(*each) for each in zip(outcomes, different, strict=True)],
+    }
+
+
+def run_receipt(outcome: Outcome, difference: str | None) -> dict[str, Any]:
+    """The part of the receipt that describes one run."""
+    return {
+        "run": outcome.name,
+        "weights_sha256": outcome.checkpoint.weights_sha256,
+        "first_difference": difference,
+        "hashes": {event["step"]: event["parameters"] for event in outcome.events if event["event"] == "hash"},
+    }

@@ -1,0 +1,135 @@
+"""Published accuracies of networks, and new runs of their recipes to compare with them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from dpcnn.base.fields import load_json
+from dpcnn.base.files import read_bytes, write_file
+from dpcnn.base.numerics import fingerprint, processor
+from dpcnn.base.text import markdown
+from dpcnn.config import read_recipe
+from dpcnn.errors import ConfigError
+from dpcnn.evidence.jobs import run
+from dpcnn.runs.events import Event, evaluated, read_events
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published figure: the accuracy on ``kind`` samples after an epoch."""
+
+    kind: str
+    epoch: int
+    accuracy: float
+    note: str = ""
+
+
+PUBLISHED = {
+    "simple-cnn-32": [Published("validation", 8, 0.9956)],
+    "book-cnn-adam": [Published("test", 20, 0.99, "about")],
+    "book-cnn-adagrad": [
+        Published("test", 1, 0.9780),
+        Published("test", 10, 0.9860),
+    ],
+    "mlp-sgd": [Published("test", 84, 0.9721)],
+    "mlp-adam": [Published("test", 10, 0.9708)],
+    "lenet5": [Published("test", 20, 0.9905, "LeCun et al., 1998, section III.B")],
+    "fast": [Published("test", 2, 0.99, "a goal of our own")],
+    "accurate": [Published("test", 20, 0.9970, "a goal of our own")],
+}
+"""The figures of each recipe."""
+
+
+def check_recipe(name: str) -> None:
+    """Make sure that there is a figure for a recipe.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in PUBLISHED:
+        raise ConfigError(f"no published figure for {name!r}; choose from {', '.join(PUBLISHED)}")
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """How recipes are trained.
+
+    Attributes:
+        launcher: the command that starts the ranks.
+        ranks: of each run.
+        folder: of all runs; a run that is complete in it is not repeated.
+        more: further arguments of each training.
+        say: shows the progress.
+    """
+
+    launcher: str
+    ranks: int
+    folder: Path
+    more: Sequence[str]
+    say: Callable[[str], None]
+
+    def rows(self, recipe: str, seeds: Sequence[str], in_torch: bool) -> list[tuple[str, ...]]:
+        """Train a recipe with each seed, on request also in PyTorch: a row of the table for each published figure."""
+        ours, theirs = [], []
+        for seed in seeds:
+            ours.append(self.train(recipe, seed))
+            if in_torch:
+                theirs.append(self.train_in_torch(recipe, seed))
+            last = ours[-1][-1]
+            accuracies = {kind: f"{last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last)}
+            self.say(f"{recipe}, seed {seed}: {accuracies}")
+        return [compare(recipe, published, ours, theirs) for published in PUBLISHED[recipe]]
+
+    def train(self, recipe: str, seed: str) -> list[Event]:
+        """The events of a run's epochs; a run that has begun is resumed."""
+        folder = self.folder / f"{recipe}-{seed}"
+        metrics = folder / "metrics.jsonl"
+        if not (metrics.is_file() and read_events(metrics)[-1:] and read_events(metrics)[-1]["event"] == "end"):
+            begin = ["--resume"] if folder.exists() else ["--recipe", recipe, "--seed", seed, *self.more]
+            words = [*begin, "--test", "--out", str(folder)]
+            run("dpcnn.train", *words, launcher=self.launcher, ranks=self.ranks)
+        return [event for event in read_events(metrics) if event["event"] == "epoch"]
+
+    def train_in_torch(self, recipe: str, seed: str) -> list[Event]:
+        """The events of the epochs of PyTorch's run, which a file keeps."""
+        path = self.folder / f"{recipe}-{seed}-torch.jsonl"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            printed = run("dpcnn.evidence.peers.torch_recipe", recipe, "--seed", seed, *self.more)
+            write_file(path, printed.encode())
+        return [load_json(line) for line in read_bytes(path).splitlines()]
+
+
+def reached(published: Published, runs: Sequence[Sequence[Event]]) -> list[float]:
+    """The accuracy of each run after the epoch of the published figure."""
+    epochs = [next((e for e in epochs if e["epoch"] == published.epoch), epochs[-1]) for epochs in runs]
+    return [event[f"{published.kind}_accuracy"] for event in epochs]
+
+
+def compare(
+    name: str, published: Published, runs: Sequence[Sequence[Event]], in_torch: Sequence[Sequence[Event]] = ()
+) -> tuple[str, ...]:
+    """A row of the table: a published figure, and the accuracies of our runs and of PyTorch's after the same epoch."""
+    found, theirs = reached(published, runs), reached(published, in_torch)
+    seconds = [sum(e["seconds"] for e in epochs if e["epoch"] <= published.epoch) for epochs in runs]
+    return (
+        name,
+        read_recipe(name).optimizer,
+        f"{published.kind}, epoch {published.epoch}",
+        f"{published.accuracy:.4f}" + (f" ({published.note})" if published.note else ""),
+        f"{median(found):.4f}",
+        " ".join(f"{accuracy:.4f}" for accuracy in found),
+        f"{median(seconds):.0f} s",
+        f"{median(theirs):.4f}" if theirs else "",
+        " ".join(f"{accuracy:.4f}" for accuracy in theirs),
+    )
+
+
+def table(rows: Sequence[Sequence[str]], ranks: int) -> str:
+    """The table of these rows, under a line that describes the machine."""
+    numerics = fingerprint()
+    ours, theirs = ("ours, median", "of each seed", "training"), ("PyTorch, median", "of each seed")
+    header = ("recipe", "optimizer", "accuracy", "published", *ours, *theirs)
+    machine = f"{processor()}; {ranks} ranks; NumPy {numerics['numpy']}, {numerics['blas']}"
+    return f"{machine}\n\n{markdown(header, rows)}"
