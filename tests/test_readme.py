@@ -1,4 +1,4 @@
-"""The README's own commands, run as they stand there, with fewer steps; and its lists of commands and recipes."""
+"""The commands of the README, run as they stand there, with fewer steps; and its lists of commands and recipes."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""The tutorial's own commands, run as they stand there, one block after the other in an empty folder."""
+"""The commands of the tutorial, run as they stand there, one block after the other in an empty folder."""
 
 import re
 
@@ -9,8 +9,8 @@ LIMIT = 300.0  # seconds of a block
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TUTORIAL, re.DOTALL)
-HERE = {"launch/local.sh -n 2": "mpirun -n 2 dpcnn train", ". .venv/bin/activate": ":"}
-"""What makes and enters an environment is left out: the tests have one."""
+INSTEAD = {"launch/local.sh -n 2": "mpirun -n 2 dpcnn train", ". .venv/bin/activate": ":"}
+"""The tests have an environment, so the commands that create and enter one are replaced."""
 
 
 @pytest.mark.slow
@@ -20,8 +20,8 @@ def test_the_blocks_one_after_the_other(tmp_path):
     outputs = {}
     for block in BLOCKS:
         command = block
-        for words, instead in HERE.items():
-            command = command.replace(words, instead)
+        for words, replacement in INSTEAD.items():
+            command = command.replace(words, replacement)
         result = Job(["bash", "-euo", "pipefail", "-c", command], cwd=tmp_path).wait(LIMIT)
         assert result.status == 0, f"{block}\n{result.out}\n{result.err}"
         outputs[block.splitlines()[-1]] = result.out.splitlines()
