@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Measure the points of the cost model in performance.md, fit it to some and check it on the others.
-# In an activated environment with Open MPI; as root, for the hosts in network namespaces. 8 minutes.
+# Measure the points of the cost model in performance.md, fit the model to some points and check it on the others.
+# Run this in an activated environment with Open MPI, as root (for the hosts in network namespaces). It takes 8 minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 points=$(mktemp -d)
 mkdir "$points/fit" "$points/check"
 
-step() { # fit or check, the ranks, the batch, the microbatch
+step() { # arguments: fit or check, ranks, batch, microbatch
   mpirun -n "$2" python -m dpcnn.bench --steps 40 --model "$model" --batch "$3" --microbatch "$4" \
     --json "$points/$1/$model-$2-$3-$4.json" >/dev/null
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the watch over the ranks and a trace cost: runs in turns, without and with them. In an activated environment.
+# Measure the cost of the watch and of --trace: runs in turns, without and with them. Run this in an activated environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=$(mktemp -d)
