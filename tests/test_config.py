@@ -59,7 +59,7 @@ def test_the_defaults_are_the_recipe_simple_cnn_but_for_the_validation_samples()
             b'[[layers]]\nkind = "conv2d"\nfilters = 1_000_000_000\nkernel = 3',
             "filters: must be at most 65536",
         ),
-        (b'[[layers]]\nkind = "conv2d"\nfilters = 3\nkernel = 3\npadding = 20_000', "at most 33,554,432 are supported"),
+        (b'[[layers]]\nkind = "conv2d"\nfilters = 3\nkernel = 3\npadding = 20_000', "padding: must be at most 64"),
         (b'[[layers]]\nkind = "flatten"\n[[layers]]\nkind = "flatten"', "flatten2 can't take"),
         (b'[[layers]]\nkind = "linear"\n', "linear1 can't take .*: pixels need a flatten"),
         (b'[[layers]]\nkind = "flatten"\n[[layers]]\nkind = "conv2d"\nfilters = 2\nkernel = 1', "it expects images"),

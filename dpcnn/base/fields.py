@@ -21,6 +21,11 @@ from dpcnn.errors import unknown_key
 MOST_INTEGER = 2**53
 """The largest whole number that JSON readers in general keep exactly."""
 
+MOST_DOTS = 200
+"""In a line of TOML: each may open another table, and the time grows with their square."""
+
+MOST_DIGITS = 15
+
 MOST_NAME, MOST_TEXT = 255, 100_000  # characters
 
 
@@ -53,7 +58,10 @@ def load_toml(content: bytes) -> dict[str, Any]:
         FieldError: it is none, or is nested too deeply.
     """
     try:
-        return tomllib.loads(content.decode())
+        text = content.decode()
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            raise FieldError(f"a line of more than {MOST_DOTS} dots: nested too deeply")
+        return tomllib.loads(text)
     except RecursionError:
         raise FieldError("nested too deeply") from None
     except ValueError as error:
@@ -189,3 +197,8 @@ def _short(value: Any) -> str:
     if isinstance(value, list | dict):
         return f"a {type(value).__name__} of {len(value)}"
     return repr(value)[:60]
+
+
+def digits(text: str) -> int | None:
+    """The whole number that is written as at most 15 digits; None: the text is something else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None

@@ -77,6 +77,9 @@ class Layer:
         raise NotImplementedError
 
 
+MOST_WINDOW = 1 << 16
+"""Pixels of a kernel or pooling window: each of them is a pass over the image."""
+
 MOST = 1 << 16
 """What a layer's whole numbers may be at most: filters, features, sides of kernels and images, padding."""
 
@@ -90,5 +93,15 @@ def at_least(least: int, **options: int) -> None:
     for name, value in options.items():
         if not value >= least:
             raise ConfigError(f"{name}: must be at least {least}, not {value}")
-        if not value <= MOST:
-            raise ConfigError(f"{name}: must be at most {MOST}, not {value}")
+    at_most(MOST, **options)
+
+
+def at_most(most: int, **options: int) -> None:
+    """Hold a layer's options against their upper bound.
+
+    Raises:
+        ConfigError: one is above.
+    """
+    for name, value in options.items():
+        if not value <= most:
+            raise ConfigError(f"{name}: must be at most {most}, not {value}")

@@ -11,7 +11,9 @@ from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import Draw
 from dpcnn.errors import ConfigError
 from dpcnn.nn.convolution import choose_kernel, output_length
-from dpcnn.nn.layer import Backward, Layer, Parameter, at_least
+from dpcnn.nn.layer import MOST_WINDOW, Backward, Layer, Parameter, at_least, at_most
+
+MOST_PADDING = 64
 
 SMALL_PRODUCT = 1_000_000
 """Up to so many multiplications, OpenBLAS multiplies matrices as they lie, and does not copy them first."""
@@ -54,6 +56,8 @@ class Conv2d(Layer):
             raise ConfigError(f"kernel: expected a height and a width, not {list(self.kernel)}")
         at_least(1, filters=filters, height=self.kernel[0], width=self.kernel[1], stride=stride)
         at_least(0, padding=padding)
+        at_most(MOST_PADDING, padding=padding)
+        at_most(MOST_WINDOW, kernel=self.kernel[0] * self.kernel[1])
         self.filters, self.stride, self.padding, self.bias = filters, stride, padding, bias
 
     def connect(self, shape: Shape) -> Shape:

@@ -12,6 +12,7 @@ from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 
 Spec = Sequence[Mapping[str, Any]]
+MOST_LAYERS = 1_000
 
 KINDS: dict[str, type[Layer]] = {
     kind.__name__.lower(): kind
@@ -88,6 +89,8 @@ def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
         ConfigError: a layer of an unknown kind, or with options that it has not or can't have.
     """
     layers: list[Layer] = []
+    if len(spec) > MOST_LAYERS:
+        raise ConfigError(f"{len(spec):,} layers; at most {MOST_LAYERS:,} are supported")
     for number, table in enumerate(spec, 1):
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items() if key != "kind"}
         kind = table.get("kind")

@@ -29,8 +29,8 @@ the pixels of a batch have fewer.
 """
 
 
-MOST_LAYERS, MOST_PARAMETERS, MOST_OUTPUTS = 1_000, 1 << 28, 1 << 25
-"""Of a network, in elements: its layers, its parameters, and an image's output of a layer.
+MOST_PARAMETERS, MOST_ACTIVATIONS = 1 << 28, 1 << 26
+"""Of a network, in elements: its parameters, and the outputs of all layers for an image.
 
 So that a recipe or a checkpoint of a few bytes can't ask for any amount of memory.
 """
@@ -58,8 +58,6 @@ class Network:
         self.input_shape, self.layers, self.names = input_shape, list(layers), unique_names(layers)
         shape, self.activations = input_shape, 0
         self.shapes: list[Shape] = []
-        if len(self.layers) > MOST_LAYERS:
-            raise ConfigError(f"{len(self.layers):,} layers; at most {MOST_LAYERS:,} are supported")
         for number, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
             layer.number = number
             try:
@@ -69,9 +67,12 @@ class Network:
                 raise ConfigError(f"{name} can't take {shape}: {why}") from None
             if min(shape) < 1:
                 raise ConfigError(f"images of {input_shape} are too small for this model: {name} would give {shape}")
-            if prod(shape) > MOST_OUTPUTS:
-                raise ConfigError(f"{name} would give {shape} for each image; at most {MOST_OUTPUTS:,} are supported")
             self.activations += prod(shape)
+            if self.activations > MOST_ACTIVATIONS:
+                raise ConfigError(
+                    f"the outputs of all layers up to {name}, {shape}, are {self.activations:,} numbers for each image; "
+                    f"at most {MOST_ACTIVATIONS:,} are supported"
+                )
             self.shapes.append(shape)
         self.classes = prod(shape)
         if len(shape) > 1 or not any(layer.parameters for layer in self.layers):

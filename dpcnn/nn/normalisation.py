@@ -8,7 +8,10 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import Draw
 from dpcnn.errors import ConfigError
-from dpcnn.nn.layer import Backward, Layer, Parameter, at_least
+from dpcnn.nn.layer import Backward, Layer, Parameter, at_least, at_most
+
+MOST_SIZE = 255
+"""Channels that a local response normalisation adds up."""
 
 
 class BatchNorm(Layer):
@@ -91,6 +94,7 @@ class LocalResponseNorm(Layer):
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> None:
         super().__init__()
         at_least(1, size=size)
+        at_most(MOST_SIZE, size=size)
         if size % 2 == 0:
             raise ConfigError(f"size: must be odd, as many channels on either side, not {size}")
         if not (k > 0 and alpha >= 0):

@@ -7,7 +7,7 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import Draw
 from dpcnn.nn.convolution import output_length, strided
-from dpcnn.nn.layer import Backward, Layer, at_least
+from dpcnn.nn.layer import MOST_WINDOW, Backward, Layer, at_least, at_most
 
 
 class Pool2d(Layer):
@@ -17,6 +17,7 @@ class Pool2d(Layer):
         super().__init__()
         self.window, self.stride = window, window if stride is None else stride
         at_least(1, window=self.window, stride=self.stride)
+        at_most(MOST_WINDOW, window=self.window**2)
 
     def connect(self, shape: Shape) -> Shape:
         H, W, C = shape

@@ -25,11 +25,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Shape
 from dpcnn.base.fields import FieldError, Table, load_json, name
 from dpcnn.base.files import Folder, open_plain
 from dpcnn.config import Config, from_dict
 from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.nn.network import Network
+from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.runs.progress import Cursor
 
 Vector = NDArray[np.float32]
@@ -135,12 +137,15 @@ def read(path: Path) -> Checkpoint:
     """
     whole = _verified(path)
     try:
-        parameters, optimizer, state = _stored(whole)
-        checkpoint = _parse(parameters, optimizer, load_json(state))
-        checkpoint.network().check(parameters)
+        with h5py.File(io.BytesIO(whole), "r") as file:
+            return _parse(file, len(whole))
     except (FieldError, ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{path}: not a checkpoint that this dpcnn understands ({error})") from None
-    return checkpoint
+    except MemoryError:
+        raise
+    except Exception as error:  # what h5py and HDF5 raise for a damaged file has many types
+        why = printable(str(error))
+        raise CheckpointError(f"{path}: not a checkpoint that this dpcnn understands ({why})") from None
 
 
 def _verified(path: Path) -> bytes:
@@ -164,53 +169,45 @@ def _verified(path: Path) -> bytes:
     return whole
 
 
-def _stored(whole: bytes) -> tuple[dict[str, Vector], dict[str, Vector], bytes]:
-    """Parameters, optimizer's vectors and state of a file's bytes.
+def _parse(file: h5py.File, room: int) -> Checkpoint:
+    """The checkpoint of a file, every value held against its type and the others.
 
-    Together they can't be larger than the file: each array really lies in it, and is read under one name.
-    """
-    try:
-        with h5py.File(io.BytesIO(whole), "r") as file:
-            room = len(whole)
-            found: list[dict[str, Vector]] = []
-            for group in ("parameters", "optimizer"):
-                found.append(_arrays(file, group, room))
-                room -= sum(array.nbytes for array in found[-1].values())
-            state = _array(file, "state", np.uint8, room).tobytes()
-    except (FieldError, MemoryError):
-        raise
-    except Exception as error:  # what h5py and HDF5 raise for a damaged file has many types
-        raise FieldError(printable(str(error))) from None
-    return found[0], found[1], state
-
-
-def _parse(parameters: dict[str, Vector], optimizer: dict[str, Vector], values: Any) -> Checkpoint:
-    """The checkpoint of a file's arrays and state, every value held against its type and the others.
+    Arrays are looked up by the names that the network and the optimizer give them: a group may list many others.
+    Together they can't be larger than the file, ``room``: each really lies in it, under one name.
 
     Raises:
         FieldError, ConfigError: one won't do.
     """
-    state = Table(values, "state")
+    state = Table(load_json(_array(file, "state", np.uint8, (-1,), room).tobytes()), "state")
     config = from_dict(state.table("config").all(), "config.", whole=True)
+    shape, classes = state.integers("image_shape", 3, least=1, most=MOST_SIDE), state.integer("classes", 1, MOST_SIDE)
+    network = config.network(shape, classes)
+    if 4 * network.size > room:
+        raise FieldError(f"{network.size:,} parameters, for which the file has no room")
+    parameters = {
+        parameter.name: _array(_group(file, "parameters"), parameter.name, np.float32, parameter.shape, room)
+        for parameter in network.parameters
+    }
+    optimizer = _group(file, "optimizer")
+    names = [*OPTIMIZERS[config.optimizer].state_names, *(["average"] if config.average else [])]
+    if len(names) * 4 * network.size > room:
+        raise FieldError("the optimizer's vectors, for which the file has no room")
+    stored = [name for name in names if name in optimizer]
+    if stored and stored != names:
+        raise FieldError(f"optimizer: expected {', '.join(names)}, found {', '.join(stored)}")
     checkpoint = Checkpoint(
         parameters,
-        optimizer,
+        {name: _array(optimizer, name, np.float32, (network.size,), room) for name in stored},
         Cursor.from_dict(state.value("cursor")),
         config,
-        image_shape=state.integers("image_shape", 3, least=1, most=MOST_SIDE),
-        classes=state.integer("classes", 1, MOST_SIDE),
+        shape,
+        classes,
         data=state.text("data") and state.sha256("data"),
         weights_sha256=state.sha256("weights_sha256"),
         fingerprint=_fingerprint(state.table("fingerprint")),
     )
     if checkpoint.weights_sha256 != _sha256(parameters):
         raise FieldError("weights_sha256: the parameters have another")
-    if not all(np.isfinite(array).all() for array in parameters.values()):
-        raise FieldError("parameters: not all are finite numbers")
-    size = sum(array.size for array in parameters.values())
-    for key, array in optimizer.items():
-        if array.shape != (size,):
-            raise FieldError(f"optimizer.{key}: shape {array.shape}, expected {(size,)}")
     return checkpoint
 
 
@@ -222,28 +219,31 @@ def _fingerprint(told: Table) -> dict[str, Any]:
     }
 
 
-def _arrays(file: h5py.File, group: str, room: int) -> dict[str, Vector]:
-    """The arrays of a group by name: at most ``room`` bytes in all."""
-    if not isinstance(file.get(group, getlink=True), h5py.HardLink) or not isinstance(file[group], h5py.Group):
-        raise FieldError(f"no group {group!r} of its own")
-    arrays = {}
-    for key in file[group]:
-        arrays[name(key, f"a name in {group}")] = array = _array(file[group], key, np.float32, room)
-        room -= array.nbytes
-    return arrays
+def _group(file: h5py.File, name: str) -> h5py.Group:
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Group):
+        raise FieldError(f"no group {name!r} of its own")
+    return file[name]
 
 
-def _array(group: h5py.Group, key: str, dtype: Any, room: int) -> NDArray[Any]:
-    """A dataset that really lies in the file, uncompressed."""
+def _array(group: h5py.Group, key: str, dtype: Any, shape: Shape, room: int) -> NDArray[Any]:
+    """A dataset that really lies in the file, uncompressed, of finite numbers; -1 in ``shape``: any length."""
     where = f"{group.name.rstrip('/')}/{key}"
     if not isinstance(group.get(key, getlink=True), h5py.HardLink) or not isinstance(group[key], h5py.Dataset):
         raise FieldError(f"{where}: a link or no dataset; it is not followed")
     dataset = group[key]
     if dataset.dtype != dtype or dataset.is_virtual or dataset.external or dataset.chunks or not dataset.size:
         raise FieldError(f"{where}: expected plain {np.dtype(dtype)} values in the file itself")
+    if dataset.shape != shape and shape != (-1,):
+        raise FieldError(
+            f"the checkpoint is of another model: {key} is {dataset.shape} there and {shape} here; "
+            "use the model that it was made with"
+        )
     if dataset.id.get_offset() is None or dataset.nbytes > room:
         raise FieldError(f"{where}: {dataset.nbytes:,} bytes, for which the file has no room")
-    return np.asarray(dataset[...])
+    array = np.asarray(dataset[...])
+    if not np.isfinite(array).all():
+        raise FieldError(f"{where}: not all are finite numbers")
+    return array
 
 
 def _sha256(parameters: Mapping[str, Vector]) -> str:
