@@ -14,6 +14,7 @@ A command is a module with a parser, a function, and one line that connects them
 
 import argparse
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -103,6 +104,11 @@ def run(command: Callable[[Alone], int], comm: Alone | None = None) -> int:
         return DONE
     except DpcnnError as error:
         return _end_by_error(comm, error)
+    except BrokenPipeError:  # the program that reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _end(comm, DONE)
+    except OSError as error:
+        return _end_by_error(comm, DpcnnError(f"{error.filename or 'a file'}: {error.strerror or error}"))
     except MemoryError as error:
         return _end_by_memory(comm, error)
     except KeyboardInterrupt:  # before training has begun: there is nothing to save

@@ -38,7 +38,7 @@ def command(comm: Alone, options: Namespace) -> int:
         if comm.rank == 0:
             source = find_checkpoint(options.checkpoint)
             checkpoint = read(source)
-            path = options.out or Path(f"{source.resolve().stem}.{options.format}")
+            path = options.out or Path(f"step-{checkpoint.cursor.step:08d}.{options.format}")
             check_free(path)
             content = FORMATS[options.format](checkpoint)
             write_file(path, content)

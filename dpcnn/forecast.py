@@ -1,5 +1,6 @@
 """Predict the time of a step from measured ones: python -m dpcnn.forecast --fit FILE... --check FILE..."""
 
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.forecast import check, fit_table, fitted, look_ahead, read_job
+from dpcnn.evidence.jobs import numbers
 from dpcnn.parallel.comm import Alone
 from dpcnn.reporting.figures import draw_scaling
 
@@ -21,7 +23,7 @@ def _parser() -> Parser:
     parser = Parser(prog="dpcnn.forecast", description=__doc__)
     parser.add_argument("--fit", nargs="+", type=Path, required=True, metavar="FILE", help="from dpcnn.bench --json")
     parser.add_argument("--check", nargs="*", type=Path, default=[], metavar="FILE", help="other files, to predict")
-    parser.add_argument("--ranks-a-node", type=int, default=2, help="in the forecast (default 2)")
+    parser.add_argument("--ranks-a-node", default="2", help="in the forecast (default 2)")
     parser.add_argument(
         "--nodes", default="1,2,4,8,16,32,64,128,256,512,1024,2048", help="in the forecast (default 1,2,4, .., 2048)"
     )
@@ -32,8 +34,9 @@ def _parser() -> Parser:
 
 def forecast(options: Namespace) -> int:
     """Fit the model, check it, and look ahead."""
-    if not all(word.isdecimal() and int(word) for word in [*options.nodes.split(","), str(options.ranks_a_node)]):
-        raise ConfigError("--nodes and --ranks-a-node: expected numbers such as 1,2,4")
+    nodes, (ranks,) = numbers("--nodes", options.nodes, "1,2,4"), numbers("--ranks-a-node", options.ranks_a_node, "2")
+    if options.latency is not None and not 0 <= options.latency < math.inf:
+        raise ConfigError(f"--latency: expected seconds, not {options.latency}")
     measured = [read_job(path) for path in options.fit]
     fit = fitted(measured)
     print(fit_table(fit), "\n")
@@ -45,7 +48,7 @@ def forecast(options: Namespace) -> int:
     trained = [job for job in measured if job.images]
     if trained:
         base = max(trained, key=lambda job: (job.size, job.images))
-        text, speeds = look_ahead(fit, base, options.ranks_a_node, [int(word) for word in options.nodes.split(",")])
+        text, speeds = look_ahead(fit, base, ranks, nodes)
         print(text)
         if options.plot:
             print(draw_scaling(speeds, options.plot, log=True))

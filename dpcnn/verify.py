@@ -10,6 +10,7 @@ from pathlib import Path
 from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run
 from dpcnn.errors import ConfigError
+from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.proof import Training, differences, receipt, run_all, table, verdict
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.launch import check_starter, usual_launcher
@@ -51,12 +52,12 @@ def verify(options: Namespace) -> int:
 
 
 def _counts(options: Namespace) -> list[int]:
-    words = options.ranks.split(",")
-    if len(words) < 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
+    counts = numbers("--ranks", options.ranks, "1,2,3,4")
+    if len(counts) < 2:
         raise ConfigError(f"--ranks: expected at least two numbers such as 1,2,3,4, not {options.ranks}")
     if options.steps < 4:
         raise ConfigError(f"--steps: must be at least 4, not {options.steps}")
-    return [int(word) for word in words]
+    return counts
 
 
 if __name__ == "__main__":

@@ -19,11 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-MOST_TEXT = 64 << 20
-"""Bytes of a text file, such as a manifest or a run's metrics, that are read at most."""
+MOST_TEXT, MOST_JSON = 64 << 20, 4 << 20
+"""Bytes of a text of many lines, such as a run's metrics, and of one JSON value that are read at most.
+
+JSON takes up to 30 times as much memory as text.
+"""
 
 MOST_RECIPE = 1 << 20
 """Bytes of a recipe or a run's config.toml."""
+
+HARD_LINK = "has another name too, a hard link: copy it"
 
 MOST_HOLDER = 300
 """Bytes of what the holder of a lock says of itself."""
@@ -124,7 +129,25 @@ class Folder:
         temporary = f".{name}.{secrets.token_hex(8)}.part"
         with self._named(name):
             os.symlink(target, temporary, dir_fd=self._descriptor)
-            self._move(temporary, name)
+            try:
+                self._move(temporary, name)
+            except OSError:
+                self.remove(temporary)
+                raise
+
+    def check(self, *names: str) -> None:
+        """Make sure that files of these names can be written: each is a plain file under one name, or not there."""
+        for name in names:
+            with self._named(name):
+                self._check_replaceable(name)
+                if self._names_of(name) > 1:
+                    raise OSError(errno.EINVAL, HARD_LINK)
+
+    def _names_of(self, name: str) -> int:
+        try:
+            return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_nlink
+        except FileNotFoundError:
+            return 0
 
     def appending(self, name: str) -> BinaryIO:
         """A plain file of this name alone, open for writing at its end; it is made if it is not there."""
@@ -133,8 +156,7 @@ class Folder:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
                 os.close(descriptor)
-                what = "has another name too, a hard link: copy it" if found.st_nlink > 1 else "not a plain file"
-                raise OSError(errno.EINVAL, what)
+                raise OSError(errno.EINVAL, HARD_LINK if found.st_nlink > 1 else "not a plain file")
             return os.fdopen(descriptor, "ab")
 
     def lock(self, name: str, holder: str) -> "Lock":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dpcnn.base.files import read_bytes, write_file
 from dpcnn.cluster.stopping import seconds_of
-from dpcnn.errors import ConfigError, LaunchError
+from dpcnn.errors import ConfigError, LaunchError, printable
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ class BatchJob:
     setup: str
     words: Sequence[str]
 
+    def __post_init__(self) -> None:
+        for value in (str(self.run), self.time, self.starter or "", self.setup, *self.words):
+            if not value.isprintable():
+                raise ConfigError(f"{printable(value)}: a batch script can't hold control characters; rename it")
+
     @property
     def path(self) -> Path:
         """The place of the script: beside the run's folder."""
@@ -93,7 +98,7 @@ class BatchJob:
             "words": shlex.join([str(self.run), *self.words]),
             "run": shlex.quote(str(self.run)),
             "arguments": shlex.quote(shlex.join(self.words)) if self.words else "",
-            "script": str(self.path),
+            "script": shlex.quote(str(self.path)),
         }
 
     def send(self) -> str:
@@ -113,7 +118,7 @@ class BatchJob:
             raise ConfigError(f"{path}: another script is there already; submit it by {sender}, or delete it")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content)
-        done = subprocess.run([sender, str(path)], capture_output=True, text=True)
+        done = subprocess.run([sender, str(path)], capture_output=True, text=True, errors="replace")
         if done.returncode:
             raise LaunchError(f"{sender} refuses {path}: {(done.stderr or done.stdout).strip()}")
         return done.stdout.strip()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dpcnn.base.fields import digits
 from dpcnn.base.numerics import differences
 from dpcnn.cluster.stopping import job_end
 from dpcnn.config import Config
@@ -64,7 +65,7 @@ def rank_count(facts: Facts) -> Check:
     size, environment = len(facts["ranks"]), facts["environment"]
     per_host = ", ".join(f"{len(ranks)} on {host}" for host, ranks in by_host(facts))
     meant = environment.get("SLURM_NTASKS") or environment.get("PBS_NP")
-    if meant and meant.isdecimal() and size != int(meant):
+    if meant and digits(meant) not in (None, size):
         return Check("ranks", WARN, f"{size}, where the job has {meant} tasks", "give -n, or leave it to the scheduler")
     for host, ranks in by_host(facts):
         cores = len(set().union(*(found["cores"] for found in ranks)))

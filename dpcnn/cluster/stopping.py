@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from dpcnn.base.fields import digits
 from dpcnn.errors import ConfigError
 
 SCHEDULERS = (signal.SIGUSR1, signal.SIGTERM)
@@ -93,9 +94,10 @@ def job_end(environment: Mapping[str, str], started: float, walltime: str = "") 
         ("OAR_JOB_WALLTIME_SECONDS", started),
     ):
         if value := environment.get(name):
-            if not value.isdecimal():
-                raise ConfigError(f"{name}={value}: expected seconds; unset it, or give --walltime")
-            return since + int(value)
+            seconds = digits(value)
+            if seconds is None:
+                raise ConfigError(f"{name}={value[:40]}: expected seconds; unset it, or give --walltime")
+            return since + seconds
     return None
 
 
@@ -105,11 +107,11 @@ def seconds_of(walltime: str) -> int:
     Raises:
         ConfigError: it is written otherwise, or 0.
     """
-    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(?=\d+:))?(\d+)(?::(\d+))?", walltime)
+    match = re.fullmatch(r"(?:(?:(\d{1,9})-)?(\d{1,9}):(?=\d+:))?(\d{1,9})(?::(\d{1,9}))?", walltime)
     days, hours, minutes, seconds = (int(word or 0) for word in match.groups()) if match else (0, 0, 0, 0)
     total = ((24 * days + hours) * 60 + minutes) * 60 + seconds
     if not total:
-        raise ConfigError(f"--walltime: expected minutes, M:S, H:M:S or D-H:M:S, not {walltime!r}")
+        raise ConfigError(f"--walltime: expected minutes, M:S, H:M:S or D-H:M:S, not {walltime[:40]!r}")
     return total
 
 

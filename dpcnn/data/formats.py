@@ -77,6 +77,10 @@ def _is_header(line: bytes) -> bool:
     return re.fullmatch(rb"[A-Za-z_ ]+", first) is not None and first.lower() not in (b"nan", b"inf", b"infinity")
 
 
+MOST_COLUMNS = 1 + 1024**2
+"""Values of a line: a label and the pixels of an image. NumPy's parser needs many bytes for each."""
+
+
 def _lines(file: IO[bytes], first: int) -> Iterator[tuple[int, bytes]]:
     """The lines that hold something, with their numbers in the file."""
     for number, line in enumerate(file, first):
@@ -93,6 +97,10 @@ def _check_lines(source: Input, file: IO[bytes], first: int) -> int:
             told = "the text is in UTF-16; save it as plain CSV" if b"\0" in foreign else CSV_EXPECTED
             raise DataError(f"{path}: line {number}: {printable(repr(foreign[:1])[1:])} is no digit or comma; {told}")
         found = line.count(b",") + 1
+        if found > MOST_COLUMNS:
+            raise DataError(
+                f"{path}: line {number}: {found:,} values; at most {MOST_COLUMNS:,} are read; {CSV_EXPECTED}"
+            )
         if columns and found != columns:
             raise DataError(f"{path}: line {number}: {found} values, but line {before} has {columns}; {CSV_EXPECTED}")
         columns, before = found, number

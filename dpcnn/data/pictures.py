@@ -20,7 +20,7 @@ MOST_PIXELS, MOST_SIDE = 32_000_000, 20_000
 MOST_BYTES = 256 << 20
 """Bytes of a PNG or JPEG file, and of what is read from stdin."""
 
-MOST_SCANS = 1000
+MOST_SCANS = 100
 """Scans of a JPEG file: each costs a pass over all pixels, and honest files have a dozen."""
 
 KEPT_SIDE = 2048

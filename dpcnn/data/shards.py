@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dpcnn.base import fields
 from dpcnn.base.fields import FieldError, Table, load_json
-from dpcnn.base.files import MOST_TEXT, Folder, open_plain, read_bytes
+from dpcnn.base.files import MOST_JSON, Folder, open_plain, read_bytes
 from dpcnn.data.inputs import digest, reason
 from dpcnn.errors import DataError
 
@@ -123,7 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = read_bytes(path, MOST_TEXT)
+        content = read_bytes(path, MOST_JSON)
     except OSError as error:
         raise DataError(
             f"{path}: can't be read ({error.strerror}); a data set is a folder made by: python -m dpcnn.data prepare"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.fields import Table, load_json, number
-from dpcnn.base.files import MOST_TEXT, read_bytes
+from dpcnn.base.files import MOST_JSON, read_bytes
 from dpcnn.base.text import markdown
 from dpcnn.errors import ConfigError
 
@@ -81,7 +81,7 @@ def read_job(path: Path) -> Job:
         ConfigError: the file is another one, or does not hold the measurement of one job.
     """
     try:
-        found = Table(load_json(read_bytes(path, MOST_TEXT)))
+        found = Table(load_json(read_bytes(path, MOST_JSON)))
         ranks, nodes, size = (found.integer(key, 1) for key in ("ranks", "nodes", "parameters"))
         if "seconds_a_step" not in found:
             times = found.table("exchange").table("milliseconds").items("exact")

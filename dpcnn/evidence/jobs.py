@@ -6,8 +6,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from dpcnn.base.fields import digits
 from dpcnn.cli import retype
 from dpcnn.errors import ConfigError, LaunchError
+
+MOST = 2**31 - 1
+"""Of ranks, seeds, batches and nodes."""
 
 
 def command(module: str, *words: str, launcher: str = "", ranks: int = 1) -> list[str]:
@@ -49,7 +53,7 @@ def numbers(flag: str, typed: str, example: str, least: int = 1) -> list[int]:
     Raises:
         ConfigError: an item is no whole number, or is less than ``least``.
     """
-    items = typed.split(",")
-    if not all(item.isdecimal() and int(item) >= least for item in items):
-        raise ConfigError(f"{flag}: expected numbers such as {example}, not {typed}")
-    return [int(item) for item in items]
+    found = [number for item in typed.split(",") if (number := digits(item)) is not None and least <= number <= MOST]
+    if len(found) < len(typed.split(",")):
+        raise ConfigError(f"{flag}: expected numbers such as {example}, not {typed[:60]}")
+    return found

@@ -103,4 +103,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Array], Mapping[str, str]]:
     for name, array in tensors.items():
         if not np.issubdtype(array.dtype, np.floating):
             raise CheckpointError(f"{path}: {name}: expected floats, not {array.dtype}")
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise CheckpointError(f"{path}: {name}: not all are finite numbers of 32 bits")
     return tensors, metadata

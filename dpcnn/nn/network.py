@@ -70,7 +70,7 @@ class Network:
             self.activations += prod(shape)
             if self.activations > MOST_ACTIVATIONS:
                 raise ConfigError(
-                    f"the outputs of all layers up to {name}, {shape}, are {self.activations:,} numbers for each image; "
+                    f"the layers up to {name} would give {self.activations:,} numbers for each image; "
                     f"at most {MOST_ACTIVATIONS:,} are supported"
                 )
             self.shapes.append(shape)

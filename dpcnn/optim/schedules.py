@@ -3,6 +3,7 @@
 Args of each: ``progress``, in epochs; ``epochs``, of the whole run; ``decay``, of the option ``--lr-decay``.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -31,7 +32,10 @@ def one_cycle(progress: float, epochs: int, decay: float) -> float:
 
 def exponential(progress: float, epochs: int, decay: float) -> float:
     """Times ``decay`` after each epoch."""
-    return decay ** int(progress)
+    try:
+        return decay ** int(progress)
+    except OverflowError:
+        return math.inf
 
 
 def cosine(progress: float, epochs: int, decay: float) -> float:

@@ -123,6 +123,8 @@ class Alone:
             yield
         except DpcnnError as raised:
             error = type(raised).__name__, str(raised)
+        except BrokenPipeError:
+            raise
         except OSError as raised:
             error = "DpcnnError", f"{raised.filename or 'a file'}: {raised.strerror or raised}"
         if self.agree(error is not None):
@@ -260,7 +262,7 @@ def split_nodes(mpi: Any, comm: Any) -> Any:
     if not pretended:
         return comm.Split_type(mpi.COMM_TYPE_SHARED)
     words = pretended.split(",")
-    counts = [int(word) for word in words if word.isdecimal()]
+    counts = [int(word) for word in words if word.isdecimal() and len(word) < 10]
     if sum(counts) != comm.size or min(counts) < 1 or len(counts) < len(words):
         raise LaunchError(f"{PRETENDED}={pretended}: expected {comm.size} ranks in all, as in 2,1; change or unset it")
     return comm.Split(np.repeat(np.arange(len(counts)), counts)[comm.rank])

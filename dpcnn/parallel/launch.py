@@ -9,10 +9,12 @@ import resource
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpcnn.base.fields import digits
 from dpcnn.errors import LaunchError
 
 ADDRESS_SPACE = 640 << 20
@@ -50,9 +52,9 @@ VARIABLES = (  # the nearest launcher first: mpirun under Slurm sets its own bes
 def detect(environment: Mapping[str, str]) -> Launch | None:
     """The launcher's order as its variables tell it, or None for a process started by hand."""
     for family, rank_name, size_name in VARIABLES:
-        rank, size = environment.get(rank_name, ""), environment.get(size_name or rank_name, "")
-        if rank.isdecimal() and size.isdecimal():
-            return Launch(family, int(rank), int(size) if size_name else int(rank) + 1)
+        rank, size = digits(environment.get(rank_name, "")), digits(environment.get(size_name or rank_name, ""))
+        if rank is not None and size is not None:
+            return Launch(family, rank, size if size_name else rank + 1)
     return None
 
 
@@ -70,12 +72,20 @@ def check_limits(launch: Launch | None) -> None:
             f"the limit on address space, {least >> 20} MiB, is too low for MPI and NumPy; "
             f"raise it: ulimit -v {ADDRESS_SPACE >> 10} or more"
         )
-    elif not os.access(folder, os.W_OK):
+    elif not _takes_files(folder):
         problem = f"{folder}: MPI can't make its temporary files there; set TMPDIR to a folder that can be written"
     if problem:
         error = LaunchError(problem)
         error.speaker = launch is None or launch.rank == 0
         raise error
+
+
+def _takes_files(folder: str) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def ancestors() -> list[tuple[int, str]]:
@@ -128,8 +138,12 @@ def check_starter(command: str, launcher: str) -> None:
     launch = detect(os.environ)
     if launch and launch.size > 1:
         raise LaunchError(f"{command} starts the ranks itself: type it without {launch.family}'s launcher")
-    if shutil.which(shlex.split(launcher)[0]) is None:
-        raise LaunchError(f"--launcher: no {launcher} on the PATH; load your MPI, or activate the environment")
+    try:
+        words = shlex.split(launcher)
+    except ValueError as error:
+        raise LaunchError(f"--launcher: {error} in {launcher!r}") from None
+    if not words or shutil.which(words[0]) is None:
+        raise LaunchError(f"--launcher: no {launcher!r} on the PATH; load your MPI, or activate the environment")
 
 
 def mismatch(launch: Launch, library: str, library_path: str) -> LaunchError:

@@ -1,6 +1,7 @@
 """Pictures of runs. Matplotlib is an extra, imported only when something is drawn."""
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from numpy.typing import NDArray
 from dpcnn.base.files import write_file
 from dpcnn.data.dataset import Samples
 from dpcnn.errors import printable
-from dpcnn.runs.events import evaluated, read_events
+from dpcnn.runs.events import Event, evaluated, read_events
 from dpcnn.training.evaluation import Answers
 
 STYLES = ("o--", "s-", "^:")
 NAMES = {"train": "training"}
+MOST_PICTURES, MOST_NUMBERED, MOST_POINTS = 64, 40, 5_000
+"""Filters or maps in a picture; classes of a confusion matrix with numbers; points of a curve."""
+
 MISSING = "nothing drawn: matplotlib is not installed (pip install 'dpcnn[plot]')"
 
 
@@ -73,7 +77,8 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
         steps_per_epoch = epochs[0]["step"]
         kinds = ["train", *evaluated(epochs[-1])]
         worst = min(worst, *(e[f"{kind}_accuracy"] for kind in kinds for e in epochs if f"{kind}_accuracy" in e))
-        steps = [event for event in events if event["event"] == "step"]
+        steps = thinned([event for event in events if event["event"] == "step"])
+        epochs = thinned(epochs)
         label = f"{plain(run.name)}: " if len(runs) > 1 else ""
         of_steps = f"C{number}" if len(runs) > 1 else "grey"
         for axes, key in ((loss, "loss"), (accuracy, "accuracy")):
@@ -86,8 +91,9 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
                 told = [event for event in epochs if f"{kind}_{key}" in event]
                 x, y = ([event["step"] / steps_per_epoch for event in told], [event[f"{kind}_{key}"] for event in told])
                 axes.plot(x, y, style, color=color, label=f"{label}{NAMES.get(kind, kind)}")
-    loss.set(xlabel="epoch", ylabel="cross-entropy an image", yscale="log", title="loss")
-    accuracy.set(xlabel="epoch", ylabel="share classified right", title="accuracy")
+    positive = all(y > 0 for line in loss.lines for y in line.get_ydata())
+    loss.set(xlabel="epoch", ylabel="loss", yscale="log" if positive else "linear", title="loss")
+    accuracy.set(xlabel="epoch", ylabel="accuracy", title="accuracy")
     accuracy.set_ylim(max(0.0, 1 - 1.2 * (1 - worst) - 0.001), 1.0005)  # the first steps may lie below
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
@@ -97,6 +103,12 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
         loss.legend()
         accuracy.legend()
     return save(figure, stem, "curves")
+
+
+def thinned(events: list[Event]) -> list[Event]:
+    """At most MOST_POINTS events, evenly spaced, the last one included: a picture shows no more."""
+    every = -(-len(events) // MOST_POINTS)
+    return events[::-1][::every][::-1] if events else []
 
 
 def plain(text: str) -> str:
@@ -119,11 +131,13 @@ def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:
     mistakes = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
     most = max(1, mistakes.max())
     axes.imshow(mistakes, cmap="Greys", vmin=0, vmax=most)
-    for (row, column), count in np.ndenumerate(confusion):
-        dark = mistakes[row, column] > most / 2
-        weight = "bold" if row == column else "normal"
-        axes.text(column, row, count or "", ha="center", va="center", color="white" if dark else "black", weight=weight)
-    axes.set(xlabel="predicted class", ylabel="right class", xticks=range(len(confusion)), yticks=range(len(confusion)))
+    axes.set(xlabel="predicted class", ylabel="right class")
+    if len(confusion) <= MOST_NUMBERED:
+        axes.set(xticks=range(len(confusion)), yticks=range(len(confusion)))
+        for (row, column), count in np.ndenumerate(confusion):
+            color = "white" if mistakes[row, column] > most / 2 else "black"
+            weight = "bold" if row == column else "normal"
+            axes.text(column, row, count or "", ha="center", va="center", color=color, weight=weight)
     return save(figure, stem, "confusion matrix")
 
 
@@ -152,7 +166,7 @@ def draw_mistakes(
     for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
         axes.axis("off")
     for axes, number, image in zip(grid.flat, worst, images, strict=False):
-        axes.imshow(image.squeeze(), cmap="Greys")
+        axes.imshow(image if image.shape[-1] in (3, 4) else image.mean(axis=-1), cmap="Greys")
         axes.set_title(f"{answers.labels[number]} as {answers.predicted[number]}", fontsize=9)
     return save(figure, stem, "worst mistakes")
 
@@ -163,6 +177,7 @@ def draw_filters(before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
     Returns:
         A line that says what was drawn, or why not.
     """
+    before, after = before[..., :MOST_PICTURES], after[..., :MOST_PICTURES]
     columns = min(before.shape[-1], 5)
     rows = -(-before.shape[-1] // columns)
     figure = new_figure(width=1 + 1.6 * columns, height=0.5 + 0.8 * rows)
@@ -178,6 +193,7 @@ def draw_maps(image: NDArray[Any], before: NDArray[Any], after: NDArray[Any], st
     Returns:
         A line that says what was drawn, or why not.
     """
+    before, after = before[..., :MOST_PICTURES], after[..., :MOST_PICTURES]
     columns = min(before.shape[-1], 4)
     rows = -(-before.shape[-1] // columns)
     figure = new_figure(width=2 + 1.8 * columns, height=0.5 + 0.9 * rows)
@@ -213,6 +229,9 @@ def _grid(figure: Any, pictures: NDArray[Any], columns: int) -> None:
 
 def new_figure(width: float, height: float = 4) -> Any:
     """A figure of that many inches, or None without Matplotlib."""
+    os.environ["MPLBACKEND"] = (
+        "Agg"  # before it is imported: it refuses to, where this names a backend that is not there
+    )
     try:
         import matplotlib
     except ImportError:

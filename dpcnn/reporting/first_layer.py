@@ -13,6 +13,8 @@ from dpcnn.parallel.comm import Alone
 from dpcnn.reporting.figures import draw_filters, draw_maps
 from dpcnn.runs.checkpoint import Checkpoint
 
+Picture = NDArray[Any]
+
 
 def read_test_image(data: str, number: int) -> NDArray[Any]:
     """The image (1, H, W, C), uint8, of a test sample.
@@ -42,26 +44,30 @@ def draw_first_layer(checkpoint: Checkpoint, image: NDArray[Any], out: Path) -> 
     Returns:
         A line per picture, with its files or the reason why it was not drawn.
     """
-    config, network = checkpoint.config, checkpoint.network()
+    config = checkpoint.config
+    network = config.network(image.shape[1:], checkpoint.classes)  # the images of another data set may be larger
     first = network.initialise(config.seed, config.init, config.init_deviation)
     (before, map_before), (after, map_after) = (
         first_layer(network, vector, image) for vector in (first, network.flat(checkpoint.parameters))
     )
+    if before is None or after is None:
+        return ["no filters drawn: the first layer with weights has none of the shape of an image"]
     lines = [draw_filters(before, after, out / "filters")]
     if map_before is not None and map_after is not None:
         lines.append(draw_maps(image[0].mean(axis=-1), map_before, map_after, out / "maps"))
     return lines
 
 
-def first_layer(network: Network, vector: Vector, image: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+def first_layer(network: Network, vector: Vector, image: NDArray[Any]) -> tuple[Picture | None, Picture | None]:
     """The filters (h, w, F) of the first layer with weights, and its output (h, w, F) for an image (1, H, W, C).
 
-    The filters of a linear layer have the shape of the image; its output is no picture, so it is None.
+    The filters of a linear layer that sees all pixels have the shape of the image. What is no picture is None.
     """
+    H, W, C = network.input_shape
     for _, weights, output in network.outputs(vector, image):
         if "w" in weights and weights["w"].ndim == 4:
             return weights["w"].mean(axis=2), output[:, :, 0].copy()
-        if "w" in weights:
-            H, W, C = network.input_shape
-            return weights["w"].reshape(H, W, C, -1).mean(axis=2), None
+        if weights:
+            whole = "w" in weights and weights["w"].ndim == 2 and len(weights["w"]) == H * W * C
+            return (weights["w"].reshape(H, W, C, -1).mean(axis=2) if whole else None), None
     raise AssertionError("every network has weights")

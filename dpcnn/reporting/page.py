@@ -12,7 +12,7 @@ import numpy as np
 
 from dpcnn import __version__
 from dpcnn.base.fields import FieldError, Table, load_json
-from dpcnn.base.files import MOST_TEXT, read_bytes
+from dpcnn.base.files import MOST_JSON, read_bytes
 from dpcnn.base.timing import PHASES
 from dpcnn.errors import CheckpointError, LaunchError, printable
 from dpcnn.reporting.figures import draw_confusion, draw_curves, draw_mistakes, new_figure
@@ -134,7 +134,7 @@ def ranks_table(folder: RunFolder) -> str:
     if not folder.times.exists():
         return ""
     try:
-        told = Table(load_json(read_bytes(folder.times, MOST_TEXT)))
+        told = Table(load_json(read_bytes(folder.times, MOST_JSON)))
         rows = [[rank, *times_of(of_rank)] for rank, of_rank in enumerate(told.tables("ranks"))]
         library = told.name("mpi")
     except OSError as error:

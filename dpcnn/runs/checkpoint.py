@@ -40,6 +40,9 @@ MAGIC = b"dpcnn checkpoint 3\n"
 BLOCK = 512
 LAST, BEST = "last.h5", "best.h5"
 STEP = re.compile(r"step-(\d{8,16})\.h5")
+MOST_STATE = 32 << 20
+"""Bytes of the state, whose JSON may take 30 times as much memory."""
+
 MOST_SIDE = 1 << 16
 """Pixels of an image's side, and classes, at most."""
 
@@ -178,7 +181,7 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
     Raises:
         FieldError, ConfigError: one won't do.
     """
-    state = Table(load_json(_array(file, "state", np.uint8, (-1,), room).tobytes()), "state")
+    state = Table(load_json(_array(file, "state", np.uint8, (-1,), min(room, MOST_STATE)).tobytes()), "state")
     config = from_dict(state.table("config").all(), "config.", whole=True)
     shape, classes = state.integers("image_shape", 3, least=1, most=MOST_SIDE), state.integer("classes", 1, MOST_SIDE)
     network = config.network(shape, classes)

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from dpcnn.base.fields import FieldError, Table, load_json
-from dpcnn.base.files import MOST_TEXT, read_bytes
+from dpcnn.base.files import MOST_JSON, MOST_TEXT, read_bytes
 from dpcnn.errors import CheckpointError
 
 Event = dict[str, Any]
 
 KINDS = ("validation", "test")
 """What an epoch's event may tell of, besides training: NAME_loss and NAME_accuracy."""
+
+
+MOST_LOSS = 1e38
+"""Of a sample, in float32."""
 
 
 def parse_event(value: Any, where: str) -> Event:
@@ -41,7 +45,9 @@ def parse_event(value: Any, where: str) -> Event:
     for key in whole:
         told.integer(key, 1)
     for key in broken:
-        told.number(key)
+        told.number(
+            key, *((0, 1) if key.endswith("accuracy") else (-MOST_LOSS, MOST_LOSS) if "loss" in key else (0, 1e300))
+        )
     more = {"hash": ["parameters"], "end": ["weights_sha256"]}.get(kind, [])
     told.only(["event", *whole, *broken, *more])
     event: Event = value
@@ -83,6 +89,8 @@ def read_events(path: Path) -> list[Event]:
     """
     try:
         lines = read_bytes(path, MOST_TEXT).split(b"\n")[:-1]
+        if any(len(line) > MOST_JSON for line in lines):
+            raise FieldError(f"a line of more than {MOST_JSON:,} bytes")
         return [parse_event(load_json(line), f"line {number}") for number, line in enumerate(lines, 1)]
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; give a run's folder") from None

@@ -38,6 +38,9 @@ from dpcnn.runs.progress import Cursor
 RUNS = Path("runs")
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
+WRITTEN = ("config.toml", "metrics.jsonl", "log.txt", "times.json", "trace.json", "curves.png", "curves.svg")
+"""The files that a training writes: it is looked at all of them before the first one is changed."""
+
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -130,6 +133,12 @@ class RunFolder:
             if newest and newest != self.newest():
                 raise CheckpointError(f"{self.path}: another job has trained here meanwhile; --resume again")
             with Folder(self.path) as folder, folder.inside(CHECKPOINTS) as checkpoints:
+                folder.check(*WRITTEN)
+                for name in (LAST, BEST):
+                    if (self.checkpoints / name).is_dir():
+                        raise OSError(
+                            errno.EISDIR, "is a folder, not a link to a checkpoint", str(self.checkpoints / name)
+                        )
                 remove_leftovers(folder)
                 remove_leftovers(checkpoints)
                 folder.write(self.config.name, tomli_w.dumps(asdict(config)).encode())

@@ -116,9 +116,10 @@ class Cursor:
             monitor: "accuracy": the highest on the validation samples, of equals the one with the lowest loss;
                 "loss": the lowest, of equals the one with the highest accuracy. Of equals in both, the first.
         """
-        epochs = self.epoch_events
-        if epochs and "validation_accuracy" not in epochs[0]:
-            return epochs[-1]
+        every = self.epoch_events
+        epochs = [event for event in every if "validation_accuracy" in event]
+        if every and not epochs:
+            return every[-1]
 
         def rank(event: Event) -> tuple[float, float]:
             accuracy, loss = event["validation_accuracy"], event["validation_loss"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dpcnn.config import Config, from_dict
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
-from dpcnn.errors import ConfigError
+from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.checkpoint import Checkpoint, read
@@ -76,6 +76,8 @@ def examine(comm: Alone, path: Path, checkpoint: Checkpoint | None, split: str, 
     comm.broadcast(vector)
     started = time.perf_counter()
     answers = evaluate(comm, network, vector, samples, indices, config.label_smoothing)
+    if not np.isfinite(answers.losses).all():
+        raise CheckpointError(f"{path}: the loss is not finite: the weights are too large for these images")
     confusion = answers.confusion(network.classes)
     source = {"checkpoint": str(path), "step": checkpoint.cursor.step} if checkpoint else {}
     source |= {"data": samples.manifest.name, "split": split}

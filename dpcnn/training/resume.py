@@ -11,7 +11,7 @@ from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.optim.schedules import OVER_ALL_EPOCHS
-from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.checkpoint import Checkpoint, read, step_name
 from dpcnn.runs.folder import RUNS, RunFolder, dated
 
 RECIPE = "simple-cnn"
@@ -56,6 +56,8 @@ def find_start(options: Namespace) -> Start:
     if path is None:
         return Start(folder, config=folder.read_config())
     checkpoint = read(path)
+    if path.name != step_name(checkpoint.cursor.step):
+        raise CheckpointError(f"{path}: holds step {checkpoint.cursor.step}, so its name is wrong; rename or delete it")
     return Start(folder, path, checkpoint, asdict(checkpoint.config), path)
 
 

@@ -68,7 +68,8 @@ def finish(trainer: Trainer, report: Report, peak: float, draw: Draw | None) -> 
             if draw:
                 report.say(draw([folder], folder / "curves"))
             last = cursor.epoch_events[-1]
-            speed = trainer.images(cursor.step) / sum(event["seconds"] for event in cursor.epoch_events)
+            seconds = sum(event["seconds"] for event in cursor.epoch_events)
+            speed = trainer.images(cursor.step) / max(seconds, 1e-3)  # they are rounded to milliseconds
             results = [f"{kind} accuracy {last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last) or ["train"]]
             if "validation_accuracy" in best:
                 results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"

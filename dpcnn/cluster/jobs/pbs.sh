@@ -35,8 +35,9 @@ ended() { tail -n 1 "$run/metrics.jsonl" 2>/dev/null | grep -q '"event": "end"';
 last() { readlink "$run/checkpoints/last.h5"; }
 before=$(last)
 
-# shellcheck disable=SC2086 # words
-$starter python -m dpcnn.train --resume auto --out "$run" $arguments </dev/null &
+eval "words=($arguments)" # with the quotes of the shell: a value may contain blanks
+# shellcheck disable=SC2086,SC2154 # words
+$starter python -m dpcnn.train --resume auto --out "$run" "${words[@]}" </dev/null &
 job=$!
 wait $job
 status=$?
