@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from dpcnn.errors import CheckpointError
+from dpcnn.config import Config
+from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.nn import network as module
 from dpcnn.nn.layers import Scale
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
@@ -120,3 +122,12 @@ def test_flat_refuses_another_model(network):
     parameters["linear2.w"] = parameters["linear2.w"][:, :9]
     with pytest.raises(CheckpointError, match=r"another model: linear2\.w is \(512, 9\) there and \(512, 10\) here"):
         network.flat(parameters)
+
+
+def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
+    network = Config(model="mlp").network((28, 28, 1), 10)
+    network.check_memory(1000, 4)
+    monkeypatch.setattr(module, "memory_left", lambda: 10_000_000)
+    network.check_memory(1, 2)
+    with pytest.raises(ConfigError, match="for 1000 images at once on each of 4 processes, but only 0.0 GB are left"):
+        network.check_memory(1000, 4)

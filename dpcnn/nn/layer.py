@@ -51,6 +51,8 @@ class Layer:
     """
 
     parameters: tuple[Parameter, ...] = ()
+    scratch = 0
+    """Elements that the layer needs for an image besides its output and its gradient."""
     multiplications = 0
     """Of an image's way forward, by the layer's definition."""
     needs_dx = True

@@ -72,6 +72,7 @@ class Conv2d(Layer):
             output_length(W, KW, self.stride, self.padding),
         )
         self.multiplications = prod(self.output) * KH * KW * C * self.filters
+        self.scratch = 2 * prod(self.output) * KH * KW * C  # im2col's windows, and their gradients
         return *self.output, self.filters
 
     def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.machine import memory_left
 from dpcnn.base.rng import WEIGHTS, Draw, generator
 from dpcnn.base.timing import Spans
 from dpcnn.errors import CheckpointError, ConfigError
@@ -111,6 +112,21 @@ class Network:
         """
         ways = [2 if index == self.first else 3 for index in range(len(self.layers))]
         return sum(2 * way * layer.multiplications for way, layer in zip(ways, self.layers, strict=True))
+
+    def check_memory(self, images: int, processes: int = 1) -> None:
+        """Make sure that so many images at once fit into this machine's memory, on so many processes of it.
+
+        Raises:
+            ConfigError: they don't, by an estimate from the layers' outputs, gradients and scratch space.
+        """
+        scratch = sum(layer.scratch for layer in self.layers)
+        needed = 4 * processes * (images * (3 * self.activations + scratch) + 2 * self.size) + 16 * self.size
+        left = memory_left()
+        if needed > left:
+            raise ConfigError(
+                f"the network needs about {needed / 1e9:.1f} GB for {images} images at once on each of {processes} "
+                f"processes, but only {left / 1e9:.1f} GB are left here; take fewer images or processes, or more memory"
+            )
 
     def views(self, vector: Array) -> dict[str, Array]:
         """The parameters of a flat vector by full name: views, not copies."""

@@ -17,7 +17,7 @@ from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
-from dpcnn.training.evaluation import Answers, evaluate
+from dpcnn.training.evaluation import EVALUATION_BLOCK, Answers, evaluate
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def examine(comm: Alone, path: Path, checkpoint: Checkpoint | None, split: str, 
         if not len(indices):
             raise ConfigError(f"{path}: its run held no samples back for validation; give --split test")
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+        network.check_memory(min(EVALUATION_BLOCK, len(indices)), comm.node().size)
         vector = network.flat(checkpoint.parameters) if checkpoint else np.empty(network.size, np.float32)
     comm.broadcast(vector)
     started = time.perf_counter()

@@ -31,6 +31,7 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
     for path in files:
         with open_pictures(path) as source:
             images = read_pictures(source, known.image_shape)
+        network.check_memory(min(EVALUATION_BLOCK, len(images)))
         for start, stop in cut(len(images), EVALUATION_BLOCK):
             rows: NDArray[Any] = softmax(network.logits(vector, images[start:stop]).astype(np.float64))
             if not np.isfinite(rows).all():

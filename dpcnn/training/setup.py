@@ -39,6 +39,7 @@ def set_up(comm: Alone, options: Namespace, report: Report, stop: Stop) -> Train
         if start.checkpoint and start.checkpoint.data != samples.manifest.checksum:
             raise CheckpointError(f"{start.path}: made with other data than {data}; give --data the one it knows")
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+        network.check_memory(min(config.microbatch, config.batch), comm.node().size)
     test = load(data, "test", comm) if config.test else None
     trainer = Trainer(comm, config, network, samples, start.folder, report, stop, test)
     if comm.broadcast_obj(start.checkpoint is not None):

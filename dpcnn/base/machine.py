@@ -1,0 +1,30 @@
+"""What this machine still has: memory."""
+
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Of the second and the first version: the limit of a container or a job, and what is used of it."""
+
+
+def memory_left() -> int:
+    """Bytes of memory that this process could still get: of the machine, its container and its own limit; Linux only."""
+    left = [_available()]
+    for limit, used in CGROUPS:
+        with suppress(OSError, ValueError):  # there is none, or it says "max"
+            left.append(int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii")))
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if own != resource.RLIM_INFINITY:
+        left.append(own)
+    return max(0, min(left))
+
+
+def _available() -> int:
+    with suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        return int(text.split("MemAvailable:")[1].split()[0]) << 10
+    return 1 << 62
