@@ -12,7 +12,7 @@ CGROUPS = (
 
 
 def memory_left() -> int:
-    """Bytes of memory that this process could still get: of the machine, its container and its own limit; Linux only."""
+    """Bytes of memory that this process could still get: of the machine, its container and its own limit."""
     left = [_available()]
     for limit, used in CGROUPS:
         with suppress(OSError, ValueError):  # there is none, or it says "max"
