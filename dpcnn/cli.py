@@ -131,7 +131,7 @@ def _end_by_error(comm: Alone, error: DpcnnError) -> int:
 
 
 def _end_by_memory(comm: Alone, error: MemoryError) -> int:
-    why = error or "no memory left"
+    why = str(error) or "no memory left"
     tell(LaunchError(f"rank {comm.rank}: {why}; give the ranks more, or start fewer per node"))
     return _end(comm, MISTAKE)
 

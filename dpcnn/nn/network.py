@@ -120,7 +120,7 @@ class Network:
             ConfigError: they don't, by an estimate from the layers' outputs, gradients and scratch space.
         """
         scratch = sum(layer.scratch for layer in self.layers)
-        needed = 4 * processes * (images * (3 * self.activations + scratch) + 2 * self.size) + 16 * self.size
+        needed = 4 * processes * (images * (3 * self.activations + scratch) + 2 * self.size) + 32 * self.size
         left = memory_left()
         if needed > left:
             raise ConfigError(
