@@ -117,11 +117,22 @@ def run(command: Callable[[Alone], int], comm: Alone | None = None) -> int:
         return _end_by_fault(comm)
 
 
+class PlainOutput(io.TextIOWrapper):
+    """An output stream on which control characters, of file names for example, appear as their escapes."""
+
+    def write(self, text: str) -> int:
+        return super().write(printable(text, keep="\n\t"))
+
+
 def _escape_what_the_terminal_lacks() -> None:
-    """Let stdout and stderr escape characters that their encodings don't have, such as those of a path."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    """Let stdout and stderr escape what could steer a terminal, and what their encodings don't have."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, PlainOutput):
+            encoding, lines, through = stream.encoding, stream.line_buffering, stream.write_through
+            buffer = stream.detach()
+            plain = PlainOutput(buffer, encoding, "backslashreplace", line_buffering=lines, write_through=through)
+            setattr(sys, name, plain)
 
 
 def _end_by_error(comm: Alone, error: DpcnnError) -> int:

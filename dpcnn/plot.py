@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpcnn.base.files import Folder
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.parallel.comm import Alone
 from dpcnn.reporting.figures import draw_curves
@@ -42,11 +43,15 @@ def draw(runs: Sequence[Path], out: Path, sample: int | None) -> None:
     """Draw the curves and, given a sample's number, the first run's first layer; print the names of the files."""
     for folder in runs:
         RunFolder(folder).check_started()
+    checkpoint = read(find_checkpoint(runs[0])) if sample is not None else None
+    image = read_test_image(checkpoint.config.data, sample or 0) if checkpoint else None
     out.mkdir(parents=True, exist_ok=True)
+    with Folder(out) as folder:
+        folder.check(
+            *(f"{name}.{kind}" for name in ("curves", "compared", "filters", "maps") for kind in ("png", "svg"))
+        )
     print(draw_curves(runs, out / ("curves" if len(runs) == 1 else "compared")))
-    if sample is not None:
-        checkpoint = read(find_checkpoint(runs[0]))
-        image = read_test_image(checkpoint.config.data, sample)
+    if checkpoint and image is not None:
         print(*draw_first_layer(checkpoint, image, out), sep="\n")
 
 

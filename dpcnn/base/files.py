@@ -94,6 +94,10 @@ class Folder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the folder."""
         os.close(self._descriptor)
 
     def inside(self, name: str) -> "Folder":

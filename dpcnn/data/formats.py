@@ -81,9 +81,13 @@ MOST_COLUMNS = 1 + 1024**2
 """Values of a line: a label and the pixels of an image. NumPy's parser needs many bytes for each."""
 
 
+MOST_LINE = 16 * MOST_COLUMNS
+"""Bytes of a line; what is longer is taken for several lines, and refused by the number of values in each."""
+
+
 def _lines(file: IO[bytes], first: int) -> Iterator[tuple[int, bytes]]:
     """The lines that hold something, with their numbers in the file."""
-    for number, line in enumerate(file, first):
+    for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), b""), first):
         if line.strip():
             yield number, line
 

@@ -38,6 +38,7 @@ from dpcnn.runs.progress import Cursor
 RUNS = Path("runs")
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
 WRITTEN = ("config.toml", "metrics.jsonl", "log.txt", "times.json", "trace.json", "curves.png", "curves.svg")
 """The files that a training writes: it is looked at all of them before the first one is changed."""
 
@@ -134,6 +135,8 @@ class RunFolder:
                 raise CheckpointError(f"{self.path}: another job has trained here meanwhile; --resume again")
             with Folder(self.path) as folder, folder.inside(CHECKPOINTS) as checkpoints:
                 folder.check(*WRITTEN)
+                if TENSORBOARD in folder.names():
+                    folder.inside(TENSORBOARD).close()
                 for name in (LAST, BEST):
                     if (self.checkpoints / name).is_dir():
                         raise OSError(

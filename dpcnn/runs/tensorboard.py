@@ -6,9 +6,7 @@ from pathlib import Path
 from dpcnn.base.files import Folder
 from dpcnn.errors import LaunchError, not_installed
 from dpcnn.runs.events import Event
-
-FOLDER = "tensorboard"
-"""Of the event files, in the run's folder."""
+from dpcnn.runs.folder import TENSORBOARD
 
 
 class Board:
@@ -23,11 +21,11 @@ class Board:
 
     def __init__(self, run: Path, events: Iterable[Event]) -> None:
         writer = writer_class()
-        with Folder(run) as folder, folder.inside(FOLDER) as own:
+        with Folder(run) as folder, folder.inside(TENSORBOARD) as own:
             for old in own.names():
                 if old.startswith("events.out.tfevents."):
                     own.remove(old)
-        self._writer = writer(logdir=str(run / FOLDER))
+        self._writer = writer(logdir=str(run / TENSORBOARD))
         for event in events:
             self.event(event)
 

@@ -11,7 +11,7 @@ from dpcnn.cluster.watch import Watch
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.console import Console, Report
-from dpcnn.runs.tensorboard import FOLDER
+from dpcnn.runs.folder import TENSORBOARD
 from dpcnn.runs.trace import clock_offset
 from dpcnn.training.setup import set_up
 from dpcnn.training.summary import Draw, finish, write_times, write_trace
@@ -81,7 +81,9 @@ def training_parser() -> Parser:
     )
     parser.add_argument("--no-curves", action="store_true", help="draw no picture at the end")
     parser.add_argument(
-        "--tensorboard", action="store_true", help=f"also write event files for TensorBoard, to {FOLDER}/ of the run"
+        "--tensorboard",
+        action="store_true",
+        help=f"also write event files for TensorBoard, to {TENSORBOARD}/ of the run",
     )
     parser.add_argument(
         "--trace",
