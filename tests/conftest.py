@@ -9,15 +9,15 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import dpcnn  # first: it settles the BLAS environment before NumPy is loaded
+import dpcnn  # noqa: F401  first: it settles the BLAS environment before NumPy is loaded
 
 import numpy as np  # isort: skip
 import pytest
+from commands import ROOT, Result, command, training
+from sources import synthetic
 
-ROOT = Path(dpcnn.__file__).parents[1]
 MNIST = ROOT / "data" / "mnist"
 MARK = "DPCNN_TEST_JOB"
 LIMIT = 60.0  # seconds of a job: then it hangs
@@ -36,21 +36,6 @@ def no_job_left():
     for job in list(running):
         job.kill()
         job.wait()
-
-
-@dataclass
-class Result:
-    """What became of a job."""
-
-    status: int
-    out: str
-    err: str
-    seconds: float
-
-    @property
-    def errors(self) -> list[str]:
-        """The error lines of dpcnn, from whichever ranks."""
-        return [line for line in self.err.splitlines() if line.startswith("dpcnn: error: ")]
 
 
 running: list["Job"] = []
@@ -164,17 +149,6 @@ def train(ranks: int, *arguments: str | Path, **options) -> Result:
     return run(ranks, "-m", "dpcnn.train", "--no-curves", *arguments, **options)
 
 
-def synthetic(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (samples, 12, 12) of ten classes, each a bright square in its own place, in noise."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 10, samples).astype(np.uint8)
-    images = rng.integers(0, 120, (samples, 12, 12))
-    for image, label in zip(images, labels, strict=True):
-        row, column = divmod(int(label), 4)
-        image[1 + 3 * row : 4 + 3 * row, 3 * column : 3 + 3 * column] += 100
-    return images.astype(np.uint8), labels
-
-
 @pytest.fixture(scope="session")
 def npz(tmp_path_factory) -> Path:
     """A source of 700 training and 150 test images of 12 x 12."""
@@ -188,7 +162,7 @@ def npz(tmp_path_factory) -> Path:
 def small(npz, tmp_path_factory) -> Path:
     """That source as a prepared data set."""
     folder = tmp_path_factory.mktemp("data") / "small"
-    result = run(0, "-m", "dpcnn.data", "prepare", npz, "--out", folder, "--shards", "3")
+    result = command("data", "prepare", npz, "--out", folder, "--shards", "3")
     assert result.status == 0, result.err
     return folder
 
@@ -206,6 +180,6 @@ def quick(small) -> list[str]:
 def mlp_checkpoint(tmp_path_factory) -> Path:
     """A net that knows most of MNIST's digits: recipe mlp-adam, 500 steps."""
     folder = tmp_path_factory.mktemp("mlp") / "run"
-    result = train(2, "--recipe", "mlp-adam", "--max-steps", "500", "--batch", "64", "--out", folder)
+    result = training("--recipe", "mlp-adam", "--max-steps", "500", "--batch", "64", "--out", folder)
     assert result.status == 0, result.err
     return folder / "checkpoints" / "last.h5"
