@@ -6,8 +6,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from commands import command
 from conftest import run
-from test_data import write_source
+from sources import write_source
 
 from dpcnn.data.__main__ import dispatch
 from dpcnn.data.downloads import DOWNLOADS, FILES, Download, fetch
@@ -157,7 +158,7 @@ def test_a_mirror_is_an_address_of_the_web(tmp_path):
 
 def test_without_a_network_it_fails_with_one_line(tmp_path):
     out = tmp_path / "set"
-    result = run(3, "-m", "dpcnn.data", "fetch", "kmnist", "--out", out, "--mirror", "http://127.0.0.1:9/")
+    result = command("data", "fetch", "kmnist", "--out", out, "--mirror", "http://127.0.0.1:9/", ranks=3)
     assert result.status == 2
     assert len(result.errors) == 1 and "can't download train-images-idx3-ubyte.gz" in result.errors[0]
     assert not out.exists()
@@ -178,7 +179,7 @@ def test_one_rank_downloads_and_all_prepare(server, tmp_path, monkeypatch):
     assert result.status == 0, result.err
     assert len(server.requests) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["served", "set"]
-    assert "source: licence a licence" in run(0, "-m", "dpcnn.data", "info", out).out
+    assert "source: licence a licence" in command("data", "info", out).out
 
 
 def test_the_known_sets_are_complete():
