@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dpcnn  # noqa: F401  first: it settles the BLAS environment before NumPy is loaded
@@ -27,6 +27,16 @@ LIMIT = 60.0  # seconds of a job: then it hangs
 def strict_arithmetic():
     with np.errstate(all="raise", under="ignore"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers(request):
+    """Each test draws the same numbers from its module's RNG, whichever tests have run before it."""
+    if rng := getattr(request.module, "RNG", None):
+        rng.bit_generator.state = states.setdefault(request.module.__name__, rng.bit_generator.state)
+
+
+states: dict[str, Mapping] = {}
 
 
 @pytest.fixture(autouse=True)
