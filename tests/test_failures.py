@@ -238,7 +238,7 @@ def long(small) -> list[str]:
     return ["--data", str(small), "--validation", "100", "--batch", "64", "--epochs", "10000", "--keep", "2"]
 
 
-def slowly(*values):
+def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -248,9 +248,9 @@ def slowly(*values):
         (signal.SIGINT, 2),
         (signal.SIGTERM, 0),
         (signal.SIGUSR1, 2),
-        slowly(signal.SIGINT, 0),
-        slowly(signal.SIGTERM, 2),
-        slowly(signal.SIGUSR1, 0),
+        slow(signal.SIGINT, 0),
+        slow(signal.SIGTERM, 2),
+        slow(signal.SIGUSR1, 0),
     ],
 )
 def test_a_signal_to_any_rank_ends_the_run_at_a_step_with_a_checkpoint(long, tmp_path, number, victim):

@@ -136,6 +136,7 @@ def test_pipes_in_place_of_files_hang_nothing(copied):
         assert result.status == 2 and len(result.errors) == 1, result.err
 
 
+@pytest.mark.slow
 def test_a_folder_of_any_name(copied, tmp_path):
     """Bytes that are no text, a terminal's escape, and what Matplotlib would take for a formula."""
     odd = tmp_path / os.fsdecode(b"\xff \x1b[2J $\\frac$ <b>")

@@ -28,7 +28,11 @@ def endless(quick):
     return [*quick, "--epochs", "3000", "--model", "small-cnn", "--no-curves", "--stall-timeout", str(TIMEOUT)]
 
 
-@pytest.mark.parametrize("victim", [0, 2])
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("victim", [slow(0), 2])
 def test_a_stopped_rank_is_named_and_the_job_ends(endless, tmp_path, victim):
     job = start(3, "-m", "dpcnn.train", *endless, "--out", tmp_path / "run")
     until_step(tmp_path / "run", 5, job)
@@ -88,9 +92,9 @@ sys.exit(train.main(sys.argv[1:]))
     ("victim", "after", "how", "told"),
     [
         (0, "Communicator.finalize", "at_once", "sent no heartbeat"),
-        (1, "Communicator.finalize", "at_once", "sent no heartbeat"),
-        (0, "Watch._leave_child", "at_once", "sent no heartbeat"),
-        (0, "Watch.close", "atexit.register", "not ended"),
+        slow(1, "Communicator.finalize", "at_once", "sent no heartbeat"),
+        slow(0, "Watch._leave_child", "at_once", "sent no heartbeat"),
+        slow(0, "Watch.close", "atexit.register", "not ended"),
     ],
 )
 def test_a_rank_that_stops_after_the_end_of_mpi_is_named(quick, tmp_path, victim, after, how, told):
@@ -129,6 +133,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_file_system_that_hangs_is_told_of_rank_0_alone(endless, tmp_path):
     result = run(3, "-c", HANGING, *endless, "--out", tmp_path / "run")
     assert result.status == 1
@@ -159,6 +164,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_watch_that_ends_says_so_and_the_job_goes_on(quick, tmp_path, victim):
     flags = [*quick, "--max-steps", "11", "--no-curves", "--stall-timeout", "2", "--out", tmp_path / "run"]
@@ -178,6 +184,7 @@ def test_a_slow_rank_is_reported_and_not_killed(endless, tmp_path):
     assert "rank 1 on " in warning and warning.endswith(": data, after step 5; all wait for it")
 
 
+@pytest.mark.slow
 def test_a_job_that_was_suspended_goes_on(endless, tmp_path):
     job = start(2, "-m", "dpcnn.train", *endless, "--max-steps", "300", "--out", tmp_path / "run")
     until_step(tmp_path / "run", 5, job)
@@ -273,6 +280,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_job_under_attack_goes_on_to_its_end(endless, tmp_path):
     job = start(3, "-c", SLOW, *endless, "--max-steps", "70", "--out", tmp_path / "run")
     until_step(tmp_path / "run", 0, job)
@@ -282,6 +290,7 @@ def test_a_job_under_attack_goes_on_to_its_end(endless, tmp_path):
     assert "nobody watches" not in result.out + result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_stopped_rank_is_named_under_attack(endless, tmp_path, victim):
     job = start(3, "-m", "dpcnn.train", *endless, "--out", tmp_path / "run")
