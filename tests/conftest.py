@@ -20,7 +20,7 @@ from sources import synthetic
 
 MNIST = ROOT / "data" / "mnist"
 MARK = "DPCNN_TEST_JOB"
-LIMIT = 60.0  # seconds of a job: then it hangs
+LIMIT = 120.0  # seconds of a job: then it hangs
 
 
 @pytest.fixture(autouse=True)

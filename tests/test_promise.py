@@ -122,7 +122,7 @@ def test_ranks_and_nodes_change_nothing(data, config, nodes, others):
 
 
 @pytest.mark.slow
-@examples(300)
+@examples(270)
 @given(config=configs(), nodes=NODES, others=NODES)
 def test_ranks_and_nodes_change_nothing_in_many_cases(data, config, nodes, others):
     check_promise(data, config, nodes, others)

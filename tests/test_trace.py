@@ -39,7 +39,7 @@ def test_the_rank_that_others_wait_for_is_named(quick, tmp_path, monkeypatch):
     result = training(*quick, "--max-steps", "8", "--out", tmp_path / "run", ranks=3)
     assert result.status == 0, result.err
     ranks = json.loads((tmp_path / "run" / "times.json").read_text())["ranks"]
-    assert ranks[1]["waited_for"] > 1.5, "two others, a second each"
+    assert ranks[1]["waited_for"] > 1.0, "two others, most of a second each"
     assert "; where they waited for one, it was for rank 1 on " in result.out
 
 
