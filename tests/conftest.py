@@ -1,4 +1,4 @@
-"""What the tests share: jobs under mpirun with a time limit, and a small data set."""
+"""What the tests share: real jobs, with a time limit, and a small data set."""
 
 import os
 import shutil
@@ -49,6 +49,10 @@ def no_job_left():
 
 
 running: list["Job"] = []
+
+for name in list(os.environ):  # of a job that pytest itself runs in
+    if name.startswith(("PMI", "PMIX", "OMPI_COMM", "SLURM_", "MPI_LOCAL", "DPCNN_JOB_END")):
+        del os.environ[name]
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """Under nohup or in the background, SIGINT is ignored, and the jobs that tests start would inherit that."""
@@ -125,11 +129,8 @@ class Job:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with which mpirun works anywhere, also from inside another job."""
-    inherited = {
-        k: v for k, v in os.environ.items() if not k.startswith(("PMI", "PMIX", "OMPI_COMM", "SLURM_", "MPI_LOCAL"))
-    }
-    return inherited | {
+    """This process's environment, with which mpirun works anywhere."""
+    return os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
