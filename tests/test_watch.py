@@ -22,6 +22,9 @@ from dpcnn.parallel.comm import Alone
 
 TIMEOUT = 3.0
 
+ENDED = (1, 9)
+"""Exit status of a job that the watch has ended; 9 from MPICH's launcher, which has killed the other ranks."""
+
 
 @pytest.fixture(scope="module")
 def endless(quick):
@@ -63,7 +66,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 def test_a_rank_that_is_stuck_is_named_with_its_stack(endless, tmp_path):
     result = run(3, "-c", STUCK.replace("SECONDS", "100"), *endless, "--out", tmp_path / "run")
-    assert result.status == 1
+    assert result.status in ENDED
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
     assert "rank 1 on " in line and "has made no progress for " in line and ": data, after step 5;" in line
     assert "rank 0" not in line and "rank 2" not in line and "in loiter" in result.err
@@ -136,7 +139,7 @@ sys.exit(train.main(sys.argv[1:]))
 @pytest.mark.slow
 def test_a_file_system_that_hangs_is_told_of_rank_0_alone(endless, tmp_path):
     result = run(3, "-c", HANGING, *endless, "--out", tmp_path / "run")
-    assert result.status == 1
+    assert result.status in ENDED
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
     assert "rank 0 on " in line and "has made no progress for " in line and ": report, after step " in line
     assert "rank 1" not in line and "rank 2" not in line and "in record" in result.err
