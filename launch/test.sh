@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
-# Run the tests: launch/test.sh [arguments of pytest]
+# Run the tests: launch/test.sh [--all] [arguments of pytest]; --all: the slow tests, too
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh plot,pictures,export,tensorboard,test
+if [ "${1:-}" = --all ]; then
+  shift
+else
+  set -- -m "not slow" "$@"
+fi
 exec pytest "$@"

@@ -1,4 +1,4 @@
-"""What the tests share: jobs under mpirun with a time limit, and a small data set."""
+"""What the tests share: real jobs, with a time limit, and a small data set."""
 
 import os
 import shutil
@@ -8,25 +8,35 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import dpcnn  # first: it settles the BLAS environment before NumPy is loaded
+import dpcnn  # noqa: F401  first: it settles the BLAS environment before NumPy is loaded
 
 import numpy as np  # isort: skip
 import pytest
+from commands import ROOT, Result, command, training
+from sources import synthetic
 
-ROOT = Path(dpcnn.__file__).parents[1]
 MNIST = ROOT / "data" / "mnist"
 MARK = "DPCNN_TEST_JOB"
-LIMIT = 60.0  # seconds of a job: then it hangs
+LIMIT = 120.0  # seconds of a job: then it hangs
 
 
 @pytest.fixture(autouse=True)
 def strict_arithmetic():
     with np.errstate(all="raise", under="ignore"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers(request):
+    """Each test draws the same numbers from its module's RNG, whichever tests have run before it."""
+    if rng := getattr(request.module, "RNG", None):
+        rng.bit_generator.state = states.setdefault(request.module.__name__, rng.bit_generator.state)
+
+
+states: dict[str, Mapping] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -38,22 +48,11 @@ def no_job_left():
         job.wait()
 
 
-@dataclass
-class Result:
-    """What became of a job."""
-
-    status: int
-    out: str
-    err: str
-    seconds: float
-
-    @property
-    def errors(self) -> list[str]:
-        """The error lines of dpcnn, from whichever ranks."""
-        return [line for line in self.err.splitlines() if line.startswith("dpcnn: error: ")]
-
-
 running: list["Job"] = []
+
+for name in list(os.environ):  # of a job that pytest itself runs in
+    if name.startswith(("PMI", "PMIX", "OMPI_COMM", "SLURM_", "MPI_LOCAL", "DPCNN_JOB_END")):
+        del os.environ[name]
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """Under nohup or in the background, SIGINT is ignored, and the jobs that tests start would inherit that."""
@@ -130,11 +129,8 @@ class Job:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with which mpirun works anywhere, also from inside another job."""
-    inherited = {
-        k: v for k, v in os.environ.items() if not k.startswith(("PMI", "PMIX", "OMPI_COMM", "SLURM_", "MPI_LOCAL"))
-    }
-    return inherited | {
+    """This process's environment, with which mpirun works anywhere."""
+    return os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -164,17 +160,6 @@ def train(ranks: int, *arguments: str | Path, **options) -> Result:
     return run(ranks, "-m", "dpcnn.train", "--no-curves", *arguments, **options)
 
 
-def synthetic(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (samples, 12, 12) of ten classes, each a bright square in its own place, in noise."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 10, samples).astype(np.uint8)
-    images = rng.integers(0, 120, (samples, 12, 12))
-    for image, label in zip(images, labels, strict=True):
-        row, column = divmod(int(label), 4)
-        image[1 + 3 * row : 4 + 3 * row, 3 * column : 3 + 3 * column] += 100
-    return images.astype(np.uint8), labels
-
-
 @pytest.fixture(scope="session")
 def npz(tmp_path_factory) -> Path:
     """A source of 700 training and 150 test images of 12 x 12."""
@@ -188,7 +173,7 @@ def npz(tmp_path_factory) -> Path:
 def small(npz, tmp_path_factory) -> Path:
     """That source as a prepared data set."""
     folder = tmp_path_factory.mktemp("data") / "small"
-    result = run(0, "-m", "dpcnn.data", "prepare", npz, "--out", folder, "--shards", "3")
+    result = command("data", "prepare", npz, "--out", folder, "--shards", "3")
     assert result.status == 0, result.err
     return folder
 
@@ -206,6 +191,6 @@ def quick(small) -> list[str]:
 def mlp_checkpoint(tmp_path_factory) -> Path:
     """A net that knows most of MNIST's digits: recipe mlp-adam, 500 steps."""
     folder = tmp_path_factory.mktemp("mlp") / "run"
-    result = train(2, "--recipe", "mlp-adam", "--max-steps", "500", "--batch", "64", "--out", folder)
+    result = training("--recipe", "mlp-adam", "--max-steps", "500", "--batch", "64", "--out", folder)
     assert result.status == 0, result.err
     return folder / "checkpoints" / "last.h5"

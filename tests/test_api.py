@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT, environment
 
 CODE, OUTPUT = re.search(
@@ -11,6 +12,7 @@ CODE, OUTPUT = re.search(
 ).groups()
 
 
+@pytest.mark.slow
 def test_the_session_prints_what_the_page_says(tmp_path):
     (tmp_path / "data").symlink_to(ROOT / "data")
     code = CODE + CODE  # a cell may be run twice

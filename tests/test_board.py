@@ -2,11 +2,13 @@
 
 import importlib.util
 import struct
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import run, train
-from test_train import events
+from commands import training
+from conftest import train
+from metrics import events
 
 needs_writer = pytest.mark.skipif(importlib.util.find_spec("tensorboardX") is None, reason="tensorboardX not installed")
 
@@ -30,8 +32,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_every_point_once_in_a_resumed_run_too(quick, tmp_path):
     folder = tmp_path / "run"
     flags = ["--model", "mlp", "--tensorboard"]
-    assert train(2, *quick, *flags, "--max-steps", "9", "--out", folder).status == 0
-    assert train(1, "--resume", "--tensorboard", "--max-steps", "0", "--out", folder).status == 0
+    assert train(2, *quick, *flags, "--max-steps", "9", "--out", folder).status == 0  # a process closes its file
+    assert train(0, "--resume", "--tensorboard", "--max-steps", "0", "--out", folder).status == 0
     found, told = scalars(folder / "tensorboard"), events(folder)
     epochs = [event for event in told if event["event"] == "epoch"]
     for tag, key in (
@@ -46,9 +48,9 @@ def test_every_point_once_in_a_resumed_run_too(quick, tmp_path):
     assert [value for _, value in found["loss/step"]] == pytest.approx([loss for _, loss in steps], rel=1e-6)
 
 
-def test_without_the_package_nothing_is_begun(quick, tmp_path):
-    code = "import sys; sys.modules['tensorboardX'] = None; from dpcnn.train import main; sys.exit(main(sys.argv[1:]))"
-    result = run(2, "-c", code, *quick, "--tensorboard", "--out", tmp_path / "run")
+def test_without_the_package_nothing_is_begun(quick, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    result = training(*quick, "--tensorboard", "--out", tmp_path / "run", ranks=2)
     assert result.status == 2 and not (tmp_path / "run").exists()
     assert result.errors == [
         "dpcnn: error: --tensorboard: the package tensorboardX is not installed; "

@@ -10,8 +10,9 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from conftest import run, train
-from test_data import write_source
+from commands import command, training
+from conftest import run
+from sources import write_source
 
 from dpcnn.base import files
 from dpcnn.base.files import Folder
@@ -255,7 +256,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
 @pytest.fixture(scope="module")
 def run_folder(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "run"
-    assert train(2, *quick, "--out", folder, "--max-steps", "8").status == 0
+    assert training(*quick, "--out", folder, "--max-steps", "8").status == 0
     return folder
 
 
@@ -281,32 +282,40 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
-@pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_a_spoiled_checkpoint_stops_the_job_with_one_line(run_folder, tmp_path, spoil, command):
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_spoiled_checkpoint_stops_the_command_with_one_line(run_folder, tmp_path, spoil, name):
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder, symlinks=True)
     newest, last = folder / "checkpoints" / "step-00000008.h5", folder / "checkpoints" / "last.h5"
     spoil(newest)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    result = run(3, "-m", f"dpcnn.{command}", *(["--resume", "--out", folder] if command == "train" else [last]))
-    assert result.status == 2 and result.seconds < 10
+    result = command(name, *(["--resume", "--out", folder] if name == "train" else [last]), ranks=3)
+    assert result.status == 2
     assert len(result.errors) == 1 and SPOILED[spoil] in result.errors[0]
-    assert f"dpcnn: error: {newest if command == 'train' else last}: " in result.errors[0]
+    assert f"dpcnn: error: {newest if name == 'train' else last}: " in result.errors[0]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    if command == "train":  # what the line advises
+    if name == "train":  # what the line advises
         newest.unlink()
-        assert "resuming from step-00000007.h5" in train(2, "--resume", "--out", folder).out
+        assert "resuming from step-00000007.h5" in training("--resume", "--out", folder, ranks=2).out
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_spoiled_checkpoint_under_mpirun(run_folder, tmp_path, name):
+    cut(shutil.copy(run_folder / "checkpoints" / "last.h5", tmp_path / "c.h5"))
+    result = run(3, "-m", f"dpcnn.{name}", *(["--resume"] if name == "train" else []), tmp_path / "c.h5")
+    assert result.status == 2 and len(result.errors) == 1
+    assert f"dpcnn: error: {tmp_path / 'c.h5'}: damaged: its" in result.errors[0]
 
 
 def test_a_checkpoint_of_another_model(run_folder, small, npz, tmp_path):
     checkpoint = run_folder / "checkpoints" / "last.h5"
-    result = train(2, "--resume", checkpoint, "--model", "mlp", "--max-steps", "9")
+    result = training("--resume", checkpoint, "--model", "mlp", "--max-steps", "9", ranks=2)
     assert result.status == 2
     assert result.errors[0].startswith("dpcnn: error: --model:") and "can't be resumed with mlp" in result.errors[0]
 
     write(tmp_path / "forged.h5", read(checkpoint))
     forge(tmp_path / "forged.h5", edited_config(model="mlp"))
-    result = train(2, "--resume", tmp_path / "forged.h5", "--out", tmp_path / "run")
+    result = training("--resume", tmp_path / "forged.h5", "--out", tmp_path / "run", ranks=2)
     assert result.status == 2
     (line,) = result.errors
     assert "the checkpoint is of another model: linear1.w is (576, 512) there and (144, 128) here" in line
@@ -315,6 +324,7 @@ def test_a_checkpoint_of_another_model(run_folder, small, npz, tmp_path):
 
 def test_other_data_than_the_checkpoint_s(run_folder, tmp_path):
     out = tmp_path / "set"
-    assert run(0, "-m", "dpcnn.data", "prepare", write_source(tmp_path / "s", "npz"), "--out", out).status == 0
-    result = train(2, "--resume", run_folder / "checkpoints" / "last.h5", "--data", out, "--max-steps", "9")
+    assert command("data", "prepare", write_source(tmp_path / "s", "npz"), "--out", out).status == 0
+    last = run_folder / "checkpoints" / "last.h5"
+    result = training("--resume", last, "--data", out, "--max-steps", "9", ranks=2)
     assert result.status == 2 and "made with other data than" in result.errors[0]

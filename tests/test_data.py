@@ -1,6 +1,5 @@
 """Data sets: sources, shards, their bytes on any number of ranks, and damage of every kind."""
 
-import gzip
 import hashlib
 import json
 import os
@@ -11,7 +10,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import MNIST, run, synthetic, train
+from commands import command, training
+from conftest import MNIST, run, train
+from sources import edit_manifest, synthetic, write_source
 
 from dpcnn.base.rng import SHUFFLE, permutation
 from dpcnn.data import inputs
@@ -23,39 +24,10 @@ from dpcnn.errors import ConfigError, DataError
 from dpcnn.parallel.comm import Alone
 
 
-def data(*arguments, ranks: int = 0, status: int = 0):
-    result = run(ranks, "-m", "dpcnn.data", *arguments)
+def data(*arguments, ranks: int = 1, status: int = 0):
+    result = command("data", *arguments, ranks=ranks)
     assert result.status == status, result.err
     return result
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    content = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def write_source(folder: Path, form: str) -> Path:
-    """The same data in each of the forms that are read."""
-    folder.mkdir()
-    splits = {"train": synthetic(300, 1), "test": synthetic(80, 2)}
-    if form == "npz":
-        arrays = {
-            f"{key}_{split}": array for split, pair in splits.items() for key, array in zip("xy", pair, strict=True)
-        }
-        np.savez_compressed(folder / "set.npz", **arrays)
-        return folder / "set.npz"
-    for split, (images, labels) in splits.items():
-        if form.startswith("idx"):
-            prefix, suffix = {"train": "train", "test": "t10k"}[split], ".gz" if form == "idx.gz" else ""
-            write_idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", images)
-            write_idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", labels)
-        else:
-            rows = np.column_stack([labels, images.reshape(len(images), -1)])
-            lines = [",".join(map(str, row)) for row in rows.tolist()]
-            if form == "csv with header":
-                lines.insert(0, "label," + ",".join(f"pixel{number}" for number in range(144)))
-            (folder / f"mnist_{split}.csv").write_text("\n".join(lines) + "\n")
-    return folder
 
 
 FORMS = ["idx", "idx.gz", "csv", "csv with header", "npz"]
@@ -73,7 +45,7 @@ def test_every_form_gives_the_same_samples(form, tmp_path):
 def test_the_bytes_don_t_depend_on_the_ranks(layout, tmp_path):
     source = write_source(tmp_path / "source", "idx")
     found = []
-    for ranks in (0, 1, 2, 3):
+    for ranks in (1, 2, 3):
         out = tmp_path / f"on {ranks}" / "set"
         data("prepare", source, "--out", out, "--shards", "5", *layout, ranks=ranks)
         found.append({path.name: path.read_bytes() for path in out.iterdir()})
@@ -106,13 +78,24 @@ def test_name_and_sharding_and_compression_don_t_change_the_checksum(tmp_path):
     assert len(checksums) == 1
 
 
+def test_the_bytes_are_the_same_under_mpirun(tmp_path):
+    source = write_source(tmp_path / "source", "idx")
+    data("prepare", source, "--out", tmp_path / "threads" / "set")
+    result = run(3, "-m", "dpcnn.data", "prepare", source, "--out", tmp_path / "mpirun" / "set")
+    assert result.status == 0, result.err
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / how / "set").iterdir()} for how in ("threads", "mpirun")
+    )
+    assert first == second
+
+
 def test_shuffled_by_a_seed_on_any_ranks(tmp_path):
     source = write_source(tmp_path / "source", "csv")
-    for ranks in (0, 3):
+    for ranks in (1, 3):
         data("prepare", source, "--out", tmp_path / str(ranks) / "set", "--shuffle", "7", "--shards", "2", ranks=ranks)
-    one, three = ({path.name: path.read_bytes() for path in (tmp_path / n / "set").iterdir()} for n in ("0", "3"))
+    one, three = ({path.name: path.read_bytes() for path in (tmp_path / n / "set").iterdir()} for n in ("1", "3"))
     assert one == three
-    out = tmp_path / "0" / "set"
+    out = tmp_path / "1" / "set"
     assert read_manifest(out).source["order"] == "shuffled by seed 7"
     for number, (split, seed) in enumerate({"train": 1, "test": 2}.items()):
         images, labels = synthetic(300 if split == "train" else 80, seed)
@@ -179,7 +162,7 @@ def test_prepare_writes_over_nothing(small, npz):
 
 def test_info_counts_and_verifies(small):
     _, labels = synthetic(700, 1)
-    for ranks in (0, 3):
+    for ranks in (1, 3):
         text = data("info", small, ranks=ranks).out
         train = next(line for line in text.splitlines() if line.startswith("train"))
         assert train.split()[1:] == [*map(str, np.bincount(labels, minlength=10)), "700", "3"]
@@ -290,12 +273,6 @@ def reseal(folder: Path, name: str) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def edit_manifest(folder: Path, change) -> None:
-    manifest = json.loads((folder / MANIFEST).read_text())
-    change(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-
-
 def wrong_shape(folder: Path) -> None:
     with h5py.File(folder / "train-01.h5", "a") as file:
         images = file["images"][...]
@@ -382,10 +359,19 @@ def test_damage_is_found_by_whichever_rank_and_told_once(kind, small, quick, tmp
         load(find_data(str(folder)), "train", Alone())
     assert message in str(caught.value)
 
-    result = train(3, *quick, "--data", folder, "--out", tmp_path / "run")
+    result = training(*quick, "--data", folder, "--out", tmp_path / "run", ranks=3)
     assert result.status == 2
     assert result.errors == [f"dpcnn: error: {caught.value}"]
-    assert result.seconds < 10
+    assert not (tmp_path / "run").exists()
+
+
+def test_damage_under_mpirun(small, quick, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(small, folder)
+    flip(folder / "train-01.h5", 4000)
+    result = train(3, *quick, "--data", folder, "--out", tmp_path / "run")
+    assert result.status == 2
+    assert len(result.errors) == 1 and "train-01.h5: damaged" in result.errors[0]
     assert not (tmp_path / "run").exists()
 
 
@@ -393,7 +379,7 @@ def test_damage_in_a_contiguous_set(npz, tmp_path):
     folder = tmp_path / "set"
     data("prepare", npz, "--out", folder, "--shards", "3", "--contiguous")
     flip(folder / "train-02.h5", 9000)
-    result = train(2, "--data", folder, "--validation", "100", "--out", tmp_path / "run")
+    result = training("--data", folder, "--validation", "100", "--out", tmp_path / "run", ranks=2)
     assert result.status == 2
     assert len(result.errors) == 1 and "train-02.h5: damaged" in result.errors[0]
 

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import run, train
+from commands import command, training
+from conftest import run
 
 from dpcnn.reporting.tables import class_table
 from dpcnn.training.evaluation import Answers
@@ -36,12 +37,13 @@ def test_the_table_class_scores():
 @pytest.fixture(scope="module")
 def checkpoint(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate") / "run"
-    assert train(1, *quick, "--model", "mlp", "--max-steps", "6", "--validation", "0", "--out", folder).status == 0
+    assert training(*quick, "--model", "mlp", "--max-steps", "6", "--validation", "0", "--out", folder).status == 0
     return folder / "checkpoints" / "last.h5"
 
 
 def test_all_ranks_tell_the_same(checkpoint):
-    found = [json.loads(run(ranks, "-m", "dpcnn.evaluate", checkpoint, "--json").out) for ranks in (0, 2, 3)]
+    found = [json.loads(run(2, "-m", "dpcnn.evaluate", checkpoint, "--json").out)]
+    found += [json.loads(command("evaluate", checkpoint, "--json", ranks=ranks).out) for ranks in (1, 2, 3)]
     for result in found:
         result.pop("seconds")
         assert result == found[0]
@@ -52,7 +54,7 @@ def test_all_ranks_tell_the_same(checkpoint):
 
 def test_table_and_pictures(checkpoint, tmp_path):
     pytest.importorskip("matplotlib")
-    result = run(3, "-m", "dpcnn.evaluate", checkpoint, "--classes", "--plots", tmp_path / "new" / "folder")
+    result = command("evaluate", checkpoint, "--classes", "--plots", tmp_path / "new" / "folder", ranks=3)
     assert result.status == 0, result.err
     assert sum(line.split()[:1] == [str(n)] for n, line in enumerate(result.out.splitlines()[4:14])) == 10
     for name in ("confusion", "mistakes"):
@@ -61,7 +63,7 @@ def test_table_and_pictures(checkpoint, tmp_path):
 
 
 def test_a_run_without_validation_has_none_to_evaluate(checkpoint):
-    result = run(2, "-m", "dpcnn.evaluate", checkpoint, "--split", "validation")
+    result = command("evaluate", checkpoint, "--split", "validation", ranks=2)
     assert result.status == 2
     assert [line for line in result.errors if line.startswith("dpcnn: ")] == [
         f"dpcnn: error: {checkpoint}: its run held no samples back for validation; give --split test"

@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT, run
+from commands import command
+from conftest import ROOT
 
 from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.data.dataset import find_data, load
@@ -135,7 +136,7 @@ def test_npz_holds_all_without_pickle():
 @pytest.mark.slow
 def test_the_whole_test_set_has_the_same_answers(mlp_checkpoint, tmp_path):
     """The command on a trained net; a second export writes nothing over."""
-    result = run(2, "-m", "dpcnn.export", mlp_checkpoint, "--out", tmp_path / "net.onnx")
+    result = command("export", mlp_checkpoint, "--out", tmp_path / "net.onnx")
     assert result.status == 0 and result.out.startswith(f"{tmp_path / 'net.onnx'}: mlp-50 of step 500, "), result.err
     content = (tmp_path / "net.onnx").read_bytes()
     checkpoint = read(mlp_checkpoint)
@@ -143,7 +144,7 @@ def test_the_whole_test_set_has_the_same_answers(mlp_checkpoint, tmp_path):
     x = images(10_000)
     ours = network.logits(network.flat(checkpoint.parameters), x).argmax(axis=1)
     np.testing.assert_array_equal(onnx_logits(content, x).argmax(axis=1), ours)
-    result = run(0, "-m", "dpcnn.export", mlp_checkpoint, "--out", tmp_path / "net.onnx")
+    result = command("export", mlp_checkpoint, "--out", tmp_path / "net.onnx")
     assert result.status == 2 and "net.onnx: exists; give another --out" in result.errors[0]
     assert (tmp_path / "net.onnx").read_bytes() == content
 
@@ -218,6 +219,6 @@ def test_files_that_can_t_be_brought_in(tmp_path):
         ),
         ([foreign, "--out", tmp_path / "there.h5"], f"{tmp_path / 'there.h5'}: exists; give another --out, or delete"),
     ):
-        result = run(0, "-m", "dpcnn.import", *words, cwd=tmp_path)
+        result = command("import", *words, cwd=tmp_path)
         assert result.status == 2 and result.errors[0].startswith(f"dpcnn: error: {message}"), (words, result.err)
         assert sorted(path.name for path in tmp_path.glob("*.h5")) == ["there.h5"]

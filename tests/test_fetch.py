@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import run
-from test_data import write_source
+from commands import command
+from sources import write_source
 
 from dpcnn.data.__main__ import dispatch
 from dpcnn.data.downloads import DOWNLOADS, FILES, Download, fetch
@@ -52,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(tmp_path):
     folder = write_source(tmp_path / "served", "idx.gz")
     server = Server(folder)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
@@ -157,28 +157,21 @@ def test_a_mirror_is_an_address_of_the_web(tmp_path):
 
 def test_without_a_network_it_fails_with_one_line(tmp_path):
     out = tmp_path / "set"
-    result = run(3, "-m", "dpcnn.data", "fetch", "kmnist", "--out", out, "--mirror", "http://127.0.0.1:9/")
+    result = command("data", "fetch", "kmnist", "--out", out, "--mirror", "http://127.0.0.1:9/", ranks=3)
     assert result.status == 2
     assert len(result.errors) == 1 and "can't download train-images-idx3-ubyte.gz" in result.errors[0]
     assert not out.exists()
 
 
-def test_one_rank_downloads_and_all_prepare(server, tmp_path, monkeypatch):
+def test_one_rank_downloads_and_all_prepare(server, download, tmp_path, monkeypatch):
     """The command itself, on three ranks, with the digests of the files served here."""
-    digests = ", ".join(
-        f"'{name}': 'sha256:{hashlib.sha256((server.folder / name).read_bytes()).hexdigest()}'" for name in FILES
-    )
-    code = (
-        "import sys; from dpcnn.data import downloads; from dpcnn.data.__main__ import main\n"
-        f"downloads.DOWNLOADS['mnist'] = downloads.Download(('{server.address}',), {{{digests}}}, 'a licence')\n"
-        "sys.exit(main(sys.argv[1:]))"
-    )
+    monkeypatch.setitem(DOWNLOADS, "mnist", Download((server.address,), download.digests, "a licence"))
     out = tmp_path / "set"
-    result = run(3, "-c", code, "fetch", "mnist", "--out", out)
+    result = command("data", "fetch", "mnist", "--out", out, ranks=3)
     assert result.status == 0, result.err
     assert len(server.requests) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["served", "set"]
-    assert "source: licence a licence" in run(0, "-m", "dpcnn.data", "info", out).out
+    assert "source: licence a licence" in command("data", "info", out).out
 
 
 def test_the_known_sets_are_complete():

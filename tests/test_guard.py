@@ -2,26 +2,19 @@
 
 import numpy as np
 import pytest
-from conftest import run, train
-from test_train import events
+from commands import training
+from metrics import events
 
 from dpcnn.errors import DriftError
 from dpcnn.training.drift import check_drift, tensor_hashes
-
-FAULTY = """
-import sys
-from dpcnn import train
 from dpcnn.training.trainer import Trainer
+
 
 def step_with_a_fault(trainer, order, step=Trainer.train_step):
     stop = step(trainer, order)
     if trainer.cursor.step == 4 and trainer.comm.rank == 1:
         trainer.network.views(trainer.vector)["linear1.w"].view("u4")[3, 5] ^= 1  # one bit
     return stop
-
-Trainer.train_step = step_with_a_fault
-sys.exit(train.main(sys.argv[1:]))
-"""
 
 
 def test_hashes_tell_tensors_apart():
@@ -43,18 +36,17 @@ def test_the_odd_ranks_are_named():
         check_drift([good, bad, bad, good, good], 7)
 
 
-@pytest.mark.parametrize(
-    ("nodes", "guard"), [({"DPCNN_PRETEND_NODES": "1,1,1"}, "2"), ({}, "2"), ({}, "0")], ids=["nodes", "ranks", "late"]
-)
-def test_a_flipped_bit_ends_the_run_before_it_reaches_a_checkpoint(nodes, guard, quick, tmp_path):
+@pytest.mark.parametrize(("nodes", "guard"), [([1, 1, 1], "2"), ([3], "2"), ([3], "0")], ids=["nodes", "ranks", "late"])
+def test_a_flipped_bit_ends_the_run_before_it_reaches_a_checkpoint(nodes, guard, quick, tmp_path, monkeypatch):
     """Under exact exchange a node has one copy, so nodes are compared; under allreduce, ranks.
 
     (An exact exchange overwrites a foreign element at the next step: there the fault must be met at once.)
     """
     folder = tmp_path / "run"
-    exchange = [] if nodes else ["--exchange", "allreduce"]
+    exchange = ["--exchange", "allreduce"] if nodes == [3] else []
     flags = [*quick, *exchange, "--guard-every", guard, "--checkpoint-every", "3", "--out", folder]
-    result = run(3, "-c", FAULTY, *flags, env=nodes)
+    monkeypatch.setattr(Trainer, "train_step", step_with_a_fault)
+    result = training(*flags, ranks=nodes)
     assert result.status == 1
     step = 4 if guard == "2" else 6
     (line,) = result.errors
@@ -65,7 +57,7 @@ def test_a_flipped_bit_ends_the_run_before_it_reaches_a_checkpoint(nodes, guard,
 
 
 def test_hashes_are_recorded(quick, tmp_path):
-    assert train(2, *quick, "--guard-every", "5", "--out", tmp_path / "run").status == 0
+    assert training(*quick, "--guard-every", "5", "--out", tmp_path / "run", ranks=2).status == 0
     found = [event for event in events(tmp_path / "run") if event["event"] == "hash"]
     assert [event["step"] for event in found] == [5, 10]
     assert set(found[0]["parameters"]) == {"conv2d1.w", "conv2d2.w", "conv2d3.w", "linear1.w", "linear2.w"}

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import run, train
+from commands import command, training
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,15 +55,15 @@ def test_a_number_that_does_not_fit(amount):
 
 
 def test_the_cut_of_the_published_recipes_is_kept_for_their_own_data_alone(small, tmp_path):
-    result = run(0, "-m", "dpcnn.train", "--recipe", "fast", "--max-steps", "1", "--no-curves", "--out", tmp_path / "a")
+    result = training("--recipe", "fast", "--max-steps", "1", "--out", tmp_path / "a")
     assert "59,000 images to train, 1,000 to validate\n" in result.out, result.err
-    flags = ["--data", small, "--recipe", "fast", "--max-steps", "1", "--no-curves"]
-    result = run(0, "-m", "dpcnn.train", *flags, "--out", tmp_path / "b")
+    flags = ["--data", small, "--recipe", "fast", "--max-steps", "1"]
+    result = training(*flags, "--out", tmp_path / "b")
     assert "630 images to train, 70 to validate, drawn from each class by seed\n" in result.out, result.err
-    result = train(2, *flags, "--validation", "50", "--out", tmp_path / "c")
+    result = training(*flags, "--validation", "50", "--out", tmp_path / "c", ranks=2)
     assert "650 images to train, 50 to validate, drawn from each class by seed\n" in result.out, result.err
-    result = train(2, *flags, "--validation", "900", "--holdout", "last", "--out", tmp_path / "d")
+    result = training(*flags, "--validation", "900", "--holdout", "last", "--out", tmp_path / "d", ranks=2)
     assert "630 images to train, 70 to validate\n" in result.out, result.err
     assert "--validation 900 is not below the 700 training samples: 70 of them are held back" in result.out
-    evaluated = run(2, "-m", "dpcnn.evaluate", tmp_path / "c", "--split", "validation")
+    evaluated = command("evaluate", tmp_path / "c", "--split", "validation", ranks=2)
     assert "on the validation samples of small" in evaluated.out and " of 50)" in evaluated.out, evaluated.err

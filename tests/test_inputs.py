@@ -17,8 +17,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import environment, synthetic
-from test_data import edit_manifest, write_idx, write_source
+from conftest import environment
+from sources import edit_manifest, synthetic, write_idx, write_source
 
 from dpcnn.data import inputs
 from dpcnn.data.__main__ import dispatch

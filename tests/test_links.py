@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import attacker
 import pytest
 
+from dpcnn.cluster import links
 from dpcnn.cluster.datagrams import Message, Seal
 from dpcnn.cluster.links import HERE, Link, addresses, connect
-from dpcnn.parallel import links
 from dpcnn.parallel.comm import Alone
 
 

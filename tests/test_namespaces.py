@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Job, train
-from test_failures import until_step
+from commands import training
+from conftest import Job
+from metrics import until_step
 
 from dpcnn.evidence.forecast import read_job
 
@@ -59,7 +60,7 @@ def weights(result):
 
 @pytest.mark.slow
 def test_ranks_on_two_hosts_train_to_the_same_bits(hosts, quick, tmp_path):
-    expected = weights(train(1, *quick, "--out", tmp_path / "one"))
+    expected = weights(training(*quick, "--out", tmp_path / "one"))
     result = on_hosts(3, "-m", "dpcnn.train", "--no-curves", *quick, "--out", tmp_path / "three")
     assert weights(result) == expected
     assert "warning" not in result.out, "heartbeats reach the other host"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import run, train
+from commands import command, training
 
 from dpcnn.config import read_recipe
 from dpcnn.nn import reference
@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 def runs(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plot")
     for model in ("small-cnn", "mlp"):
-        result = train(1, *quick, "--model", model, "--max-steps", "4", "--out", folder / model)
+        result = training(*quick, "--model", model, "--max-steps", "4", "--out", folder / model)
         assert result.status == 0, result.err
     return folder
 
@@ -41,7 +41,7 @@ def test_the_first_layer_of_a_net_without_convolutions():
 
 
 def test_curves_of_two_runs_and_filters(runs, tmp_path):
-    result = run(2, "-m", "dpcnn.plot", runs / "small-cnn", runs / "mlp", "--filters", "--out", tmp_path / "new")
+    result = command("plot", runs / "small-cnn", runs / "mlp", "--filters", "--out", tmp_path / "new", ranks=2)
     assert result.status == 0, result.err
     names = ["compared", "filters", "maps"]
     assert [line.split(" and ")[0].rpartition("/")[2] for line in result.out.splitlines()] == [
@@ -53,15 +53,15 @@ def test_curves_of_two_runs_and_filters(runs, tmp_path):
 
 
 def test_a_net_without_maps_has_none_drawn(runs):
-    result = run(0, "-m", "dpcnn.plot", runs / "mlp", "--filters")
+    result = command("plot", runs / "mlp", "--filters")
     assert result.status == 0 and not (runs / "mlp" / "maps.png").exists()
     assert (runs / "mlp" / "filters.png").exists() and read(runs / "mlp" / "checkpoints" / "last.h5")
 
 
 def test_mistakes(runs, tmp_path):
-    result = run(2, "-m", "dpcnn.plot", tmp_path)
+    result = command("plot", tmp_path, ranks=2)
     assert result.status == 2 and result.errors == [
         f"dpcnn: error: {tmp_path}: no run's folder: it has no metrics.jsonl"
     ]
-    result = run(0, "-m", "dpcnn.plot", runs / "mlp", "--filters", "--sample", "150")
+    result = command("plot", runs / "mlp", "--filters", "--sample", "150")
     assert result.status == 2 and "--sample: must be below 150, not 150" in result.errors[0]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment, run
+from commands import command
+from conftest import ROOT, environment
 
 from dpcnn.data.dataset import find_data, load
 from dpcnn.data.inputs import Input
@@ -154,17 +155,17 @@ def test_a_picture_of_too_many_pixels_is_not_unpacked(width, height, told):
     assert str(caught.value) == f"{HERE}: {expected}"
 
 
-def test_a_large_picture_is_made_smaller_and_says_the_same():
+@pytest.mark.parametrize("mode", ["L", *(pytest.param(m, marks=pytest.mark.slow) for m in ("RGB", "RGBA", "I;16"))])
+def test_a_large_picture_is_made_smaller_and_says_the_same(mode):
     digit = digits(1)[0][0]
     expected = pictures(png(255 - enlarged(digit)), (28, 28, 1))
-    for mode in ("L", "RGB", "RGBA", "I;16"):
-        large = 255 - enlarged(digit, times=120, canvas=(4000, 5000), at=(300, 900))
-        picture = Image.fromarray(large.astype(np.uint8)).convert(mode) if mode != "I;16" else None
-        picture = picture or Image.fromarray((large * 257).astype(np.uint16))
-        file = io.BytesIO()
-        picture.save(file, "PNG", compress_level=1)
-        found = pictures(file.getvalue(), (28, 28, 1)).astype(int)
-        assert np.abs(found - expected).mean() < 1, mode
+    large = 255 - enlarged(digit, times=120, canvas=(4000, 5000), at=(300, 900))
+    picture = Image.fromarray(large.astype(np.uint8)).convert(mode) if mode != "I;16" else None
+    picture = picture or Image.fromarray((large * 257).astype(np.uint16))
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    found = pictures(file.getvalue(), (28, 28, 1)).astype(int)
+    assert np.abs(found - expected).mean() < 1
 
 
 def test_the_largest_picture_takes_less_than_a_gigabyte(tmp_path):
@@ -177,8 +178,8 @@ def test_the_largest_picture_takes_less_than_a_gigabyte(tmp_path):
         "except DataError as error: print(error)\n"
         "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
-    command = [sys.executable, "-c", code, tmp_path / "large.png"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
+    words = [sys.executable, "-c", code, tmp_path / "large.png"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=60)
     told, peak = done.stdout.splitlines()
     assert "nothing is drawn in it" in told and int(peak) < 1_000_000 and not done.stderr
 
@@ -247,7 +248,8 @@ def test_digits_as_pictures_and_as_arrays(mlp_checkpoint, tmp_path):
     Image.fromarray((255 - enlarged(images[0])).astype(np.uint8)).save(tmp_path / "0.jpg")
     (tmp_path / "raw.idx").write_bytes(b"\0\0\x08\x03" + np.array([60, 28, 28], ">u4").tobytes() + images.tobytes())
     files = [tmp_path / f"{number}.png" for number in range(60)]
-    result = run(2, "-m", "dpcnn.predict", mlp_checkpoint, *files, tmp_path / "0.jpg", tmp_path / "raw.idx", "--json")
+    words = [mlp_checkpoint, *files, tmp_path / "0.jpg", tmp_path / "raw.idx", "--json"]
+    result = command("predict", *words, ranks=2)
     assert result.status == 0, result.err
     found = [json.loads(line) for line in result.out.splitlines()]
     assert len(found) == 121 and all(abs(sum(each["probabilities"]) - 1) < 1e-9 for each in found)
@@ -261,13 +263,13 @@ def test_digits_as_pictures_and_as_arrays(mlp_checkpoint, tmp_path):
 def test_text_csv_and_stdin(mlp_checkpoint, tmp_path):
     seven = png(255 - enlarged(digits(1)[0][0]))
     (tmp_path / "seven.png").write_bytes(seven)
-    command = [sys.executable, "-m", "dpcnn.predict", mlp_checkpoint]
-    done = subprocess.run([*command, "-"], input=seven, capture_output=True, env=environment(), timeout=60)
+    words = [sys.executable, "-m", "dpcnn.predict", mlp_checkpoint, "-"]
+    done = subprocess.run(words, input=seven, capture_output=True, env=environment(), timeout=60)
     assert done.stdout.decode().startswith("-: 7 (0.")
-    result = run(0, "-m", "dpcnn.predict", mlp_checkpoint, tmp_path / "seven.png", "--csv")
+    result = command("predict", mlp_checkpoint, tmp_path / "seven.png", "--csv")
     header, row = csv.reader(result.out.splitlines())
     assert header[:4] == ["file", "image", "class", "p0"] and row[:3] == [str(tmp_path / "seven.png"), "0", "7"]
-    result = run(2, "-m", "dpcnn.predict", mlp_checkpoint, tmp_path / "nowhere.png")
+    result = command("predict", mlp_checkpoint, tmp_path / "nowhere.png", ranks=2)
     assert result.status == 2
     assert result.errors == [
         f"dpcnn: error: {tmp_path / 'nowhere.png'}: No such file or directory; give another file, or mend this"

@@ -111,9 +111,24 @@ def outcome(*arguments, **options) -> dict | str:
         return str(error)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+def examples(number: int):
+    return settings(max_examples=number, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+
+
+@examples(30)
 @given(config=configs(), nodes=NODES, others=NODES)
 def test_ranks_and_nodes_change_nothing(data, config, nodes, others):
+    check_promise(data, config, nodes, others)
+
+
+@pytest.mark.slow
+@examples(270)
+@given(config=configs(), nodes=NODES, others=NODES)
+def test_ranks_and_nodes_change_nothing_in_many_cases(data, config, nodes, others):
+    check_promise(data, config, nodes, others)
+
+
+def check_promise(data: Path, config: Config, nodes: list[int], others: list[int]) -> None:
     """One rank; some nodes; and a run that is cut after its first step and resumed on other nodes."""
     with tempfile.TemporaryDirectory() as work:
         alone = outcome(data, config, [1], Path(work) / "alone")

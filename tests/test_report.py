@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from conftest import run, train
+from commands import command, training
 
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.events import epoch_rows
@@ -36,8 +36,8 @@ class Page(HTMLParser):
 
 def test_the_page_of_a_run(quick, tmp_path):
     folder = tmp_path / "a <run>"
-    assert train(2, *quick, "--test", "--model", "small-cnn", "--out", folder).status == 0
-    result = run(2, "-m", "dpcnn.report", folder)
+    assert training(*quick, "--test", "--model", "small-cnn", "--out", folder, ranks=2).status == 0
+    result = command("report", folder, ranks=2)
     assert result.status == 0 and result.out.startswith(f"{folder / 'report.html'}: "), result.err
     text = (folder / "report.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -71,17 +71,17 @@ def test_an_epoch_that_was_not_evaluated_has_empty_cells():
 
 def test_a_run_that_is_not_at_its_end(quick, tmp_path):
     folder = tmp_path / "run"
-    assert train(1, *quick, "--model", "mlp", "--max-steps", "3", "--out", folder).status == 0
+    assert training(*quick, "--model", "mlp", "--max-steps", "3", "--out", folder).status == 0
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     (folder / "times.json").unlink()
-    result = run(0, "-m", "dpcnn.report", folder, "--out", tmp_path / "page.html")
+    result = command("report", folder, "--out", tmp_path / "page.html")
     assert result.status == 0, result.err
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "has not come to its end" in " ".join(page.words) and "Time and memory of each rank" not in page.words
 
 
 def test_mistakes(tmp_path):
-    result = run(2, "-m", "dpcnn.report", tmp_path)
+    result = command("report", tmp_path, ranks=2)
     assert result.status == 2
     assert result.errors == [f"dpcnn: error: {tmp_path}: no run's folder: it has no metrics.jsonl"]

@@ -4,6 +4,7 @@ import re
 from math import ceil
 
 import pytest
+from commands import command
 from conftest import run
 
 from dpcnn.config import read_recipe
@@ -46,7 +47,7 @@ def test_it_runs_what_it_is_asked_for(tmp_path):
     ).read_text()
     written = (runs / "mlp-adam-3" / "metrics.jsonl").stat().st_mtime_ns
     (runs / "mlp-adam-3-torch.jsonl").write_text('{"epoch": 10, "test_accuracy": 0.125}\n')
-    again = run(0, "-m", "dpcnn.reproduce", *words, "--seeds", "3", "--runs", runs, "--torch", "mlp-adam")
+    again = command("reproduce", *words, "--seeds", "3", "--runs", runs, "--torch", "mlp-adam")
     assert again.status == 0, again.err
     assert again.out.splitlines()[-1].endswith(f"| {first:.4f} | {first:.4f} | 0 s | 0.1250 | 0.1250 |")
     assert (runs / "mlp-adam-3" / "metrics.jsonl").stat().st_mtime_ns == written
@@ -61,5 +62,5 @@ def test_it_runs_what_it_is_asked_for(tmp_path):
     ],
 )
 def test_mistakes(words, message):
-    result = run(0, "-m", "dpcnn.reproduce", *words)
+    result = command("reproduce", *words)
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]

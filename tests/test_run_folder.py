@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import run, start, train
+from commands import command, training
+from conftest import run, start
 
 from dpcnn.errors import CheckpointError
 from dpcnn.runs.folder import RunFolder, find_checkpoint
@@ -18,7 +19,7 @@ def begun(quick, tmp_path_factory) -> Path:
     """A run of 4 steps with two checkpoints."""
     folder = tmp_path_factory.mktemp("run") / "run"
     flags = ["--model", "mlp", "--max-steps", "4", "--checkpoint-every", "2", "--out", folder]
-    assert train(1, *quick, *flags).status == 0
+    assert training(*quick, *flags).status == 0
     return folder
 
 
@@ -42,14 +43,14 @@ def test_of_two_jobs_one_goes_on_and_the_other_says_who_holds_the_run(copied, qu
     until(lambda: "resuming from" in (copied / "log.txt").read_text(), slow)
     before = snapshot(copied)
     for resume in (["--resume"], ["--resume", copied / "checkpoints" / "last.h5"], ["--resume", "auto"]):
-        second = train(1, *resume, "--out", copied)
+        second = training(*resume, "--out", copied)
         (line,) = second.errors
         assert second.status == 2 and f"{copied}: another job trains here: process " in line
         assert f" on {os.uname().nodename}, since 20" in line and line.endswith("; wait for its end, or stop it")
     assert snapshot(copied) == before
     os.kill(slow.ranks()[0], signal.SIGKILL)
     assert slow.wait().status != 0
-    result = train(2, "--resume", "--out", copied, "--max-steps", "0")
+    result = training("--resume", "--out", copied, "--max-steps", "0", ranks=2)
     assert result.status == 0, result.err
 
 
@@ -101,13 +102,13 @@ def test_a_planted_link_is_not_written_through(copied, tmp_path, name):
         planted.unlink()
     before = snapshot(outside) if outside.is_dir() else outside.read_bytes()
     planted.symlink_to(outside)
-    result = train(1, "--resume", "--out", copied, "--max-steps", "5")
+    result = training("--resume", "--out", copied, "--max-steps", "5")
     assert (snapshot(outside) if outside.is_dir() else outside.read_bytes()) == before
     assert result.status == 2 and len(result.errors) == 1 and "Traceback" not in result.err, result.err
 
 
 @pytest.mark.parametrize(
-    ("command", "names"),
+    ("words", "names"),
     [
         (["report", "RUN"], ["report.html", ".report.html.part"]),
         (["plot", "RUN"], ["curves.png", "curves.svg"]),
@@ -115,14 +116,13 @@ def test_a_planted_link_is_not_written_through(copied, tmp_path, name):
         (["evaluate", "RUN", "--plots", "RUN"], ["confusion.png", "mistakes.svg"]),
     ],
 )
-def test_no_command_writes_through_a_planted_link(copied, tmp_path, command, names):
+def test_no_command_writes_through_a_planted_link(copied, tmp_path, words, names):
     victims = []
     for name in names:
         victims.append(tmp_path / f"victim of {name}")
         victims[-1].write_text("precious")
         (copied / name).symlink_to(victims[-1])
-    name, *words = (word.replace("RUN", str(copied)) for word in command)
-    result = run(0, "-m", f"dpcnn.{name}", *words)
+    result = command(*(word.replace("RUN", str(copied)) for word in words))
     assert [victim.read_text() for victim in victims] == ["precious"] * len(names)
     assert result.status == 2 and len(result.errors) == 1 and "Traceback" not in result.err, result.err
 
@@ -131,11 +131,12 @@ def test_pipes_in_place_of_files_hang_nothing(copied):
     for name in ("log.txt", "metrics.jsonl", "config.toml", "times.json"):
         (copied / name).unlink()
         os.mkfifo(copied / name)
-    for command in (["train", "--resume", "--out", copied], ["report", copied], ["plot", copied]):
-        result = run(0, "-m", f"dpcnn.{command[0]}", *command[1:])
+    for words in (["train", "--resume", "--out", copied], ["report", copied], ["plot", copied]):
+        result = command(*words)
         assert result.status == 2 and len(result.errors) == 1, result.err
 
 
+@pytest.mark.slow
 def test_a_folder_of_any_name(copied, tmp_path):
     """Bytes that are no text, a terminal's escape, and what Matplotlib would take for a formula."""
     odd = tmp_path / os.fsdecode(b"\xff \x1b[2J $\\frac$ <b>")

@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment, run, train
-from test_train import timeless
+from commands import command, training
+from conftest import ROOT, environment
+from metrics import timeless
 
 SCRIPT = Path(__file__).parent / "slurm.sh"
 TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "setpriv")
@@ -45,7 +46,7 @@ class BatchJob:
     def __init__(self, env: dict[str, str], folder: Path, starter: str, arguments, edit=lambda script: script) -> None:
         self.env, self.folder, self.run = env, folder, folder / "run"
         words = ["--nodes", "2", "--ranks-a-node", "1", "--starter", starter, "--time", "5"]
-        written = run(0, "-m", "dpcnn.submit", self.run, *words, "--", *arguments)
+        written = command("submit", self.run, *words, "--", *arguments)
         assert written.status == 0, written.err
         script = folder / "job.sbatch"
         script.write_text(edit(written.out.replace("--mem-per-cpu=1G", "--mem-per-cpu=300M")))
@@ -103,7 +104,7 @@ def straight(quick, tmp_path_factory):
     """The flags of a run of some seconds, and the metrics of such a run left alone."""
     flags = [*quick, "--epochs", "80", "--model", "small-cnn", "--keep", "1", "--no-curves"]
     folder = tmp_path_factory.mktemp("straight") / "run"
-    result = train(1, *flags, "--out", folder)
+    result = training(*flags, "--out", folder)
     assert result.status == 0, result.err
     return flags, timeless(folder)
 
@@ -169,5 +170,5 @@ def test_a_cancelled_job_stops_with_a_checkpoint_for_good(slurm, straight, tmp_p
     job.call("scancel", "--batch", "--signal=TERM", job.number)
     job.until(lambda: job.state in ("FAILED", "CANCELLED"), "ends")
     assert "queued again" not in job.out and "stopped at step" in job.out
-    assert train(2, "--resume", "--out", job.run).status == 0
+    assert training("--resume", "--out", job.run, ranks=2).status == 0
     assert timeless(job.run) == metrics

@@ -2,8 +2,8 @@
 
 import json
 
-from conftest import train
-from test_train import timeless
+from commands import training
+from metrics import timeless
 
 from dpcnn.data.dataset import load
 from dpcnn.data.stage import stage
@@ -23,7 +23,7 @@ def test_a_staged_set_is_the_same_and_is_used_again(small, tmp_path):
 def test_training_on_staged_data(quick, tmp_path):
     flags = [*quick, "--model", "mlp", "--epochs", "1"]
     for name, more in (("plain", []), ("staged", ["--stage", tmp_path / "scratch"])):
-        result = train(3, *flags, *more, "--out", tmp_path / name, env={"DPCNN_PRETEND_NODES": "2,1"})
+        result = training(*flags, *more, "--out", tmp_path / name, ranks=[2, 1])
         assert result.status == 0, result.err
     assert timeless(tmp_path / "plain") == timeless(tmp_path / "staged")
     (copy,) = (tmp_path / "scratch").iterdir()
@@ -31,6 +31,6 @@ def test_training_on_staged_data(quick, tmp_path):
 
 
 def test_a_place_that_can_t_be_written(quick, tmp_path):
-    result = train(2, *quick, "--stage", "/proc/scratch", "--out", tmp_path / "run")
+    result = training(*quick, "--stage", "/proc/scratch", "--out", tmp_path / "run", ranks=2)
     assert result.status == 2 and len(result.errors) == 1 and not (tmp_path / "run").exists()
     assert "--stage: " in result.errors[0] and "can't be copied to /proc/scratch/dpcnn-" in result.errors[0]

@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from commands import training
 from conftest import start, train
-from test_train import events, timeless
+from metrics import events, timeless
 
 from dpcnn.cluster.stopping import RESERVE, TOGETHER, Stop, handler, job_end, seconds_of
 from dpcnn.errors import ConfigError
@@ -97,7 +98,7 @@ def test_whose_word_on_the_job_s_end_counts():
 def test_a_run_out_of_time_stops_and_goes_on_by_the_same_command(quick, tmp_path):
     straight, folder = tmp_path / "straight", tmp_path / "run"
     flags = [*quick, "--epochs", "40", "--model", "small-cnn", "--keep", "1"]
-    assert train(2, *flags, "--out", straight).status == 0
+    assert training(*flags, "--out", straight).status == 0
     statuses = []
     while not statuses or statuses[-1] == 75:
         env = {"DPCNN_JOB_END": str(int(time.time() + 6))} if not statuses else {}
@@ -116,7 +117,7 @@ def test_a_signal_while_python_still_loads_stops_after_the_first_step(quick, tmp
         assert job.process.poll() is None
         time.sleep(0.002)
     os.kill(ready[0], number)
-    result = job.wait(20)
+    result = job.wait()
     assert result.status == 75, result.err
     assert events(tmp_path / "run")[-1].get("step", 1) < 30
 
@@ -137,6 +138,6 @@ def holds(pid: int, number: int) -> bool:
     ],
 )
 def test_mistakes(quick, flags, message, tmp_path):
-    result = train(2, *quick, *flags, cwd=tmp_path)
+    result = training(*quick, *flags, ranks=2, cwd=tmp_path)
     assert result.status == 2 and result.errors == [f"dpcnn: error: {message}"]
     assert json.dumps(os.listdir(tmp_path)) == "[]"

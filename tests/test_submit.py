@@ -5,16 +5,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Job, environment, run, train
-from test_train import timeless
+from commands import command, training
+from conftest import ROOT, Job, environment
+from metrics import timeless
 
 from dpcnn.cluster.batch import SCHEDULERS
 
 SCRIPTS = ["local.sh", "test.sh", "slurm-scaling.sbatch"]
 
 
-def submit(*words, **options):
-    return run(0, "-m", "dpcnn.submit", *words, **options)
+def submit(*words):
+    return command("submit", *words)
 
 
 def check_shell(path: Path) -> None:
@@ -81,9 +82,10 @@ def test_a_short_job_is_not_told_of_its_end_at_its_beginning():
         (["--send"], "--send: no sbatch on the PATH"),
     ],
 )
-def test_mistakes(words, message, tmp_path):
+def test_mistakes(words, message, tmp_path, monkeypatch):
     path = ":".join(str(tmp_path) if (Path(p) / "sbatch").exists() else p for p in environment()["PATH"].split(":"))
-    result = submit(tmp_path / "run", *words, env={"PATH": path})
+    monkeypatch.setenv("PATH", path)
+    result = submit(tmp_path / "run", *words)
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0], result.err
     assert list(tmp_path.iterdir()) == []
 
@@ -94,15 +96,15 @@ def stand_in(folder: Path, name: str, body: str) -> None:
     path.chmod(0o755)
 
 
-def test_a_script_is_sent_and_not_written_over(tmp_path):
+def test_a_script_is_sent_and_not_written_over(tmp_path, monkeypatch):
     stand_in(tmp_path, "sbatch", 'echo "Submitted batch job 7 of $1"')
-    env = {"PATH": f"{tmp_path}:{environment()['PATH']}"}
-    result = submit(tmp_path / "run", "--send", env=env)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{environment()['PATH']}")
+    result = submit(tmp_path / "run", "--send")
     script = tmp_path / "run.sbatch"
     assert result.status == 0 and result.out == f"{script}: Submitted batch job 7 of {script}\n", result.err
-    assert submit(tmp_path / "run", "--send", env=env).status == 0, "the same again"
+    assert submit(tmp_path / "run", "--send").status == 0, "the same again"
     written = script.read_text()
-    other = submit(tmp_path / "run", "--nodes", "9", "--send", env=env)
+    other = submit(tmp_path / "run", "--nodes", "9", "--send")
     assert other.status == 2 and "another script is there already" in other.errors[0]
     assert script.read_text() == written
 
@@ -126,6 +128,6 @@ def test_a_job_under_pbs_goes_on_in_another_one(quick, tmp_path):
     stand_in(tmp_path, "qstat", "exit 1")
     second = Job(["bash", script], env=base).wait()
     assert second.status == 0, second.err
-    assert train(1, *flags, "--out", tmp_path / "straight").status == 0
+    assert training(*flags, "--out", tmp_path / "straight").status == 0
     assert timeless(tmp_path / "run") == timeless(tmp_path / "straight")
     assert len((tmp_path / "queued").read_text().splitlines()) == 1

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import MNIST, train
-from test_train import events
+from commands import training
+from conftest import MNIST
+from metrics import events
 
 from dpcnn.base.rng import Draw
 from dpcnn.config import read_recipe
@@ -132,7 +133,7 @@ def test_a_recipe_s_first_steps_go_the_same_way_in_pytorch(recipe, quick, tmp_pa
     config = replace(read_recipe(recipe), data=str(MNIST), max_steps=25)
     (told,) = train_in_torch(config)
     flags = ["--recipe", recipe, "--data", MNIST, "--max-steps", "25", "--test", "--out", tmp_path / "run"]
-    assert train(1, *flags).status == 0
+    assert training(*flags).status == 0
     (epoch,) = (event for event in events(tmp_path / "run") if event["event"] == "epoch")
     assert told["step"] == 25 and 0.3 < epoch["test_accuracy"] < 0.95
     assert told["test_accuracy"] == pytest.approx(epoch["test_accuracy"], abs=0.003)

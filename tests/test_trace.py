@@ -1,16 +1,17 @@
 """Traces of all ranks, and the bill for those that others wait for."""
 
 import json
+import time
 
-from conftest import run, train
-from test_watch import STUCK
+from commands import training
 
 from dpcnn.base.timing import PHASES
 from dpcnn.training.summary import straggler_bill
+from dpcnn.training.trainer import Trainer
 
 
 def test_a_trace_has_every_phase_of_every_rank_in_its_order(quick, tmp_path):
-    result = train(2, *quick, "--trace", "--out", tmp_path / "run", env={"DPCNN_PRETEND_NODES": "1,1"})
+    result = training(*quick, "--trace", "--out", tmp_path / "run", ranks=[1, 1])
     assert result.status == 0 and f"trace: {tmp_path / 'run' / 'trace.json'}; " in result.out, result.err
     events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
     names = [event["args"]["name"] for event in events if event["ph"] == "M"]
@@ -27,11 +28,18 @@ def test_a_trace_has_every_phase_of_every_rank_in_its_order(quick, tmp_path):
     assert abs(traced - times["ranks"][1]["seconds"]["backward"]) < 0.002
 
 
-def test_the_rank_that_others_wait_for_is_named(quick, tmp_path):
-    result = run(3, "-c", STUCK.replace("SECONDS", "1"), *quick, "--max-steps", "8", "--out", tmp_path / "run")
+def test_the_rank_that_others_wait_for_is_named(quick, tmp_path, monkeypatch):
+    def loiter(trainer, *arguments, step=Trainer.train_step):
+        if trainer.comm.rank == 1 and trainer.cursor.step == 5:
+            with trainer.spans("data"):
+                time.sleep(1)
+        return step(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "train_step", loiter)
+    result = training(*quick, "--max-steps", "8", "--out", tmp_path / "run", ranks=3)
     assert result.status == 0, result.err
     ranks = json.loads((tmp_path / "run" / "times.json").read_text())["ranks"]
-    assert ranks[1]["waited_for"] > 1.5, "two others, a second each"
+    assert ranks[1]["waited_for"] > 1.0, "two others, most of a second each"
     assert "; where they waited for one, it was for rank 1 on " in result.out
 
 

@@ -1,4 +1,4 @@
-"""Training for real, under mpirun: the same bits whatever the ranks, uneven shapes, resuming, evaluating."""
+"""Training: the same bits on any ranks, also under mpirun; uneven shapes, resuming, evaluating."""
 
 import json
 import shutil
@@ -7,25 +7,18 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from commands import command, training
 from conftest import ROOT, run, train
+from metrics import events, timeless
 
 from dpcnn.base.timing import PHASES
 from dpcnn.runs.checkpoint import read, weights_sha256
 
-TIMES = ("seconds", "images_per_second")
 
-
-def events(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def timeless(folder: Path) -> list[dict]:
-    return [{key: value for key, value in event.items() if key not in TIMES} for event in events(folder)]
-
-
-def trained(ranks: int, *arguments, status: int = 0, **options):
-    result = train(ranks, *arguments, **options)
-    assert result.status == status, result.err
+def trained(ranks, *arguments):
+    """A run that ends well, on threads as ranks."""
+    result = training(*arguments, ranks=ranks)
+    assert result.status == 0, result.err
     return result
 
 
@@ -73,22 +66,26 @@ def test_a_run_leaves_what_it_promises(alone):
     assert last_line in (folder / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4, 7])
-def test_ranks_change_nothing(alone, quick, tmp_path, ranks):
+@pytest.mark.parametrize("nodes", [[2], [3], [7], [1, 1, 1], [2, 1], [1, 3], [3, 2, 2]], ids=str)
+def test_ranks_and_nodes_change_nothing(alone, quick, tmp_path, nodes):
     """600 images in batches of 90 and microbatches of 16: neither divides, nor do the ranks."""
-    folder, _ = alone
-    trained(ranks, *quick, "--out", tmp_path / "run")
-    assert timeless(tmp_path / "run") == timeless(folder)
-    ours, theirs = (read(path / "checkpoints" / "last.h5") for path in (tmp_path / "run", folder))
+    trained(nodes, *quick, "--out", tmp_path / "run")
+    check_same(tmp_path / "run", alone[0])
+
+
+def check_same(folder, other):
+    """The results of two runs, with the optimizer's state, are the same."""
+    assert timeless(folder) == timeless(other)
+    ours, theirs = (read(path / "checkpoints" / "last.h5") for path in (folder, other))
     for name in ("m", "v"):
         np.testing.assert_array_equal(ours.optimizer[name], theirs.optimizer[name])
 
 
-@pytest.mark.parametrize("nodes", ["1,1,1", "2,1", "1,3", "3,2,2"])
-def test_nodes_change_nothing(alone, quick, tmp_path, nodes):
-    ranks = sum(map(int, nodes.split(",")))
-    trained(ranks, *quick, "--out", tmp_path / "run", env={"DPCNN_PRETEND_NODES": nodes})
-    assert timeless(tmp_path / "run") == timeless(alone[0])
+@pytest.mark.parametrize(("ranks", "nodes"), [(2, None), (4, None), (3, "2,1")])
+def test_ranks_and_nodes_change_nothing_under_mpirun(alone, quick, tmp_path, ranks, nodes):
+    result = train(ranks, *quick, "--out", tmp_path / "run", env={"DPCNN_PRETEND_NODES": nodes} if nodes else {})
+    assert result.status == 0, result.err
+    check_same(tmp_path / "run", alone[0])
 
 
 def test_without_shared_memory_everything_goes_over_mpi_and_changes_nothing(alone, quick, tmp_path):
@@ -102,12 +99,17 @@ def test_without_shared_memory_everything_goes_over_mpi_and_changes_nothing(alon
 @pytest.mark.slow
 def test_the_promise_with_everything_random_running_clipped_and_averaged(quick, tmp_path):
     """The recipe has batch normalisation, changed images, dropout and averaged weights; one run is cut in two."""
+
+    def run_of(ranks, *arguments, **options):
+        result = train(ranks, *arguments, **options)
+        assert result.status == 0, result.err
+
     flags = ["--recipe", "accurate", *quick, "--clip", "1", "--average", "0.6", "--test"]
-    trained(1, *flags, "--out", tmp_path / "one")
+    run_of(1, *flags, "--out", tmp_path / "one")
     again = ["--recipe", tmp_path / "one" / "config.toml", "--test"]
-    trained(3, *again, "--out", tmp_path / "nodes", env={"DPCNN_PRETEND_NODES": "1,2"})
-    trained(4, *flags, "--out", tmp_path / "cut", "--max-steps", "10")
-    trained(3, "--resume", "--out", tmp_path / "cut", "--max-steps", "0", "--test")
+    run_of(3, *again, "--out", tmp_path / "nodes", env={"DPCNN_PRETEND_NODES": "1,2"})
+    run_of(4, *flags, "--out", tmp_path / "cut", "--max-steps", "10")
+    run_of(3, "--resume", "--out", tmp_path / "cut", "--max-steps", "0", "--test")
     assert timeless(tmp_path / "one") == timeless(tmp_path / "nodes") == timeless(tmp_path / "cut")
     checkpoint = tmp_path / "cut" / "checkpoints" / "last.h5"
     found, told = json.loads(run(2, "-m", "dpcnn.evaluate", checkpoint, "--json").out), events(tmp_path / "one")[-2]
@@ -146,9 +148,8 @@ def test_clipping_with_fewer_blocks_of_parameters_than_ranks(tmp_path):
 
 def test_a_mapped_data_set_changes_nothing(alone, quick, npz, tmp_path):
     folder = tmp_path / "contiguous"
-    made = run(
-        2, "-m", "dpcnn.data", "prepare", npz, "--out", folder, "--name", "small", "--contiguous", "--shards", "4"
-    )
+    flags = ["--name", "small", "--contiguous", "--shards", "4"]
+    made = command("data", "prepare", npz, "--out", folder, *flags, ranks=2)
     assert made.status == 0, made.err
     trained(3, *quick, "--data", folder, "--out", tmp_path / "run")
     assert timeless(tmp_path / "run") == timeless(alone[0])
@@ -157,7 +158,8 @@ def test_a_mapped_data_set_changes_nothing(alone, quick, npz, tmp_path):
 
 
 def test_without_mpirun(alone, quick, tmp_path):
-    trained(0, *quick, "--out", tmp_path / "run")
+    result = train(0, *quick, "--out", tmp_path / "run")
+    assert result.status == 0, result.err
     assert timeless(tmp_path / "run") == timeless(alone[0])
 
 
@@ -197,7 +199,7 @@ def test_more_epochs_are_as_if_asked_for_at_once(quick, tmp_path):
 
 
 def test_more_epochs_would_bend_a_cosine(alone):
-    result = train(2, "--resume", "--out", alone[0], "--epochs", "3")
+    result = training("--resume", "--out", alone[0], "--epochs", "3", ranks=2)
     assert result.status == 2
     assert (
         result.errors[0].startswith("dpcnn: error: --epochs: ")
@@ -227,7 +229,7 @@ def test_going_back_needs_a_new_folder(alone, quick, tmp_path):
     folder = tmp_path / "run"
     trained(1, *quick, "--out", folder)
     earlier = folder / "checkpoints" / "step-00000007.h5"
-    result = train(2, "--resume", earlier)
+    result = training("--resume", earlier, ranks=2)
     assert result.status == 2
     assert result.errors == [
         f"dpcnn: error: {earlier}: the run has gone on to step-00000014.h5; "
@@ -242,13 +244,13 @@ def test_the_run_s_config_is_a_recipe(alone, tmp_path):
     assert timeless(tmp_path / "run") == timeless(alone[0])
 
 
-@pytest.mark.parametrize("ranks", [0, 1, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 3, 4])
 def test_evaluate_counts_every_sample_once(alone, ranks):
     folder, _ = alone
     checkpoint = folder / "checkpoints" / "last.h5"
     found = {}
     for split in ("test", "validation"):
-        result = run(ranks, "-m", "dpcnn.evaluate", checkpoint, "--split", split, "--json")
+        result = command("evaluate", checkpoint, "--split", split, "--json", ranks=ranks)
         assert result.status == 0, result.err
         found[split] = json.loads(result.out)
     epoch = next(event for event in reversed(events(folder)) if event["event"] == "epoch")
@@ -256,7 +258,7 @@ def test_evaluate_counts_every_sample_once(alone, ranks):
     assert found["validation"]["accuracy"] == epoch["validation_accuracy"]
     assert found["validation"]["loss"] == epoch["validation_loss"]
     assert found["test"]["samples"] == 150 and found["test"]["correct"] == round(150 * found["test"]["accuracy"])
-    text = run(ranks, "-m", "dpcnn.evaluate", checkpoint).out
+    text = command("evaluate", checkpoint, ranks=ranks).out
     assert f"accuracy {found['test']['accuracy']:.4f} ({found['test']['correct']} of 150)" in text
 
 
@@ -264,7 +266,7 @@ def test_the_test_samples_after_each_epoch(quick, tmp_path):
     result = trained(3, *quick, "--test", "--out", tmp_path / "run", "--model", "small-cnn")
     first, last = (event for event in events(tmp_path / "run") if event["event"] == "epoch")
     checkpoint = tmp_path / "run" / "checkpoints" / "last.h5"
-    found = json.loads(run(0, "-m", "dpcnn.evaluate", checkpoint, "--json").out)
+    found = json.loads(command("evaluate", checkpoint, "--json").out)
     assert (last["test_loss"], last["test_accuracy"]) == (found["loss"], found["accuracy"])
     assert first["test_loss"] > last["test_loss"]
     assert f"; test accuracy {found['accuracy']:.4f}, loss {found['loss']:.4f}; training accuracy " in result.out
@@ -309,6 +311,6 @@ def test_any_hdf5_tool_opens_a_checkpoint(alone):
 
 
 def test_help_is_printed_once():
-    result = train(3, "--help")
+    result = training("--help", ranks=3)
     assert result.status == 0
     assert result.out.count("usage:") == 1 and "--microbatch N" in result.out

@@ -3,16 +3,20 @@
 import json
 
 import pytest
+from commands import command
 from conftest import run
 
 from dpcnn.evidence.proof import first_difference
 
 
-def verify(quick, tmp_path, *flags: str):
-    receipt = tmp_path / "receipt.json"
+def arguments(quick, tmp_path, *flags: str):
     words = [word for word in quick if word not in ("--epochs", "2")]
-    result = run(0, "-m", "dpcnn.verify", *words, "--receipt", receipt, *flags, limit=120)
-    return result, json.loads(receipt.read_text()) if receipt.exists() else None
+    return [*words, "--receipt", tmp_path / "receipt.json", *flags]
+
+
+def verify(quick, tmp_path, *flags: str):
+    result = run(0, "-m", "dpcnn.verify", *arguments(quick, tmp_path, *flags), limit=120)
+    return result, json.loads((tmp_path / "receipt.json").read_text())
 
 
 def test_the_promise_is_kept(quick, tmp_path):
@@ -54,10 +58,17 @@ def test_the_first_difference_is_named():
         (["--ranks", "1,x"], "--ranks: expected at least two numbers"),
         (["--steps", "1"], "--steps: must be at least 4, not 1"),
         (["--launcher", "nosuchrun"], "--launcher: no nosuchrun on the PATH"),
-        (["--ranks", "1,2", "--batch", "0"], "the run on 1 rank ended with status 2: dpcnn: error: --batch: must be"),
     ],
 )
 def test_mistakes(quick, tmp_path, flags, message):
-    result, receipt = verify(quick, tmp_path, *flags)
+    result = command("verify", *arguments(quick, tmp_path, *flags))
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]
-    assert receipt is None
+    assert not (tmp_path / "receipt.json").exists()
+
+
+def test_a_mistake_that_a_run_finds(quick, tmp_path):
+    flags = ["--ranks", "1,2", "--batch", "0"]
+    result = run(0, "-m", "dpcnn.verify", *arguments(quick, tmp_path, *flags))
+    message = "the run on 1 rank ended with status 2: dpcnn: error: --batch: must be"
+    assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]
+    assert not (tmp_path / "receipt.json").exists()

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import attacker
 import pytest
 from conftest import run, start
-from test_failures import until_step
+from metrics import until_step
 
 from dpcnn.cluster.datagrams import Message
 from dpcnn.cluster.links import Links
@@ -22,20 +22,26 @@ from dpcnn.parallel.comm import Alone
 
 TIMEOUT = 3.0
 
+ENDED = (1, 9)
+"""Exit status of a job that the watch has ended; 9 from MPICH's launcher, which has killed the other ranks."""
+
 
 @pytest.fixture(scope="module")
 def endless(quick):
     return [*quick, "--epochs", "3000", "--model", "small-cnn", "--no-curves", "--stall-timeout", str(TIMEOUT)]
 
 
-@pytest.mark.parametrize("victim", [0, 2])
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("victim", [slow(0), 2])
 def test_a_stopped_rank_is_named_and_the_job_ends(endless, tmp_path, victim):
     job = start(3, "-m", "dpcnn.train", *endless, "--out", tmp_path / "run")
     until_step(tmp_path / "run", 5, job)
     os.kill(job.ranks()[victim], signal.SIGSTOP)
-    stopped = time.monotonic()
-    result = job.wait(20)
-    assert time.monotonic() - stopped < TIMEOUT + 2 and result.status != 0
+    result = job.wait()
+    assert result.status != 0
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
     assert f"rank {victim} on {os.uname().nodename} has sent no heartbeat for " in line and ", after step " in line
     assert victim == 0 or ("rank 0 on" in result.err and "in fit" in result.err), "others tell where they are"
@@ -60,9 +66,9 @@ sys.exit(train.main(sys.argv[1:]))
 
 def test_a_rank_that_is_stuck_is_named_with_its_stack(endless, tmp_path):
     result = run(3, "-c", STUCK.replace("SECONDS", "100"), *endless, "--out", tmp_path / "run")
-    assert result.status == 1
+    assert result.status in ENDED
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
-    assert "rank 1 on " in line and "has made no progress for 3" in line and ": data, after step 5;" in line
+    assert "rank 1 on " in line and "has made no progress for " in line and ": data, after step 5;" in line
     assert "rank 0" not in line and "rank 2" not in line and "in loiter" in result.err
 
 
@@ -89,16 +95,16 @@ sys.exit(train.main(sys.argv[1:]))
     ("victim", "after", "how", "told"),
     [
         (0, "Communicator.finalize", "at_once", "sent no heartbeat"),
-        (1, "Communicator.finalize", "at_once", "sent no heartbeat"),
-        (0, "Watch._leave_child", "at_once", "sent no heartbeat"),
-        (0, "Watch.close", "atexit.register", "not ended"),
+        slow(1, "Communicator.finalize", "at_once", "sent no heartbeat"),
+        slow(0, "Watch._leave_child", "at_once", "sent no heartbeat"),
+        slow(0, "Watch.close", "atexit.register", "not ended"),
     ],
 )
 def test_a_rank_that_stops_after_the_end_of_mpi_is_named(quick, tmp_path, victim, after, how, told):
     program = STOPPED.replace("VICTIM", str(victim)).replace("AFTER", after).replace("HOW", how)
     flags = [*quick, "--max-steps", "3", "--stall-timeout", "2", "--no-curves", "--out", tmp_path / "run"]
     job = start(2, "-c", program, *flags)
-    result = job.wait(20)
+    result = job.wait()
     assert result.status != 0
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
     assert f"rank {victim} on {os.uname().nodename} has {told} for " in line and f"rank {1 - victim} on " not in line
@@ -130,11 +136,12 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_file_system_that_hangs_is_told_of_rank_0_alone(endless, tmp_path):
     result = run(3, "-c", HANGING, *endless, "--out", tmp_path / "run")
-    assert result.status == 1
+    assert result.status in ENDED
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
-    assert "rank 0 on " in line and "has made no progress for 3" in line and ": report, after step " in line
+    assert "rank 0 on " in line and "has made no progress for " in line and ": report, after step " in line
     assert "rank 1" not in line and "rank 2" not in line and "in record" in result.err
 
 
@@ -160,9 +167,10 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_watch_that_ends_says_so_and_the_job_goes_on(quick, tmp_path, victim):
-    flags = [*quick, "--max-steps", "11", "--no-curves", "--stall-timeout", "2", "--out", tmp_path / "run"]
+    flags = [*quick, "--max-steps", "9", "--no-curves", "--stall-timeout", "2", "--out", tmp_path / "run"]
     result = run(3, "-c", DYING.replace("VICTIM", str(victim)), *flags)
     assert result.status == 0, result.err
     (line,) = [line for line in result.err.splitlines() if "watch" in line]
@@ -172,22 +180,37 @@ def test_a_watch_that_ends_says_so_and_the_job_goes_on(quick, tmp_path, victim):
 
 
 def test_a_slow_rank_is_reported_and_not_killed(endless, tmp_path):
-    flags = [*endless, "--max-steps", "10", "--out", tmp_path / "run"]
-    result = run(3, "-c", STUCK.replace("SECONDS", "2.7"), *flags)
+    flags = [*endless, "--stall-timeout", "6", "--max-steps", "10", "--out", tmp_path / "run"]
+    result = run(3, "-c", STUCK.replace("SECONDS", "4"), *flags)
     assert result.status == 0, result.err
     (warning,) = [line for line in result.out.splitlines() if line.startswith("warning: ")]
     assert "rank 1 on " in warning and warning.endswith(": data, after step 5; all wait for it")
 
 
+SLOW = """
+import sys, time
+from dpcnn.train import main
+from dpcnn.training.trainer import Trainer
+
+def slowly(trainer, *arguments, step=Trainer.train_step):
+    time.sleep(0.1)
+    return step(trainer, *arguments)
+
+Trainer.train_step = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
 def test_a_job_that_was_suspended_goes_on(endless, tmp_path):
-    job = start(2, "-m", "dpcnn.train", *endless, "--max-steps", "300", "--out", tmp_path / "run")
+    job = start(2, "-c", SLOW, *endless, "--max-steps", "30", "--out", tmp_path / "run")
     until_step(tmp_path / "run", 5, job)
     ranks = job.ranks()
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for pid in ranks:
             os.kill(pid, number)
         time.sleep(TIMEOUT + 1 if number == signal.SIGSTOP else 0)
-    result = job.wait(60)
+    result = job.wait()
     assert result.status == 0, result.err
 
 
@@ -260,22 +283,9 @@ def attack(ports):
     assert all(count > 20 for count in sent), sent
 
 
-SLOW = """
-import sys, time
-from dpcnn.train import main
-from dpcnn.training.trainer import Trainer
-
-def slowly(trainer, *arguments, step=Trainer.train_step):
-    time.sleep(0.1)
-    return step(trainer, *arguments)
-
-Trainer.train_step = slowly
-sys.exit(main(sys.argv[1:]))
-"""
-
-
+@pytest.mark.slow
 def test_a_job_under_attack_goes_on_to_its_end(endless, tmp_path):
-    job = start(3, "-c", SLOW, *endless, "--max-steps", "70", "--out", tmp_path / "run")
+    job = start(3, "-c", SLOW, *endless, "--max-steps", "50", "--out", tmp_path / "run")
     until_step(tmp_path / "run", 0, job)
     with attack(udp_ports(job)):
         result = job.wait()
@@ -283,6 +293,7 @@ def test_a_job_under_attack_goes_on_to_its_end(endless, tmp_path):
     assert "nobody watches" not in result.out + result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_stopped_rank_is_named_under_attack(endless, tmp_path, victim):
     job = start(3, "-m", "dpcnn.train", *endless, "--out", tmp_path / "run")

@@ -3,18 +3,28 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from dpcnn.parallel.comm import Alone
+
+LIMIT = 60.0  # seconds in which all ranks must meet: else they hang
+
+
+class Aborted(Exception):
+    """A rank has ended the whole job with an exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"exit status {status}")
+        self.status = status
 
 
 class Board:
     """Where the ranks of a communicator post what they have for each other."""
 
     def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size)
+        self.barrier = threading.Barrier(size, timeout=LIMIT)
         self.posted: list[Any] = [None] * size
 
 
@@ -82,6 +92,13 @@ class ThreadComm(Alone):
     def node(self) -> "ThreadComm":
         return self._node or self
 
+    def swap(self, send: Any, receive: Any, partner: int) -> None:
+        raise NotImplementedError("threads have no links of their own")
+
+    def abort(self, status: int) -> NoReturn:
+        self.fail()
+        raise Aborted(status)
+
     def fail(self) -> None:
         """Let no other rank wait for this one any more."""
         self._board.barrier.abort()
@@ -117,4 +134,6 @@ def run_ranks(nodes: Sequence[int], function: Callable[[ThreadComm], Any]) -> li
         thread.join()
     if errors:
         raise errors[0]
+    if world.barrier.broken:
+        raise TimeoutError(f"the ranks have not met for {LIMIT} s")
     return results
