@@ -46,10 +46,9 @@ def draw(runs: Sequence[Path], out: Path, sample: int | None) -> None:
     checkpoint = read(find_checkpoint(runs[0])) if sample is not None else None
     image = read_test_image(checkpoint.config.data, sample or 0) if checkpoint else None
     out.mkdir(parents=True, exist_ok=True)
-    with Folder(out) as folder:
-        folder.check(
-            *(f"{name}.{kind}" for name in ("curves", "compared", "filters", "maps") for kind in ("png", "svg"))
-        )
+    with Folder(out) as place:
+        names = ("curves", "compared", "filters", "maps")
+        place.check(*(f"{name}.{kind}" for name in names for kind in ("png", "svg")))
     print(draw_curves(runs, out / ("curves" if len(runs) == 1 else "compared")))
     if checkpoint and image is not None:
         print(*draw_first_layer(checkpoint, image, out), sep="\n")
