@@ -52,9 +52,7 @@ def verify(options: Namespace) -> int:
 
 
 def _counts(options: Namespace) -> list[int]:
-    counts = numbers("--ranks", options.ranks, "1,2,3,4")
-    if len(counts) < 2:
-        raise ConfigError(f"--ranks: expected at least two numbers such as 1,2,3,4, not {options.ranks}")
+    counts = numbers("--ranks", options.ranks, "1,2,3,4", fewest=2)
     if options.steps < 4:
         raise ConfigError(f"--steps: must be at least 4, not {options.steps}")
     return counts

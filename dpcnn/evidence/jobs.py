@@ -47,13 +47,14 @@ def config_words(recipe: str | None, flags: Mapping[str, Any]) -> list[str]:
     return [*(["--recipe", recipe] if recipe else []), *retype(dict(flags))]
 
 
-def numbers(flag: str, typed: str, example: str, least: int = 1) -> list[int]:
+def numbers(flag: str, typed: str, example: str, least: int = 1, fewest: int = 1) -> list[int]:
     """The whole numbers of a list such as ``1,2,4``.
 
     Raises:
         ConfigError: an item is no whole number, or is less than ``least``.
     """
     found = [number for item in typed.split(",") if (number := digits(item)) is not None and least <= number <= MOST]
-    if len(found) < len(typed.split(",")):
-        raise ConfigError(f"{flag}: expected numbers such as {example}, not {typed[:60]}")
+    if len(found) < max(fewest, len(typed.split(","))):
+        many = "at least two numbers" if fewest == 2 else "numbers"
+        raise ConfigError(f"{flag}: expected {many} such as {example}, not {typed[:60]}")
     return found

@@ -143,7 +143,9 @@ def check_starter(command: str, launcher: str) -> None:
     except ValueError as error:
         raise LaunchError(f"--launcher: {error} in {launcher!r}") from None
     if not words or shutil.which(words[0]) is None:
-        raise LaunchError(f"--launcher: no {launcher!r} on the PATH; load your MPI, or activate the environment")
+        raise LaunchError(
+            f"--launcher: no {launcher or 'launcher'} on the PATH; load your MPI, or activate the environment"
+        )
 
 
 def mismatch(launch: Launch, library: str, library_path: str) -> LaunchError:
