@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from commands import training
+from conftest import train
 from metrics import events
 
 from dpcnn.errors import DriftError
@@ -56,8 +57,8 @@ def test_a_flipped_bit_ends_the_run_before_it_reaches_a_checkpoint(nodes, guard,
     assert "Traceback" not in result.err
 
 
-def test_hashes_are_recorded(quick, tmp_path):
-    assert training(*quick, "--guard-every", "5", "--out", tmp_path / "run", ranks=2).status == 0
+def test_hashes_are_recorded_under_mpirun(quick, tmp_path):
+    assert train(2, *quick, "--guard-every", "5", "--out", tmp_path / "run").status == 0
     found = [event for event in events(tmp_path / "run") if event["event"] == "hash"]
     assert [event["step"] for event in found] == [5, 10]
     assert set(found[0]["parameters"]) == {"conv2d1.w", "conv2d2.w", "conv2d3.w", "linear1.w", "linear2.w"}
