@@ -40,7 +40,7 @@ def test_the_rank_that_others_wait_for_is_named(quick, tmp_path, monkeypatch):
     assert result.status == 0, result.err
     ranks = json.loads((tmp_path / "run" / "times.json").read_text())["ranks"]
     assert ranks[1]["waited_for"] > 1.0, "two others, most of a second each"
-    assert "; where they waited for one, it was for rank 1 on " in result.out
+    assert " of the waits for a single rank were for rank 1 (" in result.out
 
 
 def test_a_bill_by_hand():
@@ -48,8 +48,8 @@ def test_a_bill_by_hand():
         {"host": "a", "seconds": {"forward": 9.0, "waiting": 1.0}, "waited_for": 0.5},
         {"host": "b", "seconds": {"forward": 10.0, "waiting": 0.0}, "waited_for": 1.5},
     ]
-    line = "the ranks waited 5.0% of their time"
-    assert straggler_bill(ranks) == f"{line}; where they waited for one, it was for rank 1 on b in 75%"
+    line = "the ranks were idle for 5.0% of the time"
+    assert straggler_bill(ranks) == f"{line}; 75% of the waits for a single rank were for rank 1 (b)"
     for rank in ranks:
         rank["waited_for"] = 0.0
     assert straggler_bill(ranks) == line
@@ -57,4 +57,4 @@ def test_a_bill_by_hand():
 
 def test_the_bill_of_a_run_that_was_complete():
     idle = {"host": "a", "seconds": {"waiting": 0.0}, "waited_for": 0.0}
-    assert straggler_bill([idle, idle]) == "the ranks waited 0.0% of their time"
+    assert straggler_bill([idle, idle]) == "the ranks were idle for 0.0% of the time"

@@ -85,8 +85,10 @@ def straggler_bill(ranks: Sequence[dict[str, Any]]) -> str:
     spent = sum(sum(rank["seconds"].values()) for rank in ranks)
     billed = sum(rank["waited_for"] for rank in ranks)
     slowest = max(range(len(ranks)), key=lambda rank: ranks[rank]["waited_for"])
-    line = f"the ranks waited {waiting / max(spent, 1e-9):.1%} of their time"  # a run that was complete spends none
+    line = (
+        f"the ranks were idle for {waiting / max(spent, 1e-9):.1%} of the time"  # a run that was complete spends none
+    )
     if billed <= 0:
         return line
     share = ranks[slowest]["waited_for"] / billed
-    return f"{line}; where they waited for one, it was for rank {slowest} on {ranks[slowest]['host']} in {share:.0%}"
+    return f"{line}; {share:.0%} of the waits for a single rank were for rank {slowest} ({ranks[slowest]['host']})"
