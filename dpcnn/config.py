@@ -133,7 +133,7 @@ class Config:
         """
         network = Network(image_shape, build(self.layers or MODELS[self.model], classes, self.dropout))
         if network.classes != classes:
-            raise ConfigError(f"the model tells {network.classes} classes apart; the data has {classes}")
+            raise ConfigError(f"the model has {network.classes} classes; the data has {classes}")
         return network
 
 

@@ -71,7 +71,7 @@ def test_layers_that_do_not_fit(layers, message):
 
 def test_a_network_of_other_classes_is_refused():
     layers = [{"kind": "flatten"}, {"kind": "linear", "features": 9}]
-    with pytest.raises(ConfigError, match="the model tells 9 classes apart; the data has 10"):
+    with pytest.raises(ConfigError, match="the model has 9 classes; the data has 10"):
         Config(layers=layers).network((12, 12, 1), 10)
 
 

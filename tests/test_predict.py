@@ -272,5 +272,5 @@ def test_text_csv_and_stdin(mlp_checkpoint, tmp_path):
     result = command("predict", mlp_checkpoint, tmp_path / "nowhere.png", ranks=2)
     assert result.status == 2
     assert result.errors == [
-        f"dpcnn: error: {tmp_path / 'nowhere.png'}: No such file or directory; give another file, or mend this"
+        f"dpcnn: error: {tmp_path / 'nowhere.png'}: No such file or directory; give another file, or fix this"
     ]

@@ -135,7 +135,7 @@ def open_input(path: Path) -> Input:
     try:
         return Input(path, open_plain(path))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give another file, or mend this") from None
+        raise DataError(f"{path}: {error.strerror}; give another file, or fix this") from None
 
 
 def digest(file: Any, kind: str) -> str:

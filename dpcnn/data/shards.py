@@ -271,7 +271,7 @@ class ShardFile:
             try:
                 count = os.preadv(self._descriptor, [out], place)
             except OSError as error:
-                raise DataError(f"{self.path}: can't be read ({error.strerror}); mend this or restore it") from None
+                raise DataError(f"{self.path}: can't be read ({error.strerror}); fix this or restore it") from None
             if not count:
                 raise DataError(f"{self.path}: has been shortened while it was in use; restore it or prepare again")
             out, place = out[count:], place + count
