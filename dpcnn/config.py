@@ -58,59 +58,74 @@ class Config:
     layers: list[dict[str, Any]] = field(default_factory=list, metadata={"free": False})
     data: str = _option("mnist", "data set: a name under data/, or a folder", free=True)
     validation: float = _option(
-        0.1, "training samples held back for validation: a number, or below 1 a fraction of all", least=0
+        0.1, "training samples held back for validation: a number, or a fraction below 1", least=0
     )
     holdout: str = _option(
         "stratified",
-        "stratified: validation samples are drawn by seed, from each class its share; last: the last ones",
+        "stratified: the seed draws validation samples from each class in proportion; last: the last samples",
         choices=("stratified", "last"),
     )
     test: bool = _option(False, "evaluate on the test samples after each epoch", free=True)
     epochs: int = _option(8, "epochs of the whole run", least=1, most=MOST_EPOCHS, free=True)
     max_steps: int = _option(0, "end the run after this many steps; 0: after its epochs", least=0, free=True)
-    batch: int = _option(128, "global batch: samples of a step, whatever the number of ranks", least=1, most=MOST_BATCH)
-    microbatch: int = _option(32, "samples whose gradient is computed at once", least=1, most=MOST_BATCH)
+    batch: int = _option(128, "global batch: samples per step, over all ranks", least=1, most=MOST_BATCH)
+    microbatch: int = _option(
+        32,
+        "samples per gradient computation; it decides the bits, and must not depend on the ranks",
+        least=1,
+        most=MOST_BATCH,
+    )
     seed: int = _option(
-        0, "of the first weights, the order of samples, their changes, and dropout", least=0, most=2**63 - 1
+        0, "seed of the initial weights, the order of samples, augmentation and dropout", least=0, most=2**63 - 1
     )
-    shift: float = _option(0.0, "pixels by which training images are moved, at most", least=0, most=10_000)
-    rotation: float = _option(0.0, "degrees by which they are turned, at most", least=0, below=181)
-    zoom: float = _option(0.0, "part by which they grow or shrink, at most", least=0, below=1)
+    shift: float = _option(0.0, "augmentation: largest shift of training images, in pixels", least=0, most=10_000)
+    rotation: float = _option(0.0, "augmentation: largest rotation, in degrees", least=0, below=181)
+    zoom: float = _option(0.0, "augmentation: largest zoom in or out, as a fraction", least=0, below=1)
     elastic: float = _option(
-        0.0, "pixels by which each of their pixels is moved besides, on average", least=0, most=10_000
+        0.0, "augmentation: standard deviation of the elastic deformation, in pixels", least=0, most=10_000
     )
-    dropout: float = _option(0.0, "part of the last linear layer's input dropped in training", least=0, below=1)
-    init: str = _option("he", "first values of the weights", choices=INITS)
-    init_deviation: float = _option(0.01, "standard deviation of init normal", above=0, most=1_000)
-    optimizer: str = _option("adam", "rule of the update", choices=OPTIMIZERS)
+    dropout: float = _option(0.0, "probability of the dropout layers that have none of their own", least=0, below=1)
+    init: str = _option("he", "initialisation of the weights", choices=INITS)
+    init_deviation: float = _option(0.01, "standard deviation of --init normal", above=0, most=1_000)
+    optimizer: str = _option("adam", "update rule", choices=OPTIMIZERS)
     lr: float = _option(0.003, "learning rate", above=0, most=1e30)
-    momentum: float = _option(0.9, "of the optimizers momentum and nesterov", least=0, below=1)
-    weight_decay: float = _option(0.01, "of the optimizer adamw", least=0, most=1e6)
-    clip: float = _option(0.0, "longer gradients are shortened to this norm; 0: none is", least=0)
+    momentum: float = _option(0.9, "momentum of the optimizers momentum and nesterov", least=0, below=1)
+    weight_decay: float = _option(0.01, "weight decay of the optimizer adamw", least=0, most=1e6)
+    clip: float = _option(0.0, "clip the global gradient norm to this value; 0: no clipping", least=0)
     average: float = _option(
-        0.0, "evaluate and keep a running average of the weights, of which each step keeps this part", least=0, below=1
+        0.0,
+        "decay of the exponential moving average of the weights, which is evaluated and stored; 0: no average",
+        least=0,
+        below=1,
     )
-    schedule: str = _option("cosine", "course of the learning rate", choices=SCHEDULES)
+    schedule: str = _option("cosine", "learning-rate schedule", choices=SCHEDULES)
     lr_decay: float = _option(0.8, "factor of the schedules exponential and step", above=0, most=1_000)
-    warmup: int = _option(200, "steps over which the learning rate rises from 0", least=0)
-    label_smoothing: float = _option(0.01, "part of each target spread over all classes", least=0, below=1)
+    warmup: int = _option(200, "steps of linear warm-up of the learning rate", least=0)
+    label_smoothing: float = _option(
+        0.01, "label smoothing: fraction of each target spread over all classes", least=0, below=1
+    )
     monitor: str = _option(
         "accuracy",
-        "what chooses the best epoch, on the validation samples; accuracy: of equals the one with the lowest loss",
+        "validation metric that chooses the best epoch; with accuracy, the loss decides between equals",
         choices=("accuracy", "loss"),
         free=True,
     )
     patience: int = _option(
-        0, "end the run after so many epochs without a better one, by --monitor; 0: never", least=0, free=True
+        0,
+        "early stopping: epochs without improvement of --monitor after which the run ends; 0: never",
+        least=0,
+        free=True,
     )
     exchange: str = _option(
         "exact", "exact: the same bits on any number of ranks; allreduce: MPI's own sum", choices=("exact", "allreduce")
     )
-    checkpoint_every: int = _option(0, "steps between checkpoints, besides the one an epoch", least=0, free=True)
-    guard_every: int = _option(
-        100, "steps between comparisons of what the ranks see; 0: only at checkpoints", least=0, free=True
+    checkpoint_every: int = _option(
+        0, "steps between checkpoints, in addition to one per epoch; 0: none", least=0, free=True
     )
-    keep: int = _option(3, "newest checkpoints kept, besides the best", least=1, free=True)
+    guard_every: int = _option(
+        100, "steps between comparisons of the ranks' parameters; 0: only at checkpoints", least=0, free=True
+    )
+    keep: int = _option(3, "newest checkpoints to keep, in addition to the best", least=1, free=True)
 
     def __post_init__(self) -> None:
         for option in fields(self):

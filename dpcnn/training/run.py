@@ -63,23 +63,23 @@ def training_parser() -> Parser:
         metavar="CHECKPOINT|auto",
         nargs="?",
         const="",
-        help="go on with a run: from this checkpoint, or from the last one of --out or of the newest run; "
-        "auto: go on with the run of --out if there is one, else begin it",
+        help="resume a run: from this checkpoint, or else from the last one of --out or of the newest run; "
+        "auto: resume the run in --out if there is one, otherwise start it",
     )
     parser.add_argument(
         "--walltime",
         default="",
         metavar="TIME",
-        help="stop in time for a checkpoint before so much time has passed: minutes, M:S, H:M:S or D-H:M:S "
-        "(default: until the end that Slurm, PBS or DPCNN_JOB_END tells)",
+        help="time limit; the run stops before it, with a checkpoint: minutes, M:S, H:M:S or D-H:M:S "
+        "(default: the limit given by Slurm, PBS or DPCNN_JOB_END)",
     )
     parser.add_argument(
         "--stage",
         type=Path,
         metavar="DIR",
-        help="copy the data set there first, once a node: to a disk of the node's own",
+        help="copy the data set to this folder first, once per node: for a local disk",
     )
-    parser.add_argument("--no-curves", action="store_true", help="draw no picture at the end")
+    parser.add_argument("--no-curves", action="store_true", help="do not draw the curves at the end")
     parser.add_argument(
         "--tensorboard",
         action="store_true",
@@ -88,14 +88,14 @@ def training_parser() -> Parser:
     parser.add_argument(
         "--trace",
         action="store_true",
-        help=f"write trace.json: where each rank's time goes, on one time line, for {TRACED:,} stretches of each rank",
+        help=f"write trace.json: the phases of all ranks on one time line, at most {TRACED:,} spans per rank",
     )
     parser.add_argument(
         "--stall-timeout",
         type=seconds,
         default=600.0,
         metavar="S",
-        help="end the job when a rank makes no progress for so many seconds; 0: never (default 600)",
+        help="seconds without progress of a rank after which the job ends; 0: never (default 600)",
     )
     add_config_flags(parser)
     return parser
