@@ -1,6 +1,7 @@
 """What the tests share: real jobs, with a time limit, and a small data set."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -93,16 +94,18 @@ class Job:
         return found
 
     def ranks(self) -> list[int]:
-        """The training's own processes, without their launcher."""
+        """The training's own processes, without their launcher, in the order of ranks."""
         found = []
-        for pid in sorted(self.pids()):
+        for pid in self.pids():
             try:
                 program, words = os.readlink(f"/proc/{pid}/exe"), Path(f"/proc/{pid}/cmdline").read_bytes()
+                variables = Path(f"/proc/{pid}/environ").read_bytes()
             except OSError:  # it has ended since
                 continue
             if Path(program).name.startswith("python") and b"dpcnn.train" in words:
-                found.append(pid)
-        return found
+                rank = re.search(rb"(?:OMPI_COMM_WORLD|PMI)_RANK=(\d+)", variables)
+                found.append((int(rank[1]) if rank else 0, pid))  # numbers of processes begin again at some time
+        return [pid for _, pid in sorted(found)]
 
     def kill(self) -> None:
         """SIGKILL to every process of the job, until none is left."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dpcnn.parallel import layout
 from dpcnn.parallel.layout import Layout
-from dpcnn.parallel.tree import cut, middle, owned, share, shares, subtrees, tree_sum
+from dpcnn.parallel.tree import cut, interval, middle, owned, shares, subtrees, tree_sum
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +29,7 @@ def test_shares_cover_everything_once_and_evenly(count, parts):
     sizes = [b - a for a, b in itertools.pairwise(bounds)]
     assert bounds[0] == 0 and bounds[-1] == count and len(sizes) == parts
     assert min(sizes) >= 0 and max(sizes) - min(sizes) <= 1
-    assert [share(count, parts, part) for part in range(parts)] == list(itertools.pairwise(bounds))
+    assert [interval(count, parts, part) for part in range(parts)] == list(itertools.pairwise(bounds))
 
 
 @given(count=st.integers(1, 5000), length=st.integers(1, 300))

@@ -19,7 +19,7 @@ from dpcnn.base.timing import Spans
 from dpcnn.parallel.comm import Alone
 from dpcnn.parallel.layout import Layout, Message, part
 from dpcnn.parallel.shared import shared_array
-from dpcnn.parallel.tree import Node, owned, tree_sum
+from dpcnn.parallel.tree import Subtree, owned, tree_sum
 
 Vector = NDArray[Any]
 Gradient = Callable[[int, Vector], None]
@@ -56,17 +56,17 @@ class Exchange:
         """
         raise NotImplementedError
 
-    def _add_up(self, subtree: Node, total: Vector, gradient: Gradient) -> None:
+    def _add_up(self, subtree: Subtree, total: Vector, gradient: Gradient) -> None:
         """The sum of a subtree of gradients, into ``total``."""
         free = [*self._spares, total]  # the first gradient goes into the last of these, and all others are added to it
 
-        def leaf(node: Node) -> Vector | None:
-            if node[1] - node[0] > 1:
+        def leaf(part: Subtree) -> Vector | None:
+            if part[1] - part[0] > 1:
                 return None
             if not free:
                 self._spares.append(zeros((self.size,), np.float32))
                 free.append(self._spares[-1])
-            gradient(node[0], free[-1])
+            gradient(part[0], free[-1])
             return free.pop()
 
         def add(left: Vector, right: Vector) -> Vector:
@@ -114,7 +114,7 @@ class ExactExchange(Exchange):
         self._home = self._layout.node_of(comm.rank)
         self._slice = slice(*self._layout.slice(comm.rank))
         self._updates = self._layout.updates(comm.rank)
-        self._plans: dict[int, tuple[list[list[Node]], list[Message]]] = {}
+        self._plans: dict[int, tuple[list[list[Subtree]], list[Message]]] = {}
 
     def sum(self, count: int, gradient: Gradient) -> Vector:
         for subtree, row in self._own_rows(count):
@@ -124,7 +124,7 @@ class ExactExchange(Exchange):
         with self.spans("exchange"):
             return self._sum(count)
 
-    def _own_rows(self, leaves: int) -> list[tuple[Node, Vector]]:
+    def _own_rows(self, leaves: int) -> list[tuple[Subtree, Vector]]:
         """The subtrees of tree(0, leaves) that this rank adds up, each with its (size,) row."""
         held = owned(leaves, self.comm.size)
         first, end = self._layout.nodes[self._home]
@@ -150,9 +150,11 @@ class ExactExchange(Exchange):
             return sums[0]
         return tree_sum((0, leaves), self._send(sums, of_nodes, messages).get, add_into_left)
 
-    def _send(self, sums: list[Vector], of_nodes: list[list[Node]], messages: list[Message]) -> dict[Node, Vector]:
+    def _send(
+        self, sums: list[Vector], of_nodes: list[list[Subtree]], messages: list[Message]
+    ) -> dict[Subtree, Vector]:
         """Every node's sums, the elements of this rank's part, by their subtrees."""
-        known: dict[Node, Vector] = {}
+        known: dict[Subtree, Vector] = {}
         for number, message in enumerate(messages):
             if len(self._received) == number:
                 self._received.append(np.empty((len(of_nodes), self.part.stop - self.part.start), np.float32))

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpcnn.parallel.tree import Node, share, shares, subtrees
+from dpcnn.parallel.tree import Interval, Subtree, interval, shares, subtrees
 
 Runs = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -12,13 +12,13 @@ PART_BLOCK = 1024
 """Elements of a vector that are never parted: so what is worked out block by block has the same bits on any ranks."""
 
 
-def part(size: int, ranks: int, rank: int) -> Node:
+def part(size: int, ranks: int, rank: int) -> Interval:
     """A rank's run of the elements of a vector: whole blocks of PART_BLOCK, but for the vector's end."""
-    start, stop = share(-(-size // PART_BLOCK), ranks, rank)
+    start, stop = interval(-(-size // PART_BLOCK), ranks, rank)
     return min(start * PART_BLOCK, size), min(stop * PART_BLOCK, size)
 
 
-def overlap(one: Node, other: Node) -> Node:
+def overlap(one: Interval, other: Interval) -> tuple[int, int]:
     """Where two runs of elements, each (start, stop), have some in common, and how many; (0, 0): none."""
     start, stop = max(one[0], other[0]), min(one[1], other[1])
     return (start, stop - start) if start < stop else (0, 0)
@@ -45,7 +45,7 @@ class Layout:
     """
 
     size: int
-    nodes: tuple[Node, ...]
+    nodes: tuple[Interval, ...]
 
     @property
     def ranks(self) -> int:
@@ -56,16 +56,16 @@ class Layout:
         """The number of a rank's node."""
         return bisect_right(self.nodes, (rank, self.ranks)) - 1
 
-    def part(self, rank: int) -> Node:
+    def part(self, rank: int) -> Interval:
         """The elements that a rank updates."""
         return part(self.size, self.ranks, rank)
 
-    def slice(self, rank: int) -> Node:
+    def slice(self, rank: int) -> Interval:
         """The elements that a rank passes on."""
         first, end = self.nodes[self.node_of(rank)]
         return part(self.size, end - first, rank - first)
 
-    def of_nodes(self, leaves: int) -> list[list[Node]]:
+    def of_nodes(self, leaves: int) -> list[list[Subtree]]:
         """For each node, the largest subtrees of tree(0, leaves) that its ranks hold together."""
         bounds = shares(leaves, self.ranks)
         return [subtrees(leaves, bounds[first], bounds[end]) for first, end in self.nodes]
@@ -96,7 +96,7 @@ class Layout:
         return Message(runs(sent, [start for start, _ in sent]), runs(received, [start for start, _ in received]))
 
 
-def runs(overlaps: Sequence[Node], places: Sequence[int]) -> Runs:
+def runs(overlaps: Sequence[Interval], places: Sequence[int]) -> Runs:
     """Counts and places, as MPI wants them; an empty run has place 0."""
     counts = tuple(count for _, count in overlaps)
     return counts, tuple(place if count else 0 for place, count in zip(places, counts, strict=True))

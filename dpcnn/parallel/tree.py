@@ -14,24 +14,29 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TypeVar
 
-Node = tuple[int, int]
+Subtree = tuple[int, int]
+"""tree(lo, hi), as (lo, hi)."""
+
+Interval = tuple[int, int]
+"""Consecutive things, as (start, stop)."""
+
 T = TypeVar("T")
 
 
 def shares(count: int, parts: int) -> list[int]:
-    """The bounds of ``parts`` contiguous runs of ``count`` things: parts + 1 numbers, 0 first.
+    """The bounds of ``parts`` contiguous intervals of ``count`` things: parts + 1 numbers, 0 first.
 
     Part r is ``range(bounds[r], bounds[r + 1])``; sizes differ by at most one, and may be 0.
     """
     return [part * count // parts for part in range(parts + 1)]
 
 
-def share(count: int, parts: int, part: int) -> Node:
-    """The bounds of one of those runs."""
+def interval(count: int, parts: int, part: int) -> Interval:
+    """One of the intervals of :func:`shares`."""
     return part * count // parts, (part + 1) * count // parts
 
 
-def cut(count: int, length: int) -> list[Node]:
+def cut(count: int, length: int) -> list[Interval]:
     """``count`` things in consecutive runs of ``length``, as (start, stop); the last may be shorter."""
     return [(start, min(start + length, count)) for start in range(0, count, length)]
 
@@ -41,13 +46,13 @@ def middle(lo: int, hi: int) -> int:
     return lo + (1 << ((hi - lo - 1).bit_length() - 1))
 
 
-def subtrees(leaves: int, start: int, stop: int) -> list[Node]:
+def subtrees(leaves: int, start: int, stop: int) -> list[Subtree]:
     """The largest subtrees of tree(0, leaves) inside [start, stop), left to right.
 
     They cover it exactly.
     """
 
-    def inside(lo: int, hi: int) -> list[Node]:
+    def inside(lo: int, hi: int) -> list[Subtree]:
         if start <= lo and hi <= stop:
             return [(lo, hi)]
         if hi <= start or stop <= lo:
@@ -58,25 +63,25 @@ def subtrees(leaves: int, start: int, stop: int) -> list[Node]:
     return inside(0, leaves) if start < stop else []
 
 
-def tree_sum(node: Node, value: Callable[[Node], T | None], add: Callable[[T, T], T]) -> T:
-    """The sum of a subtree: ``value(node)`` if that is known, else of its two halves.
+def tree_sum(subtree: Subtree, value: Callable[[Subtree], T | None], add: Callable[[T, T], T]) -> T:
+    """The sum of a subtree: ``value(subtree)`` if that is known, else of its two halves.
 
     Args:
-        node: (lo, hi) of the tree.
+        subtree: of the tree.
         value: a subtree's known sum, or None; never None for a leaf.
         add: combines a left and a right sum; called in the order of the tree.
     """
-    known = value(node)
+    known = value(subtree)
     if known is not None:
         return known
-    lo, hi = node
+    lo, hi = subtree
     m = middle(lo, hi)
     left = tree_sum((lo, m), value, add)
     return add(left, tree_sum((m, hi), value, add))
 
 
 @cache
-def owned(leaves: int, ranks: int) -> Sequence[list[Node]]:
+def owned(leaves: int, ranks: int) -> Sequence[list[Subtree]]:
     """For each rank, the subtrees of tree(0, leaves) that it adds up."""
     bounds = shares(leaves, ranks)
     return [subtrees(leaves, bounds[rank], bounds[rank + 1]) for rank in range(ranks)]

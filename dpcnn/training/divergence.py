@@ -5,11 +5,16 @@ from collections.abc import Sequence
 from dpcnn.data.dataset import Indices, Samples
 from dpcnn.nn.network import Network, Vector
 from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.tree import Node, shares
+from dpcnn.parallel.tree import Interval, shares
 
 
 def divergence(
-    comm: Alone, network: Network, parameters: Vector, samples: Samples, batch: Indices, microbatches: Sequence[Node]
+    comm: Alone,
+    network: Network,
+    parameters: Vector,
+    samples: Samples,
+    batch: Indices,
+    microbatches: Sequence[Interval],
 ) -> str:
     """Where it is in a step whose loss or gradient is not finite, in words, the same on every rank of ``comm``.
 
