@@ -176,7 +176,8 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
     """The checkpoint of a file, every value held against its type and the others.
 
     Arrays are looked up by the names that the network and the optimizer give them: a group may list many others.
-    Together they can't be larger than the file, ``room``: each really lies in it, under one name.
+    Each really lies in the file; neither the parameters nor the optimizer's vectors take more memory than it is
+    large, ``room`` bytes.
 
     Raises:
         FieldError, ConfigError: one won't do.

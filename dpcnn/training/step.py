@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ def decide(comm: Alone, sums: Sums, microbatches: int, blocks: int, count: int) 
     )
 
 
+@cache  # a run has two kinds of steps: with a full batch, and an epoch's last
 def message(microbatches: int, blocks: int) -> np.dtype[Any]:
     """The layout of a rank's message, with room for so many microbatches and blocks."""
     return np.dtype(
