@@ -22,11 +22,16 @@ def until_step(folder: Path, step: int, job, limit: float = 60.0) -> None:
     """Wait until a job that trains has taken some steps."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline and job.process.poll() is None:
-        if any(event["step"] >= step for event in _whole_lines(folder)):
+        if last_step(folder) >= step:
             return
         time.sleep(0.02)
     job.kill()
     pytest.fail(f"no step {step} in {limit} s: {job.wait().err}")
+
+
+def last_step(folder: Path) -> int:
+    """The last step that a job that trains has recorded."""
+    return max((event["step"] for event in _whole_lines(folder)), default=0)
 
 
 def _whole_lines(folder: Path) -> list[dict]:
