@@ -14,7 +14,7 @@ from dpcnn.errors import ConfigError
 from dpcnn.evidence.comparison import Jobs, scaling, versus
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.measure import measure_job
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 from dpcnn.training.resume import RECIPE
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     starts_jobs = any(word.startswith(("--scaling", "--versus")) for word in words)
-    return run(lambda comm: bench(comm, words), comm=Alone() if starts_jobs else None)
+    return run(lambda comm: bench(comm, words), comm=SerialComm() if starts_jobs else None)
 
 
 def _parser() -> Parser:
@@ -42,9 +42,9 @@ def _parser() -> Parser:
     return parser
 
 
-def bench(comm: Alone, words: Sequence[str]) -> int:
+def bench(comm: SerialComm, words: Sequence[str]) -> int:
     """Measure what the command line asks for, on every rank of ``comm``."""
-    with comm.together():
+    with comm.fail_together():
         options = parse(_parser(), words, comm)
         config = override(read_recipe(options.recipe or RECIPE), options)
         counts, batches = check(options)
@@ -56,7 +56,7 @@ def bench(comm: Alone, words: Sequence[str]) -> int:
         result, text = versus(jobs, options.ranks, batches)
     else:
         result, text = measure_job(comm, config, options.steps, options.exchange_only, say)
-    with comm.together():
+    with comm.fail_together():
         if comm.rank == 0:
             print(text)
             if options.json:

@@ -9,7 +9,7 @@ A command is a module with a parser, a function, and one line that connects them
     def make_parser() -> Parser: ...
 
 
-    def command(comm: Alone, options: Namespace) -> int: ...
+    def command(comm: SerialComm, options: Namespace) -> int: ...
 """
 
 import argparse
@@ -27,7 +27,7 @@ import numpy as np
 from dpcnn import __version__
 from dpcnn.config import TYPES, Config, from_dict
 from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, nearest, printable
-from dpcnn.parallel.comm import Alone, world
+from dpcnn.parallel.comm import SerialComm, world
 
 DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit statuses
 
@@ -62,10 +62,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(
-    command: Callable[[Alone, argparse.Namespace], int],
+    command: Callable[[SerialComm, argparse.Namespace], int],
     parser: Parser,
     argv: Sequence[str] | None = None,
-    comm: Alone | None = None,
+    comm: SerialComm | None = None,
 ) -> int:
     """Parse a command line, call ``command(comm, options)`` on every rank, and return the exit status.
 
@@ -76,15 +76,15 @@ def run_command(
         comm: the ranks; None: all ranks of this job.
     """
 
-    def parse_and_call(ranks: Alone) -> int:
-        with ranks.together():
+    def parse_and_call(ranks: SerialComm) -> int:
+        with ranks.fail_together():
             options = parse(parser, argv, ranks)
         return command(ranks, options)
 
     return run(parse_and_call, comm)
 
 
-def run(command: Callable[[Alone], int], comm: Alone | None = None) -> int:
+def run(command: Callable[[SerialComm], int], comm: SerialComm | None = None) -> int:
     """Call a function on all ranks of this job, or of ``comm``, and return the exit status.
 
     A DpcnnError that all ranks raise is one line from rank 0. Any other exception on any rank ends
@@ -135,25 +135,25 @@ def _escape_what_the_terminal_lacks() -> None:
             setattr(sys, name, plain)
 
 
-def _end_by_error(comm: Alone, error: DpcnnError) -> int:
+def _end_by_error(comm: SerialComm, error: DpcnnError) -> int:
     if comm.rank == 0 or not error.agreed:
         tell(error)
     return _end(comm, error.status, error.agreed)
 
 
-def _end_by_memory(comm: Alone, error: MemoryError) -> int:
+def _end_by_memory(comm: SerialComm, error: MemoryError) -> int:
     why = str(error) or "no memory left"
     tell(LaunchError(f"rank {comm.rank}: {why}; give the ranks more, or start fewer per node"))
     return _end(comm, MISTAKE)
 
 
-def _end_by_fault(comm: Alone) -> int:
+def _end_by_fault(comm: SerialComm) -> int:
     text = traceback.format_exc()
     print(f"dpcnn: rank {comm.rank} of {comm.size} failed:\n{text}", file=sys.stderr, flush=True)
     return _end(comm, FAULT)
 
 
-def _end(comm: Alone, status: int, agreed: bool = False) -> int:
+def _end(comm: SerialComm, status: int, agreed: bool = False) -> int:
     """Return the status if every rank returns it now; otherwise end the whole job with it."""
     if agreed or comm.size == 1:
         return status
@@ -167,7 +167,7 @@ def tell(error: DpcnnError) -> None:
     print(f"dpcnn: error: {text}", file=sys.stderr, flush=True)
 
 
-def parse(parser: Parser, argv: Sequence[str] | None, comm: Alone) -> argparse.Namespace:
+def parse(parser: Parser, argv: Sequence[str] | None, comm: SerialComm) -> argparse.Namespace:
     """Parse the arguments; only rank 0 prints help."""
     if comm.rank:
         parser._print_message = lambda *_: None  # type: ignore[method-assign]

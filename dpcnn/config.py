@@ -86,20 +86,20 @@ class Config:
     )
     dropout: float = _option(0.0, "probability of the dropout layers that have none of their own", least=0, below=1)
     init: str = _option("he", "initialisation of the weights", choices=INITS)
-    init_deviation: float = _option(0.01, "standard deviation of --init normal", above=0, most=1_000)
+    init_std: float = _option(0.01, "standard deviation of --init normal", above=0, most=1_000)
     optimizer: str = _option("adam", "update rule", choices=OPTIMIZERS)
     lr: float = _option(0.003, "learning rate", above=0, most=1e30)
     momentum: float = _option(0.9, "momentum of the optimizers momentum and nesterov", least=0, below=1)
     weight_decay: float = _option(0.01, "weight decay of the optimizer adamw", least=0, most=1e6)
-    clip: float = _option(0.0, "clip the global gradient norm to this value; 0: no clipping", least=0)
-    average: float = _option(
+    max_grad_norm: float = _option(0.0, "clip the global gradient norm to this value; 0: no clipping", least=0)
+    ema_decay: float = _option(
         0.0,
         "decay of the exponential moving average of the weights, which is evaluated and stored; 0: no average",
         least=0,
         below=1,
     )
     schedule: str = _option("cosine", "learning-rate schedule", choices=SCHEDULES)
-    lr_decay: float = _option(0.8, "factor of the schedules exponential and step", above=0, most=1_000)
+    gamma: float = _option(0.8, "factor of the schedules exponential and step", above=0, most=1_000)
     warmup: int = _option(200, "steps of linear warm-up of the learning rate", least=0)
     label_smoothing: float = _option(
         0.01, "label smoothing: fraction of each target spread over all classes", least=0, below=1
@@ -122,7 +122,7 @@ class Config:
     checkpoint_every: int = _option(
         0, "steps between checkpoints, in addition to one per epoch; 0: none", least=0, free=True
     )
-    guard_every: int = _option(
+    drift_check_every: int = _option(
         100, "steps between comparisons of the ranks' parameters; 0: only at checkpoints", least=0, free=True
     )
     keep: int = _option(3, "newest checkpoints to keep, in addition to the best", least=1, free=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.cluster.checks import FAIL, judge, screen
 from dpcnn.cluster.probes import collect
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 UNFIT = 1  # exit status
 
@@ -29,9 +29,9 @@ def _parser() -> Parser:
     return parser
 
 
-def doctor(comm: Alone, argv: Sequence[str] | None) -> int:
+def doctor(comm: SerialComm, argv: Sequence[str] | None) -> int:
     """Collect the facts of all ranks, judge them, and print the verdicts; the status is 1 if a check fails."""
-    with comm.together():
+    with comm.fail_together():
         options = parse(_parser(), argv, comm)
     facts = collect(comm, options.data, options.out)
     checks = judge(facts)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.figures import draw_confusion, draw_mistakes
 from dpcnn.reporting.tables import class_table
 from dpcnn.training.examination import Examination, examine, read_on_rank_0
@@ -43,11 +43,11 @@ def make_parser() -> Parser:
     return parser
 
 
-def command(comm: Alone, options: Namespace) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Evaluate on every rank of ``comm``; rank 0 prints and draws the results."""
     path, checkpoint = read_on_rank_0(comm, options.checkpoint)
     found = examine(comm, path, checkpoint, options.split, options.data)
-    with comm.together():
+    with comm.fail_together():
         if comm.rank == 0:
             print(json.dumps(found.results) if options.json else SENTENCE.format(**found.results))
             if options.classes:

@@ -10,7 +10,7 @@ from dpcnn.cli import DONE, Parser, add_checkpoint, check_free, run_command
 from dpcnn.interop.npz import as_npz
 from dpcnn.interop.onnx import as_onnx
 from dpcnn.interop.safetensors import as_safetensors
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.folder import find_checkpoint
 
@@ -32,17 +32,17 @@ def make_parser() -> Parser:
     return parser
 
 
-def command(comm: Alone, options: Namespace) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Write the file on rank 0; the other ranks of ``comm`` wait for its success or its error."""
-    with comm.together():
+    with comm.fail_together():
         if comm.rank == 0:
             source = find_checkpoint(options.checkpoint)
             checkpoint = read(source)
-            path = options.out or Path(f"step-{checkpoint.cursor.step:08d}.{options.format}")
+            path = options.out or Path(f"step-{checkpoint.progress.step:08d}.{options.format}")
             check_free(path)
             content = FORMATS[options.format](checkpoint)
             write_file(path, content)
-            print(f"{path}: {checkpoint.config.model} of step {checkpoint.cursor.step}, {len(content):,} bytes")
+            print(f"{path}: {checkpoint.config.model} of step {checkpoint.progress.step}, {len(content):,} bytes")
     return DONE
 
 

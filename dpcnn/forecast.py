@@ -10,13 +10,13 @@ from dpcnn.cli import DONE, Parser, parse, run
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.forecast import check, fit_table, fitted, look_ahead, read_job
 from dpcnn.evidence.jobs import numbers
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.figures import draw_scaling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run(lambda comm: forecast(parse(_parser(), argv, comm)), comm=Alone())
+    return run(lambda comm: forecast(parse(_parser(), argv, comm)), comm=SerialComm())
 
 
 def _parser() -> Parser:

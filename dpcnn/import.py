@@ -11,7 +11,7 @@ from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.interop.metadata import Description
 from dpcnn.interop.safetensors import from_safetensors
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import MOST_SIDE, write
 
 
@@ -37,9 +37,9 @@ def make_parser() -> Parser:
     return parser
 
 
-def command(comm: Alone, options: Namespace) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Write the checkpoint on rank 0; the other ranks of ``comm`` wait for its success or its error."""
-    with comm.together():
+    with comm.fail_together():
         if comm.rank == 0:
             out = options.out or Path(f"{options.file.stem}.h5")
             check_free(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dpcnn.base.files import Folder
 from dpcnn.cli import DONE, Parser, run_command
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.figures import draw_curves
 from dpcnn.reporting.first_layer import draw_first_layer, read_test_image
 from dpcnn.runs.checkpoint import read
@@ -31,9 +31,9 @@ def make_parser() -> Parser:
     return parser
 
 
-def command(comm: Alone, options: Namespace) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Draw on rank 0; the other ranks of ``comm`` wait for its success or its error."""
-    with comm.together():
+    with comm.fail_together():
         if comm.rank == 0:
             draw(options.runs, options.out or options.runs[0], options.sample if options.filters else None)
     return DONE

@@ -12,7 +12,7 @@ import numpy as np
 
 from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
 from dpcnn.errors import printable
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.training.prediction import predictions
 
 SHOWN = 3
@@ -35,10 +35,10 @@ def make_parser() -> Parser:
     return parser
 
 
-def command(comm: Alone, options: Namespace) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Predict on rank 0; the other ranks of ``comm`` wait for its success or its error."""
     show = print_json if options.json else print_csv if options.csv else print_text
-    with comm.together():
+    with comm.fail_together():
         if comm.rank == 0:
             show(predictions(options.checkpoint, options.files))
     return DONE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, run_command
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.page import check_matplotlib, page
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.examination import examine, read_on_rank_0
@@ -27,16 +27,16 @@ def make_parser() -> Parser:
     return parser
 
 
-def command(comm: Alone, options: Namespace) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Evaluate the run's best checkpoint on every rank of ``comm``; rank 0 writes the page."""
     folder = RunFolder(options.run)
-    with comm.together():
+    with comm.fail_together():
         if comm.rank == 0:
             folder.check_started()
             check_matplotlib()
     path, checkpoint = read_on_rank_0(comm, options.run)
     found = examine(comm, path, checkpoint, "test", options.data)
-    with comm.together():
+    with comm.fail_together():
         if checkpoint:
             out = options.out or options.run / "report.html"
             write_file(out, page(folder, path, checkpoint, found).encode())

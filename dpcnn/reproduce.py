@@ -11,13 +11,13 @@ from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, parse, retype, run
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.published import PUBLISHED, Trainings, check_recipe, table
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run(lambda comm: reproduce(parse(_parser(), argv, comm)), comm=Alone())
+    return run(lambda comm: reproduce(parse(_parser(), argv, comm)), comm=SerialComm())
 
 
 def _parser() -> Parser:

@@ -8,14 +8,14 @@ from dpcnn.cli import DONE, Parser, override, parse, run
 from dpcnn.cluster.batch import SCHEDULERS, BatchJob, environment
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.training.resume import RECIPE
 from dpcnn.training.run import training_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run(lambda comm: submit(comm, argv), comm=Alone())
+    return run(lambda comm: submit(comm, argv), comm=SerialComm())
 
 
 def _parser() -> Parser:
@@ -32,7 +32,7 @@ def _parser() -> Parser:
     return parser
 
 
-def submit(comm: Alone, argv: Sequence[str] | None) -> int:
+def submit(comm: SerialComm, argv: Sequence[str] | None) -> int:
     """Print the script, or write it beside the run's folder and submit it."""
     typed = list(sys.argv[1:] if argv is None else argv)
     own, words = (typed[: typed.index("--")], typed[typed.index("--") + 1 :]) if "--" in typed else (typed, [])

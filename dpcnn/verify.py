@@ -12,13 +12,13 @@ from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.proof import Training, differences, receipt, run_all, table, verdict
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 if all runs agree, 1 if not."""
-    return run(lambda _: verify(_parser().parse_args(argv)), comm=Alone())
+    return run(lambda _: verify(_parser().parse_args(argv)), comm=SerialComm())
 
 
 def _parser() -> Parser:

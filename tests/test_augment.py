@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpcnn.base.rng import Draw
+from dpcnn.base.rng import SampleRng
 from dpcnn.data.augment import Augment, bilinear, smoothing
 
 SHAPE = (9, 12, 2)
@@ -21,7 +21,7 @@ def changed(places: np.ndarray) -> np.ndarray:
 
 
 def test_nothing_asked_for_is_nothing_done():
-    assert Augment(SHAPE, 0, 0, 0, 0)(IMAGES, Draw(0, 0, np.arange(6))) is IMAGES
+    assert Augment(SHAPE, 0, 0, 0, 0)(IMAGES, SampleRng(0, 0, np.arange(6))) is IMAGES
 
 
 def test_a_place_that_stays_keeps_its_value():
@@ -68,7 +68,7 @@ def test_smoothing_leaves_the_variance_and_joins_neighbours():
 def test_elastic_moves_have_the_deviation_asked_for(monkeypatch):
     """Of a picture whose values are the rows' numbers, so that what it becomes tells where it came from."""
     rows = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None], (200, 60, 60, 1))
-    moved = Augment((60, 60, 1), 0, 0, 0, 1.5)(rows, Draw(0, 0, np.arange(200)))
+    moved = Augment((60, 60, 1), 0, 0, 0, 1.5)(rows, SampleRng(0, 0, np.arange(200)))
     moves = (moved - rows)[:, 10:50, 10:50]
     assert abs(moves.mean()) < 0.1 and abs(moves.std() / 1.5 - 1) < 0.05
     assert abs(np.diff(moves, axis=2)).max() < 1.5, "neighbours go together"
@@ -76,8 +76,8 @@ def test_elastic_moves_have_the_deviation_asked_for(monkeypatch):
 
 def test_an_image_is_changed_alike_in_any_batch_and_otherwise_in_another_epoch():
     change = Augment(SHAPE, 2, 20, 0.2, 0.5)
-    whole = change(IMAGES, Draw(3, 1, np.arange(6)))
+    whole = change(IMAGES, SampleRng(3, 1, np.arange(6)))
     assert whole.dtype == np.float32 and whole.min() >= 0 and whole.max() <= 255
-    np.testing.assert_array_equal(change(IMAGES[[4, 2]], Draw(3, 1, np.array([4, 2]))), whole[[4, 2]])
-    for other in (Draw(3, 2, np.arange(6)), Draw(4, 1, np.arange(6))):
+    np.testing.assert_array_equal(change(IMAGES[[4, 2]], SampleRng(3, 1, np.array([4, 2]))), whole[[4, 2]])
+    for other in (SampleRng(3, 2, np.arange(6)), SampleRng(4, 1, np.arange(6))):
         assert (np.abs(change(IMAGES, other) - whole).max(axis=(1, 2, 3)) > 1).all()

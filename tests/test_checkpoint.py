@@ -19,7 +19,7 @@ from dpcnn.base.files import Folder
 from dpcnn.config import Config
 from dpcnn.errors import CheckpointError
 from dpcnn.runs.checkpoint import BLOCK, MAGIC, Checkpoint, prune, read, step_name, weights_sha256, write
-from dpcnn.runs.progress import Cursor, Tally
+from dpcnn.runs.progress import Metrics, Progress
 
 RNG = np.random.default_rng(9)
 
@@ -36,10 +36,10 @@ def example(step: int = 12) -> Checkpoint:
     network = config.network((8, 9, 1), 4)
     vector = RNG.standard_normal(network.size).astype(np.float32)
     optimizer = {name: RNG.standard_normal(network.size).astype(np.float32) for name in ("m", "v")}
-    cursor = Cursor(step, 1, Tally(0.1 + 0.2, 5, 7), 1.5, 2.5, [EPOCH | {"step": step}])
+    progress = Progress(step, 1, Metrics(0.1 + 0.2, 5, 7), 1.5, 2.5, [EPOCH | {"step": step}])
     numerics = {"numpy": "2", "blas": "some", "cpu_features": ["AVX2"], "machine": "x86_64"}
     return Checkpoint(
-        network.views(vector), optimizer, cursor, config, (8, 9, 1), 4, "d" * 64, weights_sha256(vector), numerics
+        network.views(vector), optimizer, progress, config, (8, 9, 1), 4, "d" * 64, weights_sha256(vector), numerics
     )
 
 
@@ -132,7 +132,7 @@ def edited_config(**changes):
 
 
 def edited_cursor(**changes):
-    return edited_part("cursor", changes)
+    return edited_part("progress", changes)
 
 
 def edited_part(part, changes):
@@ -159,8 +159,8 @@ FORGERIES = {
     "state no JSON": (replace("state", np.frombuffer(b"{]", np.uint8)), "not a checkpoint that this dpcnn understands"),
     "state of another kind": (replace("state", np.frombuffer(b"[1]", np.uint8)), "not a checkpoint that this dpcnn"),
     "negative step": (
-        edited_state(cursor={"step": -1, "epochs": 0, "tally": {}, "epoch_seconds": 0, "seconds": 0, "events": []}),
-        "cursor.step: expected a whole number from 0",
+        edited_state(progress={"step": -1, "epochs": 0, "metrics": {}, "epoch_seconds": 0, "seconds": 0, "events": []}),
+        "progress.step: expected a whole number from 0",
     ),
     "config of the future": (edited_state(config={"quantum": 1}), "unknown key 'quantum'"),
     "config without a field": (edited_state(config={}), "config.model is missing"),
@@ -188,14 +188,17 @@ FORGERIES = {
     "a terminal's escape": (edited_config(model="\x1b[2J"), "--model: expected a name of printable"),
     "layers without kind": (edited_config(layers=[{"kind": []}]), "layer 1: no kind"),
     "filters without bounds": (
-        edited_config(layers=[{"kind": "conv2d", "filters": 10**9, "kernel": 3}]),
+        edited_config(layers=[{"kind": "conv2d", "filters": 10**9, "kernel_size": 3}]),
         "at most 65536",
     ),
-    "seconds of another type": (edited_cursor(seconds="x"), "cursor.seconds: expected a finite number"),
-    "epoch's seconds of another type": (edited_cursor(epoch_seconds=None), "cursor.epoch_seconds: expected a finite"),
-    "a loss of another type": (edited_cursor(tally={"loss": "x", "correct": 1, "count": 2}), "tally.loss: expected a"),
+    "seconds of another type": (edited_cursor(seconds="x"), "progress.seconds: expected a finite number"),
+    "epoch's seconds of another type": (edited_cursor(epoch_seconds=None), "progress.epoch_seconds: expected a finite"),
+    "a loss of another type": (
+        edited_cursor(metrics={"loss": "x", "correct": 1, "count": 2}),
+        "metrics.loss: expected a",
+    ),
     "epochs without events": (edited_cursor(epochs=10**9), "1000000000 epochs, but events of 1"),
-    "a step beyond all": (edited_cursor(step=10**40), "cursor.step: expected a whole number"),
+    "a step beyond all": (edited_cursor(step=10**40), "progress.step: expected a whole number"),
     "an event of no kind": (edited_cursor(events=[{"event": "x"}]), "no event 'x'"),
     "nested without end": (replace("state", np.frombuffer(b"[" * 100_000, np.uint8)), "nested too deeply"),
     "fingerprint without keys": (edited_state(fingerprint={}), "fingerprint.cpu_features is missing"),
@@ -238,7 +241,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
                 CheckpointError, match="No space left on device.*the one before it is untouched: make room"
             ):
                 write(path, example(2))
-        assert read(path).cursor.step == 1
+        assert read(path).progress.step == 1
         assert os.listdir(tmp_path) == ["c.h5"]
 
 

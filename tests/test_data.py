@@ -21,7 +21,7 @@ from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.shards import MANIFEST, read_manifest
 from dpcnn.data.sources import read_source
 from dpcnn.errors import ConfigError, DataError
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 
 def data(*arguments, ranks: int = 1, status: int = 0):
@@ -60,7 +60,7 @@ def test_samples_come_back(layout, shards, tmp_path):
     out = tmp_path / "set"
     data("prepare", write_source(tmp_path / "source", "npz"), "--out", out, "--shards", shards, *layout)
     images, labels = synthetic(300, 1)
-    samples = load(out, "train", Alone())
+    samples = load(out, "train", SerialComm())
     assert (samples.manifest.compressed, samples.manifest.classes, len(samples)) == (not layout, 10, 300)
     numbers = np.random.default_rng(0).permutation(300)
     taken, taken_labels = samples.take(numbers)
@@ -100,7 +100,7 @@ def test_shuffled_by_a_seed_on_any_ranks(tmp_path):
     for number, (split, seed) in enumerate({"train": 1, "test": 2}.items()):
         images, labels = synthetic(300 if split == "train" else 80, seed)
         order = permutation(7, number, len(labels), SHUFFLE)
-        samples = load(out, split, Alone())
+        samples = load(out, split, SerialComm())
         found, found_labels = samples.take(np.arange(len(samples)))
         np.testing.assert_array_equal(found[..., 0], images[order])
         np.testing.assert_array_equal(found_labels, labels[order])
@@ -128,7 +128,7 @@ def test_a_new_set_has_the_permissions_of_a_new_folder(npz, tmp_path):
 )
 def test_wrong_flags_are_told(flags, message, npz, tmp_path):
     with pytest.raises(ConfigError) as caught:
-        dispatch(Alone(), ["prepare", str(npz), "--out", str(tmp_path / "set"), *flags])
+        dispatch(SerialComm(), ["prepare", str(npz), "--out", str(tmp_path / "set"), *flags])
     assert str(caught.value).startswith(message)
 
 
@@ -138,10 +138,10 @@ def test_what_compresses_too_well_is_refused_when_it_is_made(tmp_path, monkeypat
     np.savez(tmp_path / "zeros.npz", **zeros, y_train=np.arange(9000) % 10, y_test=np.arange(9000) % 10)
     command = ["prepare", str(tmp_path / "zeros.npz"), "--out", str(tmp_path / "set"), "--shards", "1"]
     with pytest.raises(DataError, match=r"set \(train\): asks for 1,305,000 bytes .* prepare it with --contiguous"):
-        dispatch(Alone(), command)
+        dispatch(SerialComm(), command)
     assert [path.name for path in tmp_path.iterdir()] == ["zeros.npz"]
-    dispatch(Alone(), [*command, "--contiguous"])
-    assert len(load(tmp_path / "set", "train", Alone())) == 9000
+    dispatch(SerialComm(), [*command, "--contiguous"])
+    assert len(load(tmp_path / "set", "train", SerialComm())) == 9000
 
 
 def test_a_file_in_place_of_a_data_set_is_told_with_its_command(npz, tmp_path, monkeypatch):
@@ -173,7 +173,7 @@ def test_the_committed_mnist_is_the_real_one():
     text = data("info", MNIST).out.splitlines()
     assert text[2].split() == "train 5923 6742 5958 6131 5842 5421 5918 6265 5851 5949 60000 8".split()
     assert text[3].split() == "test 980 1135 1032 1010 982 892 958 1028 974 1009 10000 2".split()
-    samples = load(MNIST, "train", Alone())
+    samples = load(MNIST, "train", SerialComm())
     assert samples.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert hashlib.sha256(struct.pack(">IIII", 2051, 60000, 28, 28) + samples.pieces[0].tobytes()).hexdigest() == (
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
@@ -191,7 +191,7 @@ def contiguous(npz, tmp_path):
 
 
 def test_a_file_shortened_in_use_is_an_error_and_no_signal(contiguous):
-    samples = load(contiguous, "train", Alone())
+    samples = load(contiguous, "train", SerialComm())
     os.truncate(contiguous / "train-02.h5", 9000)
     samples.take(np.arange(100))
     with pytest.raises(DataError, match="train-02.h5: has been shortened while it was in use"):
@@ -201,7 +201,7 @@ def test_a_file_shortened_in_use_is_an_error_and_no_signal(contiguous):
 
 
 def test_changes_in_use_are_found_and_same_bytes_are_accepted(contiguous):
-    samples = load(contiguous, "train", Alone())
+    samples = load(contiguous, "train", SerialComm())
     path = contiguous / "train-01.h5"
     before = path.read_bytes()
     samples.check_unchanged()
@@ -224,14 +224,14 @@ def test_changes_in_use_are_found_and_same_bytes_are_accepted(contiguous):
 
 def test_a_set_in_memory_doesn_t_care_for_its_files(small, tmp_path):
     shutil.copytree(small, tmp_path / "set")
-    samples = load(tmp_path / "set", "train", Alone())
+    samples = load(tmp_path / "set", "train", SerialComm())
     shutil.rmtree(tmp_path / "set")
     samples.check_unchanged()
     samples.take(np.arange(5))
 
 
 def test_numbers_beyond_the_samples_are_refused(contiguous):
-    samples = load(contiguous, "test", Alone())
+    samples = load(contiguous, "test", SerialComm())
     for wrong in ([150], [-1], [0, 10**12]):
         with pytest.raises(IndexError):
             samples.take(np.array(wrong))
@@ -356,7 +356,7 @@ def test_damage_is_found_by_whichever_rank_and_told_once(kind, small, quick, tmp
     damage, message = DAMAGE[kind]
     damage(folder)
     with pytest.raises(DataError) as caught:
-        load(find_data(str(folder)), "train", Alone())
+        load(find_data(str(folder)), "train", SerialComm())
     assert message in str(caught.value)
 
     result = training(*quick, "--data", folder, "--out", tmp_path / "run", ranks=3)

@@ -17,8 +17,8 @@ ANSWERS = Answers(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1]), np
 def test_counts_by_hand():
     confusion = ANSWERS.confusion(4)
     assert confusion.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-    assert (ANSWERS.tally.correct, ANSWERS.tally.count) == (3, 6)
-    assert ANSWERS.tally.mean_loss == pytest.approx(9.4 / 6)
+    assert (ANSWERS.metrics.correct, ANSWERS.metrics.count) == (3, 6)
+    assert ANSWERS.metrics.mean_loss == pytest.approx(9.4 / 6)
     first, second, third, fourth = class_scores(confusion)
     assert first == {"class": 0, "samples": 3, "precision": 2 / 3, "recall": 2 / 3}
     assert second == {"class": 1, "samples": 2, "precision": 1 / 3, "recall": 1 / 2}

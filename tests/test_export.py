@@ -19,9 +19,9 @@ from dpcnn.interop.safetensors import as_safetensors, from_safetensors, like_tor
 from dpcnn.interop.torch_layout import THEIR_NAMES
 from dpcnn.nn.models import KINDS
 from dpcnn.nn.pooling import MaxPool2d
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, read
-from dpcnn.runs.progress import Cursor
+from dpcnn.runs.progress import Progress
 
 needs_export = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("onnx", "onnxruntime", "safetensors"))), reason="extras not installed"
@@ -30,7 +30,7 @@ RECIPES = ["simple-cnn", "fast", "book-cnn-adam", "lenet5", "mlp-sgd", "accurate
 
 
 def images(count):
-    samples = load(find_data(str(ROOT / "data" / "mnist")), "test", Alone())
+    samples = load(find_data(str(ROOT / "data" / "mnist")), "test", SerialComm())
     return samples.take(np.arange(count))[0]
 
 
@@ -45,7 +45,7 @@ def fresh(recipe):
             view[...] = np.random.default_rng(len(view)).standard_normal(view.shape)
         if name.startswith("batchnorm") and name.endswith((".w", ".variance")):
             view[...] = np.random.default_rng(len(view)).uniform(0.5, 2, view.shape)
-    checkpoint = Checkpoint(parameters, {}, Cursor(), config, (28, 28, 1), 10, "", "", {})
+    checkpoint = Checkpoint(parameters, {}, Progress(), config, (28, 28, 1), 10, "", "", {})
     return checkpoint, lambda x: network.logits(vector, x).copy()
 
 
@@ -70,11 +70,11 @@ def test_onnxruntime_computes_the_same_logits(recipe):
 
 @needs_export
 def test_onnxruntime_knows_every_kind_of_layer():
-    kinds = {"maxpool2d": {"window": 2}, "avgpool2d": {"window": 3, "stride": 2}, "dropout": {"part": 0.4}}
+    kinds = {"maxpool2d": {"kernel_size": 2}, "avgpool2d": {"kernel_size": 3, "stride": 2}, "dropout": {"p": 0.4}}
     middle = [kind for kind in KINDS if kind not in ("scale", "conv2d", "flatten", "linear")]
     layers = [
         {"kind": "scale", "low": -1.0, "span": 2.0},
-        {"kind": "conv2d", "filters": 6, "kernel": [5, 3], "stride": 1, "padding": 2, "bias": True},
+        {"kind": "conv2d", "filters": 6, "kernel_size": [5, 3], "stride": 1, "padding": 2, "bias": True},
         *({"kind": kind, **kinds.get(kind, {})} for kind in middle),
         {"kind": "flatten"},
         {"kind": "linear", "features": 10},
@@ -177,8 +177,8 @@ def test_a_pytorch_model_s_tensors_are_brought_in(tmp_path):
     tensors = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
     save_file(tensors, tmp_path / "net.safetensors")
     layers = [
-        {"kind": "scale"}, {"kind": "conv2d", "filters": 4, "kernel": 3}, {"kind": "batchnorm"}, {"kind": "flatten"},
-        {"kind": "linear", "bias": True},
+        {"kind": "scale"}, {"kind": "conv2d", "filters": 4, "kernel_size": 3}, {"kind": "batchnorm"},
+        {"kind": "flatten"}, {"kind": "linear", "bias": True},
     ]  # fmt: skip
     description = Description(Config(model="theirs", layers=layers), (28, 28, 1), 10, step=0)
     found = from_safetensors(tmp_path / "net.safetensors", description)

@@ -128,7 +128,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(quick, tmp_path):
     result = run(2, "-c", LIMITED, "--resume", "--out", folder, "--max-steps", "0")
     mistake(result, "can't write the checkpoint (File too large); the one before it is untouched: make room")
     assert [path.name for path in (folder / "checkpoints").glob("*step*")] == ["step-00000003.h5"]
-    assert read(folder / "checkpoints" / "last.h5").cursor.step == 3
+    assert read(folder / "checkpoints" / "last.h5").progress.step == 3
     assert training("--resume", "--out", folder, "--max-steps", "5").status == 0
 
 
@@ -144,7 +144,7 @@ def test_a_full_disk(quick, tmp_path):
         result = training(*quick, "--out", folder, "--checkpoint-every", "2", ranks=3)
         mistake(result, "can't write the checkpoint (No space left on device); the one before it is untouched")
         kept = sorted(path.name for path in (folder / "checkpoints").glob("step*"))
-        assert kept and read(folder / "checkpoints" / kept[-1]).cursor.step == 2 * len(kept)
+        assert kept and read(folder / "checkpoints" / kept[-1]).progress.step == 2 * len(kept)
         assert not list((folder / "checkpoints").glob(".*"))
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -176,7 +176,7 @@ def mapped(npz, tmp_path_factory) -> Path:
     return folder
 
 
-def shorten(path: Path) -> None:
+def clip_coefficient(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 3)
 
 
@@ -197,7 +197,7 @@ from dpcnn import train
 from dpcnn.training.trainer import Trainer
 
 def wait(trainer, *arguments, step=Trainer.train_step):
-    while trainer.cursor.step == 5 and not Path(GO).exists():
+    while trainer.progress.step == 5 and not Path(GO).exists():
         time.sleep(0.01)
     return step(trainer, *arguments)
 
@@ -208,7 +208,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(shorten, "train-00.h5: "), (overwrite, "train-00.h5: "), (touch, "")],
+    [(clip_coefficient, "train-00.h5: "), (overwrite, "train-00.h5: "), (touch, "")],
 )
 def test_a_shard_that_changes_during_a_run(mapped, quick, tmp_path, change, message):
     data, out = tmp_path / "data", tmp_path / "run"
@@ -262,7 +262,7 @@ def test_a_signal_to_any_rank_ends_the_run_at_a_step_with_a_checkpoint(long, tmp
     assert result.status == 75, result.err
     assert "Traceback" not in result.err
     newest = max((folder / "checkpoints").glob("step*"))
-    step = read(newest).cursor.step
+    step = read(newest).progress.step
     assert f"stopped at step {step}: by {number.name} (rank {victim}); go on with --resume --out {folder}" in result.out
     assert newest.name == f"step-{step:08d}.h5"
     straight = tmp_path / "straight"
@@ -284,7 +284,7 @@ def test_ctrl_c_on_the_script_saves_a_checkpoint(long, tmp_path):
     result = job.wait()
     assert result.status == 75, result.err
     assert "stopped at step" in result.out
-    assert read(max((folder / "checkpoints").glob("step*"))).cursor.step > 3
+    assert read(max((folder / "checkpoints").glob("step*"))).progress.step > 3
 
 
 @pytest.mark.slow

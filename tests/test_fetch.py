@@ -12,7 +12,7 @@ from sources import write_source
 from dpcnn.data.__main__ import dispatch
 from dpcnn.data.downloads import DOWNLOADS, FILES, Download, fetch
 from dpcnn.errors import ConfigError, DataError
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -152,7 +152,7 @@ def test_a_server_that_sends_no_end_is_left(server, download, tmp_path, monkeypa
 
 def test_a_mirror_is_an_address_of_the_web(tmp_path):
     with pytest.raises(ConfigError, match="--mirror: expected an address http"):
-        dispatch(Alone(), ["fetch", "mnist", "--out", str(tmp_path / "set"), "--mirror", "file:///dev/"])
+        dispatch(SerialComm(), ["fetch", "mnist", "--out", str(tmp_path / "set"), "--mirror", "file:///dev/"])
 
 
 def test_without_a_network_it_fails_with_one_line(tmp_path):

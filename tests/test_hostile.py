@@ -16,7 +16,7 @@ from dpcnn.runs.folder import RunFolder
 LINEAR = '[[layers]]\nkind = "flatten"\n[[layers]]\nkind = "linear"\n'
 NETS = {
     "batch normalisation first": '[[layers]]\nkind = "batchnorm"\n' + LINEAR,
-    "pooling first": '[[layers]]\nkind = "avgpool2d"\nwindow = 6\n' + LINEAR,
+    "pooling first": '[[layers]]\nkind = "avgpool2d"\nkernel_size = 6\n' + LINEAR,
     "no scale": LINEAR,
 }
 
@@ -94,13 +94,13 @@ def test_an_epoch_without_the_validation_of_the_others(trained):
     run = trained(LINEAR)
     newest = RunFolder(run).newest()
     checkpoint = read(newest)
-    first = checkpoint.cursor.epoch_events[0]
+    first = checkpoint.progress.epoch_events[0]
     later = {key: value for key, value in first.items() if not key.startswith("validation")} | {"epoch": 2}
-    checkpoint.cursor.events = [first | {"step": 8}, later]
-    checkpoint.cursor.epochs = 2
-    assert checkpoint.cursor.best("accuracy")["epoch"] == 1
+    checkpoint.progress.events = [first | {"step": 8}, later]
+    checkpoint.progress.epochs = 2
+    assert checkpoint.progress.best("accuracy")["epoch"] == 1
     write(newest, checkpoint)
-    assert read(newest).cursor.best("loss")["epoch"] == 1
+    assert read(newest).progress.best("loss")["epoch"] == 1
 
 
 @pytest.mark.parametrize("name", ["log.txt", "times.json", "curves.svg", "config.toml", "checkpoints/best.h5"])

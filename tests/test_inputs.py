@@ -30,7 +30,7 @@ from dpcnn.data.shards import MANIFEST, parse_manifest, read_manifest
 from dpcnn.data.sources import read_source
 from dpcnn.data.stage import stage
 from dpcnn.errors import DataError
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 HERE = Path("file")
 
@@ -261,7 +261,7 @@ def test_a_single_file_that_is_no_source(tmp_path):
 IMPORTS = (
     "from pathlib import Path\nfrom dpcnn.data.pictures import open_pictures, read_pictures\n"
     "from dpcnn.data.dataset import load\nfrom dpcnn.data.sources import read_source\n"
-    "from dpcnn.data.stage import stage\nfrom dpcnn.parallel.comm import Alone\n"
+    "from dpcnn.data.stage import stage\nfrom dpcnn.parallel.comm import SerialComm\n"
 )
 
 
@@ -277,8 +277,11 @@ def test_pipes_and_devices_are_refused_at_once(kind, small, tmp_path):
         (f"read_source(Path({str(folder)!r}))", "expected train-images-idx3-ubyte"),
         (f"read_source(Path({str(tmp_path / 'x.npz')!r}))", "no folder and no plain file"),
         (f"read_pictures(open_pictures(Path({str(tmp_path / 'x.npz')!r})), (28, 28, 1))", "not a plain file"),
-        (f"load(Path({str(shards)!r}), 'test', Alone())", "test-00.h5: not a plain file, but manifest.json names it"),
-        (f"stage(Path({str(shards)!r}), Path({str(tmp_path / 'there')!r}), Alone())", "not a plain file"),
+        (
+            f"load(Path({str(shards)!r}), 'test', SerialComm())",
+            "test-00.h5: not a plain file, but manifest.json names it",
+        ),
+        (f"stage(Path({str(shards)!r}), Path({str(tmp_path / 'there')!r}), SerialComm())", "not a plain file"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", IMPORTS + code], capture_output=True, text=True, env=environment(), timeout=60
@@ -403,7 +406,7 @@ def test_shards_that_hold_something_else(make, samples, compressed, message, sma
 
     monkeypatch.setattr("dpcnn.data.dataset.shared_array", reserve)
     folder = crafted(small, tmp_path / "set", make, samples, compressed)
-    assert message in refused(load, folder, "train", Alone())
+    assert message in refused(load, folder, "train", SerialComm())
 
 
 @pytest.mark.parametrize(
@@ -415,7 +418,7 @@ def test_a_chunk_that_unpacks_to_more_is_refused(length, message, small, tmp_pat
         for start in range(0, 40, 10):
             file["images"].id.write_direct_chunk((start, 0, 0, 0), zlib.compress(bytes(length)))
 
-    assert message in refused(load, crafted(small, tmp_path / "set", make), "train", Alone())
+    assert message in refused(load, crafted(small, tmp_path / "set", make), "train", SerialComm())
 
 
 def test_a_split_may_cost_no_more_than_its_files_allow(small, tmp_path, monkeypatch):
@@ -423,7 +426,7 @@ def test_a_split_may_cost_no_more_than_its_files_allow(small, tmp_path, monkeypa
     folder = crafted(
         small, tmp_path / "set", lambda file: images(file, 5000, **GZIP | {"chunks": (5000, 12, 12, 1)}), 5000
     )
-    told = refused(load, folder, "train", Alone())
+    told = refused(load, folder, "train", SerialComm())
     assert "set (train): asks for 725,000 bytes of memory" in told and "--contiguous" in told
 
 
@@ -446,13 +449,13 @@ def test_the_index_of_chunks_is_not_walked(small, tmp_path):
     path.write_bytes(content)
     digest = hashlib.sha256(content).hexdigest()
     edit_manifest(folder, lambda m: m["splits"]["train"][0].update(sha256=digest))
-    assert "train-00.h5: not an HDF5 file, or a damaged one" in refused(load, folder, "train", Alone())
+    assert "train-00.h5: not an HDF5 file, or a damaged one" in refused(load, folder, "train", SerialComm())
 
 
 def test_a_set_that_was_staged_by_another_is_not_taken(small, tmp_path):
-    copy = stage(small, tmp_path / "scratch", Alone())
+    copy = stage(small, tmp_path / "scratch", SerialComm())
     edit_manifest(copy, lambda m: m["splits"]["train"][0].update(sha256="0" * 64))
-    told = refused(stage, small, tmp_path / "scratch", Alone())
+    told = refused(stage, small, tmp_path / "scratch", SerialComm())
     assert f"--stage: {copy} is not a copy of {small}; remove it" in told
 
 
@@ -481,7 +484,7 @@ def set_of(folder: Path, content: bytes) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["splits"]["train"][0]["sha256"] = hashlib.sha256(content).hexdigest()
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    load(folder, "train", Alone())
+    load(folder, "train", SerialComm())
 
 
 @pytest.mark.parametrize("form", ["idx", "idx.gz", "csv", "npz", "manifest", "compressed", "contiguous"])
@@ -491,7 +494,7 @@ def test_random_damage_is_refused_or_does_no_harm(form, tmp_path, capfd):
     rows = np.column_stack([pair[1], pair[0].reshape(60, -1)]).tolist()
     np.savez(tmp_path / "x.npz", x_train=pair[0], y_train=pair[1], x_test=pair[0][:9], y_test=pair[1][:9])
     out, flags = tmp_path / "set", ["--contiguous"] if form == "contiguous" else []
-    dispatch(Alone(), ["prepare", str(tmp_path / "x.npz"), "--out", str(out), "--shards", "1", *flags])
+    dispatch(SerialComm(), ["prepare", str(tmp_path / "x.npz"), "--out", str(out), "--shards", "1", *flags])
     capfd.readouterr()
     whole = struct.pack(">BBBB3I", 0, 0, 8, 3, *pair[0].shape) + pair[0].tobytes()
     content, read = {

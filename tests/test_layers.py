@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpcnn.base.rng import Draw
+from dpcnn.base.rng import SampleRng
 from dpcnn.nn import convolution, reference
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
-from dpcnn.nn.convolution import POINTS, Im2col, Winograd, choose_kernel, cook_toom
+from dpcnn.nn.convolution import POINTS, Im2col, Winograd, choose_algorithm, cook_toom
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
 from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
@@ -42,11 +42,11 @@ def image_batch(images: int, shape: tuple[int, int, int]) -> np.ndarray:
 
 def connected(layer: Layer, shape: tuple[int, ...], dtype=np.float64):
     """A layer with random weights."""
-    layer.connect(shape)
+    layer.build(shape)
     return layer, {p.name: RNG.standard_normal(p.shape).astype(dtype) for p in layer.parameters}
 
 
-def check_gradients(layer: Layer, weights: dict, x: np.ndarray, draw: Draw | None = None) -> None:
+def check_gradients(layer: Layer, weights: dict, x: np.ndarray, draw: SampleRng | None = None) -> None:
     """Along a random direction of everything, the loss sum(c * y) changes as the gradients say."""
     y, backward = layer.forward(x.copy(), weights, draw)
     c = RNG.standard_normal(y.shape)
@@ -72,7 +72,7 @@ def test_conv2d_is_its_definition(shape, filters, kernel, stride, padding, image
     layer, weights = connected(Conv2d(filters, kernel, stride, padding), shape)
     x = image_batch(images, shape)
     y, _ = layer.forward(x, weights)
-    OH, OW, F = layer.connect(shape)
+    OH, OW, F = layer.build(shape)
     assert y.shape == (OH, OW, images, F)
     terms = reference.conv2d(np.abs(x), np.abs(weights["w"]), stride, padding).max()  # rounding errors grow with these
     np.testing.assert_allclose(y, reference.conv2d(x, weights["w"], stride, padding), rtol=0, atol=5e-14 * terms)
@@ -144,10 +144,10 @@ def test_kernels_are_chosen_by_shape_alone():
         ((4, 4, 8), 0, 2),
         ((5, 5, 8), 1, 5),
     ):
-        kernel = choose_kernel(shape, (3, 3), 1, padding)
+        kernel = choose_algorithm(shape, (3, 3), 1, padding)
         assert isinstance(kernel, Winograd) and kernel.m == m
     others = [((28, 28, 1), (3, 3), 1, 1), ((8, 8, 16), (3, 3), 2, 1), ((8, 8, 16), (5, 5), 1, 1)]
-    assert all(isinstance(choose_kernel(*shape), Im2col) for shape in others)
+    assert all(isinstance(choose_algorithm(*shape), Im2col) for shape in others)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -193,24 +193,24 @@ def test_relu_and_max_pooling_commute_with_their_gradients():
     np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("part", [0.25, 0.5, 0.9])
-def test_dropout(part):
-    layer, x, draw = Dropout(part), RNG.uniform(1, 2, (400, 50)), Draw(1, 0, np.arange(400))
+@pytest.mark.parametrize("p", [0.25, 0.5, 0.9])
+def test_dropout(p):
+    layer, x, draw = Dropout(p), RNG.uniform(1, 2, (400, 50)), SampleRng(1, 0, np.arange(400))
     y = layer.forward(x, {}, draw)[0].copy()
     kept = y != 0
-    assert abs(kept.mean() - (1 - part)) < 5 * np.sqrt(part * (1 - part) / x.size)
-    np.testing.assert_allclose(y[kept], x[kept] / (1 - int(part * 65536) / 65536))
-    np.testing.assert_array_equal(layer.forward(x[7:9], {}, Draw(1, 0, np.arange(7, 9)))[0], y[7:9])
+    assert abs(kept.mean() - (1 - p)) < 5 * np.sqrt(p * (1 - p) / x.size)
+    np.testing.assert_allclose(y[kept], x[kept] / (1 - int(p * 65536) / 65536))
+    np.testing.assert_array_equal(layer.forward(x[7:9], {}, SampleRng(1, 0, np.arange(7, 9)))[0], y[7:9])
     check_gradients(layer, {}, x, draw)
     assert layer.forward(x, {})[0] is x, "nothing is dropped in evaluation"
     images = image_batch(30, (3, 2, 5))
-    mask = layer.forward(images, {}, Draw(1, 0, np.arange(30)))[0] / images
-    rows = layer.forward(np.ones((30, 30)), {}, Draw(1, 0, np.arange(30)))[0].reshape(30, 3, 2, 5)
+    mask = layer.forward(images, {}, SampleRng(1, 0, np.arange(30)))[0] / images
+    rows = layer.forward(np.ones((30, 30)), {}, SampleRng(1, 0, np.arange(30)))[0].reshape(30, 3, 2, 5)
     np.testing.assert_allclose(mask, rows.transpose(1, 2, 0, 3))
 
 
 def test_dropout_of_almost_everything_stays_finite():
-    assert np.isfinite(Dropout(1 - 1e-9).forward(np.ones((9, 99)), {}, Draw(0, 0, np.arange(9)))[0]).all()
+    assert np.isfinite(Dropout(1 - 1e-9).forward(np.ones((9, 99)), {}, SampleRng(0, 0, np.arange(9)))[0]).all()
 
 
 def test_scale_maps_bytes_to_the_recipe_s_range():
@@ -232,7 +232,7 @@ def test_a_layer_that_needs_no_input_gradient_computes_none():
     images, rows = image_batch(2, (6, 6, 9)), RNG.standard_normal((2, 4))
     for layer, x in ((Conv2d(2, (3, 3)), images), (Conv2d(2, (3, 3), padding=1), images), (Linear(3), rows)):
         layer, weights = connected(layer, (*x.shape[:-2], x.shape[-1]))
-        layer.needs_dx = False
+        layer.needs_input_grad = False
         y, backward = layer.forward(x, weights)
         assert backward(y, {name: np.empty_like(w) for name, w in weights.items()}) is None
 
@@ -268,7 +268,7 @@ def test_an_activation_s_slope_outlives_what_the_next_layer_does_to_its_output(b
     x, dy = RNG.standard_normal((4, 6)), np.ones((4, 6))
     y, backward = tanh.forward(x.copy(), {})
     expected = 1 - y**2
-    other.forward(y, {}, Draw(0, 0, np.arange(4)))
+    other.forward(y, {}, SampleRng(0, 0, np.arange(4)))
     np.testing.assert_allclose(backward(dy, {}), expected)
 
 
@@ -285,10 +285,10 @@ def test_local_response_norm_is_its_definition_and_its_gradient(size, channels):
 def test_batch_norm_is_its_definition_and_its_gradient(shape):
     layer, weights = connected(BatchNorm(epsilon=0.01), shape)
     x = 3 + 2 * RNG.standard_normal((*shape[:-1], 6, shape[-1]))
-    y, _ = layer.forward(x.copy(), weights, Draw(0, 0, np.arange(6)))
+    y, _ = layer.forward(x.copy(), weights, SampleRng(0, 0, np.arange(6)))
     np.testing.assert_allclose(y, reference.batch_norm(x, weights["w"], weights["b"], 0.01), rtol=1e-12, atol=1e-12)
     learned = {name: weights[name] for name in "wb"}
-    for draw in (Draw(0, 0, np.arange(6)), None):  # by the batch's own statistics, by the running ones
+    for draw in (SampleRng(0, 0, np.arange(6)), None):  # by the batch's own statistics, by the running ones
         running = {"mean": weights["mean"], "variance": weights["variance"] ** 2}
         check_gradients(With(layer, running), learned, x, draw)
 
@@ -308,7 +308,7 @@ def test_batch_norm_tells_its_statistics_a_sample_and_evaluates_with_the_running
     layer, weights = connected(BatchNorm(), (4, 4, 3))
     x = image_batch(5, (4, 4, 3))
     gradients = {name: np.full(3, np.nan) for name in weights}
-    y, backward = layer.forward(x, weights, Draw(0, 0, np.arange(5)))
+    y, backward = layer.forward(x, weights, SampleRng(0, 0, np.arange(5)))
     backward(np.ones_like(y), gradients)
     np.testing.assert_allclose(gradients["mean"], 5 * x.mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(gradients["variance"], 5 * x.var(axis=(0, 1, 2), ddof=1), rtol=1e-12)

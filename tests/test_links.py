@@ -11,10 +11,10 @@ import pytest
 from dpcnn.cluster import links
 from dpcnn.cluster.datagrams import Message, Seal
 from dpcnn.cluster.links import HERE, Link, addresses, connect
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 
-class Thread(Alone):
+class Thread(SerialComm):
     """A rank that is a thread; ``shared`` is a list and a barrier of all of them."""
 
     def __init__(self, rank, size, shared):

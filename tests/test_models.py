@@ -12,9 +12,9 @@ from dpcnn.nn.network import Network
 
 def test_options_reach_the_layers():
     convolution, linear = build(
-        [{"kind": "conv2d", "filters": 7, "kernel": [5, 3], "stride": 2, "bias": True}, {"kind": "linear"}], 10
+        [{"kind": "conv2d", "filters": 7, "kernel_size": [5, 3], "stride": 2, "bias": True}, {"kind": "linear"}], 10
     )
-    assert isinstance(convolution, Conv2d) and (convolution.filters, convolution.kernel) == (7, (5, 3))
+    assert isinstance(convolution, Conv2d) and (convolution.filters, convolution.kernel_size) == (7, (5, 3))
     assert (convolution.stride, convolution.padding, convolution.bias) == (2, 0, True)
     assert isinstance(linear, Linear) and linear.features == 10
 
@@ -31,18 +31,24 @@ def test_a_dropout_layer_without_a_part_takes_the_run_s():
         ({"kind": "conv3d"}, "layer 1: no kind 'conv3d'; known are scale, conv2d, "),
         ({}, "layer 1: no kind None; known are"),
         (
-            {"kind": "conv2d", "filter": 3, "kernel": 3},
+            {"kind": "conv2d", "filter": 3, "kernel_size": 3},
             "layer 1 (conv2d): unknown key 'filter'; did you mean 'filters'?",
         ),
         ({"kind": "relu", "slope": 3}, "layer 1 (relu): unknown key 'slope'; known are none"),
-        ({"kind": "conv2d", "filters": "3", "kernel": 3}, "layer 1 (conv2d): filters: expected int, not '3'"),
-        ({"kind": "conv2d", "filters": True, "kernel": 3}, "layer 1 (conv2d): filters: expected int, not True"),
-        ({"kind": "conv2d", "filters": 3}, "layer 1 (conv2d): kernel is missing"),
-        ({"kind": "conv2d", "filters": 3, "kernel": [3, 3, 3]}, "kernel: expected a height and a width, not [3, 3, 3]"),
-        ({"kind": "conv2d", "filters": 0, "kernel": 3}, "layer 1 (conv2d): filters: must be at least 1, not 0"),
-        ({"kind": "conv2d", "filters": 3, "kernel": 3, "padding": -1}, "padding: must be at least 0, not -1"),
-        ({"kind": "maxpool2d", "window": 2, "stride": 0}, "layer 1 (maxpool2d): stride: must be at least 1, not 0"),
-        ({"kind": "dropout", "part": 1.0}, "layer 1 (dropout): part: must be at least 0 and below 1, not 1.0"),
+        ({"kind": "conv2d", "filters": "3", "kernel_size": 3}, "layer 1 (conv2d): filters: expected int, not '3'"),
+        ({"kind": "conv2d", "filters": True, "kernel_size": 3}, "layer 1 (conv2d): filters: expected int, not True"),
+        ({"kind": "conv2d", "filters": 3}, "layer 1 (conv2d): kernel_size is missing"),
+        (
+            {"kind": "conv2d", "filters": 3, "kernel_size": [3, 3, 3]},
+            "kernel_size: expected a height and a width, not [3, 3, 3]",
+        ),
+        ({"kind": "conv2d", "filters": 0, "kernel_size": 3}, "layer 1 (conv2d): filters: must be at least 1, not 0"),
+        ({"kind": "conv2d", "filters": 3, "kernel_size": 3, "padding": -1}, "padding: must be at least 0, not -1"),
+        (
+            {"kind": "maxpool2d", "kernel_size": 2, "stride": 0},
+            "layer 1 (maxpool2d): stride: must be at least 1, not 0",
+        ),
+        ({"kind": "dropout", "p": 1.0}, "layer 1 (dropout): p: must be at least 0 and below 1, not 1.0"),
         ({"kind": "localresponsenorm", "size": 4}, "layer 1 (localresponsenorm): size: must be odd"),
         ({"kind": "linear", "features": -4}, "layer 1 (linear): features: must be at least 1, not -4"),
     ],
@@ -63,7 +69,7 @@ def test_a_wrong_layer_is_named(table, message):
     ],
 )
 def test_layers_that_do_not_fit(layers, message):
-    options = {"maxpool2d": {"window": 2}}
+    options = {"maxpool2d": {"kernel_size": 2}}
     with pytest.raises(ConfigError) as caught:
         Config(layers=[{"kind": kind, **options.get(kind, {})} for kind in layers]).network((12, 12, 1), 10)
     assert message in str(caught.value)
@@ -88,7 +94,11 @@ def test_a_recipe_with_layers(tmp_path):
 
 
 def test_every_kind_can_be_part_of_a_network():
-    needed = {"conv2d": {"filters": 8, "kernel": 3}, "maxpool2d": {"window": 2}, "avgpool2d": {"window": 2}}
+    needed = {
+        "conv2d": {"filters": 8, "kernel_size": 3},
+        "maxpool2d": {"kernel_size": 2},
+        "avgpool2d": {"kernel_size": 2},
+    }
     kinds = [kind for kind in KINDS if kind not in ("flatten", "linear")]
     spec = [{"kind": kind, **needed.get(kind, {})} for kind in kinds] + [{"kind": "flatten"}, {"kind": "linear"}]
     assert len(build(spec, 10, dropout=0.5)) == len(spec) == len(KINDS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpcnn.nn import reference
-from dpcnn.optim.averaging import average
+from dpcnn.optim.averaging import update_average
 from dpcnn.optim.clipping import squares
 from dpcnn.optim.optimizers import OPTIMIZERS, SGD, UPDATE_BLOCK, AdaGrad, Adam, AdamW, Momentum, Nesterov, RMSProp
 from dpcnn.optim.schedules import SCHEDULES
@@ -125,7 +125,7 @@ def test_a_block_s_sum_of_squares_has_the_same_bits_in_any_slice():
 
 def test_a_running_average_by_hand():
     running, p = np.full(SIZE, 3, np.float32), np.full(SIZE, 7, np.float32)
-    average(running, p, 1, 0.999)  # keeps (1 + 1) / (10 + 1)
+    update_average(running, p, 1, 0.999)  # keeps (1 + 1) / (10 + 1)
     np.testing.assert_allclose(running, 3 * 2 / 11 + 7 * 9 / 11, rtol=1e-6)
-    average(running, p, 10_000, 0.5)
+    update_average(running, p, 10_000, 0.5)
     np.testing.assert_allclose(running, 3 / 11 + 7 * 10 / 11, rtol=1e-6)

@@ -20,14 +20,14 @@ from dpcnn.data.inputs import Input
 from dpcnn.data.pictures import like_mnist, open_pictures, read_pictures
 from dpcnn.errors import DataError
 from dpcnn.nn.losses import softmax
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 HERE = Path("picture.png")
 
 
 def digits(count):
-    samples = load(find_data(str(ROOT / "data" / "mnist")), "test", Alone())
+    samples = load(find_data(str(ROOT / "data" / "mnist")), "test", SerialComm())
     images, labels = samples.take(np.arange(count))
     return images[..., 0], labels
 

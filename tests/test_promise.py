@@ -15,7 +15,7 @@ from dpcnn.config import Config
 from dpcnn.data.__main__ import dispatch
 from dpcnn.data.dataset import load
 from dpcnn.errors import DivergenceError
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.console import Report
 from dpcnn.runs.folder import RunFolder
@@ -34,18 +34,18 @@ def data(tmp_path_factory) -> Path:
     }
     arrays |= {f"y_{split}": np.arange(n) % CLASSES for split, n in (("train", 70), ("test", 4))}
     np.savez(folder / "source.npz", **arrays)
-    dispatch(Alone(), ["prepare", str(folder / "source.npz"), "--out", str(folder / "set"), "--shards", "2"])
+    dispatch(SerialComm(), ["prepare", str(folder / "source.npz"), "--out", str(folder / "set"), "--shards", "2"])
     return folder / "set"
 
 
 CONVOLUTIONS = st.builds(
-    lambda filters, kernel, bias: {"kind": "conv2d", "filters": filters, "kernel": kernel, "padding": 1, "bias": bias},
+    lambda filters, side, bias: {"kind": "conv2d", "filters": filters, "kernel_size": side, "padding": 1, "bias": bias},
     st.integers(1, 9), st.integers(1, 3), st.booleans(),
 )  # fmt: skip
 BETWEEN = st.sampled_from(["relu", "tanh", "batchnorm", "localresponsenorm"]).map(lambda kind: {"kind": kind})
-POOLS = st.sampled_from(["maxpool2d", "avgpool2d"]).map(lambda kind: {"kind": kind, "window": 2})
+POOLS = st.sampled_from(["maxpool2d", "avgpool2d"]).map(lambda kind: {"kind": kind, "kernel_size": 2})
 HIDDEN = st.integers(1, 40).map(lambda features: [{"kind": "linear", "features": features}, {"kind": "relu"}])
-DROPOUT = st.sampled_from([[], [{"kind": "dropout", "part": 0.3}]])
+DROPOUT = st.sampled_from([[], [{"kind": "dropout", "p": 0.3}]])
 
 
 @st.composite
@@ -65,15 +65,15 @@ def configs(draw) -> Config:
         "optimizer": draw(st.sampled_from(["adam", "adamw", "sgd", "momentum", "nesterov", "adagrad", "rmsprop"]))
     }
     if draw(st.booleans()):
-        options["clip"] = draw(st.sampled_from([0.001, 0.1, 5.0]))
+        options["max_grad_norm"] = draw(st.sampled_from([0.001, 0.1, 5.0]))
     if draw(st.booleans()):
-        options["average"] = 0.8
+        options["ema_decay"] = 0.8
     if draw(st.booleans()):
         options |= {"shift": 1.0, "rotation": 10.0}
     return Config(
         model="random", layers=draw(layers()), validation=draw(st.sampled_from([0, 12])), epochs=2, lr=0.01, warmup=1,
         batch=draw(st.integers(1, 60)), microbatch=draw(st.integers(1, 24)), max_steps=draw(st.integers(2, 5)),
-        seed=draw(st.integers(0, 2**63 - 1)), guard_every=draw(st.sampled_from([0, 1])), **options,
+        seed=draw(st.integers(0, 2**63 - 1)), drift_check_every=draw(st.sampled_from([0, 1])), **options,
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def trained(data: Path, config: Config, nodes: list[int], folder: Path, resume: 
         if resume:
             trainer.restore(read(folder / "checkpoints" / "last.h5") if comm.rank == 0 else None)
         if comm.rank == 0:
-            run.open(config, trainer.cursor, fresh=not resume)
+            run.open(config, trainer.progress, fresh=not resume)
         trainer.fit()
 
     run_ranks(nodes, rank)

@@ -45,7 +45,7 @@ def test_the_page_of_a_run(quick, tmp_path):
     end, epoch = (json.loads(line) for line in reversed((folder / "metrics.jsonl").read_text().splitlines()[-2:]))
     assert end["event"] == "end" and "a <run>" in page.words
     best = read(folder / "checkpoints" / "best.h5")
-    (shown,) = [event for event in best.cursor.epoch_events if event["step"] == best.cursor.step]
+    (shown,) = [event for event in best.progress.epoch_events if event["step"] == best.progress.step]
     assert best.weights_sha256 in page.words and any(word.startswith("best.h5: after ") for word in page.words)
     assert any(word.startswith(f"{shown['test_accuracy']:.4f}: ") for word in page.words)
     assert f"{epoch['validation_loss']:.4f}" in page.words and "16" in page.words  # microbatch

@@ -8,7 +8,7 @@ from commands import command
 from conftest import run
 
 from dpcnn.config import read_recipe
-from dpcnn.evidence.published import PUBLISHED, Published, compare
+from dpcnn.evidence.published import PUBLISHED, PublishedResult, compare
 
 
 def test_a_row_of_the_table():
@@ -16,11 +16,14 @@ def test_a_row_of_the_table():
         [{"epoch": e, "test_accuracy": accuracy + e / 100, "seconds": 2.0} for e in (1, 2, 3)]
         for accuracy in (0.5, 0.7, 0.6)
     ]
-    row = compare("mlp-adam", Published("test", 2, 0.9, "a book"), runs)
+    row = compare("mlp-adam", PublishedResult("test", 2, 0.9, "a book"), runs)
     assert row == (
         "mlp-adam", "adam", "test, epoch 2", "0.9000 (a book)", "0.6200", "0.5200 0.7200 0.6200", "4 s", "", ""
     )  # fmt: skip
-    assert compare("mlp-adam", Published("test", 3, 0.9), runs[:1], runs)[-2:] == ("0.6300", "0.5300 0.7300 0.6300")
+    assert compare("mlp-adam", PublishedResult("test", 3, 0.9), runs[:1], runs)[-2:] == (
+        "0.6300",
+        "0.5300 0.7300 0.6300",
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -7,16 +7,16 @@ from metrics import timeless
 
 from dpcnn.data.dataset import load
 from dpcnn.data.stage import stage
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 
 def test_a_staged_set_is_the_same_and_is_used_again(small, tmp_path):
-    copy = stage(small, tmp_path / "scratch", Alone())
+    copy = stage(small, tmp_path / "scratch", SerialComm())
     assert [path.name for path in (tmp_path / "scratch").iterdir()] == [copy.name]
-    ours, theirs = (load(folder, "train", Alone()) for folder in (copy, small))
+    ours, theirs = (load(folder, "train", SerialComm()) for folder in (copy, small))
     assert ours.manifest.checksum == theirs.manifest.checksum and len(ours) == len(theirs)
     before = (copy / "manifest.json").stat().st_mtime_ns
-    assert stage(small, tmp_path / "scratch", Alone()) == copy
+    assert stage(small, tmp_path / "scratch", SerialComm()) == copy
     assert (copy / "manifest.json").stat().st_mtime_ns == before
 
 

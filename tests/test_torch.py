@@ -8,14 +8,14 @@ from commands import training
 from conftest import MNIST
 from metrics import events
 
-from dpcnn.base.rng import Draw
+from dpcnn.base.rng import SampleRng
 from dpcnn.config import read_recipe
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Linear
 from dpcnn.nn.losses import softmax_cross_entropy
 from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
-from dpcnn.optim.clipping import shorten, squares
+from dpcnn.optim.clipping import clip_coefficient, squares
 from dpcnn.optim.optimizers import OPTIMIZERS
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -40,7 +40,7 @@ def test_layers(name):
     layer, make = PAIRS[name]
     theirs = make().double()
     shape = (6,) if name == "linear" else (9, 8, {"winograd": 8, "lrn": 7}.get(name, 3))
-    layer.connect(shape)
+    layer.build(shape)
     x = RNG.standard_normal((*shape[:-1], 4, shape[-1]))
     weights = {p.name: RNG.standard_normal(p.shape) for p in layer.parameters}
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_layers(name):
                 getattr(theirs, module).copy_(torch.from_numpy(np.ascontiguousarray(w)))
     there = torch.from_numpy(x.transpose(2, 3, 0, 1).copy() if x.ndim == 4 else x.copy()).requires_grad_()
     expected = theirs(there)
-    y, backward = layer.forward(x.copy(), weights, Draw(0, 0, np.arange(4)))
+    y, backward = layer.forward(x.copy(), weights, SampleRng(0, 0, np.arange(4)))
     found = y.transpose(2, 3, 0, 1) if y.ndim == 4 else y
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-10, atol=1e-10)
     dy = RNG.standard_normal(found.shape)
@@ -98,15 +98,15 @@ def test_optimizers(name, make):
 def test_batch_norm_s_running_statistics():
     """Ours follow the mean of what a batch's microbatches tell; with one microbatch, PyTorch's."""
     layer, theirs = BatchNorm(), torch.nn.BatchNorm2d(3).double()
-    layer.connect((5, 4, 3))
+    layer.build((5, 4, 3))
     running = {p.name: np.full(p.shape, p.first) for p in layer.parameters}
     for _ in range(4):
         x = 2 + RNG.standard_normal((5, 4, 6, 3))
-        y, backward = layer.forward(x, running, Draw(0, 0, np.arange(6)))
+        y, backward = layer.forward(x, running, SampleRng(0, 0, np.arange(6)))
         gradients = {name: np.empty(3) for name in running}
         backward(np.zeros_like(y), gradients)
         for p in layer.parameters[2:]:
-            running[p.name] += p.running * (gradients[p.name] / 6 - running[p.name])
+            running[p.name] += p.momentum * (gradients[p.name] / 6 - running[p.name])
         theirs(torch.from_numpy(x.transpose(2, 3, 0, 1).copy()))
     np.testing.assert_allclose(running["mean"], theirs.running_mean.numpy(), rtol=1e-10)
     np.testing.assert_allclose(running["variance"], theirs.running_var.numpy(), rtol=1e-10)
@@ -115,14 +115,14 @@ def test_batch_norm_s_running_statistics():
     np.testing.assert_allclose(layer.forward(x, running)[0].transpose(2, 3, 0, 1), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("clip", [0.5, 100.0])
+@pytest.mark.parametrize("max_grad_norm", [0.5, 100.0])
 def test_clipping_by_the_global_norm(clip):
     gradient = RNG.standard_normal(3000)
     there = torch.zeros(3000, dtype=torch.float64, requires_grad=True)
     there.grad = torch.from_numpy(gradient.copy())
     norm = torch.nn.utils.clip_grad_norm_([there], clip).item()
     assert norm == pytest.approx(squares(gradient, 1024).sum() ** 0.5, rel=1e-12)
-    np.testing.assert_allclose(shorten(norm, clip) * gradient, there.grad.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(clip_coefficient(norm, clip) * gradient, there.grad.numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("recipe", ["mlp-adam", "lenet5"])

@@ -30,8 +30,8 @@ def test_a_trace_has_every_phase_of_every_rank_in_its_order(quick, tmp_path):
 
 def test_the_rank_that_others_wait_for_is_named(quick, tmp_path, monkeypatch):
     def loiter(trainer, *arguments, step=Trainer.train_step):
-        if trainer.comm.rank == 1 and trainer.cursor.step == 5:
-            with trainer.spans("data"):
+        if trainer.comm.rank == 1 and trainer.progress.step == 5:
+            with trainer.timer("data"):
                 time.sleep(1)
         return step(trainer, *arguments)
 

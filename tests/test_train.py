@@ -104,7 +104,7 @@ def test_the_promise_with_everything_random_running_clipped_and_averaged(quick, 
         result = train(ranks, *arguments, **options)
         assert result.status == 0, result.err
 
-    flags = ["--recipe", "accurate", *quick, "--clip", "1", "--average", "0.6", "--test"]
+    flags = ["--recipe", "accurate", *quick, "--max-grad-norm", "1", "--ema-decay", "0.6", "--test"]
     run_of(1, *flags, "--out", tmp_path / "one")
     again = ["--recipe", tmp_path / "one" / "config.toml", "--test"]
     run_of(3, *again, "--out", tmp_path / "nodes", env={"DPCNN_PRETEND_NODES": "1,2"})
@@ -116,18 +116,18 @@ def test_the_promise_with_everything_random_running_clipped_and_averaged(quick, 
     assert (found["loss"], found["accuracy"]) == (told["test_loss"], told["test_accuracy"])
     weights = read(checkpoint)
     assert weights.weights_sha256 == events(tmp_path / "cut")[-1]["weights_sha256"]
-    assert set(weights.optimizer) == {"m", "v", "average"}
+    assert set(weights.optimizer) == {"m", "v", "ema"}
 
 
 FEW = """
-clip = 0.01
+max_grad_norm = 0.01
 optimizer = "sgd"
 lr = 0.1
 [[layers]]
 kind = "scale"
 [[layers]]
 kind = "avgpool2d"
-window = 4
+kernel_size = 4
 [[layers]]
 kind = "flatten"
 [[layers]]
@@ -142,7 +142,9 @@ def test_clipping_with_fewer_blocks_of_parameters_than_ranks(tmp_path):
     for ranks in (1, 2, 3):
         trained(ranks, "--recipe", tmp_path / "few.toml", "--max-steps", "20", "--out", tmp_path / str(ranks))
         hashes.append(events(tmp_path / str(ranks))[-1]["weights_sha256"])
-    trained(1, "--recipe", tmp_path / "few.toml", "--max-steps", "20", "--clip", "0", "--out", tmp_path / "free")
+    trained(
+        1, "--recipe", tmp_path / "few.toml", "--max-steps", "20", "--max-grad-norm", "0", "--out", tmp_path / "free"
+    )
     assert len(set(hashes)) == 1 and events(tmp_path / "free")[-1]["weights_sha256"] not in hashes
 
 
@@ -307,7 +309,7 @@ def test_any_hdf5_tool_opens_a_checkpoint(alone):
     with h5py.File(alone[0] / "checkpoints" / "last.h5") as file:
         assert next(iter(file["parameters"])) == "conv2d1.w"
         assert file["parameters/conv2d1.w"].shape == (3, 3, 1, 16)
-        assert json.loads(file["state"][()].tobytes())["cursor"]["step"] == 14
+        assert json.loads(file["state"][()].tobytes())["progress"]["step"] == 14
 
 
 def test_help_is_printed_once():

@@ -18,7 +18,7 @@ from dpcnn.cluster.datagrams import Message
 from dpcnn.cluster.links import Links
 from dpcnn.cluster.verdict import Report
 from dpcnn.cluster.watch import Watch
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 TIMEOUT = 3.0
 
@@ -54,8 +54,8 @@ from dpcnn import train
 from dpcnn.training.trainer import Trainer
 
 def loiter(trainer, *arguments, step=Trainer.train_step):
-    if trainer.comm.rank == 1 and trainer.cursor.step == 5:
-        with trainer.spans("data"):
+    if trainer.comm.rank == 1 and trainer.progress.step == 5:
+        with trainer.timer("data"):
             time.sleep(SECONDS)
     return step(trainer, *arguments)
 
@@ -159,7 +159,7 @@ def follow(watch, spans, step, follow=Watch.follow):
     follow(watch, spans, fail)
 
 def slowly(trainer, *arguments, step=Trainer.train_step):
-    time.sleep(0.8 * (trainer.cursor.step >= 5))
+    time.sleep(0.8 * (trainer.progress.step >= 5))
     return step(trainer, *arguments)
 
 Watch.follow, Trainer.train_step = follow, slowly
@@ -214,7 +214,7 @@ def test_a_job_that_was_suspended_goes_on(endless, tmp_path):
     assert result.status == 0, result.err
 
 
-class First(Alone):
+class First(SerialComm):
     size = 2
 
     def allgather_obj(self, value):
@@ -229,14 +229,14 @@ def test_where_heartbeats_do_not_arrive_a_line_says_that_nobody_watches(monkeypa
 
 
 def test_a_stack_from_another_rank_can_t_steer_the_terminal():
-    made = Watch(Alone(), 0, print)
+    made = Watch(SerialComm(), 0, print)
     made._reports = [Report("here", 0.0, 0.0)] * 2
     made._take(SimpleNamespace(peer=1, send=lambda answer: None), Message(text="in fit\n\x1b[2Jgone"))
     assert made._stacks == {1: "in fit\n\\x1b[2Jgone"}
 
 
 def test_reading_is_progress_while_a_run_starts_up(tmp_path):
-    made = Watch(Alone(), 0, print)
+    made = Watch(SerialComm(), 0, print)
     before = made._own().turns
     assert made._own().turns == before, "what the watch reads itself does not count"
     (tmp_path / "file").write_bytes(bytes(1000))

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 LIMIT = 60.0  # seconds in which all ranks must meet: else they hang
 
@@ -20,7 +20,7 @@ class Aborted(Exception):
         self.status = status
 
 
-class Board:
+class TensorBoardWriter:
     """Where the ranks of a communicator post what they have for each other."""
 
     def __init__(self, size: int) -> None:
@@ -28,10 +28,10 @@ class Board:
         self.posted: list[Any] = [None] * size
 
 
-class ThreadComm(Alone):
+class ThreadComm(SerialComm):
     """A rank among threads, with the operations of :class:`dpcnn.parallel.comm.Communicator`."""
 
-    def __init__(self, rank: int, board: Board, node: "ThreadComm | None" = None) -> None:
+    def __init__(self, rank: int, board: TensorBoardWriter, node: "ThreadComm | None" = None) -> None:
         super().__init__("threads")
         self.rank, self.size, self._board, self._node = rank, len(board.posted), board, node
 
@@ -46,7 +46,7 @@ class ThreadComm(Alone):
     def barrier(self) -> None:
         self._board.barrier.wait()
 
-    def agree(self, flags: int) -> int:
+    def bitwise_or(self, flags: int) -> int:
         with self._all(flags) as all_flags:
             return int(np.bitwise_or.reduce(all_flags))
 
@@ -81,18 +81,18 @@ class ThreadComm(Alone):
                 count, start = counts[self.rank], starts[self.rank]
                 receive.ravel()[place : place + count] = array[start : start + count]
 
-    def gather_parts(self, part: Any, bounds: Sequence[int]) -> Any:
+    def gather_shards(self, part: Any, bounds: Sequence[int]) -> Any:
         with self._all(part) as parts:
             return np.concatenate(parts) if self.rank == 0 else None
 
-    def scatter_parts(self, vector: Any, part: Any, bounds: Sequence[int]) -> None:
+    def scatter_shards(self, vector: Any, part: Any, bounds: Sequence[int]) -> None:
         with self._all(vector) as vectors:
             part[...] = vectors[0][bounds[self.rank] : bounds[self.rank + 1]]
 
     def node(self) -> "ThreadComm":
         return self._node or self
 
-    def swap(self, send: Any, receive: Any, partner: int) -> None:
+    def sendrecv(self, send: Any, receive: Any, partner: int) -> None:
         raise NotImplementedError("threads have no links of their own")
 
     def abort(self, status: int) -> NoReturn:
@@ -111,9 +111,9 @@ def run_ranks(nodes: Sequence[int], function: Callable[[ThreadComm], Any]) -> li
     Raises:
         The first exception of any rank, but for those of ranks that wait for one that has failed.
     """
-    world, ranks = Board(sum(nodes)), []
+    world, ranks = TensorBoardWriter(sum(nodes)), []
     for size in nodes:
-        board = Board(size)
+        board = TensorBoardWriter(size)
         ranks += [ThreadComm(len(ranks) + local, world, ThreadComm(local, board)) for local in range(size)]
     results: list[Any] = [None] * len(ranks)
     errors: list[BaseException] = []

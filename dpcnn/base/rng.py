@@ -43,7 +43,7 @@ def permutation(seed: int, number: int, samples: int, purpose: int = ORDER) -> n
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleRng:
     """What layers draw at random for a batch: for each sample its own stream in each epoch.
 
     Attributes:

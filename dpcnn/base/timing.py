@@ -10,7 +10,7 @@ STEP_PHASES = ("data", "forward", "backward", "exchange", "optimizer", "waiting"
 PHASES = (*STEP_PHASES, "validation", "checkpoint", "report")
 
 
-class Spans:
+class Timer:
     """Seconds by phase; of phases inside each other, the inner one counts.
 
     ::
@@ -41,7 +41,7 @@ class Spans:
         """The phase at hand, or nothing; other threads may ask too."""
         return (self._open or [""])[-1]
 
-    def __call__(self, phase: str) -> "Spans":
+    def __call__(self, phase: str) -> "Timer":
         self._turn()
         self._open.append(phase)
         return self

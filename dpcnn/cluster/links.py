@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from dpcnn.cluster.datagrams import SIZE, Message, Seal
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 HERE = "127.0.0.1"
 REACHING = 2.0  # seconds in which rank 0 must answer the first time
@@ -103,7 +103,7 @@ class Links:
         os.close(self._wake)
 
 
-def connect(comm: Alone, hosts: Sequence[str]) -> tuple[Links, list[int]]:
+def connect(comm: SerialComm, hosts: Sequence[str]) -> tuple[Links, list[int]]:
     """Links between rank 0 and all others, tried out.
 
     Each rank tries all addresses of rank 0's host at once, and keeps the first over which rank 0 answers.
@@ -123,7 +123,7 @@ def connect(comm: Alone, hosts: Sequence[str]) -> tuple[Links, list[int]]:
     return _connect_other(comm, seal, candidates)
 
 
-def _connect_first(comm: Alone, seal: Seal) -> tuple[Links, list[int]]:
+def _connect_first(comm: SerialComm, seal: Seal) -> tuple[Links, list[int]]:
     """Rank 0's side of :func:`connect`."""
     offers = comm.allgather_obj([])  # for each rank: its own address and port for each address of this host
     room = _room_for(sum(len(offer) for offer in offers))
@@ -136,7 +136,7 @@ def _connect_first(comm: Alone, seal: Seal) -> tuple[Links, list[int]]:
     return _settle(comm, Links(links))
 
 
-def _connect_other(comm: Alone, seal: Seal, candidates: Sequence[str]) -> tuple[Links, list[int]]:
+def _connect_other(comm: SerialComm, seal: Seal, candidates: Sequence[str]) -> tuple[Links, list[int]]:
     """Any other rank's side of :func:`connect`; ``candidates`` are rank 0's addresses."""
     ends = [(address, end) for address in candidates if (end := _end("", address, DISCARD))]
     comm.allgather_obj([[address, *end.getsockname()] for address, end in ends])
@@ -152,7 +152,7 @@ def _connect_other(comm: Alone, seal: Seal, candidates: Sequence[str]) -> tuple[
     return _settle(comm, Links(links))
 
 
-def _settle(comm: Alone, links: Links) -> tuple[Links, list[int]]:
+def _settle(comm: SerialComm, links: Links) -> tuple[Links, list[int]]:
     """Keep one link of those between two ranks: the first over which rank 0 answers."""
     if comm.rank:
         numbers = comm.allgather_obj(_answered(links))

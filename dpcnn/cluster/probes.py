@@ -21,7 +21,7 @@ from dpcnn.cluster.watch import Watch
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import SPLITS, read_manifest, verify
 from dpcnn.errors import DataError
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import detect
 from dpcnn.parallel.shared import share_or_part
 
@@ -31,7 +31,7 @@ SIDE, SECONDS = 512, 0.2  # of the matrix product by which ranks are compared
 SMALL, LARGE = 1, 1 << 19  # float64 numbers exchanged to measure latency and bandwidth
 
 
-def collect(comm: Alone, data: str, out: Path) -> Facts:
+def collect(comm: SerialComm, data: str, out: Path) -> Facts:
     """All facts, the same on every rank.
 
     Args:
@@ -52,7 +52,7 @@ def collect(comm: Alone, data: str, out: Path) -> Facts:
         "data": of_data(comm, data),
         "output": of_output(comm, out),
         "links": links(comm),
-        "hidden": comm.hidden_part(LARGE),
+        "hidden": comm.overlap_fraction(LARGE),
     }
 
 
@@ -62,7 +62,7 @@ def scheduler_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
 
 
-def of_rank(comm: Alone) -> Facts:
+def of_rank(comm: SerialComm) -> Facts:
     """The facts of this rank alone."""
     launch = detect(os.environ)
     comm.barrier()
@@ -104,7 +104,7 @@ def gflops() -> float:
     return round(2e-9 * count * SIDE**3 / (time.perf_counter() - started), 1)
 
 
-def of_data(comm: Alone, name: str) -> Facts:
+def of_data(comm: SerialComm, name: str) -> Facts:
     """The faults of the data set and its checksum, as each rank sees it; the ranks share the checking of its shards."""
     fault, checksum = "", ""
     try:
@@ -120,7 +120,7 @@ def of_data(comm: Alone, name: str) -> Facts:
     return {"name": name, "faults": [fault for fault, _ in told], "checksums": [checksum for _, checksum in told]}
 
 
-def of_output(comm: Alone, folder: Path) -> Facts:
+def of_output(comm: SerialComm, folder: Path) -> Facts:
     """What the file system of the runs can do: rank 0 writes a file, and all ranks look for it."""
     probe = Path(comm.broadcast_obj(str(folder / f".dpcnn-doctor-{secrets.token_hex(8)}")))
     found: Facts = {"folder": str(folder), "fault": "", "locks": True, "free_mb": 0}
@@ -154,7 +154,7 @@ def written(probe: Path) -> Facts:
     return found
 
 
-def links(comm: Alone) -> list[Facts]:
+def links(comm: SerialComm) -> list[Facts]:
     """Latency and bandwidth between rank 0 and one rank of each host, its own included."""
     hosts = comm.allgather_obj(platform.node())
     partners: dict[str, int] = {}
@@ -163,18 +163,20 @@ def links(comm: Alone) -> list[Facts]:
     found = []
     for host, partner in partners.items():
         comm.barrier()
-        seconds = [swap_seconds(comm, partner, size) for size in (SMALL, LARGE)] if comm.rank in (0, partner) else []
+        seconds = (
+            [sendrecv_seconds(comm, partner, size) for size in (SMALL, LARGE)] if comm.rank in (0, partner) else []
+        )
         latency, large = comm.broadcast_obj(seconds)
         rate = 8 * LARGE / max(large - latency, 1e-9)
         found.append({"host": host, "near": host == hosts[0], "latency": latency, "bytes_per_second": rate})
     return found
 
 
-def swap_seconds(comm: Alone, partner: int, numbers: int, rounds: int = 7) -> float:
+def sendrecv_seconds(comm: SerialComm, partner: int, count: int, rounds: int = 7) -> float:
     """The median time in which rank 0 and ``partner`` exchange so many float64 numbers."""
-    send, receive, times = np.zeros(numbers), np.empty(numbers), []
+    send, receive, times = np.zeros(count), np.empty(count), []
     for _ in range(rounds + 2):
         started = time.perf_counter()
-        comm.swap(send, receive, partner if comm.rank == 0 else 0)
+        comm.sendrecv(send, receive, partner if comm.rank == 0 else 0)
         times.append(time.perf_counter() - started)
     return median(times[2:])

@@ -27,12 +27,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from dpcnn.base.timing import Spans
+from dpcnn.base.timing import Timer
 from dpcnn.cluster.datagrams import BETWEEN, END, PHASES, START, Message
 from dpcnn.cluster.links import Link, connect
 from dpcnn.cluster.verdict import ENDING, Report, Verdict, judge, silent
 from dpcnn.errors import printable
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 BEAT = 0.5  # seconds
 STACKS = 1.0  # seconds in which ranks must answer when they are asked for their stacks
@@ -53,10 +53,10 @@ class Watch:
         warning: where heartbeats don't reach rank 0 from everywhere, a line that says so: then nobody watches.
     """
 
-    def __init__(self, comm: Alone, timeout: float, say: Callable[[str], None]) -> None:
+    def __init__(self, comm: SerialComm, timeout: float, say: Callable[[str], None]) -> None:
         self.comm, self.timeout, self.say = comm, timeout, say
         self.warning = ""
-        self._spans: Spans | None = None
+        self._spans: Timer | None = None
         self._step: Callable[[], int] = lambda: 0
         self._main = threading.get_ident()
         self._read_here = 0
@@ -67,9 +67,9 @@ class Watch:
         if timeout and comm.size > 1:
             self._begin(comm.allgather_obj(platform.node()))
 
-    def follow(self, spans: Spans, step: Callable[[], int]) -> None:
+    def follow(self, timer: Timer, step: Callable[[], int]) -> None:
         """From here on, tell the phase and the step of a training."""
-        self._spans, self._step = spans, step
+        self._spans, self._step = timer, step
 
     def close(self, last: Callable[[], None] | None = None) -> None:
         """The end of the watch, on every rank.

@@ -12,7 +12,7 @@ from dpcnn.data.info import info
 from dpcnn.data.prepare import SHARDS, Target, fetch_and_prepare, prepare
 from dpcnn.data.shards import MOST_SHARDS
 from dpcnn.errors import ConfigError
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,9 +40,9 @@ def _parser() -> Parser:
     return parser
 
 
-def dispatch(comm: Alone, argv: Sequence[str] | None) -> int:
+def dispatch(comm: SerialComm, argv: Sequence[str] | None) -> int:
     """Do what the command line says, on every rank of ``comm``."""
-    with comm.together():
+    with comm.fail_together():
         options = parse(_parser(), argv, comm)
         if options.command != "info":
             check(options)

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.base.arrays import Array, Shape
-from dpcnn.base.rng import IMAGE, Draw
+from dpcnn.base.rng import IMAGE, SampleRng
 
 SMOOTHNESS = 7
 """An elastic field is smoothed by a Gaussian whose standard deviation is this part of the image's side."""
@@ -32,13 +32,13 @@ class Augment:
         self.grid = np.indices((H, W), np.float32).reshape(2, -1) - self.centre
         self.smooth = [smoothing(length) for length in (H, W)]
 
-    def __call__(self, images: Array, draw: Draw) -> Array:
+    def __call__(self, images: Array, rng: SampleRng) -> Array:
         """Another (N, H, W, C), float32 of 0..255, of images of any number type; zeros come in at the borders."""
         if not (self.shift or self.rotation or self.zoom or self.elastic):
             return images
         N, H, W, _ = images.shape
         fields = 2 * H * W if self.elastic else 0
-        u = draw.bits(IMAGE, 4 + fields) * np.float32(2 / 65535) - 1  # (N, ..) of -1 .. 1
+        u = rng.bits(IMAGE, 4 + fields) * np.float32(2 / 65535) - 1  # (N, ..) of -1 .. 1
         places = self.affine(u[:, :2], u[:, 2:4])
         if fields:
             rows, columns = self.smooth

@@ -13,7 +13,7 @@ from dpcnn.data.inputs import check_memory
 from dpcnn.data.layout import Layout, read_images, read_labels, read_layout
 from dpcnn.data.shards import MANIFEST, Images, Manifest, ShardFile, read_manifest
 from dpcnn.errors import DataError, printable
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import shared_array
 
 Indices = NDArray[Any]
@@ -43,14 +43,14 @@ class FileImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, numbers: Indices) -> Images:
+    def __getitem__(self, indices: Indices) -> Images:
         """The images (len(numbers), H, W, C) of these numbers, as a new array."""
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
-            raise IndexError(f"numbers from {numbers.min()} to {numbers.max()}, but there are {len(self)} images")
-        images = np.empty((len(numbers), *self.shape[1:]), np.uint8)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"numbers from {indices.min()} to {indices.max()}, but there are {len(self)} images")
+        images = np.empty((len(indices), *self.shape[1:]), np.uint8)
         size = images[:1].nbytes
         flat = images.reshape(-1).data
-        for row, number in enumerate(numbers.tolist()):
+        for row, number in enumerate(indices.tolist()):
             self.file.read(flat[row * size : (row + 1) * size], self._place + number * size)
         return images
 
@@ -93,20 +93,20 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, numbers: Indices) -> tuple[Images, NDArray[Any]]:
+    def take(self, indices: Indices) -> tuple[Images, NDArray[Any]]:
         """The images (n, H, W, C) and labels (n,) of these sample numbers, as new arrays.
 
         Raises:
             DataError: they lie in a file that can't be read any more.
         """
         if len(self.pieces) == 1:
-            return self.pieces[0][numbers], self.labels[numbers]
-        images = np.empty((len(numbers), *self.pieces[0].shape[1:]), np.uint8)
-        which = np.searchsorted(self.bounds, numbers, side="right") - 1
+            return self.pieces[0][indices], self.labels[indices]
+        images = np.empty((len(indices), *self.pieces[0].shape[1:]), np.uint8)
+        which = np.searchsorted(self.bounds, indices, side="right") - 1
         for piece in np.unique(which):
             here = which == piece
-            images[here] = self.pieces[piece][numbers[here] - self.bounds[piece]]
-        return images, self.labels[numbers]
+            images[here] = self.pieces[piece][indices[here] - self.bounds[piece]]
+        return images, self.labels[indices]
 
     def check_unchanged(self) -> None:
         """Make sure that the files from which images are still to be read hold what they held at the start.
@@ -142,7 +142,7 @@ def find_data(name: str) -> Path:
     )
 
 
-def load(folder: Path, split: str, comm: Alone) -> Samples:
+def load(folder: Path, split: str, comm: SerialComm) -> Samples:
     """Read a split, every shard checked against the manifest, on every rank of ``comm``.
 
     The ranks of a node share the checks, which all come before any memory is reserved. Compressed shards are then read
@@ -151,10 +151,10 @@ def load(folder: Path, split: str, comm: Alone) -> Samples:
     Raises:
         DataError: on every rank, whichever rank found the fault.
     """
-    with comm.together():
+    with comm.fail_together():
         manifest = read_manifest(folder)
     first = comm.broadcast_obj(manifest.digest)
-    with comm.together():
+    with comm.fail_together():
         if manifest.digest != first:
             raise DataError(
                 f"{folder}: rank {comm.rank} sees another data set than rank 0; give all nodes the same files"
@@ -162,21 +162,21 @@ def load(folder: Path, split: str, comm: Alone) -> Samples:
     return (_in_memory if manifest.compressed else _in_files)(folder, manifest, split, comm)
 
 
-def _in_memory(folder: Path, manifest: Manifest, split: str, comm: Alone) -> Samples:
+def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -> Samples:
     """The split's compressed shards, read into memory that the ranks of a node share."""
     node, shards, bounds = comm.node(), manifest.splits[split], manifest.bounds(split)
     mine = range(node.rank, len(shards), node.size)
-    with comm.together():
+    with comm.fail_together():
         files = {number: ShardFile(folder, shards[number]) for number in mine}
         layouts = _check(files, manifest, split)
     size = sum(node.allgather_obj(sum(file.size for file in files.values())))
     samples = int(bounds[-1])
-    with comm.together():
+    with comm.fail_together():
         advice = "prepare the data set again, with --contiguous"
         check_memory(f"{folder} ({split})", samples * (manifest.image_bytes + 1), size, advice)
     images = shared_array(node, (samples, *manifest.image_shape), np.uint8)
     labels = shared_array(node, (samples,), np.uint8)
-    with comm.together():
+    with comm.fail_together():
         for number, layout in layouts.items():
             place = slice(bounds[number], bounds[number + 1])
             read_images(files[number], layout, images[place])
@@ -185,10 +185,10 @@ def _in_memory(folder: Path, manifest: Manifest, split: str, comm: Alone) -> Sam
     return Samples(manifest, (images,), bounds[[0, -1]], labels)
 
 
-def _in_files(folder: Path, manifest: Manifest, split: str, comm: Alone) -> Samples:
+def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -> Samples:
     """The split's contiguous shards, which every rank keeps open; the labels in memory."""
     node, shards, bounds = comm.node(), manifest.splits[split], manifest.bounds(split)
-    with comm.together():
+    with comm.fail_together():
         files = [ShardFile(folder, shard) for shard in shards]
         mine = {number: files[number] for number in range(node.rank, len(shards), node.size)}
         layouts = _check(mine, manifest, split)
@@ -196,7 +196,7 @@ def _in_files(folder: Path, manifest: Manifest, split: str, comm: Alone) -> Samp
     told = sorted(each for part in node.allgather_obj(list(places.items())) for each in part)
     labels = np.empty(int(bounds[-1]), np.uint8)
     pieces = []
-    with comm.together():
+    with comm.fail_together():
         for number, (of_images, of_labels) in told:
             here = labels[bounds[number] : bounds[number + 1]]
             files[number].read(here.data, of_labels)

@@ -8,23 +8,23 @@ from numpy.typing import NDArray
 from dpcnn.data.dataset import check_labels, find_data
 from dpcnn.data.layout import read_labels, read_layout
 from dpcnn.data.shards import SPLITS, Manifest, Shard, ShardFile, read_manifest
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 Counts = NDArray[np.int64]
 
 
-def info(comm: Alone, name: str) -> list[str]:
+def info(comm: SerialComm, name: str) -> list[str]:
     """Verify all checksums, labels and shapes of a data set, and describe it; the ranks share the shards.
 
     Args:
         name: a name under data/, or a folder.
     """
-    with comm.together():
+    with comm.fail_together():
         folder = find_data(name)
         manifest = read_manifest(folder)
     jobs = [(split, shard) for split in SPLITS for shard in manifest.splits[split]]
     counts = np.zeros((len(SPLITS), manifest.classes), np.int64)
-    with comm.together():
+    with comm.fail_together():
         for split, shard in jobs[comm.rank :: comm.size]:
             counts[SPLITS.index(split)] += _count(folder, shard, manifest)
     comm.allreduce(counts)

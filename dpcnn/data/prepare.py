@@ -16,8 +16,8 @@ from dpcnn.data.layout import write_shard
 from dpcnn.data.shards import MOST_SHARDS, SPLITS, Manifest, Shard, ShardFile, write_manifest
 from dpcnn.data.sources import Source, read_source
 from dpcnn.errors import DataError, printable
-from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.tree import shares
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.tree import split_evenly
 
 SHARDS = 8
 
@@ -54,15 +54,15 @@ class Target:
             raise DataError(f"{self.out}: exists already; give another --out, or remove it")
 
 
-def prepare(comm: Alone, path: Path, target: Target, say: Say) -> None:
+def prepare(comm: SerialComm, path: Path, target: Target, say: Say) -> None:
     """Write the data set of the source at ``path``. The ranks share its shards; its bytes don't depend on them."""
-    with comm.together():
+    with comm.fail_together():
         target.check_free()
         source = read_source(path)
     write_set(comm, source, target, say)
 
 
-def fetch_and_prepare(comm: Alone, name: str, mirror: str | None, target: Target, say: Say) -> None:
+def fetch_and_prepare(comm: SerialComm, name: str, mirror: str | None, target: Target, say: Say) -> None:
     """Download a known data set on rank 0 while the others wait, then prepare it on all ranks.
 
     Args:
@@ -70,29 +70,29 @@ def fetch_and_prepare(comm: Alone, name: str, mirror: str | None, target: Target
     """
     known = DOWNLOADS[name]
     folder = target.out.with_name(f"{target.out.name}.download")
-    with comm.together():
+    with comm.fail_together():
         target.check_free()
-    with comm.together():
+    with comm.fail_together():
         if comm.rank == 0:
             mirrors = (mirror,) if mirror else known.mirrors
             fetch(Download(mirrors, known.digests, known.licence), folder, say)
-    with comm.together():
+    with comm.fail_together():
         source = read_source(folder)
         source.origin["licence"] = known.licence
     write_set(comm, source, target, say)
-    with comm.together():
+    with comm.fail_together():
         if comm.rank == 0:
             shutil.rmtree(folder)
 
 
-def write_set(comm: Alone, source: Source, target: Target, say: Say) -> None:
+def write_set(comm: SerialComm, source: Source, target: Target, say: Say) -> None:
     """Write shards and manifest in a new folder beside ``target.out``, and move them there when all are complete."""
     if target.shuffle is not None:
         source.shuffle(target.shuffle)
     jobs = plan(source, target.shards)
     with _new_folder(comm, target.out) as folder:
         written = _write_shards(folder, comm, source, jobs, not target.contiguous)
-        with comm.together():
+        with comm.fail_together():
             if comm.rank == 0:
                 manifest = _write_manifest(folder, source, written, target)
                 folder.rename(target.out)
@@ -100,10 +100,10 @@ def write_set(comm: Alone, source: Source, target: Target, say: Say) -> None:
 
 
 @contextmanager
-def _new_folder(comm: Alone, out: Path) -> Iterator[Path]:
+def _new_folder(comm: SerialComm, out: Path) -> Iterator[Path]:
     """An empty folder beside ``out``, for a block that moves it away or fails."""
     room = ""
-    with comm.together():
+    with comm.fail_together():
         if comm.rank == 0:
             out.parent.mkdir(parents=True, exist_ok=True)
             room = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
@@ -122,7 +122,7 @@ def plan(source: Source, shards: int) -> list[Job]:
     for split in SPLITS:
         samples = source.samples(split)
         count = min(samples, MOST_SHARDS, max(1, ceil(shards * samples / source.samples("train"))))
-        bounds = shares(samples, count)
+        bounds = split_evenly(samples, count)
         digits = max(2, len(str(count - 1)))
         jobs += [
             (split, f"{split}-{number:0{digits}}.h5", bounds[number], bounds[number + 1]) for number in range(count)
@@ -134,10 +134,10 @@ Written = dict[str, list[tuple[Shard, int]]]
 """The shards of each split, and the size of each file in bytes."""
 
 
-def _write_shards(folder: Path, comm: Alone, source: Source, jobs: list[Job], compressed: bool) -> Written:
+def _write_shards(folder: Path, comm: SerialComm, source: Source, jobs: list[Job], compressed: bool) -> Written:
     """Write this rank's share of the shards; the result, on every rank, is about all of them."""
     written = {}
-    with comm.together():
+    with comm.fail_together():
         for number in range(comm.rank, len(jobs), comm.size):
             split, name, start, stop = jobs[number]
             write_shard(folder / name, *source.part(split, start, stop), compressed=compressed)

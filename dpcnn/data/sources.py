@@ -16,7 +16,7 @@ from dpcnn.data.inputs import Input, open_input
 from dpcnn.data.npz import ZIP, read_arrays, read_headers
 from dpcnn.data.shards import MOST_CLASSES, MOST_SIDE, SPLITS, Images
 from dpcnn.errors import DataError, printable
-from dpcnn.parallel.tree import cut
+from dpcnn.parallel.tree import chunks
 
 HASHED = 1024  # samples at once
 
@@ -49,15 +49,15 @@ class Source:
         """A run of a split's samples, in their order: images (n, H, W, C) and labels (n,)."""
         images, labels = self.splits[split]
         if split in self.orders:
-            numbers = self.orders[split][start:stop]
-            return images[numbers], labels[numbers]
+            indices = self.orders[split][start:stop]
+            return images[indices], labels[indices]
         return images[start:stop], labels[start:stop]
 
     def sha256(self, split: str) -> str:
         """The sha256 of all images' bytes and then all labels', in their order."""
         found = hashlib.sha256()
         for which in (0, 1):
-            for start, stop in cut(self.samples(split), HASHED):
+            for start, stop in chunks(self.samples(split), HASHED):
                 found.update(np.ascontiguousarray(self.part(split, start, stop)[which]).data)
         return found.hexdigest()
 

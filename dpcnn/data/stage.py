@@ -8,10 +8,10 @@ from dpcnn.base.files import open_plain
 from dpcnn.data.inputs import BLOCK
 from dpcnn.data.shards import MANIFEST, SPLITS, read_manifest
 from dpcnn.errors import DataError
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 
-def stage(folder: Path, place: Path, comm: Alone) -> Path:
+def stage(folder: Path, place: Path, comm: SerialComm) -> Path:
     """A copy of a data set on every node of ``comm``: made by the node's first rank, unless it is there already.
 
     The copy appears in one move, under a digest of the data set's manifest; the ranks that load it check every shard.
@@ -29,7 +29,7 @@ def stage(folder: Path, place: Path, comm: Alone) -> Path:
     """
     node = comm.node()
     target = place
-    with comm.together():
+    with comm.fail_together():
         if node.rank == 0:
             manifest = read_manifest(folder)
             target = place / f"dpcnn-{manifest.digest[:16]}"

@@ -13,12 +13,12 @@ import numpy as np
 
 from dpcnn.base.numerics import fingerprint, processor
 from dpcnn.base.text import markdown
-from dpcnn.base.timing import STEP_PHASES, Spans
+from dpcnn.base.timing import STEP_PHASES, Timer
 from dpcnn.config import Config
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import Adam
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exchange import ExactExchange
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.console import Report
@@ -32,7 +32,7 @@ Result = dict[str, Any]
 
 
 def measure_job(
-    comm: Alone, config: Config, steps: int, exchange_only: bool, say: Callable[[str], None]
+    comm: SerialComm, config: Config, steps: int, exchange_only: bool, say: Callable[[str], None]
 ) -> tuple[Result, str]:
     """Measure this job, on every rank of ``comm``: a training, unless ``exchange_only``, and the exchanges.
 
@@ -44,10 +44,10 @@ def measure_job(
     apart = share_or_part(comm)
     if apart and comm.rank == 0:
         say(apart)
-    with comm.together():
+    with comm.fail_together():
         folder = find_data(config.data)
     samples = load(folder, "train", comm)
-    with comm.together():
+    with comm.fail_together():
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     nodes = comm.allgather_obj(comm.node().rank).count(0)
     result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}
@@ -57,14 +57,14 @@ def measure_job(
     return result, job_text(result)
 
 
-def measure(comm: Alone, config: Config, network: Network, samples: Samples, steps: int) -> Result:
+def measure(comm: SerialComm, config: Config, network: Network, samples: Samples, steps: int) -> Result:
     """Train for some steps, on every rank of ``comm``, and tell how that went; the same on every rank."""
     with TemporaryDirectory(prefix="dpcnn-bench-") as work:
         trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Report())
         peak = sgemm_peak(comm)
         seconds = time_steps(comm, trainer, steps)
         peak = max(peak, sgemm_peak(comm))
-        shares = [trainer.spans.seconds[phase] / seconds for phase in STEP_PHASES]
+        shares = [trainer.timer.seconds[phase] / seconds for phase in STEP_PHASES]
     speed = min(config.batch, trainer.training) * steps / seconds
     return {
         "config": asdict(config),
@@ -80,17 +80,17 @@ def measure(comm: Alone, config: Config, network: Network, samples: Samples, ste
     }
 
 
-def time_steps(comm: Alone, trainer: Trainer, steps: int) -> float:
+def time_steps(comm: SerialComm, trainer: Trainer, steps: int) -> float:
     """Seconds that some steps take, after some others."""
     order = trainer.order()
     with np.errstate(all="ignore"):
         for _ in range(WARM_UP):
             trainer.train_step(order)
-        trainer.spans.seconds.clear()
+        trainer.timer.seconds.clear()
         return timed(comm, lambda: trainer.train_step(order), steps)
 
 
-def timed(comm: Alone, action: Callable[[], Any], times: int) -> float:
+def timed(comm: SerialComm, action: Callable[[], Any], times: int) -> float:
     """Seconds until every rank has done something so many times; the same on every rank."""
     comm.barrier()
     started = time.perf_counter()
@@ -100,7 +100,7 @@ def timed(comm: Alone, action: Callable[[], Any], times: int) -> float:
     return float(max(comm.allgather_obj(time.perf_counter() - started)))
 
 
-def sgemm_peak(comm: Alone) -> float:
+def sgemm_peak(comm: SerialComm) -> float:
     """Floating-point operations a second of all ranks at once, multiplying square float32 matrices."""
     a = np.full((PEAK_SIDE, PEAK_SIDE), 0.5, np.float32)
     out = np.empty_like(a)
@@ -123,7 +123,7 @@ def memory() -> dict[str, float]:
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "own": own / 1024}
 
 
-def compare_exchanges(comm: Alone, size: int, times: int, rounds: int = 9) -> Result:
+def compare_exchanges(comm: SerialComm, size: int, times: int, rounds: int = 9) -> Result:
     """The exact exchange with each rank's part of Adam, and MPI_Allreduce with all of Adam on every rank, in turns.
 
     Args:
@@ -133,18 +133,18 @@ def compare_exchanges(comm: Alone, size: int, times: int, rounds: int = 9) -> Re
     Returns:
         Milliseconds of each round, and the median ratio.
     """
-    exchange, adam = ExactExchange(comm, size, Spans()), Adam(size)
-    part = Adam(exchange.part.stop - exchange.part.start)
+    exchange, adam = ExactExchange(comm, size, Timer()), Adam(size)
+    part = Adam(exchange.shard.stop - exchange.shard.start)
     exchange.sum(comm.size, lambda number, out: out.fill(0))  # touched, and stays zero however often it is added up
-    vector, gradient = np.zeros((2, size), np.float32)
+    params, gradient = np.zeros((2, size), np.float32)
 
     def exact() -> None:
-        part.update(exchange.vector[exchange.part], exchange.sum(comm.size, lambda number, out: None), 1, 1e-3)
-        exchange.share()
+        part.update(exchange.params[exchange.shard], exchange.sum(comm.size, lambda number, out: None), 1, 1e-3)
+        exchange.publish()
 
     def allreduce() -> None:
         comm.allreduce(gradient)
-        adam.update(vector, gradient, 1, 1e-3)
+        adam.update(params, gradient, 1, 1e-3)
 
     found: dict[str, list[float]] = {"exact": [], "allreduce": []}
     timed(comm, exact, 2)

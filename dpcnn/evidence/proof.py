@@ -70,7 +70,7 @@ class Training:
         return self._start(count, folder, None, {}, "--resume")
 
     def _start(self, count: int, folder: Path, recipe: str | None, flags: Mapping[str, Any], *more: str) -> Running:
-        own = {"max_steps": self.steps, "guard_every": 1, "checkpoint_every": max(1, self.steps // 4)}
+        own = {"max_steps": self.steps, "drift_check_every": 1, "checkpoint_every": max(1, self.steps // 4)}
         words = [*config_words(recipe, {**flags, **own}), *more, "--no-curves", "--out", str(folder)]
         process = subprocess.Popen(
             command("dpcnn.train", *words, launcher=self.launcher, ranks=count),

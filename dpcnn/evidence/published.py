@@ -16,7 +16,7 @@ from dpcnn.runs.events import Event, evaluated, read_events
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedResult:
     """A published figure: the accuracy on ``kind`` samples after an epoch."""
 
     kind: str
@@ -26,17 +26,17 @@ class Published:
 
 
 PUBLISHED = {
-    "simple-cnn-32": [Published("validation", 8, 0.9956)],
-    "book-cnn-adam": [Published("test", 20, 0.99, "about")],
+    "simple-cnn-32": [PublishedResult("validation", 8, 0.9956)],
+    "book-cnn-adam": [PublishedResult("test", 20, 0.99, "about")],
     "book-cnn-adagrad": [
-        Published("test", 1, 0.9780),
-        Published("test", 10, 0.9860),
+        PublishedResult("test", 1, 0.9780),
+        PublishedResult("test", 10, 0.9860),
     ],
-    "mlp-sgd": [Published("test", 84, 0.9721)],
-    "mlp-adam": [Published("test", 10, 0.9708)],
-    "lenet5": [Published("test", 20, 0.9905, "LeCun et al., 1998, section III.B")],
-    "fast": [Published("test", 2, 0.99, "a goal of our own")],
-    "accurate": [Published("test", 20, 0.9970, "a goal of our own")],
+    "mlp-sgd": [PublishedResult("test", 84, 0.9721)],
+    "mlp-adam": [PublishedResult("test", 10, 0.9708)],
+    "lenet5": [PublishedResult("test", 20, 0.9905, "LeCun et al., 1998, section III.B")],
+    "fast": [PublishedResult("test", 2, 0.99, "a goal of our own")],
+    "accurate": [PublishedResult("test", 20, 0.9970, "a goal of our own")],
 }
 """The figures of each recipe."""
 
@@ -101,14 +101,14 @@ class Trainings:
         return [load_json(line) for line in read_bytes(path).splitlines()]
 
 
-def reached(published: Published, runs: Sequence[Sequence[Event]]) -> list[float]:
+def reached(published: PublishedResult, runs: Sequence[Sequence[Event]]) -> list[float]:
     """The accuracy of each run after the epoch of the published figure."""
     epochs = [next((e for e in epochs if e["epoch"] == published.epoch), epochs[-1]) for epochs in runs]
     return [event[f"{published.kind}_accuracy"] for event in epochs]
 
 
 def compare(
-    name: str, published: Published, runs: Sequence[Sequence[Event]], in_torch: Sequence[Sequence[Event]] = ()
+    name: str, published: PublishedResult, runs: Sequence[Sequence[Event]], in_torch: Sequence[Sequence[Event]] = ()
 ) -> tuple[str, ...]:
     """A row of the table: a published figure, and the accuracies of our runs and of PyTorch's after the same epoch."""
     found, theirs = reached(published, runs), reached(published, in_torch)

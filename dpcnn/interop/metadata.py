@@ -41,7 +41,7 @@ def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
         "config": asdict(checkpoint.config),
         "image_shape": list(checkpoint.image_shape),
         "classes": checkpoint.classes,
-        "step": checkpoint.cursor.step,
+        "step": checkpoint.progress.step,
         "weights_sha256": checkpoint.weights_sha256,
     }
     return {"dpcnn": json.dumps(values)}

@@ -51,12 +51,12 @@ def _conv2d(layer: Conv2d, weights: Weights) -> list[Operator]:
     constants = {"w": weights["w"].transpose(3, 2, 0, 1)}  # (KH, KW, C, F) to (F, C, KH, KW)
     if layer.bias:
         constants["b"] = weights["b"]
-    sides = {"kernel_shape": list(layer.kernel), "strides": [layer.stride] * 2, "pads": [layer.padding] * 4}
+    sides = {"kernel_shape": list(layer.kernel_size), "strides": [layer.stride] * 2, "pads": [layer.padding] * 4}
     return [Operator("Conv", constants, sides)]
 
 
 def _pool(kind: str, layer: Pool2d) -> list[Operator]:
-    return [Operator(kind, {}, {"kernel_shape": [layer.window] * 2, "strides": [layer.stride] * 2})]
+    return [Operator(kind, {}, {"kernel_shape": [layer.kernel_size] * 2, "strides": [layer.stride] * 2})]
 
 
 def _batchnorm(layer: BatchNorm, weights: Weights) -> list[Operator]:

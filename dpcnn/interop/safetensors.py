@@ -11,9 +11,9 @@ from dpcnn.base.files import open_plain
 from dpcnn.base.numerics import fingerprint
 from dpcnn.errors import CheckpointError, LaunchError, not_installed
 from dpcnn.interop.metadata import Description, from_metadata, to_metadata
-from dpcnn.interop.torch_layout import Twin, twins
+from dpcnn.interop.torch_layout import Twin, torch_names
 from dpcnn.runs.checkpoint import Checkpoint, weights_sha256
-from dpcnn.runs.progress import Cursor
+from dpcnn.runs.progress import Progress
 
 
 def as_safetensors(checkpoint: Checkpoint) -> bytes:
@@ -32,7 +32,7 @@ def as_safetensors(checkpoint: Checkpoint) -> bytes:
 def like_torch(checkpoint: Checkpoint) -> dict[str, Array]:
     """The parameters with PyTorch's names and layout: see :mod:`dpcnn.interop.torch_layout`."""
     parameters = checkpoint.parameters
-    return {twin.theirs: twin.to_torch(parameters[twin.ours]) for twin in twins(checkpoint.network())}
+    return {twin.theirs: twin.to_torch(parameters[twin.ours]) for twin in torch_names(checkpoint.network())}
 
 
 def from_safetensors(path: Path, description: Description | None = None) -> Checkpoint:
@@ -49,18 +49,18 @@ def from_safetensors(path: Path, description: Description | None = None) -> Chec
     tensors, metadata = read_tensors(path)
     description = description or from_metadata(path, metadata)
     network = description.config.network(description.image_shape, description.classes)
-    pairs = twins(network)
+    pairs = torch_names(network)
     _check_shapes(path, tensors, pairs, description.config.model)
-    vector = network.flat({twin.ours: twin.from_torch(tensors[twin.theirs]) for twin in pairs})
+    params = network.flat({twin.ours: twin.from_torch(tensors[twin.theirs]) for twin in pairs})
     return Checkpoint(
-        parameters=network.views(vector),
+        parameters=network.views(params),
         optimizer={},
-        cursor=Cursor(step=description.step),
+        progress=Progress(step=description.step),
         config=description.config,
         image_shape=network.input_shape,
         classes=network.classes,
         data="",
-        weights_sha256=weights_sha256(vector),
+        weights_sha256=weights_sha256(params),
         fingerprint=fingerprint(),
     )
 

@@ -33,26 +33,26 @@ class Twin:
     Attributes:
         ours, theirs: its full names.
         shape, their_shape: the shapes of its array.
-        window: its shape as the kernel of a convolution, (KH, KW, C, F); None: the arrays are the same.
+        kernel_shape: its shape as the kernel of a convolution, (KH, KW, C, F); None: the arrays are the same.
     """
 
     ours: str
     theirs: str
     shape: Shape
     their_shape: Shape
-    window: Shape | None
+    kernel_shape: Shape | None
 
     def to_torch(self, array: Array) -> Array:
         """Convert an array of ``shape`` to PyTorch's layout, ``their_shape``."""
-        if self.window is None:
+        if self.kernel_shape is None:
             return array
-        return np.ascontiguousarray(array.reshape(self.window).transpose(3, 2, 0, 1)).reshape(self.their_shape)
+        return np.ascontiguousarray(array.reshape(self.kernel_shape).transpose(3, 2, 0, 1)).reshape(self.their_shape)
 
     def from_torch(self, array: Array) -> Array:
         """Convert an array of ``their_shape`` to dpcnn's layout, ``shape``."""
-        if self.window is None:
+        if self.kernel_shape is None:
             return array
-        KH, KW, C, F = self.window
+        KH, KW, C, F = self.kernel_shape
         return np.ascontiguousarray(array.reshape(F, C, KH, KW).transpose(2, 3, 1, 0)).reshape(self.shape)
 
 
@@ -73,7 +73,7 @@ It takes the shape of our "w", and the shape (H, W, C) of the pixels that a flat
 """
 
 
-def twins(network: Network) -> list[Twin]:
+def torch_names(network: Network) -> list[Twin]:
     """Every parameter of a network, in order."""
     found: list[Twin] = []
     pixels: Shape = ()
@@ -81,7 +81,7 @@ def twins(network: Network) -> list[Twin]:
     for name, layer in zip(network.names, network.layers, strict=True):
         if isinstance(layer, Flatten):
             pixels = shape
-        shape = layer.connect(shape)
+        shape = layer.build(shape)
         found += [_twin(name, layer, parameter, pixels) for parameter in layer.parameters]
         if isinstance(layer, Linear):
             pixels = ()

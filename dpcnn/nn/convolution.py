@@ -44,25 +44,25 @@ class Kernel(Protocol):
         """Fill ``dw`` and, unless it is None, ``dx`` from ``dy``; all contiguous."""
 
 
-def choose_kernel(shape: Shape, kernel: tuple[int, int], stride: int, padding: int) -> Kernel:
+def choose_algorithm(shape: Shape, kernel_size: tuple[int, int], stride: int, padding: int) -> Kernel:
     """The fastest kernel for inputs (H, W, C): decided by shape alone, so that the bits are, too."""
-    if kernel == (3, 3) and stride == 1 and shape[-1] >= WINOGRAD_CHANNELS:
+    if kernel_size == (3, 3) and stride == 1 and shape[-1] >= WINOGRAD_CHANNELS:
         return Winograd(shape, padding)
-    return Im2col(kernel, stride, padding)
+    return Im2col(kernel_size, stride, padding)
 
 
 class Im2col:
     """Windows as the rows of a matrix, after Chellapilla, Puri and Simard, "High performance
     convolutional neural networks for document processing" (2006): a product for each row of the output."""
 
-    def __init__(self, kernel: tuple[int, int], stride: int, padding: int) -> None:
-        self.kernel, self.stride, self.padding = kernel, stride, padding
+    def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int) -> None:
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.workspace = Workspace()
         self.bands: list[tuple[int, int]] = []
         self.columns: list[Array] = []  # for each band
 
     def forward(self, x: Array, w: Array, y: Array) -> None:
-        (H, W, _, _), (KH, KW), p, F = x.shape, self.kernel, self.padding, w.shape[-1]
+        (H, W, _, _), (KH, KW), p, F = x.shape, self.kernel_size, self.padding, w.shape[-1]
         image = padded(self.workspace, x, p, (H + 2 * p, W + 2 * p))
         self.bands = bands(len(y), KH * KW * image[0].nbytes)
         self.columns = []
@@ -82,7 +82,7 @@ class Im2col:
 
     def _columns(self, image: Array, lo: int, hi: int, OW: int) -> Array:
         """The windows of some output rows: (hi - lo, OW * N, KH * KW * C)."""
-        (KH, KW), (_, _, N, C), s = self.kernel, image.shape, self.stride
+        (KH, KW), (_, _, N, C), s = self.kernel_size, image.shape, self.stride
         rows = image[lo * s : (hi - 1) * s + KH]
         windows = sliding_window_view(rows, (KH, KW), axis=(0, 1))[::s, ::s]  # (.., OW, N, C, KH, KW)
         n = hi - lo
@@ -96,7 +96,7 @@ class Im2col:
 
     def _scatter(self, dy: Array, w: Array, dx: Array) -> None:
         """Fill ``dx``: each output pixel's gradient goes back to the pixels of its window."""
-        (H, W, N, C), (OH, OW, _, F), (KH, KW) = dx.shape, dy.shape, self.kernel
+        (H, W, N, C), (OH, OW, _, F), (KH, KW) = dx.shape, dy.shape, self.kernel_size
         p, s = self.padding, self.stride
         spread = self.workspace.array("spread", (H + 2 * p, W + 2 * p, N, C), dx.dtype)
         spread[...] = 0
@@ -264,9 +264,9 @@ def bands(rows: int, bytes_a_row: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def output_length(length: int, window: int, stride: int, padding: int = 0) -> int:
+def output_length(length: int, kernel_size: int, stride: int, padding: int = 0) -> int:
     """How many windows fit along one side of an image."""
-    return (length + 2 * padding - window) // stride + 1
+    return (length + 2 * padding - kernel_size) // stride + 1
 
 
 def strided(start: int, count: int, stride: int) -> slice:

@@ -11,13 +11,13 @@ from dpcnn.nn.layer import Parameter
 Weights = NDArray[np.float32]
 
 
-def he(rng: np.random.Generator, parameter: Parameter, deviation: float) -> Weights:
+def he(rng: np.random.Generator, parameter: Parameter, std: float) -> Weights:
     """Normal with variance 2 / fan-in: He et al., "Delving deep into rectifiers" (2015), eq. 10."""
     values: Weights = rng.standard_normal(parameter.shape, np.float32) * np.float32((2 / parameter.fan_in) ** 0.5)
     return values
 
 
-def glorot(rng: np.random.Generator, parameter: Parameter, deviation: float) -> Weights:
+def glorot(rng: np.random.Generator, parameter: Parameter, std: float) -> Weights:
     """Uniform within sqrt(6 / (fan-in + fan-out)): Glorot and Bengio, "Understanding the difficulty of
     training deep feedforward neural networks" (2010), eq. 16."""
     bound = (6 / (parameter.fan_in + parameter.fan_out)) ** 0.5
@@ -25,9 +25,9 @@ def glorot(rng: np.random.Generator, parameter: Parameter, deviation: float) -> 
     return values
 
 
-def normal(rng: np.random.Generator, parameter: Parameter, deviation: float) -> Weights:
+def normal(rng: np.random.Generator, parameter: Parameter, std: float) -> Weights:
     """Normal with the given standard deviation, whatever the fan-in."""
-    values: Weights = rng.standard_normal(parameter.shape, np.float32) * np.float32(deviation)
+    values: Weights = rng.standard_normal(parameter.shape, np.float32) * np.float32(std)
     return values
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dpcnn.base.arrays import Array, Shape, Workspace
-from dpcnn.base.rng import Draw
+from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 
 Backward = Callable[[Array, Mapping[str, Array]], Array | None]
@@ -39,8 +39,8 @@ class Parameter:
     shape: Shape
     fan_in: int = 0
     fan_out: int = 0
-    first: float = 0.0
-    running: float = 0.0
+    initial_value: float = 0.0
+    momentum: float = 0.0
 
 
 class Layer:
@@ -55,7 +55,7 @@ class Layer:
     """Elements that the layer needs for an image besides its output and its gradient."""
     multiplications = 0
     """Of an image's way forward, by the layer's definition."""
-    needs_dx = True
+    needs_input_grad = True
     """Whether anything in front of this layer wants its input's gradient; the network decides."""
     takes_integers = False
     """Whether ``forward`` takes pixels of any number type, and not floats alone."""
@@ -65,21 +65,21 @@ class Layer:
     def __init__(self) -> None:
         self.workspace = Workspace()
 
-    def connect(self, shape: Shape) -> Shape:
+    def build(self, shape: Shape) -> Shape:
         """Take the input's shape without N, declare ``parameters``, return the output's shape."""
         return shape
 
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         """The output for ``x``, and the function ``backward(dy, gradients) -> dx``.
 
-        ``draw`` is where the layer takes what is random in training; None: there is nothing random,
-        as in evaluation. ``backward`` writes the weights' gradients into the arrays of ``gradients``, over what was
-        in them, and returns None in place of dx where ``needs_dx`` is false.
+        ``rng`` is where the layer takes what is random in training; None: there is nothing random,
+        as in evaluation. ``backward`` writes the weights' gradients into the arrays of ``grads``, over what was
+        in them, and returns None in place of dx where ``needs_input_grad`` is false.
         """
         raise NotImplementedError
 
 
-MOST_WINDOW = 1 << 16
+MOST_KERNEL_SIZE = 1 << 16
 """Pixels of a kernel or pooling window: each of them is a pass over the image."""
 
 MOST = 1 << 16

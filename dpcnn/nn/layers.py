@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
-from dpcnn.base.rng import Draw
+from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn.convolution import choose_kernel, output_length
-from dpcnn.nn.layer import MOST_WINDOW, Backward, Layer, Parameter, at_least, at_most
+from dpcnn.nn.convolution import choose_algorithm, output_length
+from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Parameter, at_least, at_most
 
 MOST_PADDING = 64
 
@@ -28,12 +28,12 @@ class Scale(Layer):
         super().__init__()
         self.low, self.span, self.dtype = low, span, np.dtype(dtype)
 
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         y = self.workspace.array("y", x.shape, self.dtype)
         np.multiply(x, self.dtype.type(self.span / 255), out=y)
         y += self.dtype.type(self.low)
 
-        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx: Array = dy * self.dtype.type(self.span / 255)
             return dx
 
@@ -44,29 +44,29 @@ class Conv2d(Layer):
     """Cross-correlation of (H, W, N, C) with F kernels, zeros around the image.
 
     Weights "w" (KH, KW, C, F) and, with ``bias``, "b" (F,). The way to compute it: see
-    :func:`dpcnn.nn.convolution.choose_kernel`.
+    :func:`dpcnn.nn.convolution.choose_algorithm`.
     """
 
     def __init__(
-        self, filters: int, kernel: int | tuple[int, int], stride: int = 1, padding: int = 0, bias: bool = False
+        self, filters: int, kernel_size: int | tuple[int, int], stride: int = 1, padding: int = 0, bias: bool = False
     ) -> None:
         super().__init__()
-        self.kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-        if len(self.kernel) != 2:
-            raise ConfigError(f"kernel: expected a height and a width, not {list(self.kernel)}")
-        at_least(1, filters=filters, height=self.kernel[0], width=self.kernel[1], stride=stride)
+        self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        if len(self.kernel_size) != 2:
+            raise ConfigError(f"kernel_size: expected a height and a width, not {list(self.kernel_size)}")
+        at_least(1, filters=filters, height=self.kernel_size[0], width=self.kernel_size[1], stride=stride)
         at_least(0, padding=padding)
         at_most(MOST_PADDING, padding=padding)
-        at_most(MOST_WINDOW, kernel=self.kernel[0] * self.kernel[1])
+        at_most(MOST_KERNEL_SIZE, kernel_size=self.kernel_size[0] * self.kernel_size[1])
         self.filters, self.stride, self.padding, self.bias = filters, stride, padding, bias
 
-    def connect(self, shape: Shape) -> Shape:
+    def build(self, shape: Shape) -> Shape:
         H, W, C = shape
-        KH, KW = self.kernel
+        KH, KW = self.kernel_size
         self.parameters = (Parameter("w", (KH, KW, C, self.filters), KH * KW * C, KH * KW * self.filters),)
         if self.bias:
             self.parameters += (Parameter("b", (self.filters,)),)
-        self.algorithm = choose_kernel(shape, self.kernel, self.stride, self.padding)
+        self.algorithm = choose_algorithm(shape, self.kernel_size, self.stride, self.padding)
         self.output = (
             output_length(H, KH, self.stride, self.padding),
             output_length(W, KW, self.stride, self.padding),
@@ -75,46 +75,46 @@ class Conv2d(Layer):
         self.scratch = 2 * prod(self.output) * KH * KW * C  # im2col's windows, and their gradients
         return *self.output, self.filters
 
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         y = self.workspace.array("y", (*self.output, x.shape[2], self.filters), x.dtype)
-        self.algorithm.forward(x, weights["w"], y)
+        self.algorithm.forward(x, params["w"], y)
         if self.bias:
-            y += weights["b"]
+            y += params["b"]
 
-        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array | None:
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array | None:
             if self.bias:
-                np.sum(dy, axis=(0, 1, 2), out=gradients["b"])
-            dx = self.workspace.array("dx", x.shape, x.dtype) if self.needs_dx else None
-            self.algorithm.backward(dy, weights["w"], gradients["w"], dx)
+                np.sum(dy, axis=(0, 1, 2), out=grads["b"])
+            dx = self.workspace.array("dx", x.shape, x.dtype) if self.needs_input_grad else None
+            self.algorithm.backward(dy, params["w"], grads["w"], dx)
             return dx
 
         return y, backward
 
 
 class Dropout(Layer):
-    """In training, each unit is zero with probability ``part``, and the others grow by 1 / (1 - part).
+    """In training, each unit is zero with probability ``p``, and the others grow by 1 / (1 - part).
 
     Srivastava et al., "Dropout" (2014), section 10, in its inverted form. The probability is
     rounded down to a multiple of 1/65536. Units are drawn by seed, epoch and sample, so a sample's mask is the same
     in any batch on any rank.
     """
 
-    def __init__(self, part: float) -> None:
+    def __init__(self, p: float) -> None:
         super().__init__()
-        if not 0 <= part < 1:
-            raise ConfigError(f"part: must be at least 0 and below 1, not {part}")
-        self.threshold = int(part * 65536)
+        if not 0 <= p < 1:
+            raise ConfigError(f"p: must be at least 0 and below 1, not {p}")
+        self.threshold = int(p * 65536)
 
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
-        if draw is None:
-            return x, lambda dy, gradients: dy
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        if rng is None:
+            return x, lambda dy, grads: dy
         *pixel, N, C = x.shape
-        kept = (draw.bits(self.number, x.size // N) >= self.threshold).reshape(N, *pixel, C)
+        kept = (rng.bits(self.number, x.size // N) >= self.threshold).reshape(N, *pixel, C)
         mask = self.workspace.array("mask", x.shape, x.dtype)
         np.multiply(np.moveaxis(kept, 0, -2), x.dtype.type(65536 / (65536 - self.threshold)), out=mask)
         y = np.multiply(x, mask, out=self.workspace.array("y", x.shape, x.dtype))
 
-        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             return np.multiply(dy, mask, out=self.workspace.array("dx", x.shape, x.dtype))
 
         return y, backward
@@ -123,16 +123,16 @@ class Dropout(Layer):
 class Flatten(Layer):
     """(H, W, N, C) to (N, H * W * C)."""
 
-    def connect(self, shape: Shape) -> Shape:
+    def build(self, shape: Shape) -> Shape:
         H, W, C = shape
         return (H * W * C,)
 
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
         y = self.workspace.array("y", (N, H, W, C), x.dtype)
         np.copyto(y, x.transpose(2, 0, 1, 3))
 
-        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx = self.workspace.array("dx", x.shape, x.dtype)
             np.copyto(dx, dy.reshape(N, H, W, C).transpose(1, 2, 0, 3))
             return dx
@@ -148,7 +148,7 @@ class Linear(Layer):
         at_least(1, features=features)
         self.features, self.bias = features, bias
 
-    def connect(self, shape: Shape) -> Shape:
+    def build(self, shape: Shape) -> Shape:
         (C,) = shape
         self.parameters = (Parameter("w", (C, self.features), C, self.features),)
         if self.bias:
@@ -156,21 +156,21 @@ class Linear(Layer):
         self.multiplications = C * self.features
         return (self.features,)
 
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
-        w = weights["w"]
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        w = params["w"]
         y = self.workspace.array("y", (len(x), self.features), x.dtype)
         np.matmul(x, w, out=y)
         if self.bias:
-            y += weights["b"]
+            y += params["b"]
 
-        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array | None:
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array | None:
             """Some rows of ``w`` at a time, where products can be small, and with C, the longest side, in front."""
             N, (C, F) = len(x), w.shape
             rows = block_rows(C, N * F)
-            np.matmul(x.T.reshape(-1, rows, N), dy, out=gradients["w"].reshape(-1, rows, F))
+            np.matmul(x.T.reshape(-1, rows, N), dy, out=grads["w"].reshape(-1, rows, F))
             if self.bias:
-                np.sum(dy, axis=0, out=gradients["b"])
-            if not self.needs_dx:
+                np.sum(dy, axis=0, out=grads["b"])
+            if not self.needs_input_grad:
                 return None
             dy_transposed = self.workspace.array("dy transposed", (F, N), dy.dtype)
             np.copyto(dy_transposed, dy.T)

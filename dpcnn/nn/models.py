@@ -37,13 +37,13 @@ MODELS: dict[str, Spec] = {
     # work: the two commute, values and gradients alike.
     "simple-cnn": [
         {"kind": "scale", "low": 0.01, "span": 0.99},
-        {"kind": "conv2d", "filters": 16, "kernel": 3, "padding": 1},
-        {"kind": "maxpool2d", "window": 2},
+        {"kind": "conv2d", "filters": 16, "kernel_size": 3, "padding": 1},
+        {"kind": "maxpool2d", "kernel_size": 2},
         {"kind": "relu"},
-        {"kind": "conv2d", "filters": 32, "kernel": 3, "padding": 1},
+        {"kind": "conv2d", "filters": 32, "kernel_size": 3, "padding": 1},
         {"kind": "relu"},
-        {"kind": "conv2d", "filters": 64, "kernel": 3, "padding": 1},
-        {"kind": "maxpool2d", "window": 2},
+        {"kind": "conv2d", "filters": 64, "kernel_size": 3, "padding": 1},
+        {"kind": "maxpool2d", "kernel_size": 2},
         {"kind": "relu"},
         {"kind": "flatten"},
         {"kind": "linear", "features": 512},
@@ -54,13 +54,13 @@ MODELS: dict[str, Spec] = {
     # 46,994 parameters: the fastest way to 99 %
     "small-cnn": [
         {"kind": "scale"},
-        {"kind": "conv2d", "filters": 8, "kernel": 3, "padding": 1},
-        {"kind": "maxpool2d", "window": 2},
+        {"kind": "conv2d", "filters": 8, "kernel_size": 3, "padding": 1},
+        {"kind": "maxpool2d", "kernel_size": 2},
         {"kind": "relu"},
-        {"kind": "conv2d", "filters": 24, "kernel": 3, "padding": 1},
-        {"kind": "maxpool2d", "window": 2},
+        {"kind": "conv2d", "filters": 24, "kernel_size": 3, "padding": 1},
+        {"kind": "maxpool2d", "kernel_size": 2},
         {"kind": "relu"},
-        {"kind": "conv2d", "filters": 64, "kernel": 3, "padding": 1},
+        {"kind": "conv2d", "filters": 64, "kernel_size": 3, "padding": 1},
         {"kind": "relu"},
         {"kind": "flatten"},
         {"kind": "dropout"},
@@ -98,7 +98,7 @@ def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
             raise ConfigError(f"layer {number}: no kind {repr(kind)[:40]}; known are {', '.join(KINDS)}")
         if kind == "linear":
             options.setdefault("features", classes)
-        if kind == "dropout" and not options.setdefault("part", dropout):
+        if kind == "dropout" and not options.setdefault("p", dropout):
             continue
         check(options, KINDS[kind], f"layer {number} ({kind})")
         try:

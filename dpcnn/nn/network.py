@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.machine import memory_left
-from dpcnn.base.rng import WEIGHTS, Draw, generator
-from dpcnn.base.timing import Spans
+from dpcnn.base.rng import WEIGHTS, SampleRng, generator
+from dpcnn.base.timing import Timer
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.layer import Layer
@@ -45,10 +45,10 @@ class Network:
 
     Attributes:
         size: elements of a parameter or gradient vector.
-        running: start, stop and rate of the elements that are running means: see :class:`Parameter`.
+        running_stats: start, stop and rate of the elements that are running means: see :class:`Parameter`.
         shapes: of each layer's output, without N.
         activations: elements of all layers' outputs for an image.
-        spans: where the time of :meth:`gradient` goes.
+        timer: where the time of :meth:`gradient` goes.
         parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
 
     Raises:
@@ -62,7 +62,7 @@ class Network:
         for number, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
             layer.number = number
             try:
-                shape = layer.connect(shape)
+                shape = layer.build(shape)
             except ValueError:
                 why = "it expects images" if len(shape) == 1 else "pixels need a flatten before a linear layer"
                 raise ConfigError(f"{name} can't take {shape}: {why}") from None
@@ -79,7 +79,7 @@ class Network:
         if len(shape) > 1 or not any(layer.parameters for layer in self.layers):
             raise ConfigError(f"the model ends in {shape}: its last layer must be a linear one")
         self.first = next(i for i, layer in enumerate(self.layers) if layer.parameters)
-        self.layers[self.first].needs_dx = False
+        self.layers[self.first].needs_input_grad = False
         self.parameters = [
             replace(p, name=f"{name}.{p.name}")
             for name, layer in zip(self.names, self.layers, strict=True)
@@ -89,19 +89,19 @@ class Network:
         if self.size > MOST_PARAMETERS:
             raise ConfigError(f"{self.size:,} parameters; at most {MOST_PARAMETERS:,} are supported")
         ends = list(accumulate(prod(p.shape) for p in self.parameters))
-        self.running = [
-            (end - prod(p.shape), end, p.running) for p, end in zip(self.parameters, ends, strict=True) if p.running
+        self.running_stats = [
+            (end - prod(p.shape), end, p.momentum) for p, end in zip(self.parameters, ends, strict=True) if p.momentum
         ]
-        self.spans = Spans()
+        self.timer = Timer()
 
-    def initialise(self, seed: int, init: str = "he", deviation: float = 0.01) -> Vector:
+    def initialise(self, seed: int, init: str = "he", std: float = 0.01) -> Vector:
         """First values, by one of :data:`INITS` where there is a fan-in; biases are zero."""
-        vector = np.empty(self.size, np.float32)
-        for number, (parameter, view) in enumerate(zip(self.parameters, self.views(vector).values(), strict=True)):
-            view[...] = parameter.first
+        params = np.empty(self.size, np.float32)
+        for number, (parameter, view) in enumerate(zip(self.parameters, self.views(params).values(), strict=True)):
+            view[...] = parameter.initial_value
             if parameter.fan_in:
-                view[...] = INITS[init](generator(seed, WEIGHTS, number), parameter, deviation)
-        return vector
+                view[...] = INITS[init](generator(seed, WEIGHTS, number), parameter, std)
+        return params
 
     @property
     def flops(self) -> int:
@@ -128,12 +128,12 @@ class Network:
                 f"processes, but only {left / 1e9:.1f} GB are left here; take fewer images or processes, or more memory"
             )
 
-    def views(self, vector: Array) -> dict[str, Array]:
+    def views(self, params: Array) -> dict[str, Array]:
         """The parameters of a flat vector by full name: views, not copies."""
         views, start = {}, 0
         for parameter in self.parameters:
             stop = start + prod(parameter.shape)
-            views[parameter.name] = vector[start:stop].reshape(parameter.shape)
+            views[parameter.name] = params[start:stop].reshape(parameter.shape)
             start = stop
         return views
 
@@ -144,10 +144,10 @@ class Network:
             CheckpointError: their names or shapes are not this network's.
         """
         self.check(parameters)
-        vector = np.empty(self.size, np.float32)
-        for name, view in self.views(vector).items():
+        params = np.empty(self.size, np.float32)
+        for name, view in self.views(params).items():
             view[...] = parameters[name]
-        return vector
+        return params
 
     def check(self, parameters: Mapping[str, Array]) -> None:
         """Hold named parameters against those of this network.
@@ -169,65 +169,65 @@ class Network:
         x = images.transpose(1, 2, 0, 3)
         return x if self.layers[0].takes_integers else np.array(x, dtype, order="C")
 
-    def _layer_views(self, vector: Array) -> list[dict[str, Array]]:
+    def _named(self, params: Array) -> list[dict[str, Array]]:
         """For each layer, its own parameters by their short names."""
-        views = iter(self.views(vector).values())
+        views = iter(self.views(params).values())
         return [{p.name: next(views) for p in layer.parameters} for layer in self.layers]
 
-    def logits(self, vector: Array, images: Array) -> Array:
+    def logits(self, params: Array, images: Array) -> Array:
         """The last layer's output, (N, classes), for images (N, *input_shape); valid until the next call."""
         with ufunc_buffer(UFUNC_BUFFER):
-            x = self._pixels(images, vector.dtype)
-            for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
+            x = self._pixels(images, params.dtype)
+            for layer, weights in zip(self.layers, self._named(params), strict=True):
                 x, _ = layer.forward(x, weights)
             return x
 
     def gradient(
-        self, vector: Array, images: Array, labels: Array, smoothing: float, out: Array, draw: Draw | None = None
+        self, params: Array, images: Array, labels: Array, smoothing: float, out: Array, rng: SampleRng | None = None
     ) -> tuple[float, int]:
         """The gradient of the summed loss of a microbatch.
 
         Args:
-            vector: (size,) parameters.
+            params: (size,) parameters.
             images: (N, *input_shape).
             labels: (N,) integers.
             smoothing: of the targets, see :func:`dpcnn.nn.losses.softmax_cross_entropy`.
             out: (size,) written over with the gradient of the sum of the N losses.
-            draw: where layers take what is random; None: nothing is.
+            rng: where layers take what is random; None: nothing is.
 
         Returns:
             The sum of the losses, and the number of images classified right.
         """
         with ufunc_buffer(UFUNC_BUFFER):
-            with self.spans("forward"):
-                x, steps = self._pixels(images, vector.dtype), []
-                for layer, weights in zip(self.layers, self._layer_views(vector), strict=True):
-                    x, backward = layer.forward(x, weights, draw)
-                    steps.append(backward)
+            with self.timer("forward"):
+                x, backwards = self._pixels(images, params.dtype), []
+                for layer, weights in zip(self.layers, self._named(params), strict=True):
+                    x, backward = layer.forward(x, weights, rng)
+                    backwards.append(backward)
                 losses, dy = softmax_cross_entropy(x, labels, smoothing)
                 correct = int((x.argmax(axis=1) == labels).sum())
-            with self.spans("backward"):
-                gradients = self._layer_views(out)
-                for index in range(len(steps) - 1, self.first, -1):
-                    dx = steps[index](dy, gradients[index])
+            with self.timer("backward"):
+                gradients = self._named(out)
+                for index in range(len(backwards) - 1, self.first, -1):
+                    dx = backwards[index](dy, gradients[index])
                     assert dx is not None, "only the first layer with weights has no dx"
                     dy = dx
-                steps[self.first](dy, gradients[self.first])
+                backwards[self.first](dy, gradients[self.first])
             return float(losses.sum(dtype=np.float64)), correct
 
-    def outputs(self, vector: Array, images: Array) -> Iterator[tuple[str, dict[str, Array], Array]]:
+    def outputs(self, params: Array, images: Array) -> Iterator[tuple[str, dict[str, Array], Array]]:
         """Each layer's name, weights and output for images (N, *input_shape), in order; see :mod:`dpcnn.nn.layer`.
 
         An output is valid until the next one is asked for.
         """
-        x = self._pixels(images, vector.dtype)
-        for name, layer, weights in zip(self.names, self.layers, self._layer_views(vector), strict=True):
+        x = self._pixels(images, params.dtype)
+        for name, layer, weights in zip(self.names, self.layers, self._named(params), strict=True):
             x, _ = layer.forward(x, weights)
             yield name, weights, x
 
-    def first_not_finite(self, vector: Array, images: Array) -> str | None:
+    def first_not_finite(self, params: Array, images: Array) -> str | None:
         """The first layer, in order, whose weights or output for ``images`` are not all finite."""
-        for name, weights, output in self.outputs(vector, images):
+        for name, weights, output in self.outputs(params, images):
             for kind, values in [*weights.items(), ("output", output)]:
                 if not np.isfinite(values).all():
                     return f"{name} ({'its output' if kind == 'output' else f'its parameter {kind}'})"

@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
-from dpcnn.base.rng import Draw
+from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn.layer import Backward, Layer, Parameter, at_least, at_most
 
@@ -31,48 +31,48 @@ class BatchNorm(Layer):
             raise ConfigError(f"epsilon, momentum: must be above 0, and momentum at most 1, not {epsilon}, {momentum}")
         self.epsilon, self.momentum = epsilon, momentum
 
-    def connect(self, shape: Shape) -> Shape:
+    def build(self, shape: Shape) -> Shape:
         C, self.of_images = shape[-1:], len(shape) == 3
         self.parameters = (
-            Parameter("w", C, first=1.0),
+            Parameter("w", C, initial_value=1.0),
             Parameter("b", C),
-            Parameter("mean", C, running=self.momentum),
-            Parameter("variance", C, first=1.0, running=self.momentum),
+            Parameter("mean", C, momentum=self.momentum),
+            Parameter("variance", C, initial_value=1.0, momentum=self.momentum),
         )
         return shape
 
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         *pixel, N, C = x.shape
         count = prod(pixel) * N
         rows = x.reshape(-1, N * C)  # long ones: a channel's values are C apart
         y, spare = (self.workspace.array(key, x.shape, x.dtype) for key in ("y", "spare"))
         centred, scratch = y.reshape(rows.shape), spare.reshape(rows.shape)
 
-        mean, variance = weights["mean"], weights["variance"]
-        if draw is not None:
+        mean, variance = params["mean"], params["variance"]
+        if rng is not None:
             mean = channel_sums(rows, C) / count
         np.subtract(rows, np.tile(mean, N), out=centred)
-        if draw is not None:
+        if rng is not None:
             variance = channel_sums(np.square(centred, out=scratch), C) / count
         deviation = np.sqrt(variance + self.epsilon)
-        centred *= np.tile(weights["w"] / deviation, N)
-        centred += np.tile(weights["b"], N)
+        centred *= np.tile(params["w"] / deviation, N)
+        centred += np.tile(params["b"], N)
 
-        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             """dx = w / deviation * (dy - (sum of dy) / count - z * (sum of dy z) / count), z being the normalised x."""
             normal = np.subtract(rows, np.tile(mean, N), out=scratch)
             normal *= np.tile(1 / deviation, N)
             dx = dy.reshape(rows.shape)
-            gradients["b"][...] = channel_sums(dx, C)
-            gradients["w"][...] = channel_sums(np.multiply(dx, normal, out=centred), C)
-            gradients["mean"][...] = N * mean
-            gradients["variance"][...] = N * variance
-            if draw is not None:
-                gradients["variance"][...] *= count / max(1, count - 1)
-                normal *= np.tile(gradients["w"] / count, N)
+            grads["b"][...] = channel_sums(dx, C)
+            grads["w"][...] = channel_sums(np.multiply(dx, normal, out=centred), C)
+            grads["mean"][...] = N * mean
+            grads["variance"][...] = N * variance
+            if rng is not None:
+                grads["variance"][...] *= count / max(1, count - 1)
+                normal *= np.tile(grads["w"] / count, N)
                 dx -= normal
-                dx -= np.tile(gradients["b"] / count, N)
-            dx *= np.tile(weights["w"] / deviation, N)
+                dx -= np.tile(grads["b"] / count, N)
+            dx *= np.tile(params["w"] / deviation, N)
             return dx.reshape(x.shape)
 
         return y, backward
@@ -101,7 +101,7 @@ class LocalResponseNorm(Layer):
             raise ConfigError(f"k, alpha: must be above 0 and at least 0, not {k} and {alpha}")
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         scale, y = (self.workspace.array(key, x.shape, x.dtype) for key in ("scale", "y"))
         self._around(np.square(x), scale)
         scale *= self.alpha
@@ -111,7 +111,7 @@ class LocalResponseNorm(Layer):
         kept = self.workspace.array("x", x.shape, x.dtype)
         kept[...] = x  # a layer behind may write over y, and one in front over x
 
-        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             """dx_c = dy_c / s_c^beta - 2 alpha beta x_c * (the sum of dy x / s^(beta + 1) around c)."""
             dx, shared = (self.workspace.array(key, dy.shape, dy.dtype) for key in ("dx", "shared"))
             np.multiply(dy, power, out=dx)

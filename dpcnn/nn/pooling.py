@@ -5,36 +5,37 @@ from collections.abc import Mapping
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
-from dpcnn.base.rng import Draw
+from dpcnn.base.rng import SampleRng
 from dpcnn.nn.convolution import output_length, strided
-from dpcnn.nn.layer import MOST_WINDOW, Backward, Layer, at_least, at_most
+from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, at_least, at_most
 
 
 class Pool2d(Layer):
-    """What pooling layers share: windows of ``window`` by ``window``, ``stride`` apart."""
+    """What pooling layers share: windows of ``kernel_size`` by ``kernel_size``, ``stride`` apart."""
 
-    def __init__(self, window: int, stride: int | None = None) -> None:
+    def __init__(self, kernel_size: int, stride: int | None = None) -> None:
         super().__init__()
-        self.window, self.stride = window, window if stride is None else stride
-        at_least(1, window=self.window, stride=self.stride)
-        at_most(MOST_WINDOW, window=self.window**2)
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        at_least(1, kernel_size=self.kernel_size, stride=self.stride)
+        at_most(MOST_KERNEL_SIZE, kernel_size=self.kernel_size**2)
 
-    def connect(self, shape: Shape) -> Shape:
+    def build(self, shape: Shape) -> Shape:
         H, W, C = shape
-        self.output = output_length(H, self.window, self.stride), output_length(W, self.window, self.stride)
+        self.output = output_length(H, self.kernel_size, self.stride), output_length(W, self.kernel_size, self.stride)
         return *self.output, C
 
     def places(self, OH: int, OW: int) -> list[tuple[slice, slice]]:
         """For each place of a window, row by row, the pixels that are there in all windows."""
         return [
-            (strided(i, OH, self.stride), strided(j, OW, self.stride)) for i, j in np.ndindex(self.window, self.window)
+            (strided(i, OH, self.stride), strided(j, OW, self.stride))
+            for i, j in np.ndindex(self.kernel_size, self.kernel_size)
         ]
 
 
 class MaxPool2d(Pool2d):
     """The largest value of each window; its gradient goes to the first place that holds it."""
 
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
         OH, OW = self.output
         first, *others = self.places(OH, OW)
@@ -45,9 +46,9 @@ class MaxPool2d(Pool2d):
             np.greater(x[place], largest, out=flags)  # than all places before it
             largest = np.maximum(largest, x[place], out=y)
 
-        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
-            tiled = self.stride == self.window and (OH * self.window, OW * self.window) == (H, W)
+            tiled = self.stride == self.kernel_size and (OH * self.kernel_size, OW * self.kernel_size) == (H, W)
             if not tiled:
                 dx[...] = 0
             left, share = (self.workspace.array(key, dy.shape, dy.dtype) for key in ("left", "share"))
@@ -70,18 +71,18 @@ class MaxPool2d(Pool2d):
 class AvgPool2d(Pool2d):
     """The mean of each window."""
 
-    def forward(self, x: Array, weights: Mapping[str, Array], draw: Draw | None = None) -> tuple[Array, Backward]:
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
         OH, OW = self.output
         places = self.places(OH, OW)
-        share = x.dtype.type(1 / self.window**2)
+        share = x.dtype.type(1 / self.kernel_size**2)
         y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
         y[...] = x[places[0]]
         for place in places[1:]:
             y += x[place]
         y *= share
 
-        def backward(dy: Array, gradients: Mapping[str, Array]) -> Array:
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
             dx[...] = 0
             dy *= share

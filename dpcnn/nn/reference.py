@@ -21,16 +21,16 @@ def conv2d(x: Array, w: Array, stride: int = 1, padding: int = 0) -> Array:
     return y
 
 
-def max_pool2d(x: Array, window: int, stride: int) -> Array:
+def max_pool2d(x: Array, kernel_size: int, stride: int) -> Array:
     """y[i,j,n,c] = max over p,q < window of x[i*stride+p, j*stride+q, n, c]."""
-    windows = sliding_window_view(x, (window, window), axis=(0, 1))
+    windows = sliding_window_view(x, (kernel_size, kernel_size), axis=(0, 1))
     y: Array = windows[::stride, ::stride].max(axis=(-2, -1))
     return y
 
 
-def avg_pool2d(x: Array, window: int, stride: int) -> Array:
+def avg_pool2d(x: Array, kernel_size: int, stride: int) -> Array:
     """y[i,j,n,c] = mean over p,q < window of x[i*stride+p, j*stride+q, n, c]."""
-    windows = sliding_window_view(x, (window, window), axis=(0, 1))
+    windows = sliding_window_view(x, (kernel_size, kernel_size), axis=(0, 1))
     y: Array = windows[::stride, ::stride].mean(axis=(-2, -1))
     return y
 

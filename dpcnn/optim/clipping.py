@@ -15,7 +15,7 @@ def squares(vector: Vector, block: int) -> NDArray[np.float64]:
     return np.array([*np.vecdot(rows, rows), *([np.vecdot(rest, rest)] if len(rest) else [])], np.float64)
 
 
-def shorten(norm: float, clip: float) -> float:
+def clip_coefficient(norm: float, clip: float) -> float:
     """What a gradient of this norm is multiplied with, so that its norm is at most ``clip``; 0: no limit.
 
     Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013), algorithm 1.

@@ -31,21 +31,21 @@ class Optimizer:
         self.state: dict[str, Vector] = {name: zeros((size,), dtype) for name in self.state_names}
         self._scratch = zeros((2, min(size, UPDATE_BLOCK)), dtype)
 
-    def update(self, parameters: Vector, gradient: Vector, step: int, rate: float, scale: float = 1.0) -> None:
-        """Take step number ``step`` (counted from 1) with learning rate ``rate``.
+    def update(self, params: Vector, gradient: Vector, step: int, lr: float, scale: float = 1.0) -> None:
+        """Take step number ``step`` (counted from 1) with learning rate ``lr``.
 
         Args:
-            parameters: (size,), changed in place.
+            params: (size,), changed in place.
             gradient: (size,), left as it is.
             scale: times which the gradient is meant: 1 / count, where it is a sum over samples.
         """
-        for start in range(0, len(parameters), UPDATE_BLOCK):
+        for start in range(0, len(params), UPDATE_BLOCK):
             block = slice(start, start + UPDATE_BLOCK)
-            p = parameters[block]
+            p = params[block]
             states = [array[block] for array in self.state.values()]
-            self._update(p, gradient[block], scale, step, rate, *states, *self._scratch[:, : len(p)])
+            self._update(p, gradient[block], scale, step, lr, *states, *self._scratch[:, : len(p)])
 
-    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         raise NotImplementedError
 
 
@@ -58,7 +58,7 @@ class Adam(Optimizer):
     state_names = ("m", "v")
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
 
-    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         m, v, a, b = arrays
         correction = (1 - self.beta2**step) ** 0.5
         np.multiply(g, scale * (1 - self.beta1), out=a)
@@ -71,7 +71,7 @@ class Adam(Optimizer):
         np.sqrt(v, out=b)
         b += self.epsilon * correction
         np.divide(m, b, out=a)
-        a *= rate * correction / (1 - self.beta1**step)
+        a *= lr * correction / (1 - self.beta1**step)
         p -= a
 
 
@@ -79,17 +79,17 @@ class AdamW(Adam):
     """Adam, and p -= rate * decay * p beside it: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019),
     algorithm 2."""
 
-    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
-        p *= 1 - rate * self.weight_decay
-        super()._update(p, g, scale, step, rate, *arrays)
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
+        p *= 1 - lr * self.weight_decay
+        super()._update(p, g, scale, step, lr, *arrays)
 
 
 class SGD(Optimizer):
     """p -= rate * g."""
 
-    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         a, _ = arrays
-        np.multiply(g, scale * rate, out=a)
+        np.multiply(g, scale * lr, out=a)
         p -= a
 
 
@@ -98,12 +98,12 @@ class Momentum(Optimizer):
 
     state_names = ("u",)
 
-    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         u, a, _ = arrays
         np.multiply(g, scale, out=a)
         u *= self.momentum
         u += a
-        np.multiply(u, rate, out=a)
+        np.multiply(u, lr, out=a)
         p -= a
 
 
@@ -113,14 +113,14 @@ class Nesterov(Optimizer):
 
     state_names = ("u",)
 
-    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         u, a, b = arrays
         np.multiply(g, scale, out=a)
         u *= self.momentum
         u += a
         np.multiply(u, self.momentum, out=b)
         a += b
-        a *= rate
+        a *= lr
         p -= a
 
 
@@ -131,7 +131,7 @@ class AdaGrad(Optimizer):
     state_names = ("h",)
     epsilon = 1e-7
 
-    def _update(self, p: Vector, g: Vector, scale: float, step: int, rate: float, *arrays: Vector) -> None:
+    def _update(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         h, a, b = arrays
         np.multiply(g, scale, out=a)
         np.multiply(a, a, out=b)
@@ -139,7 +139,7 @@ class AdaGrad(Optimizer):
         np.sqrt(h, out=b)
         b += self.epsilon
         a /= b
-        a *= rate
+        a *= lr
         p -= a
 
     def _accumulate(self, h: Vector, squares: Vector) -> None:

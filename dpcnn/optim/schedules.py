@@ -1,6 +1,6 @@
 """Learning-rate schedules: the factor on the learning rate, as a function of the epochs that have passed.
 
-Args of each: ``progress``, in epochs; ``epochs``, of the whole run; ``decay``, of the option ``--lr-decay``.
+Args of each: ``progress``, in epochs; ``epochs``, of the whole run; ``decay``, of the option ``--gamma``.
 """
 
 import math

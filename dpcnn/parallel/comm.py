@@ -1,6 +1,6 @@
 """The ranks of a run: the one file that knows MPI.
 
-:class:`Communicator` has the few operations that training needs; :class:`Alone` is the same for
+:class:`Communicator` has the few operations that training needs; :class:`SerialComm` is the same for
 one rank without MPI. Methods ending in ``_obj`` carry small objects as JSON, the others carry
 NumPy arrays. A *part* is a rank's run of a vector's elements, from ``bounds[rank]`` to
 ``bounds[rank + 1]``.
@@ -32,7 +32,7 @@ PRETENDED = "DPCNN_PRETEND_NODES"
 """Environment variable for tests: ranks of one machine as nodes of so many ranks each, "2,1,1"."""
 
 
-class Alone:
+class SerialComm:
     """One rank, no MPI."""
 
     rank, size = 0, 1
@@ -43,7 +43,7 @@ class Alone:
     def barrier(self) -> None:
         """Wait until every rank is here."""
 
-    def agree(self, flags: int) -> int:
+    def bitwise_or(self, flags: int) -> int:
         """The bitwise or of every rank's flags, the same on all."""
         return flags
 
@@ -81,23 +81,23 @@ class Alone:
         (((count,), (start,)), (_, (place,))) = sent, received
         receive.ravel()[place : place + count] = send.ravel()[start : start + count]
 
-    def swap(self, send: Array, receive: Array, partner: int) -> None:
+    def sendrecv(self, send: Array, receive: Array, partner: int) -> None:
         """Hand an array to a rank, which does the same, and take its one."""
         receive[...] = send
 
-    def hidden_part(self, count: int) -> float:
+    def overlap_fraction(self, count: int) -> float:
         """How much of a nonblocking sum of ``count`` float64 numbers goes on while the ranks compute, 0 to 1."""
         return 0.0
 
-    def gather_parts(self, part: Array, bounds: Sequence[int]) -> Array | None:
+    def gather_shards(self, shard: Array, bounds: Sequence[int]) -> Array | None:
         """The whole vector, of every rank's part, on rank 0; None elsewhere."""
-        return part.copy()
+        return shard.copy()
 
-    def scatter_parts(self, vector: Array | None, part: Array, bounds: Sequence[int]) -> None:
-        """Rank 0's vector, to every rank its part, into ``part``."""
-        part[...] = vector
+    def scatter_shards(self, whole: Array | None, shard: Array, bounds: Sequence[int]) -> None:
+        """Rank 0's vector, to every rank its part, into ``shard``."""
+        shard[...] = whole
 
-    def node(self) -> "Alone":
+    def node(self) -> "SerialComm":
         """The ranks that share memory with this one."""
         return self
 
@@ -112,7 +112,7 @@ class Alone:
         os._exit(status)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """A block of which every rank learns whether it went well on all.
 
         Where a DpcnnError or an OSError leaves the block on any rank, every rank raises the first
@@ -127,14 +127,14 @@ class Alone:
             raise
         except OSError as raised:
             error = "DpcnnError", f"{raised.filename or 'a file'}: {raised.strerror or raised}"
-        if self.agree(error is not None):
+        if self.bitwise_or(error is not None):
             kind, message = next(found for found in self.allgather_obj(error) if found)
             agreed = KINDS[kind](message)
             agreed.agreed = True
             raise agreed from None
 
 
-class Communicator(Alone):
+class Communicator(SerialComm):
     """The ranks of an MPI communicator."""
 
     def __init__(self, mpi: Any, comm: Any) -> None:
@@ -146,7 +146,7 @@ class Communicator(Alone):
     def barrier(self) -> None:
         self._comm.Barrier()
 
-    def agree(self, flags: int) -> int:
+    def bitwise_or(self, flags: int) -> int:
         everyone = np.empty(1, np.int64)
         self._comm.Allreduce(np.array([flags], np.int64), everyone, op=self._mpi.BOR)
         return int(everyone[0])
@@ -175,10 +175,10 @@ class Communicator(Alone):
     def alltoall(self, send: Array, sent: Runs, receive: Array, received: Runs) -> None:
         self._comm.Alltoallv([send, sent], [receive, received])
 
-    def swap(self, send: Array, receive: Array, partner: int) -> None:
+    def sendrecv(self, send: Array, receive: Array, partner: int) -> None:
         self._comm.Sendrecv(send, partner, recvbuf=receive, source=partner)
 
-    def hidden_part(self, count: int) -> float:
+    def overlap_fraction(self, count: int) -> float:
         send, receive, numbers = np.zeros(count), np.empty(count), np.ones(4096)
         self._comm.Allreduce(send, receive)
         started = time.perf_counter()
@@ -194,13 +194,13 @@ class Communicator(Alone):
         left = time.perf_counter() - started
         return float(self._comm.bcast(max(0.0, 1 - left / max(alone, 1e-9))))
 
-    def gather_parts(self, part: Array, bounds: Sequence[int]) -> Array | None:
-        vector = np.empty(bounds[-1], part.dtype) if self.rank == 0 else None
-        self._comm.Gatherv(part, None if vector is None else [vector, (np.diff(bounds), bounds[:-1])])
-        return vector
+    def gather_shards(self, shard: Array, bounds: Sequence[int]) -> Array | None:
+        whole = np.empty(bounds[-1], shard.dtype) if self.rank == 0 else None
+        self._comm.Gatherv(shard, None if whole is None else [whole, (np.diff(bounds), bounds[:-1])])
+        return whole
 
-    def scatter_parts(self, vector: Array | None, part: Array, bounds: Sequence[int]) -> None:
-        self._comm.Scatterv(None if vector is None else [vector, (np.diff(bounds), bounds[:-1])], part)
+    def scatter_shards(self, whole: Array | None, shard: Array, bounds: Sequence[int]) -> None:
+        self._comm.Scatterv(None if whole is None else [whole, (np.diff(bounds), bounds[:-1])], shard)
 
     def node(self) -> "Communicator":
         self._node = self._node or Communicator(self._mpi, split_nodes(self._mpi, self._comm))
@@ -220,7 +220,7 @@ class Communicator(Alone):
         os._exit(status)
 
 
-def world() -> Alone:
+def world() -> SerialComm:
     """All ranks of this job, on a communicator of their own; those of a node are numbered in a row.
 
     Raises:
@@ -230,7 +230,7 @@ def world() -> Alone:
     check_limits(launch)
     mpi = _load_mpi(launch)
     if mpi is None:
-        return Alone()
+        return SerialComm()
     if not mpi.Is_initialized():
         _initialise(mpi, launch)
     if launch and launch.size > 1 and mpi.COMM_WORLD.size == 1:

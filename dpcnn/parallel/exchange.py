@@ -1,7 +1,7 @@
 """The exchange: the gradients of a step's microbatches in, the updated parameters out.
 
 An exchange is used once per step, in this order: :meth:`~Exchange.sum` has this rank's gradients computed, adds up
-those of all ranks, and returns the elements of the sum in ``part``; the caller updates ``vector[part]``; and
+those of all ranks, and returns the elements of the sum in ``shard``; the caller updates ``params[shard]``; and
 :meth:`~Exchange.share` lets every rank see the whole vector.
 
 Both exchanges add the gradients of a rank along the tree of :mod:`dpcnn.parallel.tree`, in buffers that
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.base.arrays import zeros
-from dpcnn.base.timing import Spans
-from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.layout import Layout, Message, part
+from dpcnn.base.timing import Timer
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.layout import Layout, Message, shard
 from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import Subtree, owned, tree_sum
 
@@ -29,27 +29,27 @@ class Exchange:
     """What all exchanges have in common.
 
     Attributes:
-        vector: (size,) float32, the parameters; every rank may read all of it between ``share`` and the end of the
-            gradients of the next ``sum``, and write ``vector[part]`` between ``sum`` and ``share``.
-        part: the elements that this rank updates.
-        unique: those elements of the sum, counted from the start of ``part``, that are this rank's alone: over all
+        params: (size,) float32, the parameters; every rank may read all of it between ``share`` and the end of the
+            gradients of the next ``sum``, and write ``params[shard]`` between ``sum`` and ``share``.
+        shard: the elements that this rank updates.
+        unique: those elements of the sum, counted from the start of ``shard``, that are this rank's alone: over all
             ranks, each element of the vector occurs exactly once. For what is summed over the whole vector.
-        spans: where the time of ``sum`` and ``share`` goes.
-        owns_copy: whether ``vector`` is this rank's own, or the first rank's of those that share it.
+        timer: where the time of ``sum`` and ``share`` goes.
+        owns_copy: whether ``params`` is this rank's own, or the first rank's of those that share it.
     """
 
-    vector: Vector
-    part: slice
+    params: Vector
+    shard: slice
     unique: slice
     owns_copy: bool
-    spans: Spans
+    timer: Timer
 
-    def __init__(self, comm: Alone, size: int, spans: Spans) -> None:
-        self.comm, self.size, self.spans = comm, size, spans
+    def __init__(self, comm: SerialComm, size: int, timer: Timer) -> None:
+        self.comm, self.size, self.timer = comm, size, timer
         self._spares: list[Vector] = []
 
     def sum(self, count: int, gradient: Gradient) -> Vector:
-        """The sum of ``count`` gradients over all ranks: its elements of ``part``, valid until the next step.
+        """The sum of ``count`` gradients over all ranks: its elements of ``shard``, valid until the next step.
 
         Args:
             gradient: ``gradient(number, out)`` writes the gradient of a microbatch of this rank into ``out``, (size,).
@@ -60,32 +60,32 @@ class Exchange:
         """The sum of a subtree of gradients, into ``total``."""
         free = [*self._spares, total]  # the first gradient goes into the last of these, and all others are added to it
 
-        def leaf(part: Subtree) -> Vector | None:
-            if part[1] - part[0] > 1:
+        def leaf(shard: Subtree) -> Vector | None:
+            if shard[1] - shard[0] > 1:
                 return None
             if not free:
                 self._spares.append(zeros((self.size,), np.float32))
                 free.append(self._spares[-1])
-            gradient(part[0], free[-1])
+            gradient(shard[0], free[-1])
             return free.pop()
 
         def add(left: Vector, right: Vector) -> Vector:
-            with self.spans("exchange"):
+            with self.timer("exchange"):
                 left += right
             free.append(right)
             return left
 
         tree_sum(subtree, leaf, add)
 
-    def share(self) -> None:
-        """Let every rank see every rank's part of ``vector``."""
+    def publish(self) -> None:
+        """Let every rank see every rank's part of ``params``."""
         raise NotImplementedError
 
-    def collect(self, part: Vector) -> Vector | None:
+    def gather(self, shard: Vector) -> Vector | None:
         """A whole (size,) vector of every rank's part of it, on rank 0; None elsewhere."""
         raise NotImplementedError
 
-    def spread(self, whole: Vector | None, part: Vector) -> None:
+    def scatter(self, whole: Vector | None, shard: Vector) -> None:
         """The reverse of :meth:`collect`."""
         raise NotImplementedError
 
@@ -99,15 +99,15 @@ class ExactExchange(Exchange):
     rank a node, nothing to add up before.
     """
 
-    def __init__(self, comm: Alone, size: int, spans: Spans) -> None:
-        super().__init__(comm, size, spans)
+    def __init__(self, comm: SerialComm, size: int, timer: Timer) -> None:
+        super().__init__(comm, size, timer)
         self.node = comm.node()
-        self.bounds = [0, *(part(size, comm.size, rank)[1] for rank in range(comm.size))]
-        self.part = slice(self.bounds[comm.rank], self.bounds[comm.rank + 1])
-        self.unique = slice(0, self.part.stop - self.part.start)
-        self.vector = shared_array(self.node, (size,), np.float32)
+        self.bounds = [0, *(shard(size, comm.size, rank)[1] for rank in range(comm.size))]
+        self.shard = slice(self.bounds[comm.rank], self.bounds[comm.rank + 1])
+        self.unique = slice(0, self.shard.stop - self.shard.start)
+        self.params = shared_array(self.node, (size,), np.float32)
         self.owns_copy = self.node.rank == 0
-        self._rows: list[Vector] = []  # by row number: (ranks of the node, size)
+        self._buffers: list[Vector] = []  # by row number: (ranks of the node, size)
         self._received: list[Vector] = []  # by row number: (nodes, width of the part)
         places = comm.allgather_obj([self.node.rank, self.node.size])
         self._layout = Layout(size, tuple((r, r + count) for r, (local, count) in enumerate(places) if local == 0))
@@ -117,21 +117,21 @@ class ExactExchange(Exchange):
         self._plans: dict[int, tuple[list[list[Subtree]], list[Message]]] = {}
 
     def sum(self, count: int, gradient: Gradient) -> Vector:
-        for subtree, row in self._own_rows(count):
+        for subtree, row in self._own_buffers(count):
             self._add_up(subtree, row, gradient)
-        with self.spans("waiting"):
+        with self.timer("waiting"):
             self.node.barrier()  # the node's rows are full, and nobody reads its parameters any more
-        with self.spans("exchange"):
+        with self.timer("exchange"):
             return self._sum(count)
 
-    def _own_rows(self, leaves: int) -> list[tuple[Subtree, Vector]]:
+    def _own_buffers(self, leaves: int) -> list[tuple[Subtree, Vector]]:
         """The subtrees of tree(0, leaves) that this rank adds up, each with its (size,) row."""
         held = owned(leaves, self.comm.size)
         first, end = self._layout.nodes[self._home]
-        while len(self._rows) < max(len(held[rank]) for rank in range(first, end)):
-            self._rows.append(shared_array(self.node, (self.node.size, self.size), np.float32))
+        while len(self._buffers) < max(len(held[rank]) for rank in range(first, end)):
+            self._buffers.append(shared_array(self.node, (self.node.size, self.size), np.float32))
         return [
-            (subtree, rows[self.node.rank]) for subtree, rows in zip(held[self.comm.rank], self._rows, strict=False)
+            (subtree, rows[self.node.rank]) for subtree, rows in zip(held[self.comm.rank], self._buffers, strict=False)
         ]
 
     def _sum(self, leaves: int) -> Vector:
@@ -143,7 +143,7 @@ class ExactExchange(Exchange):
         known = {
             subtree: rows[rank - first, self._slice]
             for rank in range(first, end)
-            for subtree, rows in zip(held[rank], self._rows, strict=False)
+            for subtree, rows in zip(held[rank], self._buffers, strict=False)
         }
         sums = [tree_sum(subtree, known.get, add_into_left) for subtree in of_nodes[self._home]]
         if len(of_nodes) == 1:
@@ -157,7 +157,7 @@ class ExactExchange(Exchange):
         known: dict[Subtree, Vector] = {}
         for number, message in enumerate(messages):
             if len(self._received) == number:
-                self._received.append(np.empty((len(of_nodes), self.part.stop - self.part.start), np.float32))
+                self._received.append(np.empty((len(of_nodes), self.shard.stop - self.shard.start), np.float32))
             sending = sums[number] if number < len(sums) else np.empty(0, np.float32)
             self.comm.alltoall(sending, message.sent, self._received[number], message.received)
             for theirs, row in zip(of_nodes, self._received[number], strict=True):
@@ -165,53 +165,56 @@ class ExactExchange(Exchange):
                     known[theirs[number]] = row
         return known
 
-    def share(self) -> None:
+    def publish(self) -> None:
         if len(self._layout.nodes) > 1:  # each rank fetches its slice of the parameters for its node
-            with self.spans("exchange"):
-                self.comm.alltoall(self.vector, self._updates.sent, self.vector, self._updates.received)
-        with self.spans("waiting"):
+            with self.timer("exchange"):
+                self.comm.alltoall(self.params, self._updates.sent, self.params, self._updates.received)
+        with self.timer("waiting"):
             self.node.barrier()
 
-    def collect(self, part: Vector) -> Vector | None:
-        return self.comm.gather_parts(part, self.bounds)
+    def gather(self, shard: Vector) -> Vector | None:
+        return self.comm.gather_shards(shard, self.bounds)
 
-    def spread(self, whole: Vector | None, part: Vector) -> None:
-        self.comm.scatter_parts(whole, part, self.bounds)
+    def scatter(self, whole: Vector | None, shard: Vector) -> None:
+        self.comm.scatter_shards(whole, shard, self.bounds)
 
 
 class AllreduceExchange(Exchange):
     """One MPI_Allreduce; every rank updates everything. The last bits depend on the ranks."""
 
-    def __init__(self, comm: Alone, size: int, spans: Spans) -> None:
-        super().__init__(comm, size, spans)
-        self.part = slice(0, size)
+    def __init__(self, comm: SerialComm, size: int, timer: Timer) -> None:
+        super().__init__(comm, size, timer)
+        self.shard = slice(0, size)
         self.unique = slice(0, size if comm.rank == 0 else 0)
-        self.vector, self.owns_copy = np.zeros(size, np.float32), True
+        self.params, self.owns_copy = np.zeros(size, np.float32), True
         self._total, self._row = np.empty((2, size), np.float32)
 
     def sum(self, count: int, gradient: Gradient) -> Vector:
         self._total[...] = 0
         for subtree in owned(count, self.comm.size)[self.comm.rank]:
             self._add_up(subtree, self._row, gradient)
-            with self.spans("exchange"):
+            with self.timer("exchange"):
                 self._total += self._row
-        with self.spans("exchange"):
+        with self.timer("exchange"):
             self.comm.allreduce(self._total)
         return self._total
 
-    def share(self) -> None:
+    def publish(self) -> None:
         """Nothing to do: every rank has updated the whole."""
 
-    def collect(self, part: Vector) -> Vector | None:
-        return part if self.comm.rank == 0 else None
+    def gather(self, shard: Vector) -> Vector | None:
+        return shard if self.comm.rank == 0 else None
 
-    def spread(self, whole: Vector | None, part: Vector) -> None:
+    def scatter(self, whole: Vector | None, shard: Vector) -> None:
         if whole is not None:
-            part[...] = whole
-        self.comm.broadcast(part)
+            shard[...] = whole
+        self.comm.broadcast(shard)
 
 
-EXCHANGES: dict[str, Callable[[Alone, int, Spans], Exchange]] = {"exact": ExactExchange, "allreduce": AllreduceExchange}
+EXCHANGES: dict[str, Callable[[SerialComm, int, Timer], Exchange]] = {
+    "exact": ExactExchange,
+    "allreduce": AllreduceExchange,
+}
 
 
 def add_into_left(left: Vector, right: Vector) -> Vector:

@@ -4,18 +4,18 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpcnn.parallel.tree import Interval, Subtree, interval, shares, subtrees
+from dpcnn.parallel.tree import Interval, Subtree, interval, split_evenly, subtrees
 
 Runs = tuple[tuple[int, ...], tuple[int, ...]]
 
-PART_BLOCK = 1024
+SHARD_BLOCK = 1024
 """Elements of a vector that are never parted: so what is worked out block by block has the same bits on any ranks."""
 
 
-def part(size: int, ranks: int, rank: int) -> Interval:
-    """A rank's run of the elements of a vector: whole blocks of PART_BLOCK, but for the vector's end."""
-    start, stop = interval(-(-size // PART_BLOCK), ranks, rank)
-    return min(start * PART_BLOCK, size), min(stop * PART_BLOCK, size)
+def shard(size: int, ranks: int, rank: int) -> Interval:
+    """A rank's run of the elements of a vector: whole blocks of SHARD_BLOCK, but for the vector's end."""
+    start, stop = interval(-(-size // SHARD_BLOCK), ranks, rank)
+    return min(start * SHARD_BLOCK, size), min(stop * SHARD_BLOCK, size)
 
 
 def overlap(one: Interval, other: Interval) -> tuple[int, int]:
@@ -56,18 +56,18 @@ class Layout:
         """The number of a rank's node."""
         return bisect_right(self.nodes, (rank, self.ranks)) - 1
 
-    def part(self, rank: int) -> Interval:
+    def shard(self, rank: int) -> Interval:
         """The elements that a rank updates."""
-        return part(self.size, self.ranks, rank)
+        return shard(self.size, self.ranks, rank)
 
     def slice(self, rank: int) -> Interval:
         """The elements that a rank passes on."""
         first, end = self.nodes[self.node_of(rank)]
-        return part(self.size, end - first, rank - first)
+        return shard(self.size, end - first, rank - first)
 
     def of_nodes(self, leaves: int) -> list[list[Subtree]]:
         """For each node, the largest subtrees of tree(0, leaves) that its ranks hold together."""
-        bounds = shares(leaves, self.ranks)
+        bounds = split_evenly(leaves, self.ranks)
         return [subtrees(leaves, bounds[first], bounds[end]) for first, end in self.nodes]
 
     def sums(self, leaves: int, rank: int) -> list[Message]:
@@ -76,23 +76,23 @@ class Layout:
         Message k is about each node's subtree number k. A rank sends from the array of its slice, and
         receives into an array (nodes, width of its part).
         """
-        here, part = self.slice(rank), self.part(rank)
+        here, shard = self.slice(rank), self.shard(rank)
         everyone, of_nodes = range(self.ranks), self.of_nodes(leaves)
         messages = []
         for number in range(max(map(len, of_nodes))):
             holds = [number < len(subtrees) for subtrees in of_nodes]
-            sent = [overlap(here, self.part(r)) if holds[self.node_of(rank)] else (here[0], 0) for r in everyone]
-            received = [overlap(self.slice(r), part) if holds[self.node_of(r)] else (part[0], 0) for r in everyone]
-            width = part[1] - part[0]
-            places = [self.node_of(r) * width + start - part[0] for r, (start, _) in enumerate(received)]
+            sent = [overlap(here, self.shard(r)) if holds[self.node_of(rank)] else (here[0], 0) for r in everyone]
+            received = [overlap(self.slice(r), shard) if holds[self.node_of(r)] else (shard[0], 0) for r in everyone]
+            width = shard[1] - shard[0]
+            places = [self.node_of(r) * width + start - shard[0] for r, (start, _) in enumerate(received)]
             messages.append(Message(runs(sent, [start - here[0] for start, _ in sent]), runs(received, places)))
         return messages
 
     def updates(self, rank: int) -> Message:
         """The last message of a step: parts of the vector, to the ranks of other nodes that fetch them."""
         here, everyone = self.node_of(rank), range(self.ranks)
-        sent = [overlap(self.slice(r), self.part(rank)) if self.node_of(r) != here else (0, 0) for r in everyone]
-        received = [overlap(self.slice(rank), self.part(r)) if self.node_of(r) != here else (0, 0) for r in everyone]
+        sent = [overlap(self.slice(r), self.shard(rank)) if self.node_of(r) != here else (0, 0) for r in everyone]
+        received = [overlap(self.slice(rank), self.shard(r)) if self.node_of(r) != here else (0, 0) for r in everyone]
         return Message(runs(sent, [start for start, _ in sent]), runs(received, [start for start, _ in received]))
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.errors import LaunchError
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 
-def shared_array(node: Alone, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+def shared_array(node: SerialComm, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """An array of zeros that is the same memory on every rank of ``node``.
 
     The memory is reserved here, so that a lack of it is an error now and not a bus error later.
@@ -30,11 +30,11 @@ def shared_array(node: Alone, shape: tuple[int, ...], dtype: Any) -> NDArray[Any
     if node.size == 1:
         return np.zeros(shape, dtype)
     path, descriptor = "", -1
-    with node.together():
+    with node.fail_together():
         if node.rank == 0:
             path, descriptor = _reserve(size)
     path = node.broadcast_obj(path)
-    with node.together():
+    with node.fail_together():
         if node.rank:
             descriptor = _open(path)
     memory = mmap.mmap(descriptor, size)
@@ -42,7 +42,7 @@ def shared_array(node: Alone, shape: tuple[int, ...], dtype: Any) -> NDArray[Any
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
-def share_or_part(comm: Alone) -> str | None:
+def share_or_part(comm: SerialComm) -> str | None:
     """Try whether the ranks of each node can share memory; if not on every node, all ranks live apart.
 
     Then each holds its own copy of what would be shared, and everything goes over MPI, with the

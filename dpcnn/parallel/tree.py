@@ -23,7 +23,7 @@ Interval = tuple[int, int]
 T = TypeVar("T")
 
 
-def shares(count: int, parts: int) -> list[int]:
+def split_evenly(count: int, parts: int) -> list[int]:
     """The bounds of ``parts`` contiguous intervals of ``count`` things: parts + 1 numbers, 0 first.
 
     Part r is ``range(bounds[r], bounds[r + 1])``; sizes differ by at most one, and may be 0.
@@ -32,11 +32,11 @@ def shares(count: int, parts: int) -> list[int]:
 
 
 def interval(count: int, parts: int, part: int) -> Interval:
-    """One of the intervals of :func:`shares`."""
+    """One of the intervals of :func:`split_evenly`."""
     return part * count // parts, (part + 1) * count // parts
 
 
-def cut(count: int, length: int) -> list[Interval]:
+def chunks(count: int, length: int) -> list[Interval]:
     """``count`` things in consecutive runs of ``length``, as (start, stop); the last may be shorter."""
     return [(start, min(start + length, count)) for start in range(0, count, length)]
 
@@ -83,5 +83,5 @@ def tree_sum(subtree: Subtree, value: Callable[[Subtree], T | None], add: Callab
 @cache
 def owned(leaves: int, ranks: int) -> Sequence[list[Subtree]]:
     """For each rank, the subtrees of tree(0, leaves) that it adds up."""
-    bounds = shares(leaves, ranks)
+    bounds = split_evenly(leaves, ranks)
     return [subtrees(leaves, bounds[rank], bounds[rank + 1]) for rank in range(ranks)]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import ConfigError
 from dpcnn.nn.network import Network, Vector
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.figures import draw_filters, draw_maps
 from dpcnn.runs.checkpoint import Checkpoint
 
@@ -27,7 +27,7 @@ def read_test_image(data: str, number: int) -> NDArray[Any]:
         ConfigError: there is no sample of this number.
         DataError: the data set can't be read.
     """
-    samples = load(find_data(data), "test", Alone())
+    samples = load(find_data(data), "test", SerialComm())
     if not 0 <= number < len(samples):
         raise ConfigError(f"--sample: must be below {len(samples)}, not {number}")
     image, _ = samples.take(np.array([number]))
@@ -46,9 +46,9 @@ def draw_first_layer(checkpoint: Checkpoint, image: NDArray[Any], out: Path) -> 
     """
     config = checkpoint.config
     network = config.network(image.shape[1:], checkpoint.classes)  # the images of another data set may be larger
-    first = network.initialise(config.seed, config.init, config.init_deviation)
+    first = network.initialise(config.seed, config.init, config.init_std)
     (before, map_before), (after, map_after) = (
-        first_layer(network, vector, image) for vector in (first, network.flat(checkpoint.parameters))
+        first_layer(network, params, image) for params in (first, network.flat(checkpoint.parameters))
     )
     if before is None or after is None:
         return ["no filters drawn: the first layer with weights has none of the shape of an image"]
@@ -58,13 +58,13 @@ def draw_first_layer(checkpoint: Checkpoint, image: NDArray[Any], out: Path) -> 
     return lines
 
 
-def first_layer(network: Network, vector: Vector, image: NDArray[Any]) -> tuple[Picture | None, Picture | None]:
+def first_layer(network: Network, params: Vector, image: NDArray[Any]) -> tuple[Picture | None, Picture | None]:
     """The filters (h, w, F) of the first layer with weights, and its output (h, w, F) for an image (1, H, W, C).
 
     The filters of a linear layer that sees all pixels have the shape of the image. What is no picture is None.
     """
     H, W, C = network.input_shape
-    for _, weights, output in network.outputs(vector, image):
+    for _, weights, output in network.outputs(params, image):
         if "w" in weights and weights["w"].ndim == 4:
             return weights["w"].mean(axis=2), output[:, :, 0].copy()
         if weights:

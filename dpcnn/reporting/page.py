@@ -22,7 +22,7 @@ from dpcnn.reporting.tables import CLASS_HEADER, class_rows
 from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.runs.events import Event, epoch_rows, read_events
 from dpcnn.runs.folder import RunFolder
-from dpcnn.runs.progress import Cursor
+from dpcnn.runs.progress import Progress
 from dpcnn.training.examination import Examination
 
 MISTAKES, COLUMNS = 25, 5
@@ -97,14 +97,14 @@ def circumstances(folder: RunFolder, checkpoint: Checkpoint) -> list[Section]:
 
 def summary(path: Path, checkpoint: Checkpoint, found: Examination, events: Sequence[Event]) -> dict[str, Any]:
     """The facts at the top of the page."""
-    cursor, results = checkpoint.cursor, found.results
+    progress, results = checkpoint.progress, found.results
     return {
         "network": f"{checkpoint.config.model}, {checkpoint.network().size:,} parameters",
-        "checkpoint": f"{path.name}: after {cursor.step:,} steps, {cursor.epochs} epochs; the figures, pictures and "
-        "classes on this page are of this one",
+        "checkpoint": f"{path.name}: after {progress.step:,} steps, {progress.epochs} epochs; the figures, pictures "
+        "and classes on this page are of this one",
         "test accuracy": f"{results['accuracy']:.4f}: {results['correct']:,} of {results['samples']:,} "
         f"of {results['data']}",
-        **progress(events, checkpoint.config.monitor),
+        **achieved(events, checkpoint.config.monitor),
         "seed": checkpoint.config.seed,
         "sha256 of the weights": checkpoint.weights_sha256,
         "sha256 of the data": checkpoint.data,
@@ -112,10 +112,10 @@ def summary(path: Path, checkpoint: Checkpoint, found: Examination, events: Sequ
     }
 
 
-def progress(events: Sequence[Event], monitor: str) -> dict[str, str]:
+def achieved(events: Sequence[Event], monitor: str) -> dict[str, str]:
     """How good the run became on the validation samples, and how far it came."""
-    cursor = Cursor(events=list(events))
-    best, last = cursor.best(monitor) or {}, (cursor.epoch_events or [{"epoch": 0, "step": 0}])[-1]
+    progress = Progress(events=list(events))
+    best, last = progress.best(monitor) or {}, (progress.epoch_events or [{"epoch": 0, "step": 0}])[-1]
     end = "" if any(event["event"] == "end" for event in events) else "; the run has not come to its end"
     return {
         "validation accuracy": f"{best['validation_accuracy']:.4f} at best, after epoch {best['epoch']}"
@@ -161,6 +161,6 @@ def layers_table(checkpoint: Checkpoint) -> str:
     network = checkpoint.network()
     rows, shape = [], network.input_shape
     for name, layer in zip(network.names, network.layers, strict=True):
-        shape = layer.connect(shape)
+        shape = layer.build(shape)
         rows.append([name, " x ".join(map(str, shape)), f"{sum(prod(p.shape) for p in layer.parameters):,}"])
     return table(["layer", "output", "parameters"], rows)

@@ -1,6 +1,6 @@
 """Checkpoints: one file each, whole or absent, checked before a byte of it is believed.
 
-A checkpoint starts with a block of 512 bytes, ``dpcnn checkpoint 3``, the sha256 of all that
+A checkpoint starts with a block of 512 bytes, ``dpcnn checkpoint 4``, the sha256 of all that
 follows, and zeros; what follows is an HDF5 file (the block is HDF5's user block, so any HDF5 tool
 opens the checkpoint as it is)::
 
@@ -32,11 +32,11 @@ from dpcnn.config import Config, from_dict
 from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
-from dpcnn.runs.progress import Cursor
+from dpcnn.runs.progress import Progress
 
 Vector = NDArray[np.float32]
 
-MAGIC = b"dpcnn checkpoint 3\n"
+MAGIC = b"dpcnn checkpoint 4\n"
 BLOCK = 512
 LAST, BEST = "last.h5", "best.h5"
 STEP = re.compile(r"step-(\d{8,16})\.h5")
@@ -54,7 +54,7 @@ class Checkpoint:
     Attributes:
         parameters: by full name, in order.
         optimizer: the optimizer's flat vectors by name.
-        cursor: where the run is, with its metrics so far.
+        progress: where the run is, with its metrics so far.
         config: of the run, the seed included.
         image_shape, classes: what the network takes and tells apart.
         data: the data set's checksum.
@@ -64,7 +64,7 @@ class Checkpoint:
 
     parameters: dict[str, Vector]
     optimizer: dict[str, Vector]
-    cursor: Cursor
+    progress: Progress
     config: Config
     image_shape: tuple[int, ...]
     classes: int
@@ -83,7 +83,7 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         """All but the arrays, as JSON has it."""
         return {
-            "cursor": asdict(self.cursor),
+            "progress": asdict(self.progress),
             "config": asdict(self.config),
             "image_shape": list(self.image_shape),
             "classes": self.classes,
@@ -193,7 +193,7 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
         for parameter in network.parameters
     }
     optimizer = _group(file, "optimizer")
-    names = [*OPTIMIZERS[config.optimizer].state_names, *(["average"] if config.average else [])]
+    names = [*OPTIMIZERS[config.optimizer].state_names, *(["ema"] if config.ema_decay else [])]
     if len(names) * 4 * network.size > room:
         raise FieldError("the optimizer's vectors, for which the file has no room")
     stored = [name for name in names if name in optimizer]
@@ -202,7 +202,7 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
     checkpoint = Checkpoint(
         parameters,
         {name: _array(optimizer, name, np.float32, (network.size,), room) for name in stored},
-        Cursor.from_dict(state.value("cursor")),
+        Progress.from_dict(state.value("progress")),
         config,
         shape,
         classes,
@@ -276,6 +276,6 @@ def prune(folder: Folder, keep: int, best: str | None) -> None:
             folder.remove(file)
 
 
-def weights_sha256(vector: Vector) -> str:
+def weights_sha256(params: Vector) -> str:
     """The sha256 of the flat parameter vector's little-endian float32 bytes."""
-    return hashlib.sha256(vector.astype("<f4", copy=False).tobytes()).hexdigest()
+    return hashlib.sha256(params.astype("<f4", copy=False).tobytes()).hexdigest()

@@ -12,7 +12,7 @@ from dpcnn.base.files import Folder
 from dpcnn.errors import printable
 from dpcnn.parallel.launch import launcher
 from dpcnn.runs.events import Event, evaluated
-from dpcnn.runs.progress import Cursor, Tally
+from dpcnn.runs.progress import Metrics, Progress
 
 LINE_SECONDS = 10.0  # between the plain lines of a running epoch
 
@@ -23,11 +23,11 @@ class Report:
     def say(self, line: str) -> None:
         """A line for people."""
 
-    def begin(self, cursor: Cursor, epochs: int, images: int) -> None:
+    def begin(self, progress: Progress, epochs: int, images: int) -> None:
         """Training begins at the cursor; ``images`` are those to come."""
 
-    def step(self, cursor: Cursor, tally: Tally, rate: float) -> None:
-        """A step is done; ``tally`` is its own."""
+    def step(self, progress: Progress, metrics: Metrics, rate: float) -> None:
+        """A step is done; ``metrics`` is its own."""
 
     def event(self, event: Event) -> None:
         """A line of metrics.jsonl has been recorded."""
@@ -71,7 +71,7 @@ class Console(Report):
         except OSError:  # the terminal has gone, or nobody reads on: the run goes on, and so does the log
             self._bar, self._terminal, self._out = None, None, sys.stdout
 
-    def begin(self, cursor: Cursor, epochs: int, images: int) -> None:
+    def begin(self, progress: Progress, epochs: int, images: int) -> None:
         self._epochs = epochs
         self._started = self._said = time.monotonic()
         if self._terminal is not None and os.get_terminal_size(self._terminal.fileno()).columns:
@@ -86,21 +86,21 @@ class Console(Report):
                 postfix=[""],
             )
 
-    def step(self, cursor: Cursor, tally: Tally, rate: float) -> None:
-        self._done += tally.count
-        seen = cursor.tally
+    def step(self, progress: Progress, metrics: Metrics, rate: float) -> None:
+        self._done += metrics.count
+        seen = progress.metrics
         facts = f"loss {seen.mean_loss:.4f}, accuracy {seen.accuracy:.4f}, rate {rate:.2g}"
         if self._bar is not None:
-            self._bar.set_description_str(f"epoch {cursor.epochs + 1}/{self._epochs}", refresh=False)
+            self._bar.set_description_str(f"epoch {progress.epochs + 1}/{self._epochs}", refresh=False)
             self._bar.postfix[0] = facts
             try:
-                self._bar.update(tally.count)
+                self._bar.update(metrics.count)
             except OSError:
                 self._bar = None
         elif time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
             speed = self._done / (self._said - self._started)
-            where = f"epoch {cursor.epochs + 1}/{self._epochs}, step {cursor.step}"
+            where = f"epoch {progress.epochs + 1}/{self._epochs}, step {progress.step}"
             self._print(f"{where}: {facts}; {speed:,.0f} images/s")
 
     def event(self, event: Event) -> None:

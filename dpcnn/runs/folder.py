@@ -33,7 +33,7 @@ from dpcnn.config import Config, from_dict
 from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.runs.checkpoint import BEST, LAST, STEP, Checkpoint, prune, step_name, steps, store
 from dpcnn.runs.events import Event
-from dpcnn.runs.progress import Cursor
+from dpcnn.runs.progress import Progress
 
 RUNS = Path("runs")
 LOCK = ".lock"
@@ -112,7 +112,7 @@ class RunFolder:
             what = "belongs to another run" if self.config.exists() else "exists and is not an empty folder"
             raise CheckpointError(f"{self.path}: {what}; give another --out, or go on with that run: --resume")
 
-    def open(self, config: Config, cursor: Cursor, fresh: bool, newest: Path | None = None) -> str:
+    def open(self, config: Config, progress: Progress, fresh: bool, newest: Path | None = None) -> str:
         """Make the folder, or take it up again where a run is resumed, so that it holds what the cursor says.
 
         Args:
@@ -145,8 +145,8 @@ class RunFolder:
                 remove_leftovers(folder)
                 remove_leftovers(checkpoints)
                 folder.write(self.config.name, tomli_w.dumps(asdict(config)).encode())
-                folder.write(self.metrics.name, b"".join(_line(event) for event in cursor.events))
-                _point_best(checkpoints, cursor.best(config.monitor))
+                folder.write(self.metrics.name, b"".join(_line(event) for event in progress.events))
+                _point_best(checkpoints, progress.best(config.monitor))
         except OSError as error:
             place = error.filename or self.path
             raise CheckpointError(f"{place}: can't be written ({error.strerror}); give another --out") from None
@@ -186,11 +186,11 @@ class RunFolder:
         Raises:
             CheckpointError: it can't be written; the ones before are untouched.
         """
-        name, config = step_name(checkpoint.cursor.step), checkpoint.config
+        name, config = step_name(checkpoint.progress.step), checkpoint.config
         with self._checkpoints() as folder:
             store(folder, name, checkpoint)
             folder.point(LAST, name)
-            prune(folder, config.keep, _point_best(folder, checkpoint.cursor.best(config.monitor)))
+            prune(folder, config.keep, _point_best(folder, checkpoint.progress.best(config.monitor)))
 
     @contextmanager
     def _checkpoints(self) -> Iterator[Folder]:

@@ -11,15 +11,15 @@ from dpcnn.runs.events import Event, parse_event
 
 
 @dataclass(frozen=True)
-class Tally:
+class Metrics:
     """The summed loss of ``count`` samples, and how many of them were classified right."""
 
     loss: float = 0.0
     correct: int = 0
     count: int = 0
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(self.loss + other.loss, self.correct + other.correct, self.count + other.count)
+    def __add__(self, other: "Metrics") -> "Metrics":
+        return Metrics(self.loss + other.loss, self.correct + other.correct, self.count + other.count)
 
     @property
     def mean_loss(self) -> float:
@@ -30,19 +30,19 @@ class Tally:
         return self.correct / self.count
 
 
-def total(losses: Iterable[float], corrects: Iterable[float], count: int) -> Tally:
+def total(losses: Iterable[float], correct_counts: Iterable[float], count: int) -> Metrics:
     """A tally of many parts: ``math.fsum`` is exact, so their grouping by ranks doesn't matter."""
-    return Tally(math.fsum(losses), int(sum(corrects)), count)
+    return Metrics(math.fsum(losses), int(sum(correct_counts)), count)
 
 
 @dataclass
-class Cursor:
+class Progress:
     """Where a run is; together with the parameters and the optimizer's vectors, all of its state.
 
     Attributes:
         step: steps taken.
         epochs: epochs finished and recorded.
-        tally: of the training samples of the running epoch.
+        metrics: of the training samples of the running epoch.
         epoch_seconds: spent on the running epoch.
         seconds: spent on steps and validation since the run began.
         events: the lines of metrics.jsonl so far.
@@ -50,37 +50,39 @@ class Cursor:
 
     step: int = 0
     epochs: int = 0
-    tally: Tally = field(default_factory=Tally)
+    metrics: Metrics = field(default_factory=Metrics)
     epoch_seconds: float = 0.0
     seconds: float = 0.0
     events: list[Event] = field(default_factory=list)
 
     @classmethod
-    def from_dict(cls, values: Any) -> "Cursor":
+    def from_dict(cls, values: Any) -> "Progress":
         """The reverse of ``dataclasses.asdict``.
 
         Raises:
             FieldError: the values are not a cursor's, or contradict each other.
         """
-        told = Table(values, "cursor")
-        told.only(["step", "epochs", "tally", "epoch_seconds", "seconds", "events"])
-        tally = told.table("tally")
-        cursor = cls(
+        told = Table(values, "progress")
+        told.only(["step", "epochs", "metrics", "epoch_seconds", "seconds", "events"])
+        metrics = told.table("metrics")
+        progress = cls(
             told.integer("step"),
             told.integer("epochs"),
-            Tally(tally.number("loss"), tally.integer("correct"), tally.integer("count")),
+            Metrics(metrics.number("loss"), metrics.integer("correct"), metrics.integer("count")),
             told.number("epoch_seconds", 0),
             told.number("seconds", 0),
-            [parse_event(event, f"cursor.events[{place}]") for place, event in enumerate(told.items("events"))],
+            [parse_event(event, f"progress.events[{place}]") for place, event in enumerate(told.items("events"))],
         )
-        finished = [event["epoch"] for event in cursor.epoch_events]
-        if len(finished) != cursor.epochs or finished != list(range(1, cursor.epochs + 1)):
-            raise FieldError(f"cursor: {cursor.epochs} epochs, but events of {len(finished)}")
-        if cursor.tally.correct > cursor.tally.count:
-            raise FieldError(f"cursor.tally: {cursor.tally.correct} of {cursor.tally.count} samples are correct")
-        if any(event.get("step", 0) > cursor.step for event in cursor.events):
-            raise FieldError(f"cursor: events of steps after step {cursor.step}")
-        return cursor
+        finished = [event["epoch"] for event in progress.epoch_events]
+        if len(finished) != progress.epochs or finished != list(range(1, progress.epochs + 1)):
+            raise FieldError(f"progress: {progress.epochs} epochs, but events of {len(finished)}")
+        if progress.metrics.correct > progress.metrics.count:
+            raise FieldError(
+                f"progress.metrics: {progress.metrics.correct} of {progress.metrics.count} samples are correct"
+            )
+        if any(event.get("step", 0) > progress.step for event in progress.events):
+            raise FieldError(f"progress: events of steps after step {progress.step}")
+        return progress
 
     def check(self, steps_per_epoch: int) -> None:
         """Hold the cursor against the run that is to go on from it.
@@ -91,7 +93,7 @@ class Cursor:
         begun = self.epochs - (self.step < self.epochs * steps_per_epoch)  # --max-steps may have cut the last short
         within = self.step - begun * steps_per_epoch
         late = [e for e in self.epoch_events if e["step"] > e["epoch"] * steps_per_epoch]
-        nothing = within and not (self.tally.count and self.epoch_seconds)
+        nothing = within and not (self.metrics.count and self.epoch_seconds)
         if not 0 <= within <= steps_per_epoch or late or nothing:
             raise CheckpointError(
                 f"the checkpoint's step {self.step} and epoch {self.epochs} are not of a run with {steps_per_epoch} "

@@ -9,7 +9,7 @@ from dpcnn.runs.events import Event
 from dpcnn.runs.folder import TENSORBOARD
 
 
-class Board:
+class TensorBoardWriter:
     """Writes lines of metrics.jsonl to event files: loss and accuracy of steps and epochs, rate and speed.
 
     The folder's event files of before are deleted, and all lines so far written anew: so a resumed

@@ -6,14 +6,14 @@ import time
 from statistics import median
 from typing import Any
 
-from dpcnn.base.timing import Spans
-from dpcnn.parallel.comm import Alone
+from dpcnn.base.timing import Timer
+from dpcnn.parallel.comm import SerialComm
 
 ROUNDS = 21  # of reading all clocks at once
 MICROSECONDS = 1e6
 
 
-def clock_offset(comm: Alone) -> float:
+def clock_offset(comm: SerialComm) -> float:
     """Seconds by which this rank's clock is ahead of rank 0's: as ranks leave a barrier, they read their clocks.
 
     Ranks of rank 0's host have its clock. The median of some rounds is off by what a barrier lets ranks differ.
@@ -27,13 +27,13 @@ def clock_offset(comm: Alone) -> float:
     return 0.0 if hosts[comm.rank] == hosts[0] else median(differences)
 
 
-def merged(comm: Alone, spans: Spans, offset: float) -> bytes | None:
+def merged(comm: SerialComm, timer: Timer, offset: float) -> bytes | None:
     """All ranks' recorded spans, in the Chrome trace format (JSON), on rank 0; None elsewhere.
 
     Args:
         offset: of this rank's clock.
     """
-    mine = [[phase, start - offset, end - start] for phase, start, end in spans.recorded]
+    mine = [[phase, start - offset, end - start] for phase, start, end in timer.recorded]
     told = comm.gather_obj([platform.node(), mine])
     if told is None:
         return None

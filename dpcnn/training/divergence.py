@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from dpcnn.data.dataset import Indices, Samples
 from dpcnn.nn.network import Network, Vector
-from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.tree import Interval, shares
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.tree import Interval, split_evenly
 
 
 def divergence(
-    comm: Alone,
+    comm: SerialComm,
     network: Network,
     parameters: Vector,
     samples: Samples,
@@ -24,7 +24,7 @@ def divergence(
         batch: sample numbers of the step.
         microbatches: of each, (start, stop) within ``batch``.
     """
-    bounds = shares(len(microbatches), comm.size)
+    bounds = split_evenly(len(microbatches), comm.size)
     layers = []
     for start, stop in microbatches[bounds[comm.rank] : bounds[comm.rank + 1]]:
         images, _ = samples.take(batch[start:stop])

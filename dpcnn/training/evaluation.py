@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from dpcnn.data.dataset import Samples
 from dpcnn.nn.losses import softmax_cross_entropy
 from dpcnn.nn.network import Network, Vector
-from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.tree import cut, shares
-from dpcnn.runs.progress import Tally
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.tree import chunks, split_evenly
+from dpcnn.runs.progress import Metrics
 
 EVALUATION_BLOCK = 128
 """Samples whose logits are computed at once: fixed, so that no sample's bits depend on the ranks."""
@@ -33,9 +33,9 @@ class Answers:
     losses: NDArray[Any]
 
     @property
-    def tally(self) -> Tally:
+    def metrics(self) -> Metrics:
         """Their sum: ``math.fsum`` is exact, so nothing depends on an order."""
-        return Tally(fsum(self.losses), int((self.predicted == self.labels).sum()), len(self.labels))
+        return Metrics(fsum(self.losses), int((self.predicted == self.labels).sum()), len(self.labels))
 
     def confusion(self, classes: int) -> NDArray[Any]:
         """(classes, classes) counts: by row the right class, by column the predicted one."""
@@ -45,7 +45,7 @@ class Answers:
 
 
 def evaluate(
-    comm: Alone, network: Network, vector: Vector, samples: Samples, indices: Any, smoothing: float
+    comm: SerialComm, network: Network, params: Vector, samples: Samples, indices: Any, smoothing: float
 ) -> Answers:
     """The answers for some samples, each rank working out a share of them.
 
@@ -57,18 +57,20 @@ def evaluate(
         The same on every rank: each sample once, none twice.
     """
     indices = np.asarray(indices)
-    blocks = cut(len(indices), EVALUATION_BLOCK)
-    bounds = [blocks[place][0] if place < len(blocks) else len(indices) for place in shares(len(blocks), comm.size)]
+    blocks = chunks(len(indices), EVALUATION_BLOCK)
+    bounds = [
+        blocks[place][0] if place < len(blocks) else len(indices) for place in split_evenly(len(blocks), comm.size)
+    ]
     row = np.empty((max(np.diff(bounds)), 3))
     first, end = bounds[comm.rank : comm.rank + 2]
     for start, stop in blocks:
         if first <= start < end:
-            with network.spans("validation"):
+            with network.timer("validation"):
                 images, labels = samples.take(indices[start:stop])
-                logits = network.logits(vector, images)
+                logits = network.logits(params, images)
                 losses, _ = softmax_cross_entropy(logits, labels, smoothing)
                 row[start - first : stop - first] = np.stack([labels, logits.argmax(axis=1), losses], axis=1)
-    with network.spans("waiting"):
+    with network.timer("waiting"):
         rows = comm.allgather(row)
     told = np.concatenate([rows[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
     return Answers(told[:, 0].astype(np.int64), told[:, 1].astype(np.int64), told[:, 2])

@@ -13,7 +13,7 @@ from dpcnn.config import Config, from_dict
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
 from dpcnn.errors import CheckpointError, ConfigError
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
@@ -39,7 +39,7 @@ class Examination:
     results: dict[str, Any]
 
 
-def read_on_rank_0(comm: Alone, path: Path) -> tuple[Path, Checkpoint | None]:
+def read_on_rank_0(comm: SerialComm, path: Path) -> tuple[Path, Checkpoint | None]:
     """Read the checkpoint at a path, or the best checkpoint of the run's folder at that path.
 
     Returns:
@@ -48,12 +48,14 @@ def read_on_rank_0(comm: Alone, path: Path) -> tuple[Path, Checkpoint | None]:
     Raises:
         CheckpointError: on every rank.
     """
-    with comm.together():
+    with comm.fail_together():
         path = find_checkpoint(path)
         return path, read(path) if comm.rank == 0 else None
 
 
-def examine(comm: Alone, path: Path, checkpoint: Checkpoint | None, split: str, data: str | None = None) -> Examination:
+def examine(
+    comm: SerialComm, path: Path, checkpoint: Checkpoint | None, split: str, data: str | None = None
+) -> Examination:
     """Evaluate a checkpoint's network on a split; each rank of ``comm`` computes a share of the answers.
 
     Args:
@@ -68,19 +70,19 @@ def examine(comm: Alone, path: Path, checkpoint: Checkpoint | None, split: str, 
     config = from_dict(comm.broadcast_obj(checkpoint and asdict(checkpoint.config)))
     samples = _load(comm, data or config.data, split)
     indices = _indices(samples, config, split)
-    with comm.together():
+    with comm.fail_together():
         if not len(indices):
             raise ConfigError(f"{path}: its run held no samples back for validation; give --split test")
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(EVALUATION_BLOCK, len(indices)), comm.node().size)
-        vector = network.flat(checkpoint.parameters) if checkpoint else np.empty(network.size, np.float32)
-    comm.broadcast(vector)
+        params = network.flat(checkpoint.parameters) if checkpoint else np.empty(network.size, np.float32)
+    comm.broadcast(params)
     started = time.perf_counter()
-    answers = evaluate(comm, network, vector, samples, indices, config.label_smoothing)
+    answers = evaluate(comm, network, params, samples, indices, config.label_smoothing)
     if not np.isfinite(answers.losses).all():
         raise CheckpointError(f"{path}: the loss is not finite: the weights are too large for these images")
     confusion = answers.confusion(network.classes)
-    source = {"checkpoint": str(path), "step": checkpoint.cursor.step} if checkpoint else {}
+    source = {"checkpoint": str(path), "step": checkpoint.progress.step} if checkpoint else {}
     source |= {"data": samples.manifest.name, "split": split}
     seconds = round(time.perf_counter() - started, 3)
     return Examination(
@@ -88,9 +90,9 @@ def examine(comm: Alone, path: Path, checkpoint: Checkpoint | None, split: str, 
     )
 
 
-def _load(comm: Alone, data: str, split: str) -> Samples:
+def _load(comm: SerialComm, data: str, split: str) -> Samples:
     """The samples of the files in which a split lies; rank 0 prints a warning if the ranks can't share memory."""
-    with comm.together():
+    with comm.fail_together():
         folder = find_data(data)
     warning = share_or_part(comm)
     if warning and comm.rank == 0:
@@ -106,12 +108,12 @@ def _indices(samples: Samples, config: Config, split: str) -> NDArray[Any]:
 
 
 def _figures(answers: Answers, confusion: NDArray[Any]) -> dict[str, Any]:
-    tally = answers.tally
+    metrics = answers.metrics
     return {
-        "samples": tally.count,
-        "correct": tally.correct,
-        "accuracy": tally.accuracy,
-        "loss": tally.mean_loss,
+        "samples": metrics.count,
+        "correct": metrics.correct,
+        "accuracy": metrics.accuracy,
+        "loss": metrics.mean_loss,
         "classes": class_scores(confusion),
         "confusion": confusion.tolist(),
     }

@@ -56,8 +56,10 @@ def find_start(options: Namespace) -> Start:
     if path is None:
         return Start(folder, config=folder.read_config())
     checkpoint = read(path)
-    if path.name != step_name(checkpoint.cursor.step):
-        raise CheckpointError(f"{path}: holds step {checkpoint.cursor.step}, so its name is wrong; rename or delete it")
+    if path.name != step_name(checkpoint.progress.step):
+        raise CheckpointError(
+            f"{path}: holds step {checkpoint.progress.step}, so its name is wrong; rename or delete it"
+        )
     return Start(folder, path, checkpoint, asdict(checkpoint.config), path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse
 from dpcnn.cluster.stopping import Stop, ignore, job_end, listen
 from dpcnn.cluster.watch import Watch
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.console import Console, Report
 from dpcnn.runs.folder import TENSORBOARD
@@ -19,11 +19,11 @@ from dpcnn.training.summary import Draw, finish, write_times, write_trace
 TRACED = 100_000  # stretches of a rank's time in a trace
 
 
-def train(comm: Alone, argv: Sequence[str] | None, draw: Draw) -> int:
+def train(comm: SerialComm, argv: Sequence[str] | None, draw: Draw) -> int:
     """Train, on every rank of ``comm``, as the command line says; ``draw`` draws the curves at the end."""
     started = time.time()
     report = Console() if comm.rank == 0 else Report()
-    with comm.together():
+    with comm.fail_together():
         options = parse(training_parser(), argv, comm)
         stop = Stop(job_end(os.environ, started, options.walltime))
     listen(stop, comm.abort)
@@ -34,9 +34,9 @@ def train(comm: Alone, argv: Sequence[str] | None, draw: Draw) -> int:
     trainer = set_up(comm, options, report, stop)
     if watch.warning:
         report.say(watch.warning)
-    watch.follow(trainer.spans, lambda: trainer.cursor.step)
+    watch.follow(trainer.timer, lambda: trainer.progress.step)
     offset = clock_offset(comm) if options.trace else 0.0
-    trainer.spans.record(TRACED * options.trace)
+    trainer.timer.record(TRACED * options.trace)
     finished = trainer.fit()
     if options.trace:
         write_trace(trainer, report, offset)
@@ -46,7 +46,8 @@ def train(comm: Alone, argv: Sequence[str] | None, draw: Draw) -> int:
     else:
         rank, why = next((rank, why) for rank, why in enumerate(comm.allgather_obj(stop.reason)) if why)
         report.say(
-            f"stopped at step {trainer.cursor.step}: {why} (rank {rank}); go on with --resume --out {trainer.run.path}"
+            f"stopped at step {trainer.progress.step}: {why} (rank {rank}); "
+            f"go on with --resume --out {trainer.run.path}"
         )
     ignore()  # all is saved: the status should say so, and not how Python was ended
     watch.close(comm.finalize)

@@ -10,32 +10,32 @@ from dpcnn.cluster.stopping import Stop
 from dpcnn.data.dataset import find_data, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.console import Console, Report
-from dpcnn.runs.tensorboard import Board, writer_class
+from dpcnn.runs.tensorboard import TensorBoardWriter, writer_class
 from dpcnn.training.resume import Start, choose_config, find_start
 from dpcnn.training.trainer import Trainer
 
 
-def set_up(comm: Alone, options: Namespace, report: Report, stop: Stop) -> Trainer:
+def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> Trainer:
     """Everything before the first step: options, data, network, state, and last the run's folder.
 
     Nothing is written before all that the user gave has been looked at.
     """
     start = Start()
-    with comm.together():
+    with comm.fail_together():
         if comm.rank == 0:
             if options.tensorboard:
                 writer_class()
             start = find_start(options)
     place, stored = comm.broadcast_obj([str(start.folder.path), start.config])
-    with comm.together():
+    with comm.fail_together():
         config = choose_config(options, stored, place)
         data = find_data(config.data)
     if options.stage:
         data = stage(data, options.stage, comm)
     samples = load(data, "train", comm)
-    with comm.together():
+    with comm.fail_together():
         if start.checkpoint and start.checkpoint.data != samples.manifest.checksum:
             raise CheckpointError(f"{start.path}: made with other data than {data}; give --data the one it knows")
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
@@ -45,12 +45,12 @@ def set_up(comm: Alone, options: Namespace, report: Report, stop: Stop) -> Train
     if comm.broadcast_obj(start.checkpoint is not None):
         trainer.restore(start.checkpoint)
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
-    with comm.together():
+    with comm.fail_together():
         if isinstance(report, Console):
-            warning = start.folder.open(config, trainer.cursor, start.config is None, start.newest)
+            warning = start.folder.open(config, trainer.progress, start.config is None, start.newest)
             report.log_to(start.folder.log)
             if options.tensorboard:
-                trainer.listeners.append(Board(start.folder.path, trainer.cursor.events).event)
+                trainer.listeners.append(TensorBoardWriter(start.folder.path, trainer.progress.events).event)
             for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
                 if line:
                     report.say(line)
@@ -59,7 +59,7 @@ def set_up(comm: Alone, options: Namespace, report: Report, stop: Stop) -> Train
 
 def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> list[str]:
     """What a run says of itself before it trains."""
-    config, comm, cursor, data = trainer.config, trainer.comm, trainer.cursor, trainer.samples.manifest
+    config, comm, progress, data = trainer.config, trainer.comm, trainer.progress, trainer.samples.manifest
     held, how = len(trainer.holdout.validation), {"stratified": ", drawn from each class by seed", "last": ""}
     lines = [
         f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
@@ -70,8 +70,8 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
         f"run folder: {start.folder.path}",
     ]
     if start.path:
-        complete = cursor.epochs >= trainer.last_epoch
-        place = "the run is complete" if complete else f"epoch {cursor.epochs + 1}, step {cursor.step}"
+        complete = progress.epochs >= trainer.last_epoch
+        place = "the run is complete" if complete else f"epoch {progress.epochs + 1}, step {progress.step}"
         lines.append(f"resuming from {start.path.name}: {place}")
         if start.checkpoint and start.checkpoint.fingerprint != numerics:
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.parallel.comm import Alone
-from dpcnn.runs.progress import Tally, total
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.runs.progress import Metrics, total
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Sums:
     """What one rank knows of a step.
 
     Attributes:
-        losses, corrects: of each of its microbatches, the summed loss and the number of images classified right.
+        losses, correct_counts: of each of its microbatches, the summed loss and the number of images classified right.
         squares: of the elements of the gradient that are its alone, the sum of squares of each block; or none.
         stop: it was asked to stop.
         finite: all elements of its part of the gradient are.
@@ -26,7 +26,7 @@ class Sums:
     """
 
     losses: Sequence[float]
-    corrects: Sequence[int]
+    correct_counts: Sequence[int]
     squares: NDArray[np.float64]
     stop: bool
     finite: bool
@@ -40,19 +40,19 @@ class Decision:
     Attributes:
         stop: any rank was asked to stop.
         finite: the loss and the gradient are.
-        tally: of the batch.
+        metrics: of the batch.
         norm: of the summed gradient, from the blocks' sums of squares; 0 where there are none.
         waited: (ranks,) seconds that each rank has waited so far.
     """
 
     stop: bool
     finite: bool
-    tally: Tally
+    metrics: Metrics
     norm: float
     waited: NDArray[np.float64]
 
 
-def decide(comm: Alone, sums: Sums, microbatches: int, blocks: int, count: int) -> Decision:
+def decide(comm: SerialComm, sums: Sums, microbatches: int, blocks: int, count: int) -> Decision:
     """Exchange what the ranks know, and draw the same conclusions on each.
 
     ``math.fsum`` is exact, so the sums do not depend on which rank held which part of them.
@@ -65,7 +65,7 @@ def decide(comm: Alone, sums: Sums, microbatches: int, blocks: int, count: int) 
     row = np.zeros(1, message(math.ceil(microbatches / comm.size), blocks))[0]
     row["stop"], row["finite"], row["waited"] = sums.stop, sums.finite, sums.waited
     row["losses"][: len(sums.losses)] = sums.losses
-    row["corrects"][: len(sums.corrects)] = sums.corrects
+    row["corrects"][: len(sums.correct_counts)] = sums.correct_counts
     row["squares"][: len(sums.squares)] = sums.squares
     rows = comm.allgather(np.atleast_1d(row).view(np.uint8)).view(row.dtype)
     losses, squares = rows["losses"].ravel(), rows["squares"].ravel()
@@ -73,7 +73,7 @@ def decide(comm: Alone, sums: Sums, microbatches: int, blocks: int, count: int) 
     return Decision(
         stop=bool(rows["stop"].any()),
         finite=finite,
-        tally=total(losses, rows["corrects"].ravel(), count) if finite else Tally(),
+        metrics=total(losses, rows["corrects"].ravel(), count) if finite else Metrics(),
         norm=math.fsum(squares) ** 0.5 if finite else 0.0,
         waited=rows["waited"].ravel(),
     )

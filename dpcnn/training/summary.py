@@ -20,7 +20,7 @@ Draw = Callable[[Sequence[Path], Path], str]
 
 def write_trace(trainer: Trainer, report: Report, offset: float) -> None:
     """Write all ranks' trace, and say where; ``offset`` is that of this rank's clock."""
-    trace = merged(trainer.comm, trainer.spans, offset)
+    trace = merged(trainer.comm, trainer.timer, offset)
     with trainer.writing("report"):
         if trace is not None:
             trainer.run.write(trainer.run.trace, trace)
@@ -33,7 +33,7 @@ def write_times(trainer: Trainer, report: Report) -> float:
     facts = {
         "host": platform.node(),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        "seconds": trainer.spans.rounded(),
+        "seconds": trainer.timer.rounded(),
         "waited_for": round(float(trainer.waited_for[comm.rank]), 3),
     }
     ranks = comm.allgather_obj(facts)
@@ -48,33 +48,33 @@ def write_times(trainer: Trainer, report: Report) -> float:
 
 def finish(trainer: Trainer, report: Report, peak: float, draw: Draw | None) -> None:
     """Record the end of a run, draw the curves if ``draw`` is there, print the table and the last line."""
-    comm, cursor, folder = trainer.comm, trainer.cursor, trainer.run.path
-    best = cursor.best(trainer.config.monitor)
+    comm, progress, folder = trainer.comm, trainer.progress, trainer.run.path
+    best = progress.best(trainer.config.monitor)
     assert best is not None, "a finished run has an epoch"
     with trainer.averaged():
-        sha256 = weights_sha256(trainer.vector)
+        sha256 = weights_sha256(trainer.params)
     trainer.record(
         {
             "event": "end",
-            "steps": cursor.step,
-            "seconds": round(cursor.seconds, 3),
+            "steps": progress.step,
+            "seconds": round(progress.seconds, 3),
             "weights_sha256": sha256,
             **({"best_validation_accuracy": best["validation_accuracy"]} if "validation_accuracy" in best else {}),
         }
     )
     with trainer.writing("report"):
         if comm.rank == 0:
-            report.say(text(*epoch_rows(cursor.epoch_events)))
+            report.say(text(*epoch_rows(progress.epoch_events)))
             if draw:
                 report.say(draw([folder], folder / "curves"))
-            last = cursor.epoch_events[-1]
-            seconds = sum(event["seconds"] for event in cursor.epoch_events)
-            speed = trainer.images(cursor.step) / max(seconds, 1e-3)  # they are rounded to milliseconds
+            last = progress.epoch_events[-1]
+            seconds = sum(event["seconds"] for event in progress.epoch_events)
+            speed = trainer.images(progress.step) / max(seconds, 1e-3)  # they are rounded to milliseconds
             results = [f"{kind} accuracy {last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last) or ["train"]]
             if "validation_accuracy" in best:
                 results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"
             report.say(
-                f"{', '.join(results)}, {cursor.seconds:.1f} s, {speed:,.0f} images/s, "
+                f"{', '.join(results)}, {progress.seconds:.1f} s, {speed:,.0f} images/s, "
                 f"peak memory {peak:.0f} MB a rank, {folder}, weights {sha256}"
             )
 

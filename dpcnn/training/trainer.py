@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.base.rng import Draw, permutation
+from dpcnn.base.rng import SampleRng, permutation
 from dpcnn.cluster.stopping import Stop
 from dpcnn.config import Config
 from dpcnn.data.augment import Augment
@@ -19,14 +19,14 @@ from dpcnn.errors import DivergenceError
 from dpcnn.nn.network import Network, Vector
 from dpcnn.optim.clipping import squares
 from dpcnn.optim.schedules import SCHEDULES
-from dpcnn.parallel.comm import Alone
-from dpcnn.parallel.layout import PART_BLOCK
-from dpcnn.parallel.tree import cut
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.layout import SHARD_BLOCK
+from dpcnn.parallel.tree import chunks
 from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.runs.console import Report
 from dpcnn.runs.events import Event
 from dpcnn.runs.folder import RunFolder
-from dpcnn.runs.progress import Cursor, Tally
+from dpcnn.runs.progress import Metrics, Progress
 from dpcnn.training.divergence import divergence
 from dpcnn.training.early_stopping import out_of_patience
 from dpcnn.training.evaluation import evaluate
@@ -41,16 +41,16 @@ class Trainer:
 
     Attributes:
         state: all that the run remembers.
-        vector: the current parameters, (network.size,) float32, the same on every rank.
-        cursor: where the run is.
+        params: the current parameters, (network.size,) float32, the same on every rank.
+        progress: where the run is.
         listeners: each is handed every line of the run's record; on rank 0 alone.
-        spans: where this rank's time goes.
+        timer: where this rank's time goes.
         waited_for: for each rank, seconds that others have waited for it, the same on every rank.
     """
 
     def __init__(
         self,
-        comm: Alone,
+        comm: SerialComm,
         config: Config,
         network: Network,
         samples: Samples,
@@ -69,14 +69,14 @@ class Trainer:
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
         self.last_epoch = math.ceil(self.last_step / self.steps_per_epoch)
         self.augment = Augment(network.input_shape, config.shift, config.rotation, config.zoom, config.elastic)
-        self.spans = network.spans
+        self.timer = network.timer
         self.state = State(comm, config, network)
         self.exchange, self.update = self.state.exchange, self.state.update
-        self.vector, self.part = self.state.vector, self.state.part
+        self.params, self.shard = self.state.params, self.state.shard
         self.waited_for, self._waited = np.zeros((2, comm.size))
         unique = self.exchange.unique
-        blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / PART_BLOCK)))
-        self._blocks = blocks if config.clip else 0
+        blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / SHARD_BLOCK)))
+        self._blocks = blocks if config.max_grad_norm else 0
 
     def fit(self) -> bool:
         """Train until the run's end, or until ``stop`` says so on any rank.
@@ -88,8 +88,8 @@ class Trainer:
             DivergenceError: on every rank, before the parameters are touched.
             CheckpointError: on every rank.
         """
-        left = self.images(self.last_step) - self.images(self.cursor.step)
-        self.report.begin(self.cursor, self.config.epochs, left)
+        left = self.images(self.last_step) - self.images(self.progress.step)
+        self.report.begin(self.progress, self.config.epochs, left)
         try:
             with np.errstate(all="ignore"):  # what is not finite is found by the step itself, and named
                 return self._fit()
@@ -97,16 +97,16 @@ class Trainer:
             self.report.end()
 
     def _fit(self) -> bool:
-        while self.cursor.epochs < self.last_epoch:
-            if why := out_of_patience(self.cursor, self.config):
+        while self.progress.epochs < self.last_epoch:
+            if why := out_of_patience(self.progress, self.config):
                 with self.writing("report"):
                     self.report.say(why)
                 break
             order = self.order()
-            while self.cursor.step < min((self.cursor.epochs + 1) * self.steps_per_epoch, self.last_step):
+            while self.progress.step < min((self.progress.epochs + 1) * self.steps_per_epoch, self.last_step):
                 stop = self.train_step(order)
-                if self._due(self.config.guard_every):
-                    self.guard()
+                if self._due(self.config.drift_check_every):
+                    self.check_drift()
                 if stop or self._due(self.config.checkpoint_every):
                     self.save()
                 if stop:
@@ -117,7 +117,7 @@ class Trainer:
 
     def order(self) -> NDArray[Any]:
         """The training samples of the running epoch by their numbers, in the order of training."""
-        order: NDArray[Any] = self.holdout.training[permutation(self.config.seed, self.cursor.epochs, self.training)]
+        order: NDArray[Any] = self.holdout.training[permutation(self.config.seed, self.progress.epochs, self.training)]
         return order
 
     def train_step(self, order: NDArray[Any]) -> bool:
@@ -127,50 +127,50 @@ class Trainer:
             Whether any rank was asked to stop.
         """
         started = time.perf_counter()
-        within = self.cursor.step % self.steps_per_epoch
+        within = self.progress.step % self.steps_per_epoch
         batch = order[within * self.config.batch : (within + 1) * self.config.batch]
-        microbatches = cut(len(batch), self.config.microbatch)
+        microbatches = chunks(len(batch), self.config.microbatch)
         found: list[tuple[float, int]] = []
 
         def microbatch_gradient(number: int, out: Vector) -> None:
             found.append(self.microbatch_gradient(batch[slice(*microbatches[number])], out))
 
         gradient = self.exchange.sum(len(microbatches), microbatch_gradient)
-        means = self.update.take_running_means(self.vector[self.part], gradient, len(batch))
+        means = self.update.take_running_means(self.params[self.shard], gradient, len(batch))
         decision = self._decide(gradient, found, len(microbatches), len(batch))
         if not decision.finite:
-            where = divergence(self.comm, self.network, self.vector, self.samples, batch, microbatches)
+            where = divergence(self.comm, self.network, self.params, self.samples, batch, microbatches)
             raise DivergenceError(
-                f"step {self.cursor.step + 1}, epoch {self.cursor.epochs + 1}: the loss is not finite; {where}; "
+                f"step {self.progress.step + 1}, epoch {self.progress.epochs + 1}: the loss is not finite; {where}; "
                 f"the last checkpoint stays as it was; try a smaller --lr than {self.config.lr:g}"
             )
-        rate, step = self.rate(self.cursor.step), self.cursor.step + 1
-        with self.spans("optimizer"):
-            self.update(self.vector[self.part], gradient, step, rate, decision.norm, len(batch), means)
-        self.exchange.share()
-        self._advance(decision.tally, time.perf_counter() - started, rate)
+        rate, step = self.rate(self.progress.step), self.progress.step + 1
+        with self.timer("optimizer"):
+            self.update(self.params[self.shard], gradient, step, rate, decision.norm, len(batch), means)
+        self.exchange.publish()
+        self._advance(decision.metrics, time.perf_counter() - started, rate)
         return decision.stop
 
     def microbatch_gradient(self, indices: NDArray[Any], out: Vector) -> tuple[float, int]:
         """The gradient of the summed loss of these samples, into ``out``; returns that loss, and how many are right."""
-        with self.spans("data"):
+        with self.timer("data"):
             images, labels = self.samples.take(indices)
-            draw = Draw(self.config.seed, self.cursor.epochs, indices)
-            images = self.augment(images, draw)
-        return self.network.gradient(self.vector, images, labels, self.config.label_smoothing, out, draw)
+            rng = SampleRng(self.config.seed, self.progress.epochs, indices)
+            images = self.augment(images, rng)
+        return self.network.gradient(self.params, images, labels, self.config.label_smoothing, out, rng)
 
     def _decide(self, gradient: Vector, found: list[tuple[float, int]], microbatches: int, count: int) -> Decision:
         """What all ranks conclude from what each has found; the norm is worked out where clipping asks for it."""
         unique = gradient[self.exchange.unique] if self._blocks else gradient[:0]
         sums = Sums(
             losses=[loss for loss, _ in found],
-            corrects=[correct for _, correct in found],
-            squares=squares(unique, PART_BLOCK),
+            correct_counts=[correct for _, correct in found],
+            squares=squares(unique, SHARD_BLOCK),
             stop=self.stop.due(),
             finite=bool(np.isfinite(gradient.sum())),
-            waited=self.spans.seconds["waiting"],
+            waited=self.timer.seconds["waiting"],
         )
-        with self.spans("waiting"):
+        with self.timer("waiting"):
             decision = decide(self.comm, sums, microbatches, self._blocks, count)
         since, self._waited = decision.waited - self._waited, decision.waited
         self.waited_for[since.argmin()] += (since - since.min()).sum()  # charged to the rank that has waited least
@@ -179,25 +179,25 @@ class Trainer:
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         config = self.config
-        course = SCHEDULES[config.schedule](step / self.steps_per_epoch, config.epochs, config.lr_decay)
+        course = SCHEDULES[config.schedule](step / self.steps_per_epoch, config.epochs, config.gamma)
         return config.lr * course * min(1.0, (step + 1) / (config.warmup + 1))
 
-    def _advance(self, tally: Tally, seconds: float, rate: float) -> None:
-        cursor = self.cursor
-        cursor.step += 1
-        cursor.tally += tally
-        cursor.epoch_seconds += seconds
-        cursor.seconds += seconds
-        with self.spans("report"):
-            self.report.step(cursor, tally, rate)
-        if cursor.step % max(1, self.steps_per_epoch // STEP_EVENTS) == 0:
+    def _advance(self, metrics: Metrics, seconds: float, rate: float) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.metrics += metrics
+        progress.epoch_seconds += seconds
+        progress.seconds += seconds
+        with self.timer("report"):
+            self.report.step(progress, metrics, rate)
+        if progress.step % max(1, self.steps_per_epoch // STEP_EVENTS) == 0:
             self.record(
                 {
                     "event": "step",
-                    "step": cursor.step,
-                    "epoch": cursor.epochs + 1,
-                    "loss": tally.mean_loss,
-                    "accuracy": tally.accuracy,
+                    "step": progress.step,
+                    "epoch": progress.epochs + 1,
+                    "loss": metrics.mean_loss,
+                    "accuracy": metrics.accuracy,
                     "learning_rate": rate,
                 }
             )
@@ -205,41 +205,41 @@ class Trainer:
     def finish_epoch(self) -> None:
         """Evaluate and record the epoch."""
         started = time.perf_counter()
-        cursor = self.cursor
-        cursor.epochs += 1
+        progress = self.progress
+        progress.epochs += 1
         with self.averaged():
             evaluations = self._evaluation("validation", self.samples, self.holdout.validation)
             if self.test:
                 evaluations |= self._evaluation("test", self.test, np.arange(len(self.test)))
         event = {
             "event": "epoch",
-            "epoch": cursor.epochs,
-            "step": cursor.step,
-            "train_loss": cursor.tally.mean_loss,
-            "train_accuracy": cursor.tally.accuracy,
+            "epoch": progress.epochs,
+            "step": progress.step,
+            "train_loss": progress.metrics.mean_loss,
+            "train_accuracy": progress.metrics.accuracy,
             **evaluations,
-            "learning_rate": self.rate(cursor.step - 1),
-            "seconds": round(cursor.epoch_seconds, 3),
-            "images_per_second": round(cursor.tally.count / cursor.epoch_seconds, 1),
+            "learning_rate": self.rate(progress.step - 1),
+            "seconds": round(progress.epoch_seconds, 3),
+            "images_per_second": round(progress.metrics.count / progress.epoch_seconds, 1),
         }
-        cursor.seconds += time.perf_counter() - started
+        progress.seconds += time.perf_counter() - started
         self.record(event)
-        if cursor.step == cursor.epochs * self.steps_per_epoch:  # else --max-steps has cut it short
-            cursor.tally, cursor.epoch_seconds = Tally(), 0.0
+        if progress.step == progress.epochs * self.steps_per_epoch:  # else --max-steps has cut it short
+            progress.metrics, progress.epoch_seconds = Metrics(), 0.0
 
     def _evaluation(self, name: str, samples: Samples, indices: NDArray[Any]) -> Event:
         """Loss and accuracy of these samples, if there are any."""
         if not len(indices):
             return {}
         smoothing = self.config.label_smoothing
-        found = evaluate(self.comm, self.network, self.vector, samples, indices, smoothing).tally
+        found = evaluate(self.comm, self.network, self.params, samples, indices, smoothing).metrics
         if not math.isfinite(found.loss):
-            raise DivergenceError(f"epoch {self.cursor.epochs}: the {name} loss is not finite; try a smaller --lr")
+            raise DivergenceError(f"epoch {self.progress.epochs}: the {name} loss is not finite; try a smaller --lr")
         return {f"{name}_loss": found.mean_loss, f"{name}_accuracy": found.accuracy}
 
     def record(self, event: Event) -> None:
         """Add a line to the run's record, and hand it to all listeners."""
-        self.cursor.events.append(event)
+        self.progress.events.append(event)
         with self.writing("report"):
             for listen in self.listeners:
                 listen(event)
@@ -247,12 +247,12 @@ class Trainer:
     @contextmanager
     def writing(self, phase: str) -> Iterator[None]:
         """A block in which rank 0 writes and prints, and the others wait for it to go well."""
-        with self.spans("waiting"), self.comm.together(), self.spans(phase):
+        with self.timer("waiting"), self.comm.fail_together(), self.timer(phase):
             yield
 
-    def guard(self) -> None:
+    def check_drift(self) -> None:
         """Compare what the ranks see, and record it."""
-        self.record({"event": "hash", "step": self.cursor.step, "parameters": self.state.compare()})
+        self.record({"event": "hash", "step": self.progress.step, "parameters": self.state.compare()})
 
     def check_data(self) -> None:
         """Make sure that the files that samples are read from are those that the run began with.
@@ -260,7 +260,7 @@ class Trainer:
         Raises:
             DataError: on every rank.
         """
-        with self.spans("waiting"), self.comm.together(), self.spans("data"):
+        with self.timer("waiting"), self.comm.fail_together(), self.timer("data"):
             for samples in (self.samples, self.test):
                 if samples:
                     samples.check_unchanged()
@@ -268,7 +268,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
         self.check_data()
-        with self.spans("waiting"):
+        with self.timer("waiting"):
             self.state.compare()
         with self.stop.saving(), self.averaged(), self.writing("checkpoint"):
             checkpoint = self.state.checkpoint(self.samples.manifest.checksum)
@@ -280,11 +280,11 @@ class Trainer:
         self.state.restore(checkpoint, self.steps_per_epoch, self.last_step)
 
     @property
-    def cursor(self) -> Cursor:
-        return self.state.cursor
+    def progress(self) -> Progress:
+        return self.state.progress
 
     def averaged(self) -> AbstractContextManager[None]:
-        """A block within which ``vector`` is the average of the weights: see :meth:`State.averaged`."""
+        """A block within which ``params`` is the average of the weights: see :meth:`State.averaged`."""
         return self.state.averaged()
 
     def images(self, step: int) -> int:
@@ -293,4 +293,4 @@ class Trainer:
         return epochs * self.training + steps * self.config.batch
 
     def _due(self, every: int) -> bool:
-        return bool(every) and self.cursor.step % every == 0
+        return bool(every) and self.progress.step % every == 0

@@ -7,45 +7,45 @@ from numpy.typing import NDArray
 
 from dpcnn.config import Config
 from dpcnn.nn.network import Network
-from dpcnn.optim.averaging import average
-from dpcnn.optim.clipping import shorten
+from dpcnn.optim.averaging import update_average
+from dpcnn.optim.clipping import clip_coefficient
 from dpcnn.optim.optimizers import OPTIMIZERS
 
 Vector = NDArray[Any]
 
 
 class Update:
-    """Optimizer, clipping, running means and average of the weights, for the elements ``part`` of the vector.
+    """Optimizer, clipping, running means and average of the weights, for the elements ``shard`` of the vector.
 
     Attributes:
-        state: by name, the vectors that are remembered from step to step: of ``part``, to be saved and restored.
+        state: by name, the vectors that are remembered from step to step: of ``shard``, to be saved and restored.
     """
 
-    def __init__(self, config: Config, network: Network, parameters: Vector, part: slice) -> None:
+    def __init__(self, config: Config, network: Network, params: Vector, shard: slice) -> None:
         self.config = config
         self._optimizer = OPTIMIZERS[config.optimizer](
-            len(parameters), momentum=config.momentum, weight_decay=config.weight_decay
+            len(params), momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.state = dict(self._optimizer.state)
-        if config.average:
-            self.state["average"] = parameters.copy()
+        if config.ema_decay:
+            self.state["ema"] = params.copy()
         self._running = [
-            (slice(lo - part.start, hi - part.start), rate)
-            for start, stop, rate in network.running
-            if (lo := max(start, part.start)) < (hi := min(stop, part.stop))
+            (slice(lo - shard.start, hi - shard.start), rate)
+            for start, stop, rate in network.running_stats
+            if (lo := max(start, shard.start)) < (hi := min(stop, shard.stop))
         ]
 
-    def take_running_means(self, parameters: Vector, gradient: Vector, count: int) -> list[Vector]:
+    def take_running_means(self, params: Vector, gradient: Vector, count: int) -> list[Vector]:
         """What the running means will be; their elements of the gradient, sums over ``count`` samples, become 0."""
         found = []
         for place, rate in self._running:
-            now = parameters[place]
+            now = params[place]
             found.append(now + np.float32(rate) * (gradient[place] / np.float32(count) - now))
             gradient[place] = 0
         return found
 
     def __call__(
-        self, parameters: Vector, gradient: Vector, step: int, rate: float, norm: float, count: int, means: list[Vector]
+        self, params: Vector, gradient: Vector, step: int, rate: float, norm: float, count: int, means: list[Vector]
     ) -> None:
         """Update the parameters in place.
 
@@ -56,9 +56,9 @@ class Update:
             norm: of the summed gradient, all ranks' elements; for clipping.
             means: from :meth:`take_running_means`.
         """
-        scale = shorten(norm / count, self.config.clip) / count
-        self._optimizer.update(parameters, gradient, step, rate, scale)
+        scale = clip_coefficient(norm / count, self.config.max_grad_norm) / count
+        self._optimizer.update(params, gradient, step, rate, scale)
         for (place, _), mean in zip(self._running, means, strict=True):
-            parameters[place] = mean
-        if self.config.average:
-            average(self.state["average"], parameters, step, self.config.average)
+            params[place] = mean
+        if self.config.ema_decay:
+            update_average(self.state["ema"], params, step, self.config.ema_decay)

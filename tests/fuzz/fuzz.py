@@ -26,7 +26,7 @@ import numpy as np  # isort: skip
 from targets import TARGETS, WEIGHTS, make_sources
 
 from dpcnn import cli
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 LIMIT_SECONDS, LIMIT_BYTES = 10.0, 1 << 30
 
@@ -154,7 +154,7 @@ def make_base(base: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (line, (base / ".err").read_text())
 
 
-cli.world = Alone  # these commands need no MPI, whose start would take most of the time
+cli.world = SerialComm  # these commands need no MPI, whose start would take most of the time
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ span = 1.0
 [[layers]]
 kind = "conv2d"
 filters = 4
-kernel = [3, 3]
+kernel_size = [3, 3]
 stride = 1
 padding = 1
 bias = true
@@ -45,7 +45,7 @@ kind = "relu"
 
 [[layers]]
 kind = "maxpool2d"
-window = 2
+kernel_size = 2
 
 [[layers]]
 kind = "localresponsenorm"
@@ -56,7 +56,7 @@ kind = "flatten"
 
 [[layers]]
 kind = "dropout"
-part = 0.2
+p = 0.2
 
 [[layers]]
 kind = "linear"

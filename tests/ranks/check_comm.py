@@ -7,13 +7,13 @@ import numpy as np
 import dpcnn.parallel.comm
 from dpcnn.errors import DataError
 from dpcnn.parallel.shared import shared_array
-from dpcnn.parallel.tree import shares
+from dpcnn.parallel.tree import split_evenly
 
 comm = dpcnn.parallel.comm.world()
 rank, size = comm.rank, comm.size
 assert size == int(sys.argv[1])
 
-assert comm.agree(1 << rank) == (1 << size) - 1
+assert comm.bitwise_or(1 << rank) == (1 << size) - 1
 assert comm.broadcast_obj({"from": rank, "text": "Grüße"}) == {"from": 0, "text": "Grüße"}
 assert comm.allgather_obj([rank, None]) == [[r, None] for r in range(size)]
 
@@ -26,14 +26,14 @@ assert (array == 7).all()
 assert comm.allgather(np.array([rank, 2.0 * rank])).tolist() == [[r, 2.0 * r] for r in range(size)]
 
 for length in (0, 1, 3, 1000):  # also fewer elements than ranks
-    bounds = shares(length, size)
+    bounds = split_evenly(length, size)
     mine = slice(bounds[rank], bounds[rank + 1])
     whole = np.arange(length, dtype=np.float32)
-    gathered = comm.gather_parts(whole[mine].copy(), bounds)
+    gathered = comm.gather_shards(whole[mine].copy(), bounds)
     assert (gathered is None) == (rank > 0)
     assert gathered is None or (gathered == whole).all()
     part = np.full(mine.stop - mine.start, -1, np.float32)
-    comm.scatter_parts(gathered, part, bounds)
+    comm.scatter_shards(gathered, part, bounds)
     assert (part == whole[mine]).all()
 
     received = np.full((size, mine.stop - mine.start), -1, np.float32)
@@ -52,12 +52,12 @@ shared[node.rank] = node.rank + 1
 node.barrier()
 assert (shared.sum(axis=1) == 3 * np.arange(1, node.size + 1)).all(), shared
 
-with comm.together():
+with comm.fail_together():
     pass
 for culprit in range(size):
     caught = None
     try:
-        with comm.together():
+        with comm.fail_together():
             if rank >= culprit:
                 raise DataError(f"fault on rank {rank}")
     except DataError as error:
@@ -65,7 +65,7 @@ for culprit in range(size):
     assert caught is not None and str(caught) == f"fault on rank {culprit}" and caught.agreed
 caught = None
 try:
-    with comm.together():
+    with comm.fail_together():
         if rank == size - 1:
             open("/no/such/file")
 except Exception as error:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 
 import dpcnn.parallel.comm
-from dpcnn.base.timing import Spans
+from dpcnn.base.timing import Timer
 from dpcnn.parallel.exchange import AllreduceExchange, ExactExchange
 from dpcnn.parallel.tree import middle
 
@@ -35,19 +35,19 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
-for kind, agree in ((ExactExchange, same), (AllreduceExchange, close)):
-    exchange = kind(comm, SIZE, Spans())
+for kind, bitwise_or in ((ExactExchange, same), (AllreduceExchange, close)):
+    exchange = kind(comm, SIZE, Timer())
     for step, leaves in enumerate((1, 2, 3, 4, 5, 7, 8, 13, 3, 16)):
         expected = tree(0, leaves, step)
         total = exchange.sum(leaves, lambda number, out, step=step: np.copyto(out, leaf(number, step)))
-        agree(total, expected[exchange.part])
-        exchange.vector[exchange.part] = total
-        exchange.share()
-        agree(exchange.vector, expected)
-        collected = exchange.collect(exchange.vector[exchange.part])
+        bitwise_or(total, expected[exchange.shard])
+        exchange.params[exchange.shard] = total
+        exchange.publish()
+        bitwise_or(exchange.params, expected)
+        collected = exchange.gather(exchange.params[exchange.shard])
         assert (collected is None) == (comm.rank > 0)
-        part = np.empty_like(exchange.vector[exchange.part])
-        exchange.spread(collected, part)
-        agree(part, expected[exchange.part])
+        part = np.empty_like(exchange.params[exchange.shard])
+        exchange.scatter(collected, part)
+        bitwise_or(part, expected[exchange.shard])
 comm.barrier()
 print(f"rank {comm.rank}: {__name__} is content")

@@ -24,9 +24,9 @@ for path in sorted((files("dpcnn") / "recipes").iterdir(), key=lambda path: path
     order = permutation(config.seed, 0, trainer.training)
     for _ in range(STEPS):
         trainer.train_step(order)
-    collected = [trainer.exchange.collect(part) for part in trainer.update.state.values()]
+    collected = [trainer.exchange.gather(part) for part in trainer.update.state.values()]
     if comm.rank == 0:
-        digest = hashlib.sha256(trainer.vector.tobytes())
+        digest = hashlib.sha256(trainer.params.tobytes())
         for vector in collected:
             digest.update(vector.tobytes())
-        print(path.stem, trainer.cursor.tally.loss.hex(), digest.hexdigest(), flush=True)
+        print(path.stem, trainer.progress.metrics.loss.hex(), digest.hexdigest(), flush=True)

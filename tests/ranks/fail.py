@@ -11,7 +11,7 @@ how, culprit = sys.argv[1], int(sys.argv[2])
 
 def command(comm):
     if how == "together":
-        with comm.together():
+        with comm.fail_together():
             if comm.rank == culprit:
                 raise DataError("shard 3 is damaged")
     if comm.rank == culprit:

@@ -19,7 +19,7 @@ from dpcnn.evidence.peers.torch_net import translate
 from dpcnn.nn.layers import Scale
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 WARM_UP = 10  # steps
 
@@ -47,7 +47,7 @@ def train(rank: int, options: argparse.Namespace, port: int) -> None:
     torch.manual_seed(0)
     os.environ.update(GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=options.ranks)
-    samples = load(find_data(options.data), "train", Alone())
+    samples = load(find_data(options.data), "train", SerialComm())
     scale, *layers = build(MODELS[options.model], samples.manifest.classes)
     assert isinstance(scale, Scale)
     Network(samples.manifest.image_shape, [scale, *layers])  # tells the layers their shapes

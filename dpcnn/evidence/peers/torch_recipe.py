@@ -23,7 +23,7 @@ from dpcnn.data.holdout import hold_out
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.peers.torch_net import torch_net
 from dpcnn.optim.schedules import SCHEDULES
-from dpcnn.parallel.comm import Alone
+from dpcnn.parallel.comm import SerialComm
 
 OPTIMIZERS: dict[str, Callable[[Any, Config], torch.optim.Optimizer]] = {
     "adam": lambda p, config: torch.optim.Adam(p, config.lr),
@@ -57,12 +57,12 @@ def main() -> None:
 
 def train(config: Config) -> Iterator[dict[str, Any]]:
     """The recipe's training, and what there is to tell after each epoch."""
-    if config.average or config.clip or config.shift or config.rotation or config.zoom or config.elastic:
+    if config.ema_decay or config.max_grad_norm or config.shift or config.rotation or config.zoom or config.elastic:
         raise ConfigError("no PyTorch version of changed images, clipping or averaged weights")
     torch.manual_seed(config.seed)
-    samples, test = (load(find_data(config.data), split, Alone()) for split in ("train", "test"))
+    samples, test = (load(find_data(config.data), split, SerialComm()) for split in ("train", "test"))
     network = config.network(samples.manifest.image_shape, samples.manifest.classes)
-    net = torch_net(network, network.initialise(config.seed, config.init, config.init_deviation))
+    net = torch_net(network, network.initialise(config.seed, config.init, config.init_std))
     optimizer = OPTIMIZERS[config.optimizer](net.parameters(), config)
     loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)
@@ -74,7 +74,7 @@ def train(config: Config) -> Iterator[dict[str, Any]]:
         for start in range(0, training, config.batch):
             if config.max_steps and step == config.max_steps:
                 break
-            course = SCHEDULES[config.schedule](step / steps_per_epoch, config.epochs, config.lr_decay)
+            course = SCHEDULES[config.schedule](step / steps_per_epoch, config.epochs, config.gamma)
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * course * min(1.0, (step + 1) / (config.warmup + 1))
             images, labels = tensors(samples, order[start : start + config.batch])

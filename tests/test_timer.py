@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from dpcnn.base import timing
-from dpcnn.base.timing import Spans
+from dpcnn.base.timing import Timer
 
 
 class Clock:
@@ -29,35 +29,35 @@ def clock(monkeypatch):
 
 
 def test_inner_phases_are_taken_out_of_outer_ones(clock):
-    spans = Spans()
+    timer = Timer()
     for _ in range(2):
-        with spans("outer"):
+        with timer("outer"):
             clock.sleep(0.01)
-            with spans("inner"):
+            with timer("inner"):
                 clock.sleep(0.03)
             clock.sleep(0.01)
         clock.sleep(1.0)
-    assert spans.seconds == pytest.approx({"outer": 0.04, "inner": 0.06})
+    assert timer.seconds == pytest.approx({"outer": 0.04, "inner": 0.06})
 
 
 def test_an_exception_closes_its_phase(clock):
-    spans = Spans()
-    with pytest.raises(KeyError), spans("outer"), spans("inner"):
+    timer = Timer()
+    with pytest.raises(KeyError), timer("outer"), timer("inner"):
         raise KeyError
-    with spans("outer"):
+    with timer("outer"):
         clock.sleep(0.01)
-    assert spans.seconds == pytest.approx({"outer": 0.01, "inner": 0.0})
+    assert timer.seconds == pytest.approx({"outer": 0.01, "inner": 0.0})
 
 
 def test_recorded_stretches_follow_each_other_and_add_up(clock):
-    spans = Spans()
-    with spans("before"):
+    timer = Timer()
+    with timer("before"):
         pass
-    spans.record(4)
+    timer.record(4)
     for _ in range(2):
-        with spans("outer"), spans("inner"):
+        with timer("outer"), timer("inner"):
             clock.sleep(0.001)
-    assert [phase for phase, _, _ in spans.recorded] == ["outer", "inner", "outer", "outer"], "no more than asked for"
-    for (_, _, end), (_, start, _) in itertools.pairwise(spans.recorded[:3]):
+    assert [phase for phase, _, _ in timer.recorded] == ["outer", "inner", "outer", "outer"], "no more than asked for"
+    for (_, _, end), (_, start, _) in itertools.pairwise(timer.recorded[:3]):
         assert start == end
-    assert spans.turns == 10 and spans.phase == ""
+    assert timer.turns == 10 and timer.phase == ""

@@ -13,8 +13,8 @@ from dpcnn.training.trainer import Trainer
 
 def step_with_a_fault(trainer, order, step=Trainer.train_step):
     stop = step(trainer, order)
-    if trainer.cursor.step == 4 and trainer.comm.rank == 1:
-        trainer.network.views(trainer.vector)["linear1.w"].view("u4")[3, 5] ^= 1  # one bit
+    if trainer.progress.step == 4 and trainer.comm.rank == 1:
+        trainer.network.views(trainer.params)["linear1.w"].view("u4")[3, 5] ^= 1  # one bit
     return stop
 
 
@@ -45,7 +45,7 @@ def test_a_flipped_bit_ends_the_run_before_it_reaches_a_checkpoint(nodes, guard,
     """
     folder = tmp_path / "run"
     exchange = ["--exchange", "allreduce"] if nodes == [3] else []
-    flags = [*quick, *exchange, "--guard-every", guard, "--checkpoint-every", "3", "--out", folder]
+    flags = [*quick, *exchange, "--drift-check-every", guard, "--checkpoint-every", "3", "--out", folder]
     monkeypatch.setattr(Trainer, "train_step", step_with_a_fault)
     result = training(*flags, ranks=nodes)
     assert result.status == 1
@@ -58,7 +58,7 @@ def test_a_flipped_bit_ends_the_run_before_it_reaches_a_checkpoint(nodes, guard,
 
 
 def test_hashes_are_recorded_under_mpirun(quick, tmp_path):
-    assert train(2, *quick, "--guard-every", "5", "--out", tmp_path / "run").status == 0
+    assert train(2, *quick, "--drift-check-every", "5", "--out", tmp_path / "run").status == 0
     found = [event for event in events(tmp_path / "run") if event["event"] == "hash"]
     assert [event["step"] for event in found] == [5, 10]
     assert set(found[0]["parameters"]) == {"conv2d1.w", "conv2d2.w", "conv2d3.w", "linear1.w", "linear2.w"}

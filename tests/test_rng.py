@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpcnn.base.rng import ORDER, WEIGHTS, Draw, generator, permutation, philox
+from dpcnn.base.rng import ORDER, WEIGHTS, SampleRng, generator, permutation, philox
 
 
 @given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000), samples=st.integers(1, 2000))
@@ -33,20 +33,22 @@ def test_every_place_is_equally_likely_to_come_first():
 def test_a_sample_s_draw_is_its_own_in_any_batch(samples, data):
     place = data.draw(st.integers(0, len(samples) - 1))
     count = data.draw(st.integers(1, 40))
-    together = Draw(7, 2, np.array(samples)).bits(3, count)
+    together = SampleRng(7, 2, np.array(samples)).bits(3, count)
     assert together.shape == (len(samples), count) and together.dtype == np.uint16
-    np.testing.assert_array_equal(together[place], Draw(7, 2, np.array(samples[place : place + 1])).bits(3, count)[0])
+    np.testing.assert_array_equal(
+        together[place], SampleRng(7, 2, np.array(samples[place : place + 1])).bits(3, count)[0]
+    )
 
 
 def test_draws_are_pinned_and_differ_by_all_that_names_them():
-    assert Draw(0, 0, np.array([5])).bits(1, 4).tolist() == [[55934, 53546, 51620, 61458]]
+    assert SampleRng(0, 0, np.array([5])).bits(1, 4).tolist() == [[55934, 53546, 51620, 61458]]
     named = [(0, 0, 5, 1), (1, 0, 5, 1), (0, 1, 5, 1), (0, 0, 6, 1), (0, 0, 5, 2)]
-    draws = {Draw(s, e, np.array([n])).bits(layer, 16).tobytes() for s, e, n, layer in named}
+    draws = {SampleRng(s, e, np.array([n])).bits(layer, 16).tobytes() for s, e, n, layer in named}
     assert len(draws) == len(named)
 
 
 def test_draws_are_uniform():
-    values = Draw(3, 1, np.arange(2000)).bits(0, 50) / 65536
+    values = SampleRng(3, 1, np.arange(2000)).bits(0, 50) / 65536
     assert abs(values.mean() - 0.5) < 5 / np.sqrt(12 * values.size)
     assert np.abs(values.mean(axis=0) - 0.5).max() < 5 / np.sqrt(12 * 2000)
     neighbours = np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1]

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from dpcnn.parallel import layout
 from dpcnn.parallel.layout import Layout
-from dpcnn.parallel.tree import cut, interval, middle, owned, shares, subtrees, tree_sum
+from dpcnn.parallel.tree import chunks, interval, middle, owned, split_evenly, subtrees, tree_sum
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_blocks():
     """Vectors of a few elements, in blocks of 3: so that there are some."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "PART_BLOCK", 3)
+        patch.setattr(layout, "SHARD_BLOCK", 3)
         yield
 
 
@@ -25,7 +25,7 @@ ranks = st.integers(1, 64)
 
 @given(count=st.integers(0, 10_000), parts=ranks)
 def test_shares_cover_everything_once_and_evenly(count, parts):
-    bounds = shares(count, parts)
+    bounds = split_evenly(count, parts)
     sizes = [b - a for a, b in itertools.pairwise(bounds)]
     assert bounds[0] == 0 and bounds[-1] == count and len(sizes) == parts
     assert min(sizes) >= 0 and max(sizes) - min(sizes) <= 1
@@ -34,7 +34,7 @@ def test_shares_cover_everything_once_and_evenly(count, parts):
 
 @given(count=st.integers(1, 5000), length=st.integers(1, 300))
 def test_cut_covers_everything_once(count, length):
-    runs = cut(count, length)
+    runs = chunks(count, length)
     assert [n for start, stop in runs for n in range(start, stop)] == list(range(count))
     assert all(stop - start == length for start, stop in runs[:-1])
 
@@ -103,7 +103,7 @@ def layouts(draw):
 @given(layouts())
 def test_parts_make_up_the_vector_and_so_do_the_slices_of_each_node(layout):
     whole = list(range(layout.size))
-    assert [e for rank in range(layout.ranks) for e in range(*layout.part(rank))] == whole
+    assert [e for rank in range(layout.ranks) for e in range(*layout.shard(rank))] == whole
     for number, (first, end) in enumerate(layout.nodes):
         assert [e for rank in range(first, end) for e in range(*layout.slice(rank))] == whole
         assert all(layout.node_of(rank) == number for rank in range(first, end))
@@ -129,11 +129,11 @@ def test_each_rank_receives_every_node_s_sums_of_its_part(layout, count):
             node = layout.node_of(rank)
             holds = number < len(of_nodes[node])
             sending.append([(node, element) for element in range(*layout.slice(rank))] if holds else [])
-        widths = [stop - start for start, stop in map(layout.part, everyone)]
+        widths = [stop - start for start, stop in map(layout.shard, everyone)]
         receiving = [[None] * (len(layout.nodes) * width) for width in widths]
         deliver([theirs[number] for theirs in messages], sending, receiving)
         for rank in everyone:
-            elements = range(*layout.part(rank))
+            elements = range(*layout.shard(rank))
             holding = [node for node, held in enumerate(of_nodes) if number < len(held)]
             expected = [(n, e) if n in holding else None for n in range(len(layout.nodes)) for e in elements]
             assert receiving[rank] == expected
@@ -142,10 +142,10 @@ def test_each_rank_receives_every_node_s_sums_of_its_part(layout, count):
 @given(layouts())
 def test_each_node_receives_the_parts_that_others_updated(layout):
     everyone = range(layout.ranks)
-    sending = [["new" if e in range(*layout.part(rank)) else "old" for e in range(layout.size)] for rank in everyone]
+    sending = [["new" if e in range(*layout.shard(rank)) else "old" for e in range(layout.size)] for rank in everyone]
     receiving = [["old"] * layout.size for _ in layout.nodes]
     for rank in everyone:
-        receiving[layout.node_of(rank)][slice(*layout.part(rank))] = sending[rank][slice(*layout.part(rank))]
+        receiving[layout.node_of(rank)][slice(*layout.shard(rank))] = sending[rank][slice(*layout.shard(rank))]
     deliver(
         [layout.updates(rank) for rank in everyone], sending, [receiving[layout.node_of(rank)] for rank in everyone]
     )
