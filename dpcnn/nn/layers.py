@@ -99,6 +99,8 @@ class Dropout(Layer):
     in any batch on any rank.
     """
 
+    overwrites_input = True  # outside training, the output is the input
+
     def __init__(self, p: float) -> None:
         super().__init__()
         if not 0 <= p < 1:

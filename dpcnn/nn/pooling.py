@@ -91,3 +91,25 @@ class AvgPool2d(Pool2d):
             return dx
 
         return y, backward
+
+
+class GlobalAvgPool(Layer):
+    """The mean of each channel over all pixels, (H, W, N, C) to (N, C): Lin, Chen and Yan, "Network in network" (2014),
+    section 3.2."""
+
+    def build(self, shape: Shape) -> Shape:
+        self.pixels, (_, _, C) = shape[0] * shape[1], shape
+        return (C,)
+
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        H, W, N, C = x.shape
+        y = self.workspace.array("y", (N, C), x.dtype)
+        np.sum(x.reshape(H * W, N * C), axis=0, out=y.reshape(N * C))
+        y *= x.dtype.type(1 / self.pixels)
+
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
+            dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
+            dx[...] = dy * dy.dtype.type(1 / self.pixels)
+            return dx
+
+        return y, backward
