@@ -64,8 +64,8 @@ def test_the_gradient_of_any_graph_by_finite_differences_in_float64(spec, seed):
     gradient, spare = np.full((2, network.size), np.nan)
     network.gradient(params, images, labels, 0.0, gradient)
     direction = rng.standard_normal(network.size) * learned
-    losses = [network.gradient(params + t * direction, images, labels, 0.0, spare)[0] for t in (1e-6, -1e-6)]
-    assert (gradient * learned) @ direction == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=2e-4, abs=2e-5)
+    losses = [network.gradient(params + t * direction, images, labels, 0.0, spare)[0] for t in (1e-8, -1e-8)]
+    assert (gradient * learned) @ direction == pytest.approx((losses[0] - losses[1]) / 2e-8, rel=1e-5, abs=1e-5)
 
 
 RESIDUAL = [
