@@ -11,7 +11,7 @@ from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, at_least, at_most
 
 
 class Pool2d(Layer):
-    """What pooling layers share: windows of ``kernel_size`` by ``kernel_size``, ``stride`` apart, over padded images."""
+    """Windows of ``kernel_size`` by ``kernel_size``, ``stride`` apart, over images with ``padding`` on all sides."""
 
     def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0) -> None:
         super().__init__()
