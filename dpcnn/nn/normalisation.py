@@ -93,7 +93,7 @@ class SampleNorm(Layer):
         self.epsilon = epsilon
 
     def build(self, shape: Shape) -> Shape:
-        C = shape[-1:]
+        self.shape, C = shape, shape[-1:]
         self.parameters = (Parameter("w", C, initial_value=1.0), Parameter("b", C))
         return shape
 
