@@ -130,14 +130,18 @@ class Network:
         """
         return sum(2 * (2 + layer.needs_input_grad) * layer.multiplications for layer in self.layers)
 
+    def memory(self, images: int) -> int:
+        """Bytes for the gradient of so many images at once, by an estimate: outputs, their gradients, scratch space."""
+        scratch = sum(layer.scratch for layer in self.layers)
+        return 4 * (images * (3 * self.activations + scratch) + 2 * self.size)
+
     def check_memory(self, images: int, processes: int = 1) -> None:
         """Make sure that so many images at once fit into this machine's memory, on so many processes of it.
 
         Raises:
             ConfigError: they don't, by an estimate from the layers' outputs, gradients and scratch space.
         """
-        scratch = sum(layer.scratch for layer in self.layers)
-        needed = 4 * processes * (images * (3 * self.activations + scratch) + 2 * self.size) + 32 * self.size
+        needed = processes * self.memory(images) + 32 * self.size
         left = memory_left()
         if needed > left:
             raise ConfigError(
