@@ -1,4 +1,4 @@
-"""Measure speed: python -m dpcnn.bench, also under mpirun"""
+"""Measure speed, also against PyTorch DDP: dpcnn bench, also under mpirun"""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from dpcnn.base.files import write_file
-from dpcnn.cli import DONE, Parser, add_config_flags, given, override, parse, run
+from dpcnn.cli import DONE, Parser, add_config_flags, given, override, run_command
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.comparison import Jobs, scaling, versus
@@ -20,13 +20,14 @@ from dpcnn.training.resume import RECIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     starts_jobs = any(word.startswith(("--scaling", "--versus")) for word in words)
-    return run(lambda comm: bench(comm, words), comm=SerialComm() if starts_jobs else None)
+    return run_command(command, make_parser, words, SerialComm() if starts_jobs else None)
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.bench", description=__doc__)
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement (default 50)")
     parser.add_argument("--exchange-only", action="store_true", help="compare the exchanges, and nothing else")
@@ -42,10 +43,9 @@ def _parser() -> Parser:
     return parser
 
 
-def bench(comm: SerialComm, words: Sequence[str]) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Measure what the command line asks for, on every rank of ``comm``."""
     with comm.fail_together():
-        options = parse(_parser(), words, comm)
         config = override(read_recipe(options.recipe or RECIPE), options)
         counts, batches = check(options)
     say = partial(print, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: python -m dpcnn.evaluate RUN|CHECKPOINT"""
+"""Evaluate a checkpoint on test or validation samples: dpcnn evaluate RUN|CHECKPOINT"""
 
 import json
 import sys
@@ -22,7 +22,7 @@ MISTAKES = 40
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser(), argv)
+    return run_command(command, make_parser, argv)
 
 
 def make_parser() -> Parser:

@@ -1,4 +1,4 @@
-"""Predict the classes of pictures: python -m dpcnn.predict RUN|CHECKPOINT FILE..."""
+"""Predict the classes of pictures: dpcnn predict RUN|CHECKPOINT FILE..."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ SHOWN = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser(), argv)
+    return run_command(command, make_parser, argv)
 
 
 def make_parser() -> Parser:

@@ -1,4 +1,4 @@
-"""Prove on this machine that ranks change nothing: python -m dpcnn.verify"""
+"""Compare runs on several numbers of ranks, bit for bit: dpcnn verify"""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from dpcnn.base.files import write_file
-from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run
+from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run_command
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.proof import Training, differences, receipt, run_all, table, verdict
@@ -17,11 +17,12 @@ from dpcnn.parallel.launch import check_starter, usual_launcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 if all runs agree, 1 if not."""
-    return run(lambda _: verify(_parser().parse_args(argv)), comm=SerialComm())
+    """Run the command and return its exit status: 0 if all runs agree, 1 if not."""
+    return run_command(command, make_parser, argv, SerialComm())
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.verify", description=__doc__)
     parser.add_argument("--ranks", default="1,2,3,4", help="the numbers of ranks to compare (default 1,2,3,4)")
     parser.add_argument("--steps", type=int, default=20, help="the steps of each run (default 20)")
@@ -38,7 +39,7 @@ def _parser() -> Parser:
     return parser
 
 
-def verify(options: Namespace) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Run the same training on several numbers of ranks, kill and resume one more run, and compare all."""
     counts = _counts(options)
     check_starter("verify", options.launcher)

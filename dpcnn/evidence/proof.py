@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from platform import node
 from tempfile import TemporaryDirectory
@@ -170,7 +170,7 @@ def receipt(outcomes: Sequence[Outcome], different: Sequence[str | None]) -> dic
         "dpcnn": __version__,
         "host": node(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "config": asdict(checkpoint.config),
+        "config": checkpoint.config.as_dict(),
         "data": checkpoint.data,
         "fingerprint": checkpoint.fingerprint,
         "runs": [run_receipt(*each) for each in zip(outcomes, different, strict=True)],
