@@ -13,7 +13,7 @@ THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 def choose_blas(environment: MutableMapping[str, str], cpuinfo: str) -> None:
-    """Set one BLAS thread a rank, and OpenBLAS's AVX-512 kernels where its detection misses them.
+    """Set one BLAS thread per rank, and OpenBLAS's AVX-512 kernels where its detection misses them.
 
     Whatever the user has set stays. OpenBLAS takes recent AMD processors for a Haswell, and so
     leaves their AVX-512 units idle; Intel's it recognises.
