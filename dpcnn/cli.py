@@ -31,7 +31,8 @@ from dpcnn.config import OWN_NAMES, Config, from_dict, is_module_name, part_name
 from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, nearest, printable
 from dpcnn.nn.losses import LOSSES
 from dpcnn.optim.optimizers import OPTIMIZERS
-from dpcnn.parallel.comm import SerialComm, world
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.start import world
 
 DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit statuses
 
@@ -80,10 +81,12 @@ def run_command(
         comm: the ranks; None: all ranks of this job.
     """
 
-    def parse_and_call(ranks: SerialComm) -> int:
+    def parse_together(ranks: SerialComm) -> argparse.Namespace:
         with ranks.fail_together():
-            options = parse(make_parser, argv, ranks)
-        return command(ranks, options)
+            return parse(make_parser, argv, ranks)
+
+    def parse_and_call(ranks: SerialComm) -> int:
+        return command(ranks, ranks.transact(lambda: parse_together(ranks)))
 
     return run(parse_and_call, comm)
 
