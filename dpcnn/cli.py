@@ -106,9 +106,9 @@ def run(command: Callable[[SerialComm], int], comm: SerialComm | None = None) ->
         return MISTAKE
     try:
         with np.errstate(all="ignore"):  # the code checks for infinities and NaN where they matter
-            return command(comm)
+            return comm.leave(command(comm))
     except HelpShownError:
-        return DONE
+        return comm.leave(DONE)
     except DpcnnError as error:
         return _end_by_error(comm, error)
     except BrokenPipeError:  # the program that reads the output has seen enough
@@ -163,7 +163,7 @@ def _end_by_fault(comm: SerialComm) -> int:
 def _end(comm: SerialComm, status: int, agreed: bool = False) -> int:
     """Return the status if every rank returns it now; otherwise end the whole job with it."""
     if agreed or comm.size == 1:
-        return status
+        return comm.leave(status)
     comm.abort(status)
 
 

@@ -56,7 +56,8 @@ class SerialComm:
 
     rank, size = 0, 1
     members: Sequence[int] = (0,)
-    survives = repeated = False
+    survives = False
+    repeated = False
     losses: Sequence[Loss] = ()
 
     def __init__(self, library: str = "no MPI library") -> None:

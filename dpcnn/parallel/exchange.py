@@ -81,7 +81,7 @@ class Exchange:
 
         tree_sum(subtree, leaf, add)
 
-    def share(self, params: Vector) -> None:
+    def fetch(self, params: Vector) -> None:
         """Fetch the elements of ``params``, (size,), that the ranks of other hosts have updated.
 
         The ranks of ``host`` fetch them together, into the memory that they share. They see the whole vector after
@@ -91,7 +91,7 @@ class Exchange:
 
     def publish(self, params: Vector) -> None:
         """Fetch these elements, and wait until all ranks of ``host`` have."""
-        self.share(params)
+        self.fetch(params)
         with self.timer("waiting"):
             self.host.barrier()
 
@@ -186,7 +186,7 @@ class ExactExchange(Exchange):
                     known[theirs[number]] = row
         return known
 
-    def share(self, params: Vector) -> None:
+    def fetch(self, params: Vector) -> None:
         if len(self._layout.nodes) > 1:  # each rank fetches its slice of the vector for its host
             with self.timer("exchange"):
                 self.comm.alltoall(params, self._updates.sent, params, self._updates.received)
@@ -218,7 +218,7 @@ class AllreduceExchange(Exchange):
             self.comm.allreduce(self._total)
         return self._total
 
-    def share(self, params: Vector) -> None:
+    def fetch(self, params: Vector) -> None:
         """Nothing to do: every rank has updated the whole."""
 
     def gather(self, shard: Vector) -> Vector | None:

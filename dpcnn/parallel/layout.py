@@ -37,8 +37,8 @@ class Layout:
     """The elements of a vector that each rank of several nodes updates or passes on.
 
     A rank updates its *shard*: the shards of the ranks of a node make up the node's *range*, and the ranges of all
-    nodes make up the vector. It fetches and passes on its *slice* for its node: the slices of a node's ranks make up the
-    vector.
+    nodes make up the vector. It fetches and passes on its *slice* for its node: the slices of a node's ranks make up
+    the vector.
 
     Attributes:
         size: elements of the vector.

@@ -32,7 +32,9 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
     apart = comm.transact(lambda: share_or_part(comm))
     if apart:
         report.say(apart)
-    watch = Watch(comm, options.stall_timeout, report.say)
+    comm.survives = comm.survives and options.survive == "yes"
+    watch = comm.transact(lambda: Watch(comm, options.stall_timeout, report.say))
+    comm.on_loss(watch.renew)
     trainer, start = comm.transact(lambda: set_up(comm, options, report, stop))
     comm.on_loss(trainer.assemble)
     report.commit(comm.transact(lambda: open_run(trainer, start, report)))
@@ -102,6 +104,12 @@ def training_parser() -> Parser:
         default=600.0,
         metavar="S",
         help="end the job if a rank makes no progress for this many seconds; 0: never (default 600)",
+    )
+    parser.add_argument(
+        "--survive",
+        choices=["yes", "no"],
+        default="yes",
+        help="go on when a rank dies, if the MPI library can (default yes)",
     )
     parser.add_argument(
         "--min-ranks",

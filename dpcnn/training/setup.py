@@ -1,5 +1,6 @@
 """Everything before the first step: options, data, network, state, the run's folder."""
 
+import os
 import platform
 from argparse import Namespace
 from typing import Any
@@ -11,6 +12,7 @@ from dpcnn.data.dataset import find_data, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.survival import ENABLED
 from dpcnn.runs.console import Report
 from dpcnn.runs.tensorboard import writer_class
 from dpcnn.training.resume import Start, choose_config, find_start
@@ -72,6 +74,17 @@ def open_run(trainer: Trainer, start: Start, report: Report) -> int:
     return size
 
 
+def survival(comm: SerialComm) -> str:
+    """Whether the run survives the death of ranks; if not, why, and what to do about it."""
+    if comm.survives:
+        return "survives the death of ranks"
+    if os.environ.get(ENABLED):
+        return "the death of a rank ends the run (--survive no)"
+    if comm.library.startswith("Open MPI v5"):
+        return "the death of a rank ends the run; to survive it, type mpirun --with-ft ulfm in place of mpirun"
+    return f"the death of a rank ends the run: {comm.library} can't survive it"
+
+
 def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> list[str]:
     """The lines that a run prints before it trains."""
     config, comm, progress, data = trainer.config, trainer.comm, trainer.progress, trainer.samples.manifest
@@ -82,6 +95,7 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
         f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}",
         f"{config.epochs} epochs of {trainer.steps_per_epoch} steps; batch {config.batch} in microbatches of "
         f"{config.microbatch}; {config.optimizer}, rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
+        *([survival(comm)] if comm.size > 1 else []),
         f"run folder: {start.folder.path}",
     ]
     if start.path:

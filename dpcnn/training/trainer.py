@@ -176,7 +176,7 @@ class Trainer:
     def _adopt(self) -> None:
         """Go on from the state of the team."""
         self._committed = self.state
-        self._to_compare = self._to_save = False
+        self._to_compare, self._to_save, self.weights_sha256 = False, False, ""
         self._out_of_patience = out_of_patience(self.progress, self.config)
         self.record.restart(self.progress)
 
@@ -248,7 +248,7 @@ class Trainer:
         with self.timer("optimizer"):
             now, after = team.shards(state.now), team.shards(state.next)
             team.update(now, after, gradient, step, rate, decision.norm, len(batch), means)
-        team.exchange.share(state.next[PARAMETERS])
+        team.exchange.fetch(state.next[PARAMETERS])
 
         def commit() -> None:
             state.commit()
