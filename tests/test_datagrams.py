@@ -29,6 +29,7 @@ def opened(data: bytes) -> Message | None:
         st.booleans(),
         st.booleans(),
         st.booleans(),
+        st.booleans(),
         st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=1131),
     )
 )

@@ -10,13 +10,14 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.timing import Timer
 from dpcnn.errors import KINDS, DpcnnError, LaunchError
 
 Array = NDArray[Any]
@@ -63,15 +64,20 @@ class SerialComm:
     def __init__(self, library: str = "no MPI library") -> None:
         self.library = library
 
-    def transact(self, action: Callable[[], T]) -> T:
-        """Do an action on all ranks, and return what it returns here, once all have done it.
+    def transact(self, action: Callable[[], T], timer: Timer | None = None) -> T:
+        """Do an action on all ranks, and return its result on this rank, once all have done it.
 
-        Ranks that survive the death of others repeat the action. So it reads what was committed before it, and writes
-        only what is of no use without its result; or what may be written twice.
+        Ranks that survive the death of others repeat the action. So it reads the state committed before it, and writes
+        only memory that is of no use without its result, or data that may be written twice. ``timer`` counts the time
+        until all have done it as waiting.
         """
         result = action()
-        self.commit(True)
+        self._agree(True, timer)
         return result
+
+    def _agree(self, well: bool, timer: Timer | None) -> bool:
+        with timer("waiting") if timer else nullcontext():
+            return self.commit(well)
 
     def on_loss(self, make: Callable[[], None]) -> None:
         """From here on, call ``make`` after each loss, before the action is repeated: what depends on the number of

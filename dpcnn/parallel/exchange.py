@@ -2,7 +2,7 @@
 
 An exchange is used once per step, in this order: :meth:`~Exchange.sum` has this rank's gradients computed, adds up
 those of all ranks, and returns the elements of the sum in ``shard``; the caller updates these elements of the
-parameters; and :meth:`~Exchange.share` sends them to the ranks that do not share its memory.
+parameters; and :meth:`~Exchange.fetch` brings them to the ranks that do not share its memory.
 
 An exchange has no memory that outlives a step: when a rank dies, the others make another one.
 
@@ -38,7 +38,7 @@ class Exchange:
             ranks, each element of the vector occurs exactly once. For what is summed over the whole vector.
         whole: whether the ranks update all elements of the vector together. If not, the rest was on a host whose
             ranks have all died.
-        timer: where the time of ``sum`` and ``share`` goes.
+        timer: where the time of ``sum`` and ``fetch`` goes.
     """
 
     host: SerialComm

@@ -17,6 +17,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
+from dpcnn.base.timing import Timer
 from dpcnn.errors import DpcnnError
 from dpcnn.parallel.comm import Loss, SerialComm
 
@@ -45,9 +46,9 @@ class Surviving(SerialComm):
         self._rebuild: list[Callable[[], None]] = []
         self.losses: list[Loss] = []
 
-    def transact(self, action: Callable[[], T]) -> T:
+    def transact(self, action: Callable[[], T], timer: Timer | None = None) -> T:
         if not self.survives:
-            return super().transact(action)
+            return super().transact(action, timer)
         since, dead = 0.0, list[int]()
         self.repeated = False
         while True:
@@ -63,7 +64,7 @@ class Surviving(SerialComm):
                 fault = raised
             if fault:
                 self.revoke()
-            if self.commit(fault is None):
+            if self._agree(fault is None, timer):
                 break
             since = since or time.monotonic()
             lost = self.shrink()

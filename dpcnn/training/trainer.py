@@ -128,7 +128,7 @@ class Trainer:
             self._size_of_log = self.report.size
             return action()
 
-        result = self.comm.transact(begin)
+        result = self.comm.transact(begin, self.timer)
         self.report.commit(self._size_of_log)
         return result
 
