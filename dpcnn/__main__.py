@@ -38,7 +38,8 @@ def main() -> int:
         print(f"dpcnn: error: no command {printable(name)!r}; {hint}; see dpcnn --help", file=sys.stderr)
         return 2
     module = importlib.import_module("dpcnn.data.__main__" if name == "data" else f"dpcnn.{name}")
-    status: int = module.main(sys.argv[2:])
+    sys.argv[:2] = [f"dpcnn {name}"]
+    status: int = module.main()
     return status
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, add_config_flags, given, override, parse, run
-from dpcnn.config import read_recipe
+from dpcnn.config import Config, read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.comparison import Jobs, scaling, versus
 from dpcnn.evidence.jobs import numbers
@@ -23,7 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     starts_jobs = any(word.startswith(("--scaling", "--versus")) for word in words)
-    return run(lambda comm: bench(comm, words), comm=SerialComm() if starts_jobs else None)
+    numerics = (lambda: chosen(_parser().parse_args()).numerics) if argv is None and not starts_jobs else None
+    return run(lambda comm: bench(comm, words), SerialComm() if starts_jobs else None, numerics)
+
+
+def chosen(options: Namespace) -> Config:
+    """The configuration that is measured."""
+    return override(read_recipe(options.recipe or RECIPE), options)
 
 
 def _parser() -> Parser:
@@ -46,7 +52,7 @@ def bench(comm: SerialComm, words: Sequence[str]) -> int:
     """Measure what the command line asks for, on every rank of ``comm``."""
     with comm.fail_together():
         options = parse(_parser(), words, comm)
-        config = override(read_recipe(options.recipe or RECIPE), options)
+        config = chosen(options)
         counts, batches = check(options)
     say = partial(print, file=sys.stderr, flush=True)
     jobs = Jobs(options.launcher, options.recipe, given(options), config, options.steps, options.rounds, say)

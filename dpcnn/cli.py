@@ -13,6 +13,7 @@ A command is a module with a parser, a function, and one line that connects them
 """
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -25,9 +26,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dpcnn import __version__
+from dpcnn.base import startup
 from dpcnn.config import TYPES, Config, from_dict
 from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, nearest, printable
 from dpcnn.parallel.comm import SerialComm, world
+from dpcnn.parallel.launch import detect
 
 DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit statuses
 
@@ -66,6 +69,7 @@ def run_command(
     parser: Parser,
     argv: Sequence[str] | None = None,
     comm: SerialComm | None = None,
+    numerics: Callable[[argparse.Namespace], str] | None = None,
 ) -> int:
     """Parse a command line, call ``command(comm, options)`` on every rank, and return the exit status.
 
@@ -74,6 +78,7 @@ def run_command(
         parser: the parser of the command line.
         argv: the words after the command's name; None: the words that this process was started with.
         comm: the ranks; None: all ranks of this job.
+        numerics: the numerics of the run that the options mean: see :func:`run`.
     """
 
     def parse_and_call(ranks: SerialComm) -> int:
@@ -81,20 +86,30 @@ def run_command(
             options = parse(parser, argv, ranks)
         return command(ranks, options)
 
-    return run(parse_and_call, comm)
+    wanted = None if argv is not None or numerics is None else lambda: numerics(parser.parse_args())
+    return run(parse_and_call, comm, wanted)
 
 
-def run(command: Callable[[SerialComm], int], comm: SerialComm | None = None) -> int:
+def run(
+    command: Callable[[SerialComm], int], comm: SerialComm | None = None, numerics: Callable[[], str] | None = None
+) -> int:
     """Call a function on all ranks of this job, or of ``comm``, and return the exit status.
 
     A DpcnnError that all ranks raise is one line from rank 0. Any other exception on any rank ends
     the whole job at once, with its traceback.
+
+    Args:
+        numerics: of the run, for a process that was started for this command alone: it restarts where it has others. A
+            DpcnnError is left to the command, which meets it again.
     """
     _escape_what_the_terminal_lacks()
     try:
+        if numerics:
+            startup.restart(_quietly(numerics))
         comm = comm or world()
     except LaunchError as error:
-        if error.speaker:
+        launch = detect(os.environ)
+        if error.speaker and (launch is None or launch.rank == 0):
             tell(error)
         return MISTAKE
     try:
@@ -115,6 +130,15 @@ def run(command: Callable[[SerialComm], int], comm: SerialComm | None = None) ->
         comm.abort(INTERRUPTED)
     except BaseException:
         return _end_by_fault(comm)
+
+
+def _quietly(numerics: Callable[[], str]) -> str | None:
+    """The numerics that are asked for, or None where the command line or a file is wrong, or asks for help."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return numerics()
+    except (DpcnnError, HelpShownError, OSError):
+        return None
 
 
 class PlainOutput(io.TextIOWrapper):

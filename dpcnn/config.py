@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from dpcnn.base.arrays import Shape
 from dpcnn.base.fields import MOST_INTEGER, FieldError, load_toml, name
 from dpcnn.base.files import MOST_RECIPE, read_bytes
+from dpcnn.base.startup import NUMERICS
 from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.models import MODELS, build
@@ -118,6 +119,11 @@ class Config:
     )
     exchange: str = _option(
         "exact", "exact: the same bits on any number of ranks; allreduce: MPI's own sum", choices=("exact", "allreduce")
+    )
+    numerics: str = _option(
+        "native",
+        "native: the fastest kernels of this processor; portable: the same bits on every x86-64 processor with AVX2",
+        choices=NUMERICS,
     )
     checkpoint_every: int = _option(
         0, "steps between checkpoints, in addition to one per epoch; 0: none", least=0, free=True

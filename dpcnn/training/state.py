@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from dpcnn.base.numerics import fingerprint
+from dpcnn.base.numerics import check, fingerprint
 from dpcnn.config import Config
 from dpcnn.errors import CheckpointError, DivergenceError
 from dpcnn.nn.network import Network, Vector
@@ -33,6 +33,7 @@ class State:
     """
 
     def __init__(self, comm: SerialComm, config: Config, network: Network) -> None:
+        check(config.numerics)
         self.comm, self.config, self.network, self.timer = comm, config, network, network.timer
         self.progress = Progress()
         self.exchange = EXCHANGES[config.exchange](comm, network.size, self.timer)
