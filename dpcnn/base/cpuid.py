@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-CPUID = bytes.fromhex("534989d089f889f10fa24189004189580441894808418950 0c5bc3")
+CPUID = bytes.fromhex("534989d089f889f10fa241890041895804418948084189500c5bc3")
 """``void cpuid(uint32 leaf, uint32 subleaf, uint32 registers[4])``: eax, ebx, ecx and edx."""
 
 XGETBV = bytes.fromhex("31c90f01d0c3")
 """``uint32 xgetbv()``: the registers that the operating system saves."""
+
+EXTENDED = 0x80000000
+"""The first leaf of a second range."""
 
 BITS = {  # leaf, register (0: eax), bit
     "fma": (1, 2, 12),
@@ -29,7 +32,7 @@ BITS = {  # leaf, register (0: eax), bit
     "avx512cd": (7, 1, 28),
     "avx512bw": (7, 1, 30),
     "avx512vl": (7, 1, 31),
-    "abm": (0x80000001, 2, 5),  # with lzcnt
+    "abm": (EXTENDED + 1, 2, 5),  # with lzcnt
 }
 """Names as in ``/proc/cpuinfo``."""
 
@@ -46,11 +49,8 @@ def instructions() -> frozenset[str]:
     if os.name != "posix" or os.uname().machine not in ("x86_64", "amd64"):
         return frozenset()
     try:
-        with (
-            machine_code(CPUID, None, *[ctypes.c_void_p] * 3) as cpuid,
-            machine_code(XGETBV, ctypes.c_uint32) as xgetbv,
-        ):
-            return _ask(cpuid, xgetbv)
+        with machine_code(CPUID, None, *[ctypes.c_void_p] * 3) as cpuid, machine_code(XGETBV, ctypes.c_uint32) as saved:
+            return _ask(cpuid, saved)
     except OSError:
         return _told(_cpuinfo())
 
@@ -65,28 +65,25 @@ def machine_code(code: bytes, result: Any, *arguments: Any) -> Iterator[Any]:
         del start
 
 
-def _ask(cpuid: Any, xgetbv: Any) -> frozenset[str]:
+def _ask(cpuid: Any, saved: Any) -> frozenset[str]:
+    """What the processor says, by the two functions of :data:`CPUID` and :data:`XGETBV`."""
+
     def registers(leaf: int) -> list[int]:
         found = (ctypes.c_uint32 * 4)()
         cpuid(leaf, 0, ctypes.addressof(found))
         return list(found)
 
-    most, *vendor = registers(0)
-    leaves = {
-        leaf: registers(leaf) for leaf in {leaf for leaf, _, _ in BITS.values()} if leaf <= most or leaf > 1 << 31
-    }
-    found = {
-        name for name, (leaf, register, bit) in BITS.items() if leaf in leaves and leaves[leaf][register] >> bit & 1
-    }
-    saved = xgetbv() if "osxsave" in found else 0
-    if saved & AVX_STATE != AVX_STATE:
+    most, ebx, ecx, edx = registers(0)
+    vendor = b"".join(part.to_bytes(4, "little") for part in (ebx, edx, ecx)).decode("ascii", "replace")
+    most_extended = registers(EXTENDED)[0]
+    leaves = {leaf: registers(leaf) for leaf, _, _ in BITS.values() if leaf <= most or EXTENDED < leaf <= most_extended}
+    found = {name for name, (leaf, at, bit) in BITS.items() if leaf in leaves and leaves[leaf][at] >> bit & 1}
+    state = saved() if "osxsave" in found else 0
+    if state & AVX_STATE != AVX_STATE:
         found -= AVX
-    if saved & AVX512_STATE != AVX512_STATE:
+    if state & AVX512_STATE != AVX512_STATE:
         found = {name for name in found if not name.startswith("avx512")}
-    ebx, ecx, edx = vendor
-    return frozenset(
-        found | {b"".join(part.to_bytes(4, "little") for part in (ebx, edx, ecx)).decode("ascii", "replace")}
-    )
+    return frozenset({*found, vendor})
 
 
 def _cpuinfo() -> str:

@@ -18,7 +18,7 @@ NUMERICS = ("native", "portable")
 x86-64 processor that has it."""
 
 VARIABLE = "DPCNN_NUMERICS"
-"""Environment variable: the numerics of this process, for programs and notebooks. Commands go by their run's options."""
+"""Environment variable: the numerics of this process, for programs and notebooks. Commands go by their options."""
 
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
