@@ -8,6 +8,7 @@ from dpcnn.errors import nearest, printable
 
 COMMANDS = {
     "train": "train a network",
+    "summary": "show a network's layers, shapes, parameters, operations and memory, before any run",
     "evaluate": "evaluate a checkpoint on test or validation samples",
     "predict": "predict the classes of pictures",
     "plot": "draw the curves of runs, and the first layer",

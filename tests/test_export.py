@@ -43,7 +43,7 @@ def fresh(recipe):
     for name, view in parameters.items():
         if name.endswith((".b", ".mean")):
             view[...] = np.random.default_rng(len(view)).standard_normal(view.shape)
-        if name.startswith("batchnorm") and name.endswith((".w", ".variance")):
+        if "norm" in name and name.endswith((".w", ".variance")):
             view[...] = np.random.default_rng(len(view)).uniform(0.5, 2, view.shape)
     checkpoint = Checkpoint(parameters, {}, Progress(), config, (28, 28, 1), 10, "", "", {})
     return checkpoint, lambda x: network.logits(vector, x).copy()
@@ -70,13 +70,29 @@ def test_onnxruntime_computes_the_same_logits(recipe):
 
 @needs_export
 def test_onnxruntime_knows_every_kind_of_layer():
-    kinds = {"maxpool2d": {"kernel_size": 2}, "avgpool2d": {"kernel_size": 3, "stride": 2}, "dropout": {"p": 0.4}}
-    middle = [kind for kind in KINDS if kind not in ("scale", "conv2d", "flatten", "linear")]
+    kinds = {
+        "maxpool2d": {"kernel_size": 3, "stride": 2, "padding": 1},
+        "avgpool2d": {"kernel_size": 3, "stride": 2, "padding": 1},
+        "dropout": {"p": 0.4},
+        "groupnorm": {"groups": 3},
+        "add": {"with": ["concat1"]},
+        "concat": {"with": ["relu1"]},
+    }
+    last = ("scale", "conv2d", "flatten", "linear", "globalavgpool", "concat", "add")
+    middle = [*(kind for kind in KINDS if kind not in last), "concat", "groupnorm", "add"]
     layers = [
         {"kind": "scale", "low": -1.0, "span": 2.0},
         {"kind": "conv2d", "filters": 6, "kernel_size": [5, 3], "stride": 1, "padding": 2, "bias": True},
+        {"kind": "conv2d", "filters": 6, "kernel_size": 3, "padding": 2, "groups": 6, "dilation": 2},
+        {"kind": "conv2d", "filters": 12, "kernel_size": 3, "padding": 1, "groups": 3},
         *({"kind": kind, **kinds.get(kind, {})} for kind in middle),
         {"kind": "flatten"},
+        {"kind": "linear", "features": 12},
+        {"kind": "layernorm"},
+        {"kind": "groupnorm", "groups": 4, "name": "vectors"},
+        {"kind": "globalavgpool", "input": "add1"},
+        {"kind": "linear", "features": 12},
+        {"kind": "add", "with": ["vectors"]},
         {"kind": "linear", "features": 10},
     ]
     checkpoint, logits = fresh(Config(model="all", layers=layers))

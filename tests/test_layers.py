@@ -8,13 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpcnn.base.rng import SampleRng
+from dpcnn.errors import ConfigError
 from dpcnn.nn import convolution, reference
-from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
-from dpcnn.nn.convolution import POINTS, Im2col, Winograd, choose_algorithm, cook_toom
+from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+from dpcnn.nn.algorithms import choose_algorithm
+from dpcnn.nn.convolution import POINTS, Im2col, Winograd, cook_toom
+from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
-from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
-from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
+from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
+from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
 
 RNG = np.random.default_rng(7)
 EPSILON = 1e-6
@@ -87,6 +90,71 @@ def test_conv2d_gradients(shape, filters, kernel, stride, padding, band, bias, m
     check_gradients(layer, weights, image_batch(18, shape))
 
 
+GROUPED = [  # input H, W, C; filters, kernel, stride, padding, groups, dilation
+    ((5, 6, 4), 3, (1, 1), 2, 0, 1, 1),
+    ((6, 5, 4), 4, (1, 1), 1, 0, 2, 1),
+    ((9, 7, 2), 3, (3, 2), 1, 2, 1, 2),
+    ((9, 9, 8), 2, (3, 3), 2, 3, 1, 3),
+    ((6, 7, 4), 4, (3, 3), 1, 1, 4, 1),
+    ((9, 8, 3), 3, (5, 3), 2, 2, 3, 1),
+    ((9, 8, 3), 3, (3, 3), 2, 2, 3, 2),
+    ((6, 5, 3), 6, (3, 3), 1, 1, 3, 1),
+    ((6, 6, 18), 4, (3, 3), 1, 1, 2, 1),
+]
+
+
+@pytest.mark.parametrize(("shape", "filters", "kernel", "stride", "padding", "groups", "dilation"), GROUPED)
+@pytest.mark.parametrize("band", [1, 1 << 30])
+def test_grouped_and_dilated_convolutions_are_their_definition_and_gradient(
+    shape, filters, kernel, stride, padding, groups, dilation, band, monkeypatch
+):
+    monkeypatch.setattr(convolution, "BAND", band)
+    layer, weights = connected(Conv2d(filters, kernel, stride, padding, True, groups, dilation), shape)
+    x = image_batch(5, shape)
+    y, _ = layer.forward(x, weights)
+    expected = reference.conv2d(x, weights["w"], stride, padding, groups, dilation) + weights["b"]
+    np.testing.assert_allclose(y, expected, rtol=1e-11, atol=1e-11)
+    check_gradients(layer, weights, x)
+
+
+@pytest.mark.parametrize(("groups", "message"), [(3, "the 8 filters, not 3"), (4, "the 6 channels, not 4")])
+def test_groups_divide_channels_and_filters(groups, message):
+    with pytest.raises(ConfigError, match=f"groups: must divide {message}"):
+        Conv2d(8, 3, groups=groups).build((5, 5, 6))
+
+
+@pytest.mark.parametrize("kind", [ReLU, LeakyReLU, GELU, SiLU, LayerNorm, GlobalAvgPool])
+@pytest.mark.parametrize("channels", [1, 6])
+def test_new_layers_gradients(kind, channels):
+    layer, weights = connected(kind(), (3, 4, channels))
+    check_gradients(layer, weights, image_batch(5, (3, 4, channels)))
+
+
+@pytest.mark.parametrize(("groups", "shape"), [(1, (3, 4, 6)), (3, (3, 4, 6)), (6, (3, 4, 6)), (2, (6,))])
+def test_group_norm_is_its_definition_and_its_gradient(groups, shape):
+    layer, weights = connected(GroupNorm(groups, 0.01), shape)
+    x = 3 + 2 * RNG.standard_normal((*shape[:-1], 5, shape[-1]))
+    np.testing.assert_allclose(
+        layer.forward(x, weights)[0], reference.group_norm(x, weights["w"], weights["b"], groups, 0.01), rtol=1e-11
+    )
+    check_gradients(layer, weights, x)
+
+
+def test_layer_norm_normalises_the_channels_of_each_pixel():
+    layer, weights = connected(LayerNorm(0.01), (3, 4, 6))
+    x = image_batch(5, (3, 4, 6))
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 0.01) * weights["w"] + weights["b"]
+    np.testing.assert_allclose(layer.forward(x, weights)[0], expected, rtol=1e-11)
+
+
+def test_activations_at_large_numbers():
+    x = np.array([[-1e4, -30, 0, 30, 1e4]], np.float32)
+    with np.errstate(invalid="raise", divide="raise"):
+        np.testing.assert_allclose(SiLU().forward(x.copy(), {})[0], [[0, 0, 0, 30, 1e4]], atol=1e-5)
+        np.testing.assert_allclose(GELU().forward(x.copy(), {})[0], [[0, 0, 0, 30, 1e4]], atol=1e-5)
+        np.testing.assert_allclose(LeakyReLU(0.1).forward(x.copy(), {})[0], [[-1e3, -3, 0, 30, 1e4]], rtol=1e-6)
+
+
 def convolve(kernel, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     """The output, dw and dx."""
     y, dw, dx = np.empty_like(dy), np.empty_like(w), np.empty_like(x)
@@ -144,10 +212,20 @@ def test_kernels_are_chosen_by_shape_alone():
         ((4, 4, 8), 0, 2),
         ((5, 5, 8), 1, 5),
     ):
-        kernel = choose_algorithm(shape, (3, 3), 1, padding)
+        kernel = choose_algorithm(shape, 16, (3, 3), 1, padding)
         assert isinstance(kernel, Winograd) and kernel.m == m
-    others = [((28, 28, 1), (3, 3), 1, 1), ((8, 8, 16), (3, 3), 2, 1), ((8, 8, 16), (5, 5), 1, 1)]
-    assert all(isinstance(choose_algorithm(*shape), Im2col) for shape in others)
+    for shape, filters, *options in (
+        ((28, 28, 1), 16, (3, 3), 1, 1),
+        ((8, 8, 16), 16, (3, 3), 2, 1),
+        ((8, 8, 16), 16, (5, 5), 1, 1),
+        ((8, 8, 16), 16, (3, 3), 1, 1, 1, 2),
+        ((8, 8, 16), 16, (1, 1), 1, 1),
+    ):
+        assert isinstance(choose_algorithm(shape, filters, *options), Im2col)
+    assert isinstance(choose_algorithm((8, 8, 16), 4, (1, 1), 2), Pointwise)
+    assert isinstance(choose_algorithm((8, 8, 16), 16, (3, 3), 2, 1, 16), Depthwise)
+    assert isinstance(choose_algorithm((8, 8, 16), 32, (3, 3), 2, 1, 16), Grouped)
+    assert isinstance(choose_algorithm((8, 8, 16), 32, (3, 3), 1, 1, 2).kernels[1], Winograd)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -316,3 +394,14 @@ def test_batch_norm_tells_its_statistics_a_sample_and_evaluates_with_the_running
     y, _ = layer.forward(x, weights)
     expected = (x - weights["mean"]) / np.sqrt(weights["variance"] + 1e-5) * weights["w"] + weights["b"]
     np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (2, 2, 1), (3, 1, 1), (5, 3, 2)])
+@pytest.mark.parametrize(
+    ("kind", "definition"), [(MaxPool2d, reference.max_pool2d), (AvgPool2d, reference.avg_pool2d)], ids=["max", "avg"]
+)
+def test_padded_pooling_is_its_definition_and_its_gradient(kind, definition, kernel, stride, padding):
+    layer, _ = connected(kind(kernel, stride, padding), (9, 8, 3))
+    x = image_batch(5, (9, 8, 3))
+    np.testing.assert_allclose(layer.forward(x.copy(), {})[0], definition(x, kernel, stride, padding), rtol=1e-12)
+    check_gradients(layer, {}, x)

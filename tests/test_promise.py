@@ -42,7 +42,9 @@ CONVOLUTIONS = st.builds(
     lambda filters, side, bias: {"kind": "conv2d", "filters": filters, "kernel_size": side, "padding": 1, "bias": bias},
     st.integers(1, 9), st.integers(1, 3), st.booleans(),
 )  # fmt: skip
-BETWEEN = st.sampled_from(["relu", "tanh", "batchnorm", "localresponsenorm"]).map(lambda kind: {"kind": kind})
+KINDS = ["relu", "tanh", "batchnorm", "localresponsenorm", "leakyrelu", "gelu", "silu", "layernorm"]
+BETWEEN = st.sampled_from(KINDS).map(lambda kind: {"kind": kind})
+MERGES = st.sampled_from(["add", "concat"]).map(lambda kind: [{"kind": "relu"}, {"kind": kind, "with": ["block"]}])
 POOLS = st.sampled_from(["maxpool2d", "avgpool2d"]).map(lambda kind: {"kind": kind, "kernel_size": 2})
 HIDDEN = st.integers(1, 40).map(lambda features: [{"kind": "linear", "features": features}, {"kind": "relu"}])
 DROPOUT = st.sampled_from([[], [{"kind": "dropout", "p": 0.3}]])
@@ -54,6 +56,8 @@ def layers(draw) -> list[dict]:
     found = [{"kind": "scale"}]
     for _ in range(draw(st.integers(0, 2))):
         found += [draw(CONVOLUTIONS), draw(BETWEEN)]
+    if draw(st.booleans()):
+        found += [{**draw(BETWEEN), "name": "block"}, *draw(MERGES)]
     found += draw(st.lists(POOLS, max_size=1))
     found += [{"kind": "flatten"}, *draw(st.sampled_from([[], draw(HIDDEN)])), *draw(DROPOUT)]
     return [*found, {"kind": "linear", "bias": draw(st.booleans())}]

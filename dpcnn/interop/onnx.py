@@ -3,7 +3,7 @@
 In the graph, images and feature maps are (N, C, H, W), as ONNX defines its operators.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,14 @@ from dpcnn import __version__
 from dpcnn.base.arrays import Array
 from dpcnn.errors import ConfigError, LaunchError, not_installed
 from dpcnn.interop.metadata import to_metadata
-from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
+from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+from dpcnn.nn.graph import IMAGES
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
-from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
-from dpcnn.nn.pooling import AvgPool2d, MaxPool2d, Pool2d
+from dpcnn.nn.merging import Add, Concat
+from dpcnn.nn.network import Network
+from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
+from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d, Pool2d
 from dpcnn.runs.checkpoint import Checkpoint
 
 OPSET, IR_VERSION = 17, 8
@@ -29,17 +32,20 @@ Weights = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator of ONNX. Its first input is the output of the operator in front of it.
+    """An operator of ONNX.
 
     Attributes:
         kind: its name in ONNX, such as "Conv".
-        constants: its other inputs, in order, by names that are unique within the layer.
+        constants: its last inputs, in order, by names that are unique within the layer.
         attributes: its attributes, as ONNX defines them.
+        takes_x: the input of the layer follows the output of the operator before it; of no use for the first operator
+            of a layer, whose inputs are those of the layer.
     """
 
     kind: str
     constants: Mapping[str, Array] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    takes_x: bool = False
 
 
 def _scale(layer: Scale, weights: Weights) -> list[Operator]:
@@ -52,11 +58,55 @@ def _conv2d(layer: Conv2d, weights: Weights) -> list[Operator]:
     if layer.bias:
         constants["b"] = weights["b"]
     sides = {"kernel_shape": list(layer.kernel_size), "strides": [layer.stride] * 2, "pads": [layer.padding] * 4}
-    return [Operator("Conv", constants, sides)]
+    return [Operator("Conv", constants, {**sides, "group": layer.groups, "dilations": [layer.dilation] * 2})]
 
 
-def _pool(kind: str, layer: Pool2d) -> list[Operator]:
-    return [Operator(kind, {}, {"kernel_shape": [layer.kernel_size] * 2, "strides": [layer.stride] * 2})]
+def _pool(kind: str, layer: Pool2d, **more: int) -> list[Operator]:
+    sides = {"kernel_shape": [layer.kernel_size] * 2, "strides": [layer.stride] * 2, "pads": [layer.padding] * 4}
+    return [Operator(kind, {}, {**sides, **more})]
+
+
+def _scalar(kind: str, name: str, value: float, takes_x: bool = False) -> Operator:
+    return Operator(kind, {name: np.array([value], np.float32)}, takes_x=takes_x)
+
+
+def _gelu(layer: GELU, weights: Weights) -> list[Operator]:
+    times_x = Operator("Mul", takes_x=True)
+    inner = [_scalar("Pow", "two", 2.0), _scalar("Mul", "cubic", 0.044715), _scalar("Add", "one", 1.0), times_x]
+    return [
+        *inner,
+        _scalar("Mul", "factor", (2 / np.pi) ** 0.5),
+        Operator("Tanh"),
+        _scalar("Add", "one too", 1.0),
+        times_x,
+        _scalar("Mul", "half", 0.5),
+    ]
+
+
+def _channelwise(weights: Weights, of_images: bool) -> list[Operator]:
+    """Times "w", plus "b", for each channel."""
+    shape = (-1, 1, 1) if of_images else (-1,)
+    return [Operator("Mul", {"w": weights["w"].reshape(shape)}), Operator("Add", {"b": weights["b"].reshape(shape)})]
+
+
+def _layernorm(layer: LayerNorm, weights: Weights) -> list[Operator]:
+    norm = Operator(
+        "LayerNormalization", {"w": weights["w"], "b": weights["b"]}, {"axis": -1, "epsilon": layer.epsilon}
+    )
+    if len(layer.shape) == 1:
+        return [norm]
+    return [Operator("Transpose", {}, {"perm": [0, 2, 3, 1]}), norm, Operator("Transpose", {}, {"perm": [0, 3, 1, 2]})]
+
+
+def _groupnorm(layer: GroupNorm, weights: Weights) -> list[Operator]:
+    *pixel, C = layer.shape
+    ones, zeros = np.ones(layer.groups, np.float32), np.zeros(layer.groups, np.float32)
+    return [
+        Operator("Reshape", {"groups": np.array([0, layer.groups, -1])}),
+        Operator("InstanceNormalization", {"ones": ones, "zeros": zeros}, {"epsilon": layer.epsilon}),
+        Operator("Reshape", {"channels": np.array([0, C, *pixel])}),
+        *_channelwise(weights, bool(pixel)),
+    ]
 
 
 def _batchnorm(layer: BatchNorm, weights: Weights) -> list[Operator]:
@@ -83,7 +133,15 @@ OPERATORS: dict[type[Layer], Callable[[Any, Weights], list[Operator]]] = {
     Scale: _scale,
     Conv2d: _conv2d,
     MaxPool2d: lambda layer, _: _pool("MaxPool", layer),
-    AvgPool2d: lambda layer, _: _pool("AveragePool", layer),
+    AvgPool2d: lambda layer, _: _pool("AveragePool", layer, count_include_pad=1),
+    GlobalAvgPool: lambda *_: [Operator("GlobalAveragePool"), Operator("Flatten", {}, {"axis": 1})],
+    Add: lambda *_: [Operator("Sum")],
+    Concat: lambda *_: [Operator("Concat", {}, {"axis": 1})],
+    LeakyReLU: lambda layer, _: [Operator("LeakyRelu", {}, {"alpha": layer.negative_slope})],
+    GELU: _gelu,
+    SiLU: lambda *_: [Operator("Sigmoid"), Operator("Mul", takes_x=True)],
+    LayerNorm: _layernorm,
+    GroupNorm: _groupnorm,
     ReLU: lambda *_: [Operator("Relu")],
     Sigmoid: lambda *_: [Operator("Sigmoid")],
     Tanh: lambda *_: [Operator("Tanh")],
@@ -119,29 +177,32 @@ def _graph(checkpoint: Checkpoint) -> Any:
     """The graph, onnx.GraphProto; the outputs of its operators are named x0, x1 and so on."""
     from onnx import TensorProto, helper, numpy_helper
 
+    network = checkpoint.network()
     nodes = [helper.make_node("Transpose", ["images"], ["x0"], perm=[0, 3, 1, 2])]
     constants: list[Any] = []
-    for layer, operator in _operators(checkpoint):
-        named = {f"{layer}.{key}": array for key, array in operator.constants.items()}
-        constants += [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in named.items()]
-        inputs, outputs = [f"x{len(nodes) - 1}", *named], [f"x{len(nodes)}"]
-        nodes.append(helper.make_node(operator.kind, inputs, outputs, **operator.attributes))
-    nodes.append(helper.make_node("Identity", [f"x{len(nodes) - 1}"], ["logits"]))
+    outputs = {IMAGES: "x0"}  # of each layer
+    for number, (name, sources) in enumerate(zip(network.names, network.sources, strict=True)):
+        values = inputs = [outputs[source] for source in sources]
+        for operator in _operators(checkpoint, network, number):
+            named = {f"{name}.{key}": array for key, array in operator.constants.items()}
+            constants += [numpy_helper.from_array(np.ascontiguousarray(array), key) for key, array in named.items()]
+            taken = [*values, *(inputs if operator.takes_x else []), *named]
+            values = [f"x{len(nodes)}"]
+            nodes.append(helper.make_node(operator.kind, taken, values, **operator.attributes))
+        outputs[number] = values[0]
+    nodes.append(helper.make_node("Identity", [outputs[len(network.layers) - 1]], ["logits"]))
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", *checkpoint.image_shape])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", checkpoint.classes])
     return helper.make_graph(nodes, checkpoint.config.model, [images], [logits], constants)
 
 
-def _operators(checkpoint: Checkpoint) -> Iterator[tuple[str, Operator]]:
-    """Each operator in order, with the name of its layer.
+def _operators(checkpoint: Checkpoint, network: Network, number: int) -> list[Operator]:
+    """The operators of a layer.
 
     Raises:
-        ConfigError: a layer has no entry in :data:`OPERATORS`.
+        ConfigError: the layer has no entry in :data:`OPERATORS`.
     """
-    network = checkpoint.network()
-    for name, layer in zip(network.names, network.layers, strict=True):
-        if type(layer) not in OPERATORS:
-            raise ConfigError(f"no ONNX export for {name}; use --format npz")
-        weights = {p.name: checkpoint.parameters[f"{name}.{p.name}"] for p in layer.parameters}
-        for operator in OPERATORS[type(layer)](layer, weights):
-            yield name, operator
+    name, layer = network.names[number], network.layers[number]
+    if type(layer) not in OPERATORS:
+        raise ConfigError(f"no ONNX export for {name}; use --format npz")
+    return OPERATORS[type(layer)](layer, {p.name: checkpoint.parameters[f"{name}.{p.name}"] for p in layer.parameters})

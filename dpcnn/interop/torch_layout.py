@@ -19,8 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
+from dpcnn.errors import ConfigError
+from dpcnn.nn.graph import IMAGES
 from dpcnn.nn.layer import Layer, Parameter
 from dpcnn.nn.layers import Conv2d, Flatten, Linear
+from dpcnn.nn.merging import Concat
 from dpcnn.nn.network import Network
 
 THEIR_NAMES = {"w": "weight", "b": "bias", "mean": "running_mean", "variance": "running_var"}
@@ -74,18 +77,23 @@ It takes the shape of our "w", and the shape (H, W, C) of the pixels that a flat
 
 
 def torch_names(network: Network) -> list[Twin]:
-    """Every parameter of a network, in order."""
-    found: list[Twin] = []
-    pixels: Shape = ()
-    shape = network.input_shape
-    for name, layer in zip(network.names, network.layers, strict=True):
-        if isinstance(layer, Flatten):
-            pixels = shape
-        shape = layer.build(shape)
-        found += [_twin(name, layer, parameter, pixels) for parameter in layer.parameters]
+    """Every parameter of a network, in order.
+
+    Raises:
+        ConfigError: flattened images of several layers meet, which PyTorch orders in another way.
+    """
+    twins: list[Twin] = []
+    pixels: list[Shape] = []  # for each layer, the shape (H, W, C) of the flattened images in its output, or ()
+    for number, (name, layer) in enumerate(zip(network.names, network.layers, strict=True)):
+        flattened = {pixels[source] for source in network.sources[number] if source != IMAGES} - {()}
+        if len(flattened) > 1 or (flattened and isinstance(layer, Concat)):
+            raise ConfigError(f"no PyTorch layout for {name} behind a flatten layer; use --format npz")
+        before = next(iter(flattened), ())
+        twins += [_twin(name, layer, parameter, before) for parameter in layer.parameters]
+        pixels.append(network.input_shapes(number)[0] if isinstance(layer, Flatten) else before)
         if isinstance(layer, Linear):
-            pixels = ()
-    return found
+            pixels[-1] = ()
+    return twins
 
 
 def _twin(name: str, layer: Layer, parameter: Parameter, pixels: Shape) -> Twin:

@@ -6,11 +6,14 @@ import numpy as np
 
 from dpcnn.base.arrays import Array
 from dpcnn.base.rng import SampleRng
+from dpcnn.errors import ConfigError
 from dpcnn.nn.layer import Backward, Layer
 
 
 class ReLU(Layer):
     """max(x, 0), in place of x; its gradient in place of dy."""
+
+    overwrites_input = True
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         positive = self.workspace.array("positive", x.shape, np.dtype(bool))
@@ -27,6 +30,89 @@ class ReLU(Layer):
         zeros = self.workspace.array("zeros", x.shape[-2:], x.dtype)
         zeros[...] = 0
         return zeros
+
+
+class LeakyReLU(Layer):
+    """x where it is positive, else ``negative_slope`` times x; in place of x, and its gradient in place of dy.
+
+    Maas, Hannun and Ng, "Rectifier nonlinearities improve neural network acoustic models" (2013), section 2.
+    """
+
+    overwrites_input = True
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        super().__init__()
+        if not 0 <= negative_slope <= 1:
+            raise ConfigError(f"negative_slope: must be from 0 to 1, not {negative_slope}")
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        slope = self.workspace.array("slope", x.shape, x.dtype)
+        np.copyto(slope, x > 0)
+        np.maximum(slope, x.dtype.type(self.negative_slope), out=slope)
+        x *= slope
+
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
+            return np.multiply(dy, slope, out=dy)
+
+        return x, backward
+
+
+class GELU(Layer):
+    """x (1 + tanh(u)) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3): Hendrycks and Gimpel, "Gaussian error linear units"
+    (2016), section 2, in the form with tanh."""
+
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        y, slope, square = (self.workspace.array(key, x.shape, x.dtype) for key in ("y", "slope", "square"))
+        factor, cubic, half = (x.dtype.type(value) for value in ((2 / np.pi) ** 0.5, 0.044715, 0.5))
+        np.multiply(x, x, out=square)
+        np.multiply(square, cubic, out=y)
+        y += 1
+        y *= x
+        y *= factor
+        t = np.tanh(y, out=y)
+
+        # dy/dx = (1 + t) / 2 + x (1 - t^2) / 2 * factor (1 + 3 cubic x^2)
+        square *= 3 * cubic
+        square += 1
+        square *= factor
+        square *= x
+        np.multiply(t, t, out=slope)
+        np.subtract(1, slope, out=slope)
+        slope *= square
+        slope += t
+        slope += 1
+        slope *= half
+        t += 1
+        t *= x
+        t *= half
+
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
+            return np.multiply(dy, slope, out=dy)
+
+        return y, backward
+
+
+class SiLU(Layer):
+    """x s with s = 1 / (1 + exp(-x)); its slope is s + y (1 - s): Elfwing, Uchibe and Doya, "Sigmoid-weighted linear
+    units" (2018), eq. 2 and 4."""
+
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        y, slope, s = (self.workspace.array(key, x.shape, x.dtype) for key in ("y", "slope", "s"))
+        half = x.dtype.type(0.5)
+        np.multiply(x, half, out=s)
+        np.tanh(s, out=s)
+        s *= half
+        s += half
+        np.multiply(x, s, out=y)
+        np.subtract(1, s, out=slope)
+        slope *= y
+        slope += s
+
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
+            return np.multiply(dy, slope, out=dy)
+
+        return y, backward
 
 
 class Tanh(Layer):

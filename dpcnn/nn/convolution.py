@@ -16,9 +16,6 @@ from dpcnn.base.arrays import Array, Shape, Workspace
 BAND = 1 << 21
 """Bytes of the windows of a band: some rows of the output, one at least."""
 
-WINOGRAD_CHANNELS = 8
-"""With fewer input channels the transforms cost more than the multiplications that they save."""
-
 POINTS = {
     2: (0, 1, -1),
     3: (0.5, -0.5, 1.25, -1.25),
@@ -44,19 +41,12 @@ class Kernel(Protocol):
         """Fill ``dw`` and, unless it is None, ``dx`` from ``dy``; all contiguous."""
 
 
-def choose_algorithm(shape: Shape, kernel_size: tuple[int, int], stride: int, padding: int) -> Kernel:
-    """The fastest kernel for inputs (H, W, C): decided by shape alone, so that the bits are, too."""
-    if kernel_size == (3, 3) and stride == 1 and shape[-1] >= WINOGRAD_CHANNELS:
-        return Winograd(shape, padding)
-    return Im2col(kernel_size, stride, padding)
-
-
 class Im2col:
     """Windows as the rows of a matrix, after Chellapilla, Puri and Simard, "High performance
     convolutional neural networks for document processing" (2006): a product for each row of the output."""
 
-    def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int) -> None:
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+    def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int, dilation: int = 1) -> None:
+        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.workspace = Workspace()
         self.bands: list[tuple[int, int]] = []
         self.columns: list[Array] = []  # for each band
@@ -82,9 +72,10 @@ class Im2col:
 
     def _columns(self, image: Array, lo: int, hi: int, OW: int) -> Array:
         """The windows of some output rows: (hi - lo, OW * N, KH * KW * C)."""
-        (KH, KW), (_, _, N, C), s = self.kernel_size, image.shape, self.stride
-        rows = image[lo * s : (hi - 1) * s + KH]
-        windows = sliding_window_view(rows, (KH, KW), axis=(0, 1))[::s, ::s]  # (.., OW, N, C, KH, KW)
+        (KH, KW), (_, _, N, C), s, d = self.kernel_size, image.shape, self.stride, self.dilation
+        sides = extent(KH, d), extent(KW, d)
+        rows = image[lo * s : (hi - 1) * s + sides[0]]
+        windows = sliding_window_view(rows, sides, axis=(0, 1))[::s, ::s, ..., ::d, ::d]  # (.., OW, N, C, KH, KW)
         n = hi - lo
         if C > 1:
             columns = self.workspace.array(f"columns {lo}", (n, OW, N, KH, KW, C), image.dtype)
@@ -97,13 +88,13 @@ class Im2col:
     def _scatter(self, dy: Array, w: Array, dx: Array) -> None:
         """Fill ``dx``: each output pixel's gradient goes back to the pixels of its window."""
         (H, W, N, C), (OH, OW, _, F), (KH, KW) = dx.shape, dy.shape, self.kernel_size
-        p, s = self.padding, self.stride
+        p, s, d = self.padding, self.stride, self.dilation
         spread = self.workspace.array("spread", (H + 2 * p, W + 2 * p, N, C), dx.dtype)
         spread[...] = 0
         shares = self.workspace.array("shares", (KH, KW, OH, OW, N, C), dx.dtype)
         np.matmul(flat(dy), w.reshape(KH * KW, C, F).transpose(0, 2, 1), out=shares.reshape(KH * KW, -1, C))
         for i, j in np.ndindex(KH, KW):
-            spread[strided(i, OH, s), strided(j, OW, s)] += shares[i, j]
+            spread[strided(i * d, OH, s), strided(j * d, OW, s)] += shares[i, j]
         dx[...] = spread[p : p + H, p : p + W]
 
 
@@ -264,9 +255,14 @@ def bands(rows: int, bytes_a_row: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def output_length(length: int, kernel_size: int, stride: int, padding: int = 0) -> int:
+def extent(kernel_size: int, dilation: int) -> int:
+    """The pixels that a kernel spans along one side, ``dilation`` from one of its positions to the next."""
+    return dilation * (kernel_size - 1) + 1
+
+
+def output_length(length: int, kernel_size: int, stride: int, padding: int = 0, dilation: int = 1) -> int:
     """How many windows fit along one side of an image."""
-    return (length + 2 * padding - kernel_size) // stride + 1
+    return (length + 2 * padding - extent(kernel_size, dilation)) // stride + 1
 
 
 def strided(start: int, count: int, stride: int) -> slice:

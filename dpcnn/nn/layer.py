@@ -59,8 +59,16 @@ class Layer:
     """Whether anything in front of this layer wants its input's gradient; the network decides."""
     takes_integers = False
     """Whether ``forward`` takes pixels of any number type, and not floats alone."""
+    overwrites_input = False
+    """Whether ``forward`` may write its output over ``x``."""
     number = 0
     """Its place in the network, which names its random stream; the network decides."""
+    name = ""
+    """Its name in the network; empty: its kind and a number."""
+    input = ""
+    """The name of the layer whose output it takes; empty: the layer before it."""
+    others: tuple[str, ...] = ()
+    """The names of its other inputs, for layers that merge."""
 
     def __init__(self) -> None:
         self.workspace = Workspace()

@@ -10,7 +10,8 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn.convolution import choose_algorithm, output_length
+from dpcnn.nn.algorithms import choose_algorithm
+from dpcnn.nn.convolution import output_length
 from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Parameter, at_least, at_most
 
 MOST_PADDING = 64
@@ -43,35 +44,47 @@ class Scale(Layer):
 class Conv2d(Layer):
     """Cross-correlation of (H, W, N, C) with F kernels, zeros around the image.
 
-    Weights "w" (KH, KW, C, F) and, with ``bias``, "b" (F,). The way to compute it: see
-    :func:`dpcnn.nn.convolution.choose_algorithm`.
+    Weights "w" (KH, KW, C / groups, F) and, with ``bias``, "b" (F,). Each of ``groups`` groups of filters
+    takes its own group of channels. The pixels under a kernel lie ``dilation`` apart. How it is computed:
+    :func:`dpcnn.nn.algorithms.choose_algorithm`.
     """
 
     def __init__(
-        self, filters: int, kernel_size: int | tuple[int, int], stride: int = 1, padding: int = 0, bias: bool = False
+        self,
+        filters: int,
+        kernel_size: int | tuple[int, int],
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+        groups: int = 1,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         if len(self.kernel_size) != 2:
             raise ConfigError(f"kernel_size: expected a height and a width, not {list(self.kernel_size)}")
         at_least(1, filters=filters, height=self.kernel_size[0], width=self.kernel_size[1], stride=stride)
+        at_least(1, groups=groups, dilation=dilation)
         at_least(0, padding=padding)
         at_most(MOST_PADDING, padding=padding)
         at_most(MOST_KERNEL_SIZE, kernel_size=self.kernel_size[0] * self.kernel_size[1])
+        if filters % groups:
+            raise ConfigError(f"groups: must divide the {filters} filters, not {groups}")
         self.filters, self.stride, self.padding, self.bias = filters, stride, padding, bias
+        self.groups, self.dilation = groups, dilation
 
     def build(self, shape: Shape) -> Shape:
         H, W, C = shape
-        KH, KW = self.kernel_size
-        self.parameters = (Parameter("w", (KH, KW, C, self.filters), KH * KW * C, KH * KW * self.filters),)
+        if C % self.groups:
+            raise ConfigError(f"groups: must divide the {C} channels, not {self.groups}")
+        (KH, KW), c, f = self.kernel_size, C // self.groups, self.filters // self.groups
+        self.parameters = (Parameter("w", (KH, KW, c, self.filters), KH * KW * c, KH * KW * f),)
         if self.bias:
             self.parameters += (Parameter("b", (self.filters,)),)
-        self.algorithm = choose_algorithm(shape, self.kernel_size, self.stride, self.padding)
-        self.output = (
-            output_length(H, KH, self.stride, self.padding),
-            output_length(W, KW, self.stride, self.padding),
-        )
-        self.multiplications = prod(self.output) * KH * KW * C * self.filters
+        sides = self.stride, self.padding
+        self.algorithm = choose_algorithm(shape, self.filters, self.kernel_size, *sides, self.groups, self.dilation)
+        self.output = output_length(H, KH, *sides, self.dilation), output_length(W, KW, *sides, self.dilation)
+        self.multiplications = prod(self.output) * KH * KW * c * self.filters
         self.scratch = 2 * prod(self.output) * KH * KW * C  # im2col's windows, and their gradients
         return *self.output, self.filters
 
@@ -98,6 +111,8 @@ class Dropout(Layer):
     rounded down to a multiple of 1/65536. Units are drawn by seed, epoch and sample, so a sample's mask is the same
     in any batch on any rank.
     """
+
+    overwrites_input = True  # outside training, the output is the input
 
     def __init__(self, p: float) -> None:
         super().__init__()

@@ -5,14 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 from dpcnn.errors import ConfigError, unknown_key
-from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
+from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
+from dpcnn.nn.graph import NAME
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
-from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
-from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
+from dpcnn.nn.merging import Add, Concat
+from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
+from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
 
 Spec = Sequence[Mapping[str, Any]]
 MOST_LAYERS = 1_000
+
+WIRING = ("kind", "name", "input", "with")
+"""The keys of a layer's table that are not options of its kind."""
 
 KINDS: dict[str, type[Layer]] = {
     kind.__name__.lower(): kind
@@ -29,6 +34,14 @@ KINDS: dict[str, type[Layer]] = {
         Dropout,
         Flatten,
         Linear,
+        Add,
+        Concat,
+        GlobalAvgPool,
+        LeakyReLU,
+        GELU,
+        SiLU,
+        LayerNorm,
+        GroupNorm,
     )
 }
 
@@ -92,20 +105,42 @@ def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
     if len(spec) > MOST_LAYERS:
         raise ConfigError(f"{len(spec):,} layers; at most {MOST_LAYERS:,} are supported")
     for number, table in enumerate(spec, 1):
-        options = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items() if key != "kind"}
+        options = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items() if key not in WIRING}
         kind = table.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:
             raise ConfigError(f"layer {number}: no kind {repr(kind)[:40]}; known are {', '.join(KINDS)}")
+        where = f"layer {number} ({kind})"
         if kind == "linear":
             options.setdefault("features", classes)
-        if kind == "dropout" and not options.setdefault("p", dropout):
+        if kind == "dropout" and not options.setdefault("p", dropout) and "name" not in table:
             continue
-        check(options, KINDS[kind], f"layer {number} ({kind})")
+        check(options, KINDS[kind], where)
         try:
             layers.append(KINDS[kind](**options))
         except ConfigError as error:
-            raise ConfigError(f"layer {number} ({kind}): {error}") from None
+            raise ConfigError(f"{where}: {error}") from None
+        wire(layers[-1], table, where)
     return layers
+
+
+def wire(layer: Layer, table: Mapping[str, Any], where: str) -> None:
+    """Give a layer its ``name`` and the names of its inputs, ``input`` and ``with``.
+
+    Raises:
+        ConfigError: one of them is not a name.
+    """
+    others = table.get("with", [])
+    others = [others] if isinstance(others, str) else others
+    if not isinstance(others, list | tuple):
+        raise ConfigError(f"{where}: with: expected a list of names, not {repr(others)[:40]}")
+    for key, value in [
+        ("name", table.get("name")),
+        ("input", table.get("input")),
+        *(("with", other) for other in others),
+    ]:
+        if value is not None and not (isinstance(value, str) and NAME.fullmatch(value)):
+            raise ConfigError(f"{where}: {key}: expected letters, digits, - and _, not {repr(value)[:40]}")
+    layer.name, layer.input, layer.others = table.get("name", ""), table.get("input", ""), tuple(others)
 
 
 def check(options: Mapping[str, Any], kind: type[Layer], where: str) -> None:

@@ -1,7 +1,7 @@
-"""A network: layers in a row, over one flat vector of parameters with named views."""
+"""A network: connected layers, over one flat vector of parameters with named views."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
@@ -16,9 +16,11 @@ from dpcnn.base.machine import memory_left
 from dpcnn.base.rng import WEIGHTS, SampleRng, generator
 from dpcnn.base.timing import Timer
 from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.nn.graph import IMAGES, connections, learning, unique_names
 from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.losses import softmax_cross_entropy
+from dpcnn.nn.merging import Merge
 
 Vector = NDArray[np.float32]
 
@@ -57,29 +59,20 @@ class Network:
 
     def __init__(self, input_shape: Shape, layers: Sequence[Layer]) -> None:
         self.input_shape, self.layers, self.names = input_shape, list(layers), unique_names(layers)
-        shape, self.activations = input_shape, 0
+        self.sources = connections(self.layers, self.names)
+        self.users = Counter(source for sources in self.sources for source in sources)
         self.shapes: list[Shape] = []
-        for number, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
+        self.activations = 0
+        for number, layer in enumerate(self.layers):
             layer.number = number
-            try:
-                shape = layer.build(shape)
-            except ValueError:
-                why = "it expects images" if len(shape) == 1 else "pixels need a flatten before a linear layer"
-                raise ConfigError(f"{name} can't take {shape}: {why}") from None
-            if min(shape) < 1:
-                raise ConfigError(f"images of {input_shape} are too small for this model: {name} would give {shape}")
-            self.activations += prod(shape)
-            if self.activations > MOST_ACTIVATIONS:
-                raise ConfigError(
-                    f"the layers up to {name} would give {self.activations:,} numbers for each image; "
-                    f"at most {MOST_ACTIVATIONS:,} are supported"
-                )
-            self.shapes.append(shape)
-        self.classes = prod(shape)
-        if len(shape) > 1 or not any(layer.parameters for layer in self.layers):
-            raise ConfigError(f"the model ends in {shape}: its last layer must be a linear one")
-        self.first = next(i for i, layer in enumerate(self.layers) if layer.parameters)
-        self.layers[self.first].needs_input_grad = False
+            self.shapes.append(self._build(number))
+            self._check_output(number)
+        self.classes = prod(self.shapes[-1])
+        if len(self.shapes[-1]) > 1 or not any(layer.parameters for layer in self.layers):
+            raise ConfigError(f"the model ends in {self.shapes[-1]}: its last layer must be a linear one")
+        self.learning = learning(self.layers, self.sources)
+        for layer, sources in zip(self.layers, self.sources, strict=True):
+            layer.needs_input_grad = any(self.learning[source] for source in sources if source != IMAGES)
         self.parameters = [
             replace(p, name=f"{name}.{p.name}")
             for name, layer in zip(self.names, self.layers, strict=True)
@@ -93,6 +86,31 @@ class Network:
             (end - prod(p.shape), end, p.momentum) for p, end in zip(self.parameters, ends, strict=True) if p.momentum
         ]
         self.timer = Timer()
+
+    def input_shapes(self, number: int) -> list[Shape]:
+        """The shapes of a layer's inputs, without N."""
+        return [self.input_shape if source == IMAGES else self.shapes[source] for source in self.sources[number]]
+
+    def _build(self, number: int) -> Shape:
+        layer, name, shapes = self.layers[number], self.names[number], self.input_shapes(number)
+        try:
+            return layer.merged_shape(shapes) if isinstance(layer, Merge) else layer.build(shapes[0])
+        except ValueError:
+            why = "it expects images" if len(shapes[0]) == 1 else "pixels need a flatten before a linear layer"
+            raise ConfigError(f"{name} can't take {shapes[0]}: {why}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
+
+    def _check_output(self, number: int) -> None:
+        name, shape = self.names[number], self.shapes[number]
+        if min(shape) < 1:
+            raise ConfigError(f"images of {self.input_shape} are too small for this model: {name} would give {shape}")
+        self.activations += prod(shape)
+        if self.activations > MOST_ACTIVATIONS:
+            raise ConfigError(
+                f"the layers up to {name} would give {self.activations:,} numbers for each image; "
+                f"at most {MOST_ACTIVATIONS:,} are supported"
+            )
 
     def initialise(self, seed: int, init: str = "he", std: float = 0.01) -> Vector:
         """First values, by one of :data:`INITS` where there is a fan-in; biases are zero."""
@@ -110,8 +128,12 @@ class Network:
         A multiplication and an addition for each weight at each place: forward, for the weights'
         gradient, and for that of the input, which the first layer does not need.
         """
-        ways = [2 if index == self.first else 3 for index in range(len(self.layers))]
-        return sum(2 * way * layer.multiplications for way, layer in zip(ways, self.layers, strict=True))
+        return sum(2 * (2 + layer.needs_input_grad) * layer.multiplications for layer in self.layers)
+
+    def memory(self, images: int) -> int:
+        """Bytes for the gradient of so many images at once, by an estimate: outputs, their gradients, scratch space."""
+        scratch = sum(layer.scratch for layer in self.layers)
+        return 4 * (images * (3 * self.activations + scratch) + 2 * self.size)
 
     def check_memory(self, images: int, processes: int = 1) -> None:
         """Make sure that so many images at once fit into this machine's memory, on so many processes of it.
@@ -119,8 +141,7 @@ class Network:
         Raises:
             ConfigError: they don't, by an estimate from the layers' outputs, gradients and scratch space.
         """
-        scratch = sum(layer.scratch for layer in self.layers)
-        needed = 4 * processes * (images * (3 * self.activations + scratch) + 2 * self.size) + 32 * self.size
+        needed = processes * self.memory(images) + 32 * self.size
         left = memory_left()
         if needed > left:
             raise ConfigError(
@@ -174,12 +195,55 @@ class Network:
         views = iter(self.views(params).values())
         return [{p.name: next(views) for p in layer.parameters} for layer in self.layers]
 
+    def _forward(
+        self, params: Array, images: Array, rng: SampleRng | None = None
+    ) -> Iterator[tuple[Array, Callable[..., Any]]]:
+        """Each layer's output, valid until the next one, and its function ``backward``, in order."""
+        values: list[Array] = []
+        backward: Callable[..., Any]
+        pixels = self._pixels(images, params.dtype)
+        for layer, sources, own in zip(self.layers, self.sources, self._named(params), strict=True):
+            inputs = [pixels if source == IMAGES else values[source] for source in sources]
+            if isinstance(layer, Merge):
+                y, backward = layer.merge(inputs)
+            else:
+                x = self._own_copy(layer, inputs[0]) if self.users[sources[0]] > 1 else inputs[0]
+                y, backward = layer.forward(x, own, rng)
+            values.append(y)
+            yield y, backward
+
+    def _own_copy(self, layer: Layer, x: Array) -> Array:
+        """``x``, or a copy of it for a layer that writes over its input, which other layers take too."""
+        if not layer.overwrites_input:
+            return x
+        copy = layer.workspace.array("input", x.shape, x.dtype)
+        np.copyto(copy, x)
+        return copy
+
+    def _backward(
+        self, dy: Array, backwards: Sequence[Callable[..., Any]], grads: Sequence[Mapping[str, Array]]
+    ) -> None:
+        """Fill ``grads``. The gradients of a value that several layers take are added up in the order of those layers
+        from the last to the first."""
+        arrived = {len(self.layers) - 1: dy}
+        for number in range(len(self.layers) - 1, -1, -1):
+            layer, sources = self.layers[number], self.sources[number]
+            if not self.learning[number]:
+                continue
+            dy = arrived.pop(number)
+            inputs = backwards[number](dy) if isinstance(layer, Merge) else [backwards[number](dy, grads[number])]
+            for source, dx in zip(sources, inputs, strict=True):
+                if source == IMAGES or not self.learning[source]:
+                    continue
+                if source in arrived:
+                    arrived[source] += dx
+                else:
+                    arrived[source] = dx
+
     def logits(self, params: Array, images: Array) -> Array:
         """The last layer's output, (N, classes), for images (N, *input_shape); valid until the next call."""
         with ufunc_buffer(UFUNC_BUFFER):
-            x = self._pixels(images, params.dtype)
-            for layer, weights in zip(self.layers, self._named(params), strict=True):
-                x, _ = layer.forward(x, weights)
+            *_, (x, _) = self._forward(params, images)
             return x
 
     def gradient(
@@ -200,19 +264,11 @@ class Network:
         """
         with ufunc_buffer(UFUNC_BUFFER):
             with self.timer("forward"):
-                x, backwards = self._pixels(images, params.dtype), []
-                for layer, weights in zip(self.layers, self._named(params), strict=True):
-                    x, backward = layer.forward(x, weights, rng)
-                    backwards.append(backward)
+                *_, (x, _) = steps = list(self._forward(params, images, rng))
                 losses, dy = softmax_cross_entropy(x, labels, smoothing)
                 correct = int((x.argmax(axis=1) == labels).sum())
             with self.timer("backward"):
-                gradients = self._named(out)
-                for index in range(len(backwards) - 1, self.first, -1):
-                    dx = backwards[index](dy, gradients[index])
-                    assert dx is not None, "only the first layer with weights has no dx"
-                    dy = dx
-                backwards[self.first](dy, gradients[self.first])
+                self._backward(dy, [backward for _, backward in steps], self._named(out))
             return float(losses.sum(dtype=np.float64)), correct
 
     def outputs(self, params: Array, images: Array) -> Iterator[tuple[str, dict[str, Array], Array]]:
@@ -220,10 +276,9 @@ class Network:
 
         An output is valid until the next one is asked for.
         """
-        x = self._pixels(images, params.dtype)
-        for name, layer, weights in zip(self.names, self.layers, self._named(params), strict=True):
-            x, _ = layer.forward(x, weights)
-            yield name, weights, x
+        outputs = self._forward(params, images)
+        for name, weights, (output, _) in zip(self.names, self._named(params), outputs, strict=True):
+            yield name, weights, output
 
     def first_not_finite(self, params: Array, images: Array) -> str | None:
         """The first layer, in order, whose weights or output for ``images`` are not all finite."""
@@ -242,14 +297,3 @@ def ufunc_buffer(size: int) -> Iterator[None]:
         yield
     finally:
         np.setbufsize(before)
-
-
-def unique_names(layers: Sequence[Layer]) -> list[str]:
-    """The layers' kinds, each numbered from 1: conv2d1, maxpool2d1, relu1, conv2d2, ..."""
-    seen: Counter[str] = Counter()
-    names = []
-    for layer in layers:
-        kind = type(layer).__name__.lower()
-        seen[kind] += 1
-        names.append(f"{kind}{seen[kind]}")
-    return names

@@ -78,6 +78,92 @@ class BatchNorm(Layer):
         return y, backward
 
 
+class SampleNorm(Layer):
+    """y = (x - mean) / sqrt(variance + epsilon) * w + b, with the mean and variance of parts of one sample.
+
+    Unlike those of :class:`BatchNorm`, they depend neither on the microbatch nor on training or evaluation.
+
+    Parameters "w" and "b", each (C,).
+    """
+
+    def __init__(self, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        if not epsilon > 0:
+            raise ConfigError(f"epsilon: must be above 0, not {epsilon}")
+        self.epsilon = epsilon
+
+    def build(self, shape: Shape) -> Shape:
+        self.shape, C = shape, shape[-1:]
+        self.parameters = (Parameter("w", C, initial_value=1.0), Parameter("b", C))
+        return shape
+
+    def means(self, values: Array) -> Array:
+        """The means of the parts of each sample, of a shape that broadcasts to that of :meth:`parted` values."""
+        raise NotImplementedError
+
+    def parted(self, x: Array) -> Array:
+        """A view of (H, W, N, C) or (N, C) in which the parts of a sample have axes of their own."""
+        raise NotImplementedError
+
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        normal, y = (self.workspace.array(key, x.shape, x.dtype) for key in ("normal", "y"))
+        z, parts = self.parted(normal), self.parted(x)
+        np.subtract(parts, self.means(parts), out=z)
+        deviation = np.sqrt(self.means(np.square(z, out=self.parted(y))) + self.epsilon)
+        z /= deviation
+        np.multiply(normal, params["w"], out=y)
+        y += params["b"]
+
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
+            """dx = (dz - mean of dz - z * mean of (dz z)) / deviation, with dz = dy * w."""
+            axes = tuple(range(dy.ndim - 1))
+            product = self.workspace.array("product", dy.shape, dy.dtype)
+            np.sum(dy, axis=axes, out=grads["b"])
+            np.sum(np.multiply(dy, normal, out=product), axis=axes, out=grads["w"])
+            product *= params["w"]
+            dy *= params["w"]
+            dz, both = self.parted(dy), self.parted(product)
+            dz -= self.means(dz)
+            dz -= np.multiply(z, self.means(both), out=both)
+            dz /= deviation
+            return dy
+
+        return y, backward
+
+
+class LayerNorm(SampleNorm):
+    """Normalisation over the channels, at each pixel of a sample: Ba, Kiros and Hinton, "Layer normalization" (2016),
+    eq. 4; on images as in Liu et al., "A ConvNet for the 2020s" (2022), section 2.6."""
+
+    def means(self, values: Array) -> Array:
+        return np.asarray(values.mean(axis=-1, keepdims=True))
+
+    def parted(self, x: Array) -> Array:
+        return x
+
+
+class GroupNorm(SampleNorm):
+    """Normalisation over all pixels of each of ``groups`` groups of channels: Wu and He, "Group normalization" (2018),
+    eq. 7."""
+
+    def __init__(self, groups: int, epsilon: float = 1e-5) -> None:
+        super().__init__(epsilon)
+        at_least(1, groups=groups)
+        self.groups = groups
+
+    def build(self, shape: Shape) -> Shape:
+        if shape[-1] % self.groups:
+            raise ConfigError(f"groups: must divide the {shape[-1]} channels, not {self.groups}")
+        return super().build(shape)
+
+    def means(self, values: Array) -> Array:
+        return np.asarray(values.mean(axis=(0, 3), keepdims=True))  # (pixels, N, groups, C / groups)
+
+    def parted(self, x: Array) -> Array:
+        *pixel, N, C = x.shape
+        return x.reshape(prod(pixel), N, self.groups, C // self.groups)
+
+
 def channel_sums(rows: Array, channels: int) -> Array:
     """The sum of each channel, (C,), of rows (L, N * C)."""
     sums: Array = rows.sum(axis=0).reshape(-1, channels).sum(axis=0)

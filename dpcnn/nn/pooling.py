@@ -11,18 +11,37 @@ from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, at_least, at_most
 
 
 class Pool2d(Layer):
-    """What pooling layers share: windows of ``kernel_size`` by ``kernel_size``, ``stride`` apart."""
+    """Windows of ``kernel_size`` by ``kernel_size``, ``stride`` apart, over images with ``padding`` on all sides."""
 
-    def __init__(self, kernel_size: int, stride: int | None = None) -> None:
+    def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0) -> None:
         super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding = padding
         at_least(1, kernel_size=self.kernel_size, stride=self.stride)
         at_most(MOST_KERNEL_SIZE, kernel_size=self.kernel_size**2)
+        at_least(0, padding=padding)
+        at_most(kernel_size // 2, padding=padding)
 
     def build(self, shape: Shape) -> Shape:
         H, W, C = shape
-        self.output = output_length(H, self.kernel_size, self.stride), output_length(W, self.kernel_size, self.stride)
+        sides = self.kernel_size, self.stride, self.padding
+        self.output = output_length(H, *sides), output_length(W, *sides)
         return *self.output, C
+
+    def padded(self, x: Array, value: float) -> Array:
+        """``x`` itself, or in a border of ``value``."""
+        if not self.padding:
+            return x
+        (H, W, N, C), p = x.shape, self.padding
+        image = self.workspace.array("padded", (H + 2 * p, W + 2 * p, N, C), x.dtype)
+        image[...] = value
+        self.inner(image)[...] = x
+        return image
+
+    def inner(self, image: Array) -> Array:
+        """A padded image without its border."""
+        p = self.padding
+        return image[p : len(image) - p, p : image.shape[1] - p]
 
     def places(self, OH: int, OW: int) -> list[tuple[slice, slice]]:
         """For each place of a window, row by row, the pixels that are there in all windows."""
@@ -31,11 +50,20 @@ class Pool2d(Layer):
             for i, j in np.ndindex(self.kernel_size, self.kernel_size)
         ]
 
+    def without_border(self, dx: Array) -> Array:
+        """The gradient of the image, contiguous, from that of the padded image."""
+        if not self.padding:
+            return dx
+        inner = self.workspace.array("inner", self.inner(dx).shape, dx.dtype)
+        np.copyto(inner, self.inner(dx))
+        return inner
+
 
 class MaxPool2d(Pool2d):
     """The largest value of each window; its gradient goes to the first place that holds it."""
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        x = self.padded(x, -np.inf)
         H, W, N, C = x.shape
         OH, OW = self.output
         first, *others = self.places(OH, OW)
@@ -63,15 +91,16 @@ class MaxPool2d(Pool2d):
                 dx[first] = untaken
             else:
                 dx[first] += untaken
-            return dx
+            return self.without_border(dx)
 
         return largest, backward
 
 
 class AvgPool2d(Pool2d):
-    """The mean of each window."""
+    """The mean of each window, with the zeros of the border."""
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        x = self.padded(x, 0.0)
         H, W, N, C = x.shape
         OH, OW = self.output
         places = self.places(OH, OW)
@@ -88,6 +117,28 @@ class AvgPool2d(Pool2d):
             dy *= share
             for place in places:
                 dx[place] += dy
+            return self.without_border(dx)
+
+        return y, backward
+
+
+class GlobalAvgPool(Layer):
+    """The mean of each channel over all pixels, (H, W, N, C) to (N, C): Lin, Chen and Yan, "Network in network" (2014),
+    section 3.2."""
+
+    def build(self, shape: Shape) -> Shape:
+        self.pixels, (_, _, C) = shape[0] * shape[1], shape
+        return (C,)
+
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        H, W, N, C = x.shape
+        y = self.workspace.array("y", (N, C), x.dtype)
+        np.sum(x.reshape(H * W, N * C), axis=0, out=y.reshape(N * C))
+        y *= x.dtype.type(1 / self.pixels)
+
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
+            dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
+            dx[...] = dy * dy.dtype.type(1 / self.pixels)
             return dx
 
         return y, backward

@@ -12,24 +12,31 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-def conv2d(x: Array, w: Array, stride: int = 1, padding: int = 0) -> Array:
-    """y[i,j,n,f] = sum over p,q,c of x[i*stride+p-padding, j*stride+q-padding, n, c] * w[p,q,c,f]."""
+def conv2d(x: Array, w: Array, stride: int = 1, padding: int = 0, groups: int = 1, dilation: int = 1) -> Array:
+    """y[i,j,n,f] = sum over p,q,c of x[i*stride+p*dilation-padding, j*stride+q*dilation-padding, n, c] * w[p,q,c,f].
+
+    With several groups, c runs over the channels of the group of f.
+    """
     KH, KW, _, _ = w.shape
     around = ((padding, padding), (padding, padding), (0, 0), (0, 0))
-    windows = sliding_window_view(np.pad(x, around), (KH, KW), axis=(0, 1))  # (OH', OW', N, C, KH, KW)
-    y: Array = np.einsum("ijncpq,pqcf->ijnf", windows[::stride, ::stride], w)
-    return y
+    sides = dilation * (KH - 1) + 1, dilation * (KW - 1) + 1
+    windows = sliding_window_view(np.pad(x, around), sides, axis=(0, 1))  # (OH', OW', N, C, KH', KW')
+    windows = windows[::stride, ::stride, ..., ::dilation, ::dilation]
+    parts = zip(np.split(windows, groups, axis=3), np.split(w, groups, axis=3), strict=True)
+    return np.concatenate([np.einsum("ijncpq,pqcf->ijnf", *part) for part in parts], axis=-1)
 
 
-def max_pool2d(x: Array, kernel_size: int, stride: int) -> Array:
-    """y[i,j,n,c] = max over p,q < window of x[i*stride+p, j*stride+q, n, c]."""
+def max_pool2d(x: Array, kernel_size: int, stride: int, padding: int = 0) -> Array:
+    """y[i,j,n,c] = max over p,q < kernel_size of x[i*stride+p-padding, j*stride+q-padding, n, c]."""
+    x = np.pad(x, ((padding, padding), (padding, padding), (0, 0), (0, 0)), constant_values=-np.inf)
     windows = sliding_window_view(x, (kernel_size, kernel_size), axis=(0, 1))
     y: Array = windows[::stride, ::stride].max(axis=(-2, -1))
     return y
 
 
-def avg_pool2d(x: Array, kernel_size: int, stride: int) -> Array:
-    """y[i,j,n,c] = mean over p,q < window of x[i*stride+p, j*stride+q, n, c]."""
+def avg_pool2d(x: Array, kernel_size: int, stride: int, padding: int = 0) -> Array:
+    """y[i,j,n,c] = mean over p,q < kernel_size of x[i*stride+p-padding, j*stride+q-padding, n, c], 0 outside."""
+    x = np.pad(x, ((padding, padding), (padding, padding), (0, 0), (0, 0)))
     windows = sliding_window_view(x, (kernel_size, kernel_size), axis=(0, 1))
     y: Array = windows[::stride, ::stride].mean(axis=(-2, -1))
     return y
@@ -61,3 +68,13 @@ def adam(p: Array, m: Array, v: Array, g: Array, t: int, lr: float, b1: float, b
     m[...] = b1 * m + (1 - b1) * g
     v[...] = b2 * v + (1 - b2) * g**2
     p -= lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + epsilon)
+
+
+def group_norm(x: Array, w: Array, b: Array, groups: int, epsilon: float) -> Array:
+    """y[..,n,c] = (x[..,n,c] - mean) / sqrt(variance + epsilon) * w[c] + b[c], over all pixels of c's group in n."""
+    parts = []
+    for part in np.split(x, groups, axis=-1):
+        axes = (*range(x.ndim - 2), -1)
+        parts.append((part - part.mean(axes, keepdims=True)) / np.sqrt(part.var(axes, keepdims=True) + epsilon))
+    y: Array = np.concatenate(parts, axis=-1) * w + b
+    return y

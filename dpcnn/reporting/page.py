@@ -159,8 +159,8 @@ def times_of(rank: Table) -> list[str]:
 def layers_table(checkpoint: Checkpoint) -> str:
     """The network's layers, the shapes of their outputs, and the numbers of their parameters."""
     network = checkpoint.network()
-    rows, shape = [], network.input_shape
-    for name, layer in zip(network.names, network.layers, strict=True):
-        shape = layer.build(shape)
-        rows.append([name, " x ".join(map(str, shape)), f"{sum(prod(p.shape) for p in layer.parameters):,}"])
+    rows = [
+        [name, " x ".join(map(str, shape)), f"{sum(prod(p.shape) for p in layer.parameters):,}"]
+        for name, layer, shape in zip(network.names, network.layers, network.shapes, strict=True)
+    ]
     return table(["layer", "output", "parameters"], rows)

@@ -1,0 +1,69 @@
+"""How the layers of a network are connected: a list in which each layer names the layers before it that it takes."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from dpcnn.errors import ConfigError
+from dpcnn.nn.layer import Layer
+from dpcnn.nn.merging import Merge
+
+IMAGES = -1
+"""In place of the number of a layer: the network's input."""
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+
+
+def unique_names(layers: Sequence[Layer]) -> list[str]:
+    """The names of the layers: their own, or their kinds, each numbered from 1: conv2d1, relu1, conv2d2, ...
+
+    Raises:
+        ConfigError: two layers have one name.
+    """
+    seen: Counter[str] = Counter()
+    names = []
+    for layer in layers:
+        kind = type(layer).__name__.lower()
+        seen[kind] += 1
+        names.append(layer.name or f"{kind}{seen[kind]}")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ConfigError(f"{count} layers have the name {name}; give them other names")
+    return names
+
+
+def connections(layers: Sequence[Layer], names: Sequence[str]) -> list[tuple[int, ...]]:
+    """For each layer, the numbers of the layers whose outputs are its inputs; :data:`IMAGES` for the first.
+
+    Raises:
+        ConfigError: a layer names no layer before it, has too many inputs or too few, or its output is used nowhere.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    sources: list[tuple[int, ...]] = []
+    for number, layer in enumerate(layers):
+        first = _before(number, layer.input, names, numbers) if layer.input else number - 1
+        inputs = [first, *[_before(number, name, names, numbers) for name in layer.others]]
+        if isinstance(layer, Merge) != (len(inputs) > 1):
+            why = "needs with = [...], its other inputs" if isinstance(layer, Merge) else "takes one input, and no with"
+            raise ConfigError(f"{names[number]} {why}")
+        sources.append(tuple(inputs))
+    used = {source for inputs in sources for source in inputs}
+    for number in range(len(layers) - 1):
+        if number not in used:
+            raise ConfigError(f"no layer uses the output of {names[number]}; name it in input or with, or delete it")
+    return sources
+
+
+def _before(number: int, name: str, names: Sequence[str], numbers: dict[str, int]) -> int:
+    source = numbers.get(name, number)
+    if source >= number:
+        raise ConfigError(f"{names[number]}: there is no layer {name!r} before it")
+    return source
+
+
+def learning(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> list[bool]:
+    """For each layer, whether it or any layer in front of it has parameters, so that its output needs a gradient."""
+    needed: list[bool] = []
+    for layer, inputs in zip(layers, sources, strict=True):
+        needed.append(bool(layer.parameters) or any(needed[source] for source in inputs if source != IMAGES))
+    return needed

@@ -1,0 +1,75 @@
+"""Layers that take the outputs of several layers. Shapes: see layer.py."""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from dpcnn.base.arrays import Array, Shape
+from dpcnn.errors import ConfigError
+from dpcnn.nn.layer import Layer
+
+Split = Callable[[Array], Sequence[Array]]
+
+
+class Merge(Layer):
+    """A layer of several inputs without parameters: the layer before it, or ``input``, and those named by ``with``."""
+
+    def merged_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """The shape of the output, without N, for the shapes of the inputs.
+
+        Raises:
+            ConfigError: the shapes do not fit each other.
+        """
+        raise NotImplementedError
+
+    def merge(self, inputs: Sequence[Array]) -> tuple[Array, Split]:
+        """The output for ``inputs``, and the function ``backward(dy) -> [dx, ...]``: an array of its own per input."""
+        raise NotImplementedError
+
+
+class Add(Merge):
+    """The sum of inputs of one shape: the shortcut of He et al., "Deep residual learning" (2016), eq. 1."""
+
+    def merged_shape(self, shapes: Sequence[Shape]) -> Shape:
+        if len(set(shapes)) > 1:
+            raise ConfigError(f"its inputs must have one shape, not {', '.join(map(str, shapes))}")
+        return shapes[0]
+
+    def merge(self, inputs: Sequence[Array]) -> tuple[Array, Split]:
+        first, second, *others = inputs
+        y = np.add(first, second, out=self.workspace.array("y", first.shape, first.dtype))
+        for x in others:
+            y += x
+
+        def backward(dy: Array) -> list[Array]:
+            copies = self.workspace.array("copies", (len(inputs) - 1, *dy.shape), dy.dtype)
+            copies[...] = dy
+            return [dy, *copies]
+
+        return y, backward
+
+
+class Concat(Merge):
+    """The channels of all inputs, one after the other: Huang et al., "Densely connected convolutional networks" (2017),
+    eq. 2."""
+
+    def merged_shape(self, shapes: Sequence[Shape]) -> Shape:
+        if len({shape[:-1] for shape in shapes}) > 1:
+            raise ConfigError(f"its inputs must agree in height and width, not {', '.join(map(str, shapes))}")
+        return *shapes[0][:-1], sum(shape[-1] for shape in shapes)
+
+    def merge(self, inputs: Sequence[Array]) -> tuple[Array, Split]:
+        ends = list(accumulate((x.shape[-1] for x in inputs), initial=0))
+        y = self.workspace.array("y", (*inputs[0].shape[:-1], ends[-1]), inputs[0].dtype)
+        np.concatenate(inputs, axis=-1, out=y)
+
+        def backward(dy: Array) -> list[Array]:
+            gradients = []
+            for number, (start, end) in enumerate(pairwise(ends)):
+                dx = self.workspace.array(f"dx{number}", (*dy.shape[:-1], end - start), dy.dtype)
+                np.copyto(dx, dy[..., start:end])
+                gradients.append(dx)
+            return gradients
+
+        return y, backward

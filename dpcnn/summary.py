@@ -1,0 +1,84 @@
+"""Show the layers of a network before any run: python -m dpcnn.summary RECIPE"""
+
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from math import prod
+
+from dpcnn.base.arrays import Shape
+from dpcnn.base.text import text
+from dpcnn.cli import DONE, Parser, run_command
+from dpcnn.config import Config, read_recipe
+from dpcnn.data.dataset import find_data
+from dpcnn.data.shards import read_manifest
+from dpcnn.errors import ConfigError
+from dpcnn.nn.graph import IMAGES
+from dpcnn.nn.network import Network
+from dpcnn.parallel.comm import SerialComm
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return run_command(command, make_parser(), argv, SerialComm())
+
+
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
+    parser = Parser(prog="dpcnn.summary", description=__doc__)
+    parser.add_argument("recipe", metavar="RECIPE", help="the name of a recipe, or a TOML file")
+    parser.add_argument("--images", metavar="HxWxC", help="the shape of the images (default that of the recipe's data)")
+    parser.add_argument("--classes", type=int, default=10, help="the number of classes with --images (default 10)")
+    return parser
+
+
+def command(comm: SerialComm, options: Namespace) -> int:
+    """Print the table of the layers, and the totals."""
+    config = read_recipe(options.recipe)
+    network = config.network(*images_and_classes(config, options))
+    print(text(("layer", "inputs", "output", "parameters", "MFLOP"), [*rows(network)]))
+    memory = network.memory(config.microbatch) / 1e6
+    print(
+        f"\n{network.size:,} parameters, {4 * network.size / 1e6:.1f} MB; "
+        f"{network.flops / 1e6:,.1f} MFLOP per image and gradient; "
+        f"up to {memory:,.0f} MB per rank for a microbatch of {config.microbatch} images"
+    )
+    return DONE
+
+
+def images_and_classes(config: Config, options: Namespace) -> tuple[Shape, int]:
+    """The shape (H, W, C) of the images and the number of classes, as given or as in the data set of the recipe.
+
+    Raises:
+        ConfigError: the shape has another form.
+        DataError: the data set of the recipe is not there.
+    """
+    if not options.images:
+        manifest = read_manifest(find_data(config.data))
+        return manifest.image_shape, manifest.classes
+    if not re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){2}", options.images):
+        raise ConfigError(f"--images: expected height, width and channels, as in 32x32x3, not {options.images!r}")
+    if not 1 <= options.classes <= 65_535:
+        raise ConfigError(f"--classes: must be from 1 to 65535, not {options.classes}")
+    return tuple(map(int, options.images.split("x"))), options.classes
+
+
+def rows(network: Network) -> list[tuple[str, ...]]:
+    """For each layer: name, inputs, output, number of parameters, and millions of operations forward per image."""
+    names = {IMAGES: "images", **dict(enumerate(network.names))}
+    return [
+        (
+            name,
+            ", ".join(names[source] for source in sources),
+            " x ".join(map(str, shape)),
+            f"{sum(prod(parameter.shape) for parameter in layer.parameters):,}",
+            f"{2 * layer.multiplications / 1e6:.2f}",
+        )
+        for name, layer, sources, shape in zip(
+            network.names, network.layers, network.sources, network.shapes, strict=True
+        )
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Networks whose layers name their inputs: gradients of random graphs, memory that is shared, and mistakes."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpcnn.errors import ConfigError
+from dpcnn.nn.models import build
+from dpcnn.nn.network import Network
+
+SHAPE, CHANNELS, CLASSES = (6, 5, 2), 4, 3
+
+CONVOLUTION = {"kind": "conv2d", "filters": CHANNELS, "kernel_size": 3, "padding": 1, "bias": True}
+KEEPS_SHAPE = [
+    CONVOLUTION,
+    {"kind": "relu"},
+    {"kind": "leakyrelu"},
+    {"kind": "tanh"},
+    {"kind": "gelu"},
+    {"kind": "silu"},
+    {"kind": "batchnorm"},
+    {"kind": "layernorm"},
+    {"kind": "groupnorm", "groups": 2},
+    {"kind": "dropout", "p": 0.0},
+]
+HEAD = [{"kind": "globalavgpool"}, {"kind": "linear", "bias": True}]
+
+
+def as_float64(spec) -> Network:
+    layers = build([{"kind": "scale"}, *spec], CLASSES)
+    layers[0].dtype = np.dtype(np.float64)
+    return Network(SHAPE, layers)
+
+
+@st.composite
+def graphs(draw) -> list[dict]:
+    """Layers of one shape, each with any inputs before it; the outputs that no layer takes are concatenated."""
+    spec, unused = [{**CONVOLUTION, "name": "n0"}], {"n0"}
+    for number in range(1, draw(st.integers(2, 9))):
+        names = [f"n{index}" for index in range(number)]
+        inputs = draw(st.lists(st.sampled_from(names), min_size=2, max_size=3))
+        layer = draw(st.sampled_from([{"kind": "add"}, *KEEPS_SHAPE, *KEEPS_SHAPE]))
+        merged = {"with": inputs[1:]} if layer["kind"] == "add" else {}
+        spec.append({**layer, "name": f"n{number}", "input": inputs[0], **merged})
+        unused = unused - {inputs[0], *merged.get("with", [])} | {f"n{number}"}
+    first, *others = sorted(unused)
+    return [*spec, *([{"kind": "concat", "input": first, "with": others}] if others else []), *HEAD]
+
+
+@settings(max_examples=60, deadline=None)
+@given(spec=graphs(), seed=st.integers(0, 2**32 - 1))
+def test_the_gradient_of_any_graph_by_finite_differences_in_float64(spec, seed):
+    rng = np.random.default_rng(seed)
+    network = as_float64(spec)
+    params = network.initialise(1).astype(np.float64) + 0.1 * rng.standard_normal(network.size)
+    for name, view in network.views(params).items():
+        if name.endswith("variance"):
+            view[...] = 1 + rng.random(view.shape)
+    learned = np.ones(network.size)
+    for start, stop, _ in network.running_stats:
+        learned[start:stop] = 0
+    images, labels = rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
+    gradient, spare = np.full((2, network.size), np.nan)
+    network.gradient(params, images, labels, 0.0, gradient)
+    direction = rng.standard_normal(network.size) * learned
+    losses = [network.gradient(params + t * direction, images, labels, 0.0, spare)[0] for t in (1e-8, -1e-8)]
+    assert (gradient * learned) @ direction == pytest.approx((losses[0] - losses[1]) / 2e-8, rel=1e-5, abs=1e-5)
+
+
+RESIDUAL = [
+    {**CONVOLUTION, "name": "stem"},
+    {"kind": "relu", "name": "a"},
+    CONVOLUTION,
+    {"kind": "batchnorm"},
+    {"kind": "relu"},
+    CONVOLUTION,
+    {"kind": "add", "with": ["a"]},
+    {"kind": "relu"},
+    *HEAD,
+]
+
+
+def test_a_block_with_a_shortcut_is_its_definition():
+    network = as_float64(RESIDUAL)
+    params = network.initialise(3).astype(np.float64)
+    images = np.random.default_rng(3).integers(0, 256, (4, *SHAPE), dtype=np.uint8)
+    outputs = {name: output.copy() for name, _, output in network.outputs(params, images)}
+    shortcut, path = outputs["a"], outputs["conv2d3"]
+    np.testing.assert_array_equal(outputs["relu3"], np.maximum(shortcut + path, 0))
+    np.testing.assert_allclose(outputs["globalavgpool1"], outputs["relu3"].mean(axis=(0, 1)), rtol=1e-12)
+
+
+def test_an_activation_leaves_an_input_alone_that_others_take():
+    network = as_float64(
+        [
+            {**CONVOLUTION, "name": "a"},
+            {"kind": "relu"},
+            {"kind": "add", "with": ["a"]},
+            *HEAD,
+        ]
+    )
+    params = network.initialise(3).astype(np.float64)
+    images = np.random.default_rng(3).integers(0, 256, (4, *SHAPE), dtype=np.uint8)
+    outputs = {name: output.copy() for name, _, output in network.outputs(params, images)}
+    np.testing.assert_array_equal(outputs["add1"], outputs["a"] + np.maximum(outputs["a"], 0))
+
+
+def test_a_name_is_that_of_the_layer_s_parameters():
+    assert [p.name for p in as_float64(RESIDUAL).parameters][:3] == ["stem.w", "stem.b", "conv2d2.w"]
+
+
+MISTAKES = [
+    ([{"kind": "add", "with": ["b"]}, *HEAD], "add1: there is no layer 'b' before it"),
+    ([{"kind": "relu", "input": "relu1"}, *HEAD], "relu1: there is no layer 'relu1' before it"),
+    ([{"kind": "add"}, *HEAD], "add1 needs with = [...], its other inputs"),
+    ([{"kind": "relu", "with": ["scale1"]}, *HEAD], "relu1 takes one input, and no with"),
+    ([{**CONVOLUTION, "name": "a"}, {"kind": "relu", "name": "a"}, *HEAD], "2 layers have the name a"),
+    ([CONVOLUTION, {"kind": "relu", "input": "scale1"}, *HEAD], "no layer uses the output of conv2d1"),
+    ([CONVOLUTION, {"kind": "add", "with": ["scale1"]}, *HEAD], "add1: its inputs must have one shape, not (6, 5, 4)"),
+    (
+        [{"kind": "maxpool2d", "kernel_size": 2}, {"kind": "concat", "with": "scale1"}, *HEAD],
+        "concat1: its inputs must agree in height and width, not (3, 2, 2), (6, 5, 2)",
+    ),
+    ([{"kind": "relu", "name": "a.b"}, *HEAD], "layer 2 (relu): name: expected letters, digits, - and _, not 'a.b'"),
+    ([{"kind": "add", "with": [1]}, *HEAD], "layer 2 (add): with: expected letters, digits, - and _, not 1"),
+    ([{"kind": "add", "with": 1}, *HEAD], "layer 2 (add): with: expected a list of names, not 1"),
+    ([{"kind": "groupnorm", "groups": 3}, *HEAD], "groupnorm1: groups: must divide the 2 channels, not 3"),
+    ([{"kind": "leakyrelu", "negative_slope": 2.0}, *HEAD], "negative_slope: must be from 0 to 1, not 2.0"),
+    ([{"kind": "layernorm", "epsilon": 0.0}, *HEAD], "epsilon: must be above 0, not 0.0"),
+]
+
+
+@pytest.mark.parametrize(("spec", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
+def test_a_mistake_in_a_graph_is_named(spec, message):
+    with pytest.raises(ConfigError) as error:
+        as_float64(spec)
+    assert message in str(error.value)
