@@ -4,12 +4,14 @@ Every optimizer is elementwise: each element's update depends on that element al
 may update any slice of the vector, with the bits that a rank alone would get.
 """
 
+from math import sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.base.arrays import zeros
+from dpcnn.base.elementary import whole_power
 
 Vector = NDArray[Any]
 
@@ -60,7 +62,7 @@ class Adam(Optimizer):
 
     def _update(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         m, v, a, b = arrays
-        correction = (1 - self.beta2**step) ** 0.5
+        correction = sqrt(1 - whole_power(self.beta2, step))
         np.multiply(g, scale * (1 - self.beta1), out=a)
         m *= self.beta1
         m += a
@@ -71,7 +73,7 @@ class Adam(Optimizer):
         np.sqrt(v, out=b)
         b += self.epsilon * correction
         np.divide(m, b, out=a)
-        a *= lr * correction / (1 - self.beta1**step)
+        a *= lr * correction / (1 - whole_power(self.beta1, step))
         p -= a
 
 
