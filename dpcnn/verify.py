@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from dpcnn.base import startup
 from dpcnn.base.files import write_file
+from dpcnn.base.numerics import check as startup_check
 from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run
 from dpcnn.errors import ConfigError
+from dpcnn.evidence import golden
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.proof import Training, differences, receipt, run_all, table, verdict
 from dpcnn.parallel.comm import SerialComm
@@ -18,7 +21,19 @@ from dpcnn.parallel.launch import check_starter, usual_launcher
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0 if all runs agree, 1 if not."""
-    return run(lambda _: verify(_parser().parse_args(argv)), comm=SerialComm())
+    numerics = (lambda: _numerics(_parser().parse_args())) if argv is None else None
+    return run(lambda _: _chosen(_parser().parse_args(argv)), SerialComm(), numerics)
+
+
+def _numerics(options: Namespace) -> str:
+    """The numerics that this process needs: it computes the golden hashes itself."""
+    return getattr(options, "numerics", "portable") if options.golden is not None else startup.numerics
+
+
+def _chosen(options: Namespace) -> int:
+    if options.golden is not None:
+        return verify_golden(options)
+    return verify_against(options) if options.against else verify(options)
 
 
 def _parser() -> Parser:
@@ -32,6 +47,19 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--receipt", type=Path, default=Path("verify.json"), help="file for the results (default verify.json)"
+    )
+    parser.add_argument(
+        "--golden",
+        nargs="*",
+        metavar="TRAINING",
+        help="compare these short trainings with the table of the package, on one rank, with portable numerics "
+        "(default: all of them; a wrong name lists them)",
+    )
+    parser.add_argument(
+        "--write-golden", action="store_true", help="for developers: with --golden, write the table of the package"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="RECEIPT", help="compare with a receipt from another machine, in all steps"
     )
     parser.add_argument("--recipe", metavar="NAME|FILE", help="the options to start from (default simple-cnn)")
     add_config_flags(parser)
@@ -49,6 +77,25 @@ def verify(options: Namespace) -> int:
     write_file(options.receipt, json.dumps(receipt(outcomes, different), indent=1).encode() + b"\n")
     print(f"{verdict(different)}; receipt: {options.receipt}")
     return FAULT if any(different) else DONE
+
+
+def verify_golden(options: Namespace) -> int:
+    """Compare short trainings with the table of the package, or write the table."""
+    startup_check(getattr(options, "numerics", "portable"))
+    found = golden.train_all(options.golden, partial(print, flush=True))
+    if options.write_golden:
+        golden.write_table(found)
+        print(f"{golden.TABLE}: the hashes of {len(found)} trainings, {startup.numerics}")
+        return DONE
+    entry = golden.read_table().get(startup.numerics, {})
+    different = golden.compare(entry.get("runs", {}), found)
+    print(golden.report(different, entry))
+    return FAULT if any(different.values()) else DONE
+
+
+def verify_against(options: Namespace) -> int:
+    """Repeat the training of a receipt on this machine, and compare the hashes of all parameters after each step."""
+    raise NotImplementedError
 
 
 def _counts(options: Namespace) -> list[int]:
