@@ -9,12 +9,12 @@ from pathlib import Path
 
 from dpcnn.base import startup
 from dpcnn.base.files import write_file
-from dpcnn.base.numerics import check as startup_check
+from dpcnn.base.numerics import check
 from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run
 from dpcnn.errors import ConfigError
-from dpcnn.evidence import golden
+from dpcnn.evidence import golden, receipts
 from dpcnn.evidence.jobs import numbers
-from dpcnn.evidence.proof import Training, differences, receipt, run_all, table, verdict
+from dpcnn.evidence.proof import Training, differences, run_all, table, verdict
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 
@@ -31,6 +31,8 @@ def _numerics(options: Namespace) -> str:
 
 
 def _chosen(options: Namespace) -> int:
+    if options.write_golden and options.golden is None:
+        raise ConfigError("--write-golden: give it with --golden")
     if options.golden is not None:
         return verify_golden(options)
     return verify_against(options) if options.against else verify(options)
@@ -74,14 +76,14 @@ def verify(options: Namespace) -> int:
     outcomes = run_all(training, counts, partial(print, flush=True))
     different = differences(outcomes)
     print(table(outcomes, different))
-    write_file(options.receipt, json.dumps(receipt(outcomes, different), indent=1).encode() + b"\n")
+    write_file(options.receipt, json.dumps(receipts.receipt(outcomes, different), indent=1).encode() + b"\n")
     print(f"{verdict(different)}; receipt: {options.receipt}")
     return FAULT if any(different) else DONE
 
 
 def verify_golden(options: Namespace) -> int:
     """Compare short trainings with the table of the package, or write the table."""
-    startup_check(getattr(options, "numerics", "portable"))
+    check(getattr(options, "numerics", "portable"))
     found = golden.train_all(options.golden, partial(print, flush=True))
     if options.write_golden:
         golden.write_table(found)
@@ -95,7 +97,18 @@ def verify_golden(options: Namespace) -> int:
 
 def verify_against(options: Namespace) -> int:
     """Repeat the training of a receipt on this machine, and compare the hashes of all parameters after each step."""
-    raise NotImplementedError
+    counts = numbers("--ranks", options.ranks, "1,2")
+    if options.recipe or given(options).keys() - {"data"}:
+        raise ConfigError("--against: the receipt has the options of its training; of them, only --data may be given")
+    known = receipts.read_receipt(options.against)
+    check_starter("verify", options.launcher)
+    outcomes = receipts.repeat(known, counts, options.launcher, given(options).get("data"), partial(print, flush=True))
+    different, odd = receipts.compare(known, outcomes)
+    print(table(outcomes, different))
+    if odd:
+        print(f"the numerics differ from those on {known.host}: {'; '.join(odd)}")
+    print(verdict(different))
+    return FAULT if any(different) else DONE
 
 
 def _counts(options: Namespace) -> list[int]:

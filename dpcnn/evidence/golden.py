@@ -16,7 +16,7 @@ import numpy as np
 
 from dpcnn.base import startup
 from dpcnn.base.files import write_file
-from dpcnn.base.numerics import describe, fingerprint
+from dpcnn.base.numerics import describe, deviations, fingerprint
 from dpcnn.base.text import text
 from dpcnn.config import from_dict, read_recipe
 from dpcnn.data.dataset import Samples
@@ -55,13 +55,35 @@ OTHER_LAYERS = [
     {"kind": "linear", "bias": True},
 ]
 
+ALL_OPTIONS = {
+    "layers": [
+        {"kind": "scale"},
+        {"kind": "conv2d", "filters": 8, "kernel_size": 3, "padding": 1},
+        {"kind": "maxpool2d", "kernel_size": 2},
+        {"kind": "batchnorm"},
+        {"kind": "relu"},
+        {"kind": "dropout"},
+        {"kind": "conv2d", "filters": 8, "kernel_size": 3, "bias": True},
+        {"kind": "flatten"},
+        {"kind": "linear"},
+    ],
+    "shift": 2,
+    "rotation": 10,
+    "zoom": 0.1,
+    "elastic": 2.0,
+    "dropout": 0.3,
+    "max_grad_norm": 0.5,
+    "ema_decay": 0.9,
+    "init": "normal",
+    "schedule": "one-cycle",
+}
+
 RUNS: dict[str, dict[str, Any]] = {
     **{path.name.removesuffix(".toml"): {} for path in sorted((files("dpcnn") / "recipes").iterdir(), key=str)},
-    **{f"mlp, {optimizer}": {"model": "mlp", "optimizer": optimizer} for optimizer in OPTIMIZERS},
-    "small-cnn, clipped": {"model": "small-cnn", "max_grad_norm": 0.5, "dropout": 0.3, "elastic": 2.0, "init": "normal"},
-    "mlp, one-cycle": {"model": "mlp", "schedule": "one-cycle", "init": "glorot", "ema_decay": 0.9},
-    "mlp, exponential": {"model": "mlp", "schedule": "exponential", "epochs": 1},
-    "other layers": {"model": "other", "layers": OTHER_LAYERS, "microbatch": 20},
+    **{optimizer: {"model": "mlp", "optimizer": optimizer, "init": "glorot"} for optimizer in OPTIMIZERS},
+    "mlp": {"model": "mlp", "schedule": "exponential"},
+    "all-options": {"model": "all options", **ALL_OPTIONS},
+    "other-layers": {"model": "other layers", "layers": OTHER_LAYERS, "microbatch": 20},
 }
 """The trainings by name, with the options that replace those of the recipe of this name, or of the default recipe."""
 
@@ -117,7 +139,13 @@ def read_table() -> dict[str, Any]:
 
 
 def write_table(found: Mapping[str, Hashes]) -> None:
-    """Write the hashes of this process's numerics into the table."""
+    """Write the hashes of this process's numerics into the table.
+
+    Raises:
+        ConfigError: these are not all, or not those of portable numerics on any machine.
+    """
+    if found.keys() != RUNS.keys() or deviations():
+        raise ConfigError(f"--write-golden: the table needs all trainings, by a pinned NumPy; {deviations()}")
     table = read_table() | {startup.numerics: {"fingerprint": fingerprint(), "runs": found}}
     write_file(TABLE, json.dumps(table, indent=0, sort_keys=True).encode() + b"\n")
 
