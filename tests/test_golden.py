@@ -1,6 +1,7 @@
 """The golden hashes: they hold, and a change of bits is found; receipts of other machines."""
 
 import json
+import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_other_numerics_than_the_table_s_are_named(pinned):
     kernels = {"OPENBLAS_CORETYPE": "Sandybridge"}
     result = run(0, "-m", "dpcnn.verify", "--golden", "mlp", "--numerics", "native", env=kernels)
     assert result.status == 1 and "the numerics differ from those of the table: blas openblas" in result.out
-    assert "step 1, linear1.w" in result.out and result.out.splitlines()[-1] == "FAIL"
+    assert "step 1, linear1." in result.out and result.out.splitlines()[-1] == "FAIL"
 
 
 @pytest.mark.parametrize(
@@ -78,16 +79,21 @@ MUTANTS = {
     "a constant of Adam": ("adam", "optim/optimizers.py", "0.9, 0.999, 1e-8", "0.9, 0.9991, 1e-8"),
     "the epsilon of Adam": ("adam", "optim/optimizers.py", "0.9, 0.999, 1e-8", "0.9, 0.999, 2e-8"),
     "a rounding of the softmax": ("mlp", "nn/losses.py", "exponentials / totals", "exponentials * (1 / totals)"),
-    "a rounding of the pixels": ("simple-cnn", "nn/layers.py", "type(self.span / 255)", "type(self.span) / 255"),
+    "a rounding of the pixels": (
+        "simple-cnn",
+        "nn/layers.py",
+        "np.multiply(x, self.dtype.type(self.span / 255)",
+        "np.divide(x, self.dtype.type(255 / self.span)",
+    ),
     "a point of Winograd's kernel": ("simple-cnn", "nn/convolution.py", "0.625, -0.625, 1, -1", "0.75, -0.75, 1, -1"),
     "the tiles in a product": ("simple-cnn", "nn/tuning.py", "winograd_tiles=4", "winograd_tiles=1"),
     "the draws of augmentation": ("all-options", "base/rng.py", "IMAGE = 2**32", "IMAGE = 2**33"),
     "the draws of dropout": ("all-options", "nn/layers.py", ">= self.threshold", "> self.threshold"),
     "a digit of the first weights": ("mlp", "base/elementary.py", "3.3871327179", "3.3871337179"),
     "the order of samples": ("mlp", "base/rng.py", "ORDER = 2", "ORDER = 6"),
-    "the order of addition": ("mlp", "parallel/tree.py", "return 1 << (count - 1).bit_length() - 1", "return 1"),
-    "the clipped norm": ("all-options", "optim/clipping.py", "clip / norm if", "clip * (1 / norm) if"),
-    "the average of the weights": ("all-options", "optim/averaging.py", "(10 + step)", "(9 + step)"),
+    "the order of addition": ("mlp", "parallel/tree.py", "lo + (1 << ((hi - lo - 1).bit_length() - 1))", "lo + 1"),
+    "the clipped norm": ("all-options", "optim/clipping.py", "clip / norm if", "clip / (norm + 1e-6) if"),
+    "the average of the weights": ("all-options", "optim/averaging.py", "/ (10 + step))", "/ (9 + step))"),
     "the momentum of running means": ("accurate", "nn/normalisation.py", "max(1, count - 1)", "count"),
     "the smoothing of elastic fields": ("all-options", "data/augment.py", "SMOOTHNESS = 7", "SMOOTHNESS = 7.001"),
     "the schedule": ("lenet5", "training/trainer.py", "(step + 1) / (config.warmup + 1)", "(step + 1) / config.warmup"),
@@ -105,7 +111,7 @@ def test_a_mutant_is_found(pinned, tmp_path, name):
     path.write_text(source.replace(before, after))
     result = run(0, "-m", "dpcnn.verify", "--golden", training, env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert result.status == 1, result.out
-    assert f"{training}     FAIL  step " in result.out and result.out.splitlines()[-1] == "FAIL"
+    assert re.search(rf"{training} +FAIL +step \d, ", result.out) and result.out.splitlines()[-1] == "FAIL"
 
 
 @pytest.fixture(scope="module")
