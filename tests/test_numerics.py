@@ -189,3 +189,11 @@ def test_numpy_before_dpcnn_is_told_of():
     code = "import numpy, dpcnn; from dpcnn.base.numerics import deviations; print(deviations())"
     result = run(0, "-c", code, env={"DPCNN_NUMERICS": "portable", "OPENBLAS_CORETYPE": "Sandybridge"})
     assert "blas openblas" in result.out and "Sandybridge, " in result.out
+
+
+@needs_avx2
+def test_other_processes_inherit_what_the_user_has_set_and_not_what_was_settled():
+    code = "import os, dpcnn; print(os.environ['OPENBLAS_CORETYPE'], dpcnn.startup.environment() == BEFORE)"
+    code = f"import os; BEFORE = dict(os.environ); {code}"
+    result = run(0, "-c", code, env={"DPCNN_NUMERICS": "portable", "OPENBLAS_CORETYPE": "Zen"})
+    assert result.out.split() == ["Haswell", "True"]

@@ -97,11 +97,19 @@ def _settle() -> str:
     return chosen if chosen in NUMERICS else NUMERICS[0]
 
 
-STARTED_WITH = dict(os.environ)
-"""The environment before anything was set: that of jobs which this process starts."""
+_STARTED_WITH = dict(os.environ)
 
 numerics = _settle()
 """The numerics of this process."""
+
+_SETTLED = {name: _STARTED_WITH.get(name) for name in {*_STARTED_WITH, *os.environ}}
+_SETTLED = {name: value for name, value in _SETTLED.items() if value != os.environ.get(name)}
+
+
+def environment() -> dict[str, str]:
+    """The environment for another process: without what was settled for this one, which may suit no other node."""
+    kept = {name: value for name, value in os.environ.items() if name not in _SETTLED}
+    return kept | {name: value for name, value in _SETTLED.items() if value is not None}
 
 
 def restart(wanted: str | None) -> None:
@@ -117,4 +125,4 @@ def restart(wanted: str | None) -> None:
         return
     if told == wanted:
         raise LaunchError(f"the run needs {wanted} numerics, but this process has {numerics}: give --numerics {wanted}")
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**STARTED_WITH, VARIABLE: str(wanted)})
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environment(), VARIABLE: str(wanted)})

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from dpcnn.base.startup import environment
 from dpcnn.base.text import text
 from dpcnn.errors import LaunchError
 from dpcnn.evidence.jobs import command, complaint, config_words
@@ -76,6 +77,7 @@ class Training:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env=environment(),
         )
         return Running(process, folder)
 
