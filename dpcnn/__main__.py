@@ -1,28 +1,26 @@
 """Run a command: ``dpcnn COMMAND`` is the same as ``python -m dpcnn.COMMAND``."""
 
+import ast
 import importlib
+import re
 import sys
+from pathlib import Path
 
 from dpcnn import __version__
 from dpcnn.errors import nearest, printable
 
-COMMANDS = {
-    "train": "train a network",
-    "summary": "show a network's layers, shapes, parameters, operations and memory, before any run",
-    "evaluate": "evaluate a checkpoint on test or validation samples",
-    "predict": "predict the classes of pictures",
-    "plot": "draw the curves of runs, and the first layer",
-    "report": "write a run's report, one HTML page",
-    "export": "export a trained network: ONNX, safetensors, NPZ",
-    "import": "import a network: safetensors",
-    "doctor": "check whether this machine or job is fit for training",
-    "submit": "write a batch job that trains, for Slurm or PBS",
-    "verify": "prove on this machine that the number of ranks does not change the result",
-    "bench": "measure the speed, also of PyTorch DDP",
-    "reproduce": "train published recipes again, and compare the results",
-    "forecast": "predict the speed on more ranks from measurements",
-    "data": "prepare, fetch and inspect data sets",
-}
+COMMAND = re.compile(r"(.+): (?:mpirun -n 4 )?dpcnn (\w+)")
+"""How the docstring of a command begins: what it does, and how it is called."""
+
+
+def commands() -> dict[str, str]:
+    """What each command does, by its name: of every file here whose docstring says how it is called."""
+    folder, texts = Path(__file__).parent, {}
+    for path in sorted([*folder.glob("*.py"), *folder.glob("*/__main__.py")]):
+        found = COMMAND.match(ast.get_docstring(ast.parse(path.read_bytes())) or "")
+        if found:
+            texts[found[2]] = found[1]
+    return dict(sorted(texts.items()))
 
 
 def main() -> int:
@@ -32,13 +30,14 @@ def main() -> int:
         print(f"dpcnn {__version__}")
         return 0
     if name in ("", "-h", "--help"):
-        print("usage: dpcnn COMMAND [--help]\n", *(f"  {key:<11}{text}" for key, text in COMMANDS.items()), sep="\n")
+        print("usage: dpcnn COMMAND [--help]\n", *(f"  {key:<11}{text}" for key, text in commands().items()), sep="\n")
         return 0 if name else 2
-    if name not in COMMANDS:
-        hint = nearest(name, COMMANDS)
+    if name not in commands():
+        hint = nearest(name, commands())
         print(f"dpcnn: error: no command {printable(name)!r}; {hint}; see dpcnn --help", file=sys.stderr)
         return 2
-    module = importlib.import_module("dpcnn.data.__main__" if name == "data" else f"dpcnn.{name}")
+    package = (Path(__file__).parent / name).is_dir()
+    module = importlib.import_module(f"dpcnn.{name}.__main__" if package else f"dpcnn.{name}")
     sys.argv[:2] = [f"dpcnn {name}"]
     status: int = module.main()
     return status

@@ -1,4 +1,4 @@
-"""Measure speed: python -m dpcnn.bench, also under mpirun"""
+"""Measure speed, also against PyTorch DDP: dpcnn bench, also under mpirun"""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from dpcnn.base.files import write_file
-from dpcnn.cli import DONE, Parser, add_config_flags, given, override, parse, run
+from dpcnn.cli import DONE, Parser, add_config_flags, given, override, run_command
 from dpcnn.config import Config, read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.comparison import Jobs, scaling, versus
@@ -20,19 +20,20 @@ from dpcnn.training.resume import RECIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     starts_jobs = any(word.startswith(("--scaling", "--versus")) for word in words)
-    numerics = (lambda: chosen(_parser().parse_args()).numerics) if argv is None and not starts_jobs else None
-    return run(lambda comm: bench(comm, words), SerialComm() if starts_jobs else None, numerics)
+    numerics = None if starts_jobs else lambda options: measured(options).numerics
+    return run_command(command, make_parser, argv, SerialComm() if starts_jobs else None, numerics)
 
 
-def chosen(options: Namespace) -> Config:
+def measured(options: Namespace) -> Config:
     """The configuration that is measured."""
     return override(read_recipe(options.recipe or RECIPE), options)
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.bench", description=__doc__)
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement (default 50)")
     parser.add_argument("--exchange-only", action="store_true", help="compare the exchanges, and nothing else")
@@ -48,11 +49,10 @@ def _parser() -> Parser:
     return parser
 
 
-def bench(comm: SerialComm, words: Sequence[str]) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Measure what the command line asks for, on every rank of ``comm``."""
     with comm.fail_together():
-        options = parse(_parser(), words, comm)
-        config = chosen(options)
+        config = measured(options)
         counts, batches = check(options)
     say = partial(print, file=sys.stderr, flush=True)
     jobs = Jobs(options.launcher, options.recipe, given(options), config, options.steps, options.rounds, say)

@@ -3,7 +3,7 @@
 A command is a module with a parser, a function, and one line that connects them::
 
     def main(argv: Sequence[str] | None = None) -> int:
-        return run_command(command, make_parser(), argv)
+        return run_command(command, make_parser, argv)
 
 
     def make_parser() -> Parser: ...
@@ -14,12 +14,13 @@ A command is a module with a parser, a function, and one line that connects them
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,8 +28,11 @@ import numpy as np
 
 from dpcnn import __version__
 from dpcnn.base import startup
-from dpcnn.config import TYPES, Config, from_dict
+from dpcnn.base.options import flag_of, options_of, types_of
+from dpcnn.config import OWN_NAMES, Config, from_dict, is_module_name, part_names
 from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, nearest, printable
+from dpcnn.nn.losses import LOSSES
+from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm, world
 from dpcnn.parallel.launch import detect
 
@@ -66,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(
     command: Callable[[SerialComm, argparse.Namespace], int],
-    parser: Parser,
+    make_parser: Callable[[], Parser],
     argv: Sequence[str] | None = None,
     comm: SerialComm | None = None,
     numerics: Callable[[argparse.Namespace], str] | None = None,
@@ -75,23 +79,29 @@ def run_command(
 
     Args:
         command: returns its exit status.
-        parser: the parser of the command line.
+        make_parser: makes the parser of the command line, once the modules that it names are imported.
         argv: the words after the command's name; None: the words that this process was started with.
         comm: the ranks; None: all ranks of this job.
-        numerics: the numerics of the run that the options mean: see :func:`run`.
+        numerics: the numerics of the run that the options mean. A process that was started for this command, and has
+            others, starts anew before MPI does. A DpcnnError is left to the command, which meets it again.
     """
 
     def parse_and_call(ranks: SerialComm) -> int:
         with ranks.fail_together():
-            options = parse(parser, argv, ranks)
+            options = parse(make_parser, argv, ranks)
         return command(ranks, options)
 
-    wanted = None if argv is not None or numerics is None else lambda: numerics(parser.parse_args())
-    return run(parse_and_call, comm, wanted)
+    def restart() -> None:
+        wanted = None
+        with contextlib.suppress(DpcnnError, HelpShownError, OSError), contextlib.redirect_stdout(io.StringIO()):
+            wanted = numerics and numerics(parse(make_parser, argv, SerialComm()))
+        startup.restart(wanted)
+
+    return run(parse_and_call, comm, None if argv is not None else restart)
 
 
 def run(
-    command: Callable[[SerialComm], int], comm: SerialComm | None = None, numerics: Callable[[], str] | None = None
+    command: Callable[[SerialComm], int], comm: SerialComm | None = None, prepare: Callable[[], None] | None = None
 ) -> int:
     """Call a function on all ranks of this job, or of ``comm``, and return the exit status.
 
@@ -99,13 +109,12 @@ def run(
     the whole job at once, with its traceback.
 
     Args:
-        numerics: of the run, for a process that was started for this command alone: it restarts where it has others. A
-            DpcnnError is left to the command, which meets it again.
+        prepare: called before MPI starts.
     """
     _escape_what_the_terminal_lacks()
     try:
-        if numerics:
-            startup.restart(_quietly(numerics))
+        if prepare:
+            prepare()
         comm = comm or world()
     except LaunchError as error:
         launch = detect(os.environ)
@@ -130,15 +139,6 @@ def run(
         comm.abort(INTERRUPTED)
     except BaseException:
         return _end_by_fault(comm)
-
-
-def _quietly(numerics: Callable[[], str]) -> str | None:
-    """The numerics that are asked for, or None where the command line or a file is wrong, or asks for help."""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return numerics()
-    except (DpcnnError, HelpShownError, OSError):
-        return None
 
 
 class PlainOutput(io.TextIOWrapper):
@@ -191,8 +191,10 @@ def tell(error: DpcnnError) -> None:
     print(f"dpcnn: error: {text}", file=sys.stderr, flush=True)
 
 
-def parse(parser: Parser, argv: Sequence[str] | None, comm: SerialComm) -> argparse.Namespace:
-    """Parse the arguments; only rank 0 prints help."""
+def parse(make_parser: Callable[[], Parser], argv: Sequence[str] | None, comm: SerialComm) -> argparse.Namespace:
+    """Import the modules that the arguments name, and parse the arguments; only rank 0 prints help."""
+    import_modules(sys.argv[1:] if argv is None else argv)
+    parser = make_parser()
     if comm.rank:
         parser._print_message = lambda *_: None  # type: ignore[method-assign]
     return parser.parse_args(argv)
@@ -206,6 +208,7 @@ def add_checkpoint(parser: Parser) -> None:
         metavar="RUN|CHECKPOINT",
         help="a run's folder, which stands for its best checkpoint; or a checkpoint",
     )
+    add_import(parser)
 
 
 def check_free(out: Path) -> None:
@@ -219,27 +222,82 @@ def check_free(out: Path) -> None:
 
 
 def add_config_flags(parser: Parser) -> None:
-    """Add a flag for each field of :class:`~dpcnn.config.Config`; flags that are not typed have no value."""
-    for option in fields(Config):
-        if option.name == "layers":  # in recipes only
-            continue
-        choices, flag = option.metadata["choices"], "--" + option.name.replace("_", "-")
-        if TYPES[option.name] is bool:
-            yes_or_no = argparse.BooleanOptionalAction
-            parser.add_argument(flag, action=yes_or_no, default=argparse.SUPPRESS, help=option.metadata["help"])
-            continue
-        parser.add_argument(
-            flag,
-            type=TYPES[option.name],
-            default=argparse.SUPPRESS,
-            metavar="|".join(choices) if choices else {int: "N", float: "X", str: "NAME"}[TYPES[option.name]],
-            help=f"{option.metadata['help']} (default {option.default})",
-        )
+    """Add a flag for each option of a run, of its optimizer and of its loss; flags that are not typed have no value."""
+    add_import(parser)
+    for each in options_of(Config):
+        _add_flag(parser, each, types_of(Config)[each.name], f"(default {each.default})")
+    for title, kinds in (("optimizers", OPTIMIZERS), ("losses", LOSSES)):
+        group = parser.add_argument_group(f"options of the {title}")
+        for name, owners in _owners(kinds).items():
+            each = next(each for each in options_of(owners[0][1]) if each.name == name)
+            defaults = {each.default for _, kind in owners for each in options_of(kind) if each.name == name}
+            default = f"(default {each.default})" if len(defaults) == 1 else ""
+            of = ", ".join(owner for owner, _ in owners)
+            _add_flag(group, each, types_of(owners[0][1])[name], f"of {of} {default}")
+
+
+def _owners(kinds: Mapping[str, type[Any]]) -> dict[str, list[tuple[str, type[Any]]]]:
+    """For each option of some optimizers or losses, those that have it."""
+    owners: dict[str, list[tuple[str, type[Any]]]] = {}
+    for owner, kind in kinds.items():
+        for each in options_of(kind):
+            owners.setdefault(each.name, []).append((owner, kind))
+    return owners
+
+
+def _add_flag(group: Any, option: Field[Any], kind: type[Any], note: str) -> None:
+    flag, text = flag_of(option.name), option.metadata["help"].replace("%", "%%")
+    if kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        return
+    choices = sorted(option.metadata["choices"] or ())
+    metavar = "|".join(choices) or {int: "N", float: "X", str: "NAME"}[kind]
+    group.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=f"{text} {note}".rstrip())
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Add the flag ``--import``: see :func:`import_modules`."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="MODULE",
+        help="first import a module of yours, which adds layers, optimizers or losses; may be given several times",
+    )
+
+
+def import_modules(words: Sequence[str]) -> None:
+    """Import the modules that ``--import`` names in a command line, from the current folder or wherever Python looks.
+
+    Raises:
+        ConfigError: there is no such module, or it fails.
+    """
+    parser = Parser(add_help=False)
+    add_import(parser)
+    try:
+        names = argparse.ArgumentParser.parse_known_args(parser, words)[0].imports
+    except (AttributeError, ConfigError):  # none, or one without a value: the command's own parser says so
+        return
+    if "" not in sys.path:
+        sys.path.append("")  # last: so that no file of the current folder hides a library
+    for name in names:
+        if not is_module_name(name):
+            raise ConfigError(f"--import: expected the name of a module, as in an import statement, not {name[:60]!r}")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"--import {name}: no module {error.name!r} here or installed") from None
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise ConfigError(
+                f"--import {name}: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+            ) from None
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
-    """The values of the config flags that were typed, by field name."""
-    names = {option.name for option in fields(Config)}
+    """The values of the config flags that were typed, by name."""
+    names = {*OWN_NAMES, *part_names()}
     return {name: value for name, value in vars(options).items() if name in names}
 
 
@@ -247,13 +305,29 @@ def retype(flags: dict[str, Any]) -> list[str]:
     """The words of config flags, for a command that starts another command."""
     words = []
     for name, value in flags.items():
-        flag = name.replace("_", "-")
-        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        if name == "imports":
+            words += [f"--import={module}" for module in value]
+        elif isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{flag_of(name)[2:]}")
+        else:
+            words += [flag_of(name), str(value)]
     return words
 
 
 def override(config: Config, options: argparse.Namespace) -> Config:
-    """A copy of a config, with the values of the flags that were typed."""
+    """A copy of a config, with the values of the flags that were typed.
+
+    Another model drops the layers of the config; another optimizer or loss drops those of its options that it does not
+    have.
+    """
     typed = given(options)
-    layers: dict[str, Any] = {"layers": []} if "model" in typed else {}
-    return from_dict({**asdict(config), **layers, **typed})
+    values = {**config.as_dict(), **typed}
+    if "model" in typed:
+        values["layers"] = []
+    values["imports"] = list(dict.fromkeys([*config.imports, *typed.get("imports", [])]))
+    for key, kinds in (("optimizer", OPTIMIZERS), ("loss", LOSSES)):
+        if values[key] != getattr(config, key) and values[key] in kinds:
+            dropped = {each.name for each in options_of(kinds[getattr(config, key)])}
+            kept = {each.name for each in options_of(kinds[values[key]])} | set(typed)
+            values = {name: value for name, value in values.items() if name not in dropped - kept}
+    return from_dict(values)

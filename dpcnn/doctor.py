@@ -1,12 +1,13 @@
-"""Whether this machine, or this job, is fit for training: dpcnn doctor, alone or under mpirun and srun"""
+"""Check whether this machine or job is fit for training: dpcnn doctor, alone or under mpirun or srun"""
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dpcnn.cli import DONE, Parser, parse, run
+from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.cluster.checks import FAIL, judge, screen
 from dpcnn.cluster.probes import collect
 from dpcnn.parallel.comm import SerialComm
@@ -15,11 +16,12 @@ UNFIT = 1  # exit status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    return run(lambda comm: doctor(comm, argv))
+    """Run the command and return its exit status."""
+    return run_command(command, make_parser, argv)
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.doctor", description=__doc__)
     parser.add_argument("--data", default="mnist", metavar="NAME|DIR", help="the data set to check (default mnist)")
     parser.add_argument(
@@ -29,10 +31,8 @@ def _parser() -> Parser:
     return parser
 
 
-def doctor(comm: SerialComm, argv: Sequence[str] | None) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Collect the facts of all ranks, judge them, and print the verdicts; the status is 1 if a check fails."""
-    with comm.fail_together():
-        options = parse(_parser(), argv, comm)
     facts = collect(comm, options.data, options.out)
     checks = judge(facts)
     if comm.rank == 0:

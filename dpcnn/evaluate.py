@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: python -m dpcnn.evaluate RUN|CHECKPOINT"""
+"""Evaluate a checkpoint on test or validation samples: dpcnn evaluate RUN|CHECKPOINT"""
 
 import json
 import sys
@@ -23,7 +23,7 @@ MISTAKES = 40
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser(), argv, numerics=lambda options: numerics_of(options.checkpoint))
+    return run_command(command, make_parser, argv, numerics=lambda options: numerics_of(options.checkpoint))
 
 
 def make_parser() -> Parser:

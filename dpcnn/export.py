@@ -1,4 +1,4 @@
-"""Export a trained network: python -m dpcnn.export RUN|CHECKPOINT --format onnx|safetensors|npz"""
+"""Write a network as ONNX, safetensors or NPZ: dpcnn export RUN|CHECKPOINT --format onnx|safetensors|npz"""
 
 import sys
 from argparse import Namespace
@@ -20,7 +20,7 @@ FORMATS = {"npz": as_npz, "onnx": as_onnx, "safetensors": as_safetensors}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser(), argv)
+    return run_command(command, make_parser, argv)
 
 
 def make_parser() -> Parser:

@@ -1,4 +1,4 @@
-"""Predict the time of a step from measured ones: python -m dpcnn.forecast --fit FILE... --check FILE..."""
+"""Predict the speed on more ranks from measurements: dpcnn forecast --fit FILE... --check FILE..."""
 
 import math
 import sys
@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpcnn.cli import DONE, Parser, parse, run
+from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.forecast import check, fit_table, fitted, look_ahead, read_job
 from dpcnn.evidence.jobs import numbers
@@ -15,11 +15,12 @@ from dpcnn.reporting.figures import draw_scaling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    return run(lambda comm: forecast(parse(_parser(), argv, comm)), comm=SerialComm())
+    """Run the command and return its exit status."""
+    return run_command(command, make_parser, argv, SerialComm())
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.forecast", description=__doc__)
     parser.add_argument("--fit", nargs="+", type=Path, required=True, metavar="FILE", help="from dpcnn.bench --json")
     parser.add_argument("--check", nargs="*", type=Path, default=[], metavar="FILE", help="other files, to predict")
@@ -32,7 +33,7 @@ def _parser() -> Parser:
     return parser
 
 
-def forecast(options: Namespace) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Fit the model, check it, and look ahead."""
     nodes, (ranks,) = numbers("--nodes", options.nodes, "1,2,4"), numbers("--ranks-a-node", options.ranks_a_node, "2")
     if options.latency is not None and not 0 <= options.latency < math.inf:

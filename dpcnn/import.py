@@ -1,4 +1,4 @@
-"""Import a network as a checkpoint: python -m dpcnn.import FILE.safetensors"""
+"""Read a network from safetensors, as a checkpoint: dpcnn import FILE.safetensors"""
 
 import sys
 from argparse import Namespace
@@ -17,7 +17,7 @@ from dpcnn.runs.checkpoint import MOST_SIDE, write
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser(), argv)
+    return run_command(command, make_parser, argv)
 
 
 def make_parser() -> Parser:

@@ -1,4 +1,4 @@
-"""Draw the curves of runs, and the first layer: python -m dpcnn.plot RUN [RUN...]"""
+"""Draw the curves of runs, and the filters of the first layer: dpcnn plot RUN [RUN...]"""
 
 import sys
 from argparse import Namespace
@@ -16,7 +16,7 @@ from dpcnn.runs.folder import RunFolder, find_checkpoint
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser(), argv)
+    return run_command(command, make_parser, argv)
 
 
 def make_parser() -> Parser:

@@ -1,4 +1,4 @@
-"""Predict the classes of pictures: python -m dpcnn.predict RUN|CHECKPOINT FILE..."""
+"""Predict the classes of pictures: dpcnn predict RUN|CHECKPOINT FILE..."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ SHOWN = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser(), argv, numerics=lambda options: numerics_of(options.checkpoint))
+    return run_command(command, make_parser, argv, numerics=lambda options: numerics_of(options.checkpoint))
 
 
 def make_parser() -> Parser:

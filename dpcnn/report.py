@@ -1,4 +1,4 @@
-"""Write a run's report, one HTML page: python -m dpcnn.report RUN"""
+"""Write a run as one HTML page: dpcnn report RUN"""
 
 import sys
 from argparse import Namespace
@@ -15,7 +15,7 @@ from dpcnn.training.examination import examine, read_on_rank_0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser(), argv)
+    return run_command(command, make_parser, argv)
 
 
 def make_parser() -> Parser:

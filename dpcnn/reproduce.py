@@ -1,4 +1,4 @@
-"""Run recipes anew and compare them with what was published: python -m dpcnn.reproduce [RECIPE...]"""
+"""Train the recipes of published networks, and compare the accuracy: dpcnn reproduce [RECIPE...]"""
 
 import sys
 from argparse import Namespace
@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dpcnn.base.files import write_file
-from dpcnn.cli import DONE, Parser, parse, retype, run
+from dpcnn.cli import DONE, Parser, retype, run_command
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.published import PUBLISHED, Trainings, check_recipe, table
 from dpcnn.parallel.comm import SerialComm
@@ -16,11 +16,12 @@ from dpcnn.parallel.launch import check_starter, usual_launcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    return run(lambda comm: reproduce(parse(_parser(), argv, comm)), comm=SerialComm())
+    """Run the command and return its exit status."""
+    return run_command(command, make_parser, argv, SerialComm())
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.reproduce", description=__doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"of {', '.join(PUBLISHED)} (default all)")
     parser.add_argument("--seeds", default="0,1,2", help="one run with each (default 0,1,2)")
@@ -34,7 +35,7 @@ def _parser() -> Parser:
     return parser
 
 
-def reproduce(options: Namespace) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Train every recipe with every seed, on request also in PyTorch, and write the table."""
     names = options.recipes or list(PUBLISHED)
     in_torch = [name for name in options.torch.split(",") if name]

@@ -1,10 +1,13 @@
-"""A batch job of a training: dpcnn submit RUN [--nodes N] [--time T] .. [-- arguments of dpcnn.train]"""
+"""Write a batch job for Slurm or PBS: dpcnn submit RUN [--nodes N] [--time T] .. [-- arguments of dpcnn train]"""
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from dpcnn.cli import DONE, Parser, override, parse, run
+from dpcnn.base.options import flag_of
+from dpcnn.cli import DONE, Parser, override, parse, run_command
 from dpcnn.cluster.batch import SCHEDULERS, BatchJob, environment
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
@@ -14,11 +17,14 @@ from dpcnn.training.run import training_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    return run(lambda comm: submit(comm, argv), comm=SerialComm())
+    """Run the command and return its exit status."""
+    typed = list(sys.argv[1:] if argv is None else argv)
+    own, words = (typed[: typed.index("--")], typed[typed.index("--") + 1 :]) if "--" in typed else (typed, [])
+    return run_command(partial(command, words=words), make_parser, own, SerialComm())
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.submit", description=__doc__, epilog="After --: arguments of dpcnn.train.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder; a run that has begun is resumed")
     parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), default="slurm", help="(default slurm)")
@@ -32,28 +38,26 @@ def _parser() -> Parser:
     return parser
 
 
-def submit(comm: SerialComm, argv: Sequence[str] | None) -> int:
-    """Print the script, or write it beside the run's folder and submit it."""
-    typed = list(sys.argv[1:] if argv is None else argv)
-    own, words = (typed[: typed.index("--")], typed[typed.index("--") + 1 :]) if "--" in typed else (typed, [])
-    options = vars(parse(_parser(), own, comm))
+def command(comm: SerialComm, options: Namespace, words: Sequence[str]) -> int:
+    """Print the script, or write it beside the run's folder and submit it; ``words`` are the training's arguments."""
+    values = dict(vars(options))
     for name in ("nodes", "ranks_a_node", "memory"):
-        if options[name] < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}: must be at least 1, not {options[name]}")
-    check_training(words)
-    send = options.pop("send")
-    job = BatchJob(**options, words=words)
+        if values[name] < 1:
+            raise ConfigError(f"{flag_of(name)}: must be at least 1, not {values[name]}")
+    check_training(words, comm)
+    send = values.pop("send")
+    job = BatchJob(**values, words=words)
     print(f"{job.path}: {job.send()}\n" if send else job.script(), end="")
     return DONE
 
 
-def check_training(words: Sequence[str]) -> None:
+def check_training(words: Sequence[str], comm: SerialComm) -> None:
     """Check the arguments of the training now, and not when the job has waited for hours.
 
     Raises:
         ConfigError: the training would refuse them.
     """
-    typed = training_parser().parse_args(list(words))
+    typed = parse(training_parser, list(words), comm)
     for flag in ("out", "resume"):
         if getattr(typed, flag) is not None:
             raise ConfigError(f"--{flag}: the job gives this itself; name the run's folder before the --")

@@ -1,4 +1,4 @@
-"""Show the layers of a network before any run: python -m dpcnn.summary RECIPE"""
+"""Show the layers, parameters, operations and memory of a network: dpcnn summary RECIPE"""
 
 import re
 import sys
@@ -20,7 +20,7 @@ from dpcnn.parallel.comm import SerialComm
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser(), argv, SerialComm())
+    return run_command(command, make_parser, argv, SerialComm())
 
 
 def make_parser() -> Parser:

@@ -1,21 +1,24 @@
-"""Train a network: mpirun -n 4 python -m dpcnn.train"""
+"""Train a network, or resume a run: mpirun -n 4 dpcnn train"""
 
 import sys
+import time
 from collections.abc import Sequence
+from functools import partial
 
 from dpcnn.cluster.stopping import hold
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Run the command and return its exit status."""
     hold()
-    from dpcnn.cli import run  # not before: on a cluster, loading all this may take long
+    started = time.time()
+    from dpcnn.cli import run_command  # not before: on a cluster, loading all this may take long
     from dpcnn.reporting.figures import draw_curves
     from dpcnn.training.resume import wanted_numerics
     from dpcnn.training.run import train, training_parser
 
-    numerics = (lambda: wanted_numerics(training_parser().parse_args())) if argv is None else None
-    return run(lambda comm: train(comm, argv, draw_curves), numerics=numerics)
+    command = partial(train, draw=draw_curves, started=started)
+    return run_command(command, training_parser, argv, numerics=wanted_numerics)
 
 
 if __name__ == "__main__":

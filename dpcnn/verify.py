@@ -10,7 +10,7 @@ from pathlib import Path
 from dpcnn.base import startup
 from dpcnn.base.files import write_file
 from dpcnn.base.numerics import check
-from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run
+from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run_command
 from dpcnn.errors import ConfigError
 from dpcnn.evidence import golden, receipts
 from dpcnn.evidence.jobs import numbers
@@ -20,25 +20,17 @@ from dpcnn.parallel.launch import check_starter, usual_launcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0 if all runs agree, 1 if not."""
-    numerics = (lambda: _numerics(_parser().parse_args())) if argv is None else None
-    return run(lambda _: _chosen(_parser().parse_args(argv)), SerialComm(), numerics)
+    """Run the command and return its exit status: 0 if all runs agree, 1 if not."""
+    return run_command(command, make_parser, argv, SerialComm(), needed_numerics)
 
 
-def _numerics(options: Namespace) -> str:
+def needed_numerics(options: Namespace) -> str:
     """The numerics that this process needs: it computes the golden hashes itself."""
     return getattr(options, "numerics", "portable") if options.golden is not None else startup.numerics
 
 
-def _chosen(options: Namespace) -> int:
-    if options.write_golden and options.golden is None:
-        raise ConfigError("--write-golden: give it with --golden")
-    if options.golden is not None:
-        return verify_golden(options)
-    return verify_against(options) if options.against else verify(options)
-
-
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.verify", description=__doc__)
     parser.add_argument("--ranks", default="1,2,3,4", help="the numbers of ranks to compare (default 1,2,3,4)")
     parser.add_argument("--steps", type=int, default=20, help="the steps of each run (default 20)")
@@ -68,7 +60,16 @@ def _parser() -> Parser:
     return parser
 
 
-def verify(options: Namespace) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
+    """Verify what the command line asks for; ``comm`` is this process alone."""
+    if options.write_golden and options.golden is None:
+        raise ConfigError("--write-golden: give it with --golden")
+    if options.golden is not None:
+        return verify_golden(options)
+    return verify_against(options) if options.against else verify_ranks(options)
+
+
+def verify_ranks(options: Namespace) -> int:
     """Run the same training on several numbers of ranks, kill and resume one more run, and compare all."""
     counts = _counts(options)
     check_starter("verify", options.launcher)
@@ -83,7 +84,7 @@ def verify(options: Namespace) -> int:
 
 def verify_golden(options: Namespace) -> int:
     """Compare short trainings with the table of the package, or write the table."""
-    check(getattr(options, "numerics", "portable"))
+    check(needed_numerics(options))
     found = golden.train_all(options.golden, partial(print, flush=True))
     if options.write_golden:
         golden.write_table(found)

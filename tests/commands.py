@@ -18,6 +18,8 @@ from threads import Aborted, ThreadComm, run_ranks
 
 import dpcnn
 from dpcnn import cli
+from dpcnn.data import __main__ as data
+from dpcnn.parallel.comm import SerialComm
 
 ROOT = Path(dpcnn.__file__).parents[1]
 
@@ -41,6 +43,11 @@ class Result:
     def errors(self) -> list[str]:
         """The error lines of dpcnn, from all ranks."""
         return [line for line in self.err.splitlines() if line.startswith("dpcnn: error: ")]
+
+
+def dispatch(comm: SerialComm, words: Sequence[str]) -> None:
+    """Do what ``dpcnn data WORDS`` does, and raise its errors."""
+    data.command(comm, data.make_parser().parse_args(words))
 
 
 def command(name: str, *words: str | Path, ranks: int | Sequence[int] = 1, cwd: Path = ROOT) -> Result:

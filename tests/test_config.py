@@ -29,7 +29,7 @@ MISTAKES = [
     ({"model": "a\nb"}, "--model: "),
     ({"data": "\x1b[2J"}, "--data: expected a name of printable characters"),
     ({"epocs": 3}, "unknown key 'epocs'; did you mean 'epochs'?"),
-    ({"zzz": 3}, "unknown key 'zzz'; known are model, layers, data, "),
+    ({"zzz": 3}, "unknown key 'zzz'; known are model, layers, imports, data, "),
 ]
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from commands import command, training
+from commands import command, dispatch, training
 from conftest import MNIST, run, train
 from sources import edit_manifest, synthetic, write_source
 
 from dpcnn.base.rng import SHUFFLE, permutation
 from dpcnn.data import inputs
-from dpcnn.data.__main__ import dispatch
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.shards import MANIFEST, read_manifest
 from dpcnn.data.sources import read_source

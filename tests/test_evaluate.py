@@ -11,7 +11,8 @@ from dpcnn.reporting.tables import class_table
 from dpcnn.training.evaluation import Answers
 from dpcnn.training.examination import class_scores
 
-ANSWERS = Answers(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1]), np.array([0.1, 0.2, 3, 0.1, 2, 4]))
+LABELS, PREDICTED = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1])
+ANSWERS = Answers(LABELS, PREDICTED, LABELS == PREDICTED, np.array([0.1, 0.2, 3, 0.1, 2, 4]))
 
 
 def test_counts_by_hand():

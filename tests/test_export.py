@@ -68,34 +68,37 @@ def test_onnxruntime_computes_the_same_logits(recipe):
     )
 
 
+OPTIONS = {
+    "maxpool2d": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "avgpool2d": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "dropout": {"p": 0.4},
+    "groupnorm": {"groups": 3},
+    "add": {"with": ["concat1"]},
+    "concat": {"with": ["relu1"]},
+}
+LAST = ("scale", "conv2d", "flatten", "linear", "globalavgpool", "concat", "groupnorm", "add")
+EVERY_KIND = [
+    {"kind": "scale", "low": -1.0, "span": 2.0},
+    {"kind": "conv2d", "filters": 6, "kernel_size": [5, 3], "stride": 1, "padding": 2, "bias": True},
+    {"kind": "conv2d", "filters": 6, "kernel_size": 3, "padding": 2, "groups": 6, "dilation": 2},
+    {"kind": "conv2d", "filters": 12, "kernel_size": 3, "padding": 1, "groups": 3},
+    *({"kind": kind, **OPTIONS.get(kind, {})} for kind in KINDS if kind not in LAST),
+    *({"kind": kind, **OPTIONS.get(kind, {})} for kind in ("concat", "groupnorm", "add")),
+    {"kind": "flatten"},
+    {"kind": "linear", "features": 12},
+    {"kind": "layernorm"},
+    {"kind": "groupnorm", "groups": 4, "name": "vectors"},
+    {"kind": "globalavgpool", "input": "add1"},
+    {"kind": "linear", "features": 12},
+    {"kind": "add", "with": ["vectors"]},
+    {"kind": "linear", "features": 10},
+]
+"""A network of every kind of layer."""
+
+
 @needs_export
 def test_onnxruntime_knows_every_kind_of_layer():
-    kinds = {
-        "maxpool2d": {"kernel_size": 3, "stride": 2, "padding": 1},
-        "avgpool2d": {"kernel_size": 3, "stride": 2, "padding": 1},
-        "dropout": {"p": 0.4},
-        "groupnorm": {"groups": 3},
-        "add": {"with": ["concat1"]},
-        "concat": {"with": ["relu1"]},
-    }
-    last = ("scale", "conv2d", "flatten", "linear", "globalavgpool", "concat", "add")
-    middle = [*(kind for kind in KINDS if kind not in last), "concat", "groupnorm", "add"]
-    layers = [
-        {"kind": "scale", "low": -1.0, "span": 2.0},
-        {"kind": "conv2d", "filters": 6, "kernel_size": [5, 3], "stride": 1, "padding": 2, "bias": True},
-        {"kind": "conv2d", "filters": 6, "kernel_size": 3, "padding": 2, "groups": 6, "dilation": 2},
-        {"kind": "conv2d", "filters": 12, "kernel_size": 3, "padding": 1, "groups": 3},
-        *({"kind": kind, **kinds.get(kind, {})} for kind in middle),
-        {"kind": "flatten"},
-        {"kind": "linear", "features": 12},
-        {"kind": "layernorm"},
-        {"kind": "groupnorm", "groups": 4, "name": "vectors"},
-        {"kind": "globalavgpool", "input": "add1"},
-        {"kind": "linear", "features": 12},
-        {"kind": "add", "with": ["vectors"]},
-        {"kind": "linear", "features": 10},
-    ]
-    checkpoint, logits = fresh(Config(model="all", layers=layers))
+    checkpoint, logits = fresh(Config(model="all", layers=EVERY_KIND))
     x = images(20)
     np.testing.assert_allclose(onnx_logits(as_onnx(checkpoint), x), logits(x), rtol=1e-4, atol=1e-4)
 
@@ -103,7 +106,10 @@ def test_onnxruntime_knows_every_kind_of_layer():
 @needs_export
 def test_a_layer_that_onnx_export_does_not_know_is_refused(monkeypatch):
     monkeypatch.delitem(OPERATORS, MaxPool2d)
-    with pytest.raises(ConfigError, match="^no ONNX export for maxpool2d1; use --format npz$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^no ONNX export for maxpool2d1: use --format npz, or add an entry to .*OPERATORS\[MaxPool2d\]$",
+    ):
         as_onnx(fresh("book-cnn-adam")[0])
 
 
@@ -133,6 +139,21 @@ def test_pytorch_computes_the_same_logits(recipe):
 
     checkpoint, logits = fresh(recipe)
     network, x = checkpoint.network(), images(50)
+    net = torch_net(network, network.flat(checkpoint.parameters)).eval()
+    with torch.no_grad():
+        found = net(torch.from_numpy(x).permute(0, 3, 1, 2).float()).numpy()
+    expected = logits(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+
+
+def test_pytorch_computes_the_same_logits_for_every_kind_of_layer():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from dpcnn.evidence.peers.torch_net import TWINS, torch_net
+
+    layers = [layer for layer in EVERY_KIND if layer["kind"] != "localresponsenorm"]
+    checkpoint, logits = fresh(Config(model="all", layers=layers))
+    network, x = checkpoint.network(), images(50)
+    assert set(map(type, network.layers)) == set(TWINS)
     net = torch_net(network, network.flat(checkpoint.parameters)).eval()
     with torch.no_grad():
         found = net(torch.from_numpy(x).permute(0, 3, 1, 2).float()).numpy()

@@ -6,10 +6,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from commands import command
+from commands import command, dispatch
 from sources import write_source
 
-from dpcnn.data.__main__ import dispatch
 from dpcnn.data.downloads import DOWNLOADS, FILES, Download, fetch
 from dpcnn.errors import ConfigError, DataError
 from dpcnn.parallel.comm import SerialComm

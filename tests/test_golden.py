@@ -76,8 +76,8 @@ def test_the_first_difference_is_named():
 
 
 MUTANTS = {
-    "a constant of Adam": ("adam", "optim/optimizers.py", "0.9, 0.999, 1e-8", "0.9, 0.9991, 1e-8"),
-    "the epsilon of Adam": ("adam", "optim/optimizers.py", "0.9, 0.999, 1e-8", "0.9, 0.999, 2e-8"),
+    "a constant of Adam": ("adam", "optim/optimizers.py", "option(0.999,", "option(0.9991,"),
+    "the epsilon of Adam": ("adam", "optim/optimizers.py", "b += self.epsilon * correction", "b += self.epsilon"),
     "a rounding of the softmax": ("mlp", "nn/losses.py", "exponentials / totals", "exponentials * (1 / totals)"),
     "a rounding of the pixels": (
         "simple-cnn",

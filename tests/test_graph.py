@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpcnn.errors import ConfigError
+from dpcnn.nn.losses import CrossEntropy
 from dpcnn.nn.models import build
 from dpcnn.nn.network import Network
 
@@ -62,9 +63,11 @@ def test_the_gradient_of_any_graph_by_finite_differences_in_float64(spec, seed):
         learned[start:stop] = 0
     images, labels = rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
     gradient, spare = np.full((2, network.size), np.nan)
-    network.gradient(params, images, labels, 0.0, gradient)
+    network.gradient(params, images, labels, CrossEntropy(0.0), gradient)
     direction = rng.standard_normal(network.size) * learned
-    losses = [network.gradient(params + t * direction, images, labels, 0.0, spare)[0] for t in (1e-8, -1e-8)]
+    losses = [
+        network.gradient(params + t * direction, images, labels, CrossEntropy(0.0), spare)[0] for t in (1e-8, -1e-8)
+    ]
     assert (gradient * learned) @ direction == pytest.approx((losses[0] - losses[1]) / 2e-8, rel=1e-5, abs=1e-5)
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from commands import dispatch
 from conftest import environment
 from sources import edit_manifest, synthetic, write_idx, write_source
 
 from dpcnn.data import inputs
-from dpcnn.data.__main__ import dispatch
 from dpcnn.data.dataset import load
 from dpcnn.data.formats import read_csv, read_idx
 from dpcnn.data.inputs import Input, allowance

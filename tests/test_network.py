@@ -7,6 +7,7 @@ from dpcnn.config import Config
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.nn import network as module
 from dpcnn.nn.layers import Scale
+from dpcnn.nn.losses import CrossEntropy
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
 
@@ -69,12 +70,12 @@ def test_the_whole_gradient_by_finite_differences_in_float64(model):
     vector = network.initialise(1).astype(np.float64)
     images, labels = batch(6)
     gradient = np.full(network.size, np.nan)
-    network.gradient(vector, images, labels, 0.01, gradient)
+    network.gradient(vector, images, labels, CrossEntropy(), gradient)
     for _ in range(3):
         direction = RNG.standard_normal(network.size) / 10
         spare = np.empty_like(gradient)
-        up, _ = network.gradient(vector + 1e-6 * direction, images, labels, 0.01, spare)
-        down, _ = network.gradient(vector - 1e-6 * direction, images, labels, 0.01, spare)
+        up, _ = network.gradient(vector + 1e-6 * direction, images, labels, CrossEntropy(), spare)
+        down, _ = network.gradient(vector - 1e-6 * direction, images, labels, CrossEntropy(), spare)
         assert gradient @ direction == pytest.approx((up - down) / 2e-6, rel=1e-5)
 
 
@@ -82,10 +83,10 @@ def test_gradients_are_sums_over_samples(network):
     vector = network.initialise(0)
     images, labels = batch(20)
     whole, part, total = (np.zeros(network.size, np.float32) for _ in range(3))
-    loss, correct = network.gradient(vector, images, labels, 0.01, whole)
+    loss, correct = network.gradient(vector, images, labels, CrossEntropy(), whole)
     sums = [0.0, 0]
     for cut in (slice(0, 7), slice(7, 20)):
-        part_loss, part_correct = network.gradient(vector, images[cut], labels[cut], 0.01, part)
+        part_loss, part_correct = network.gradient(vector, images[cut], labels[cut], CrossEntropy(), part)
         total += part
         sums = [sums[0] + part_loss, sums[1] + part_correct]
     np.testing.assert_allclose(total, whole, rtol=1e-3, atol=1e-4)
@@ -96,10 +97,10 @@ def test_a_microbatch_has_the_same_bits_after_any_other(network):
     vector = network.initialise(0)
     images, labels = batch(16)
     first, again, other = (np.empty(network.size, np.float32) for _ in range(3))
-    network.gradient(vector, images, labels, 0.01, first)
-    network.gradient(vector, *batch(37), 0.01, other)
+    network.gradient(vector, images, labels, CrossEntropy(), first)
+    network.gradient(vector, *batch(37), CrossEntropy(), other)
     network.logits(vector, batch(100)[0])
-    network.gradient(vector, images, labels, 0.01, again)
+    network.gradient(vector, images, labels, CrossEntropy(), again)
     np.testing.assert_array_equal(first.view(np.uint32), again.view(np.uint32))
 
 

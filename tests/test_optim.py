@@ -20,21 +20,23 @@ def values(seed: int, dtype=np.float32) -> np.ndarray:
 
 def test_adam_is_the_paper_s_algorithm():
     p, m, v = values(0, np.float64), np.zeros(SIZE), np.zeros(SIZE)
-    ours, adam = p.copy(), Adam(SIZE, np.float64)
+    ours, adam = p.copy(), Adam()
+    state = adam.zeros(SIZE, np.float64)
     for step in range(1, 6):
         g = values(step, np.float64)
-        adam.update(ours, 7 * g, step, 0.01, scale=1 / 7)
+        adam.update(ours, 7 * g, state, step, 0.01, scale=1 / 7)
         reference.adam(p, m, v, g, step, 0.01, 0.9, 0.999, 1e-8)
         np.testing.assert_allclose(ours, p, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(adam.state["v"], v, rtol=1e-12)
+    np.testing.assert_allclose(state["v"], v, rtol=1e-12)
 
 
 def test_momentum_by_hand():
     p, u = values(0), np.zeros(SIZE, np.float32)
-    ours, momentum = p.copy(), Momentum(SIZE)
+    ours, momentum = p.copy(), Momentum()
+    state = momentum.zeros(SIZE)
     for step in range(1, 4):
         g = values(step)
-        momentum.update(ours, g, step, 0.1)
+        momentum.update(ours, g, state, step, 0.1)
         u = np.float32(0.9) * u + g
         p = p - np.float32(0.1) * u
         np.testing.assert_array_equal(ours, p)
@@ -58,20 +60,21 @@ def formula(kind, p, state, g, rate):
 @pytest.mark.parametrize("kind", [SGD, Nesterov, AdaGrad, RMSProp])
 def test_others_are_their_formulas(kind):
     p, state = values(0, np.float64), np.zeros(SIZE)
-    ours, optimizer = p.copy(), kind(SIZE, np.float64, momentum=0.7)
+    ours, optimizer = p.copy(), kind(**({"momentum": 0.7} if kind is Nesterov else {}))
+    memory = optimizer.zeros(SIZE, np.float64)
     for step in range(1, 6):
         g = values(step, np.float64)
-        optimizer.update(ours, 7 * g, step, 0.01, scale=1 / 7)
+        optimizer.update(ours, 7 * g, memory, step, 0.01, scale=1 / 7)
         formula(kind, p, state, g, 0.01)
         np.testing.assert_allclose(ours, p, rtol=1e-12, atol=1e-14)
 
 
 def test_adamw_decays_the_weights_beside_adam():
-    p, adam, adamw = values(0, np.float64), Adam(SIZE, np.float64), AdamW(SIZE, np.float64, weight_decay=0.3)
+    p, adam, adamw = values(0, np.float64), Adam(), AdamW(weight_decay=0.3)
     ours, plain = p.copy(), p.copy()
     g = values(1, np.float64)
-    adamw.update(ours, g, 1, 0.01)
-    adam.update(plain, g, 1, 0.01)
+    adamw.update(ours, g, adamw.zeros(SIZE, np.float64), 1, 0.01)
+    adam.update(plain, g, adam.zeros(SIZE, np.float64), 1, 0.01)
     np.testing.assert_allclose(ours - plain, -0.01 * 0.3 * p, rtol=1e-9, atol=1e-15)
 
 
@@ -81,21 +84,21 @@ def test_slices_have_the_bits_of_the_whole(name, parts):
     whole, sliced = values(0), values(0)
     bounds = [part * SIZE // parts for part in range(parts + 1)]
     slices = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-    optimizer = OPTIMIZERS[name](SIZE)
-    optimizers = [OPTIMIZERS[name](s.stop - s.start) for s in slices]
+    optimizer = OPTIMIZERS[name]()
+    state, states = optimizer.zeros(SIZE), [optimizer.zeros(s.stop - s.start) for s in slices]
     for step in range(1, 4):
         g = values(step)
-        optimizer.update(whole, g, step, 0.01)
-        for one, s in zip(optimizers, slices, strict=True):
-            one.update(sliced[s], g[s], step, 0.01)
+        optimizer.update(whole, g, state, step, 0.01)
+        for one, s in zip(states, slices, strict=True):
+            optimizer.update(sliced[s], g[s], one, step, 0.01)
     np.testing.assert_array_equal(whole.view(np.uint32), sliced.view(np.uint32))
-    assert whole.dtype == np.float32 and all(state.dtype == np.float32 for state in optimizer.state.values())
+    assert whole.dtype == np.float32 and all(array.dtype == np.float32 for array in state.values())
 
 
 def test_the_gradient_is_left_as_it_is():
     p, g = values(0), values(1)
     for optimizer in OPTIMIZERS.values():
-        optimizer(SIZE).update(p, g, 1, 0.01)
+        optimizer().update(p, g, optimizer().zeros(SIZE), 1, 0.01)
     np.testing.assert_array_equal(g, values(1))
 
 

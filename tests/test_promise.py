@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import dispatch
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from threads import ThreadComm, run_ranks
 
 from dpcnn.config import Config
-from dpcnn.data.__main__ import dispatch
 from dpcnn.data.dataset import load
 from dpcnn.errors import DivergenceError
 from dpcnn.parallel.comm import SerialComm

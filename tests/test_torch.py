@@ -12,7 +12,7 @@ from dpcnn.base.rng import SampleRng
 from dpcnn.config import read_recipe
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Linear
-from dpcnn.nn.losses import softmax_cross_entropy
+from dpcnn.nn.losses import CrossEntropy
 from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 from dpcnn.optim.clipping import clip_coefficient, squares
@@ -63,7 +63,7 @@ def test_layers(name):
 
 def test_loss():
     logits, labels = RNG.standard_normal((6, 10)), RNG.integers(0, 10, 6)
-    losses, gradient = softmax_cross_entropy(logits, labels, 0.1)
+    losses, gradient = CrossEntropy(0.1).loss_and_gradient(logits, labels)
     there = torch.from_numpy(logits).requires_grad_()
     value = torch.nn.functional.cross_entropy(there, torch.from_numpy(labels), label_smoothing=0.1, reduction="sum")
     value.backward()
@@ -86,10 +86,11 @@ def test_loss():
 def test_optimizers(name, make):
     ours = RNG.standard_normal(50)
     theirs = torch.from_numpy(ours.copy()).requires_grad_()
-    optimizer, other = OPTIMIZERS[name](50, np.float64), make([theirs])
+    optimizer, other = OPTIMIZERS[name](), make([theirs])
+    state = optimizer.zeros(50, np.float64)
     for step in range(1, 8):
         g = RNG.standard_normal(50)
-        optimizer.update(ours, g, step, 0.01)
+        optimizer.update(ours, g, state, step, 0.01)
         theirs.grad = torch.from_numpy(g.copy())
         other.step()
     np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-9, atol=1e-12)
@@ -99,7 +100,7 @@ def test_batch_norm_s_running_statistics():
     """Ours follow the mean of what a batch's microbatches tell; with one microbatch, PyTorch's."""
     layer, theirs = BatchNorm(), torch.nn.BatchNorm2d(3).double()
     layer.build((5, 4, 3))
-    running = {p.name: np.full(p.shape, p.first) for p in layer.parameters}
+    running = {p.name: np.full(p.shape, p.initial_value) for p in layer.parameters}
     for _ in range(4):
         x = 2 + RNG.standard_normal((5, 4, 6, 3))
         y, backward = layer.forward(x, running, SampleRng(0, 0, np.arange(6)))
@@ -115,7 +116,7 @@ def test_batch_norm_s_running_statistics():
     np.testing.assert_allclose(layer.forward(x, running)[0].transpose(2, 3, 0, 1), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("max_grad_norm", [0.5, 100.0])
+@pytest.mark.parametrize("clip", [0.5, 100.0])
 def test_clipping_by_the_global_norm(clip):
     gradient = RNG.standard_normal(3000)
     there = torch.zeros(3000, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Make, fetch and inspect data sets: python -m dpcnn.data prepare|fetch|info"""
+"""Prepare, fetch and inspect data sets: dpcnn data prepare|fetch|info"""
 
 import sys
 from argparse import Namespace
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base import fields
-from dpcnn.cli import DONE, Parser, parse, run
+from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.data.downloads import DOWNLOADS
 from dpcnn.data.info import info
 from dpcnn.data.prepare import SHARDS, Target, fetch_and_prepare, prepare
@@ -16,18 +16,19 @@ from dpcnn.parallel.comm import SerialComm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    return run(lambda comm: dispatch(comm, argv))
+    """Run the command and return its exit status."""
+    return run_command(command, make_parser, argv)
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.data", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="prepare|fetch|info")
-    make = commands.add_parser("prepare", help="make a data set of IDX files, CSV files or an NPZ file")
+    actions = parser.add_subparsers(dest="command", required=True, metavar="prepare|fetch|info")
+    make = actions.add_parser("prepare", help="make a data set of IDX files, CSV files or an NPZ file")
     make.add_argument("source", type=Path, help="folder of IDX or CSV files (.gz or not), or NPZ file with Keras' keys")
     make.add_argument("--out", type=Path, required=True, help="the new data set's folder")
     make.add_argument("--name", help="the data set's name (default: that of the folder)")
-    get = commands.add_parser("fetch", help="download a data set, check and prepare it")
+    get = actions.add_parser("fetch", help="download a data set, check and prepare it")
     get.add_argument("name", choices=sorted(DOWNLOADS))
     get.add_argument("--out", type=Path, help="the new data set's folder (default data/NAME)")
     get.add_argument("--mirror", help="base address to download from, in place of the known ones")
@@ -35,15 +36,14 @@ def _parser() -> Parser:
         each.add_argument("--shards", type=int, default=SHARDS, help=f"training shards (default {SHARDS})")
         each.add_argument("--contiguous", action="store_true", help="don't compress, for sets larger than memory")
         each.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle each split, for sources sorted by class")
-    show = commands.add_parser("info", help="show what a data set holds, and verify every byte of it")
+    show = actions.add_parser("info", help="show what a data set holds, and verify every byte of it")
     show.add_argument("data", help="a name under data/, or a folder")
     return parser
 
 
-def dispatch(comm: SerialComm, argv: Sequence[str] | None) -> int:
+def command(comm: SerialComm, options: Namespace) -> int:
     """Do what the command line says, on every rank of ``comm``."""
     with comm.fail_together():
-        options = parse(_parser(), argv, comm)
         if options.command != "info":
             check(options)
     if options.command == "info":

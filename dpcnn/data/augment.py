@@ -1,5 +1,7 @@
 """Training images moved, turned, zoomed and bent at random: by seed, epoch and sample, so on any rank alike."""
 
+from math import sqrt
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,7 +46,7 @@ class Augment:
         if fields:
             rows, columns = self.smooth
             bent = rows @ u[:, 4:].reshape(N, 2, H, W) @ columns.T
-            places += np.float32(self.elastic * 3**0.5) * bent.reshape(N, 2, -1)  # u has the variance 1/3
+            places += np.float32(self.elastic * sqrt(3)) * bent.reshape(N, 2, -1)  # u has the variance 1/3
         return bilinear(images, places)
 
     def affine(self, u: Array, shifts: Array) -> Array:

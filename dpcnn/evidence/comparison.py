@@ -68,7 +68,8 @@ class Jobs:
     def measure_torch(self, ranks: int, batch: int, layout: str) -> float:
         """Images per second of PyTorch DDP; ``batch`` is per rank."""
         words = ["--ranks", ranks, "--batch", batch, "--steps", self.steps, "--layout", layout]
-        words += ["--model", self.config.model, "--data", self.config.data, "--smoothing", self.config.label_smoothing]
+        smoothing = self.config.parts["label_smoothing"]
+        words += ["--model", self.config.model, "--data", self.config.data, "--smoothing", smoothing]
         return float(run("dpcnn.evidence.peers.torch_ddp", *map(str, words)).strip().splitlines()[-1])
 
 

@@ -5,7 +5,6 @@ The trainings are those of all recipes, and some more for what no recipe uses, o
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +21,7 @@ from dpcnn.config import from_dict, read_recipe
 from dpcnn.data.dataset import Samples
 from dpcnn.data.shards import Manifest
 from dpcnn.errors import ConfigError, nearest
+from dpcnn.nn.losses import LOSSES
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.console import Report
@@ -82,6 +82,7 @@ ALL_OPTIONS = {
 RUNS: dict[str, dict[str, Any]] = {
     **{path.name.removesuffix(".toml"): {} for path in sorted((files("dpcnn") / "recipes").iterdir(), key=str)},
     **{optimizer: {"model": "mlp", "optimizer": optimizer, "init": "glorot"} for optimizer in OPTIMIZERS},
+    **{loss: {"model": "mlp", "loss": loss} for loss in LOSSES},
     "mlp": {"model": "mlp", "schedule": "exponential"},
     "all-options": {"model": "all options", **ALL_OPTIONS},
     "other-layers": {"model": "other layers", "layers": OTHER_LAYERS, "microbatch": 20},
@@ -103,7 +104,8 @@ def train(name: str, samples: Samples) -> Hashes:
     own = {"validation": 0, "max_steps": STEPS, "warmup": 2, "numerics": startup.numerics, "data": "random"}
     path = files("dpcnn") / "recipes" / f"{name}.toml"
     recipe = read_recipe(name if path.is_file() else "simple-cnn")
-    config = from_dict({**asdict(recipe), **own, **RUNS[name]})
+    values = recipe.as_dict() if RUNS[name].keys().isdisjoint(("optimizer", "loss")) else {}
+    config = from_dict({**values, **own, **RUNS[name]})
     network, comm, found = config.network((SIDE, SIDE, 1), CLASSES), SerialComm(), {}
     with TemporaryDirectory(prefix="dpcnn-golden-") as work, np.errstate(all="ignore"):
         trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Report())
@@ -112,7 +114,7 @@ def train(name: str, samples: Samples) -> Hashes:
             trainer.train_step(order)
             found[str(step)] = trainer.state.compare() | tensor_hashes(trainer.state.update.state)
         with trainer.averaged():
-            losses = evaluate(comm, network, trainer.params, samples, np.arange(EVALUATED), 0.0).losses
+            losses = evaluate(comm, network, trainer.params, samples, np.arange(EVALUATED), config.make_loss()).losses
     found[str(STEPS)]["losses of an evaluation"] = sha256(losses.tobytes()).hexdigest()[:16]
     return found
 

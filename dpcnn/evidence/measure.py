@@ -3,7 +3,6 @@
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -68,7 +67,7 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
         shares = [trainer.timer.seconds[phase] / seconds for phase in STEP_PHASES]
     speed = min(config.batch, trainer.training) * steps / seconds
     return {
-        "config": asdict(config),
+        "config": config.as_dict(),
         "images_per_second": speed,
         "seconds_a_step": seconds / steps,
         "shares": [dict(zip(STEP_PHASES, row.tolist(), strict=True)) for row in comm.allgather(np.array(shares))],
@@ -134,18 +133,19 @@ def compare_exchanges(comm: SerialComm, size: int, times: int, rounds: int = 9) 
     Returns:
         Milliseconds of each round, and the median ratio.
     """
-    exchange, adam = ExactExchange(comm, size, Timer()), Adam(size)
-    part = Adam(exchange.shard.stop - exchange.shard.start)
+    exchange, adam = ExactExchange(comm, size, Timer()), Adam()
+    shard, whole = adam.zeros(exchange.shard.stop - exchange.shard.start), adam.zeros(size)
     exchange.sum(comm.size, lambda number, out: out.fill(0))  # touched, and stays zero however often it is added up
     params, gradient = np.zeros((2, size), np.float32)
 
     def exact() -> None:
-        part.update(exchange.params[exchange.shard], exchange.sum(comm.size, lambda number, out: None), 1, 1e-3)
+        grads = exchange.sum(comm.size, lambda number, out: None)
+        adam.update(exchange.params[exchange.shard], grads, shard, 1, 1e-3)
         exchange.publish()
 
     def allreduce() -> None:
         comm.allreduce(gradient)
-        adam.update(params, gradient, 1, 1e-3)
+        adam.update(params, gradient, whole, 1, 1e-3)
 
     found: dict[str, list[float]] = {"exact": [], "allreduce": []}
     timed(comm, exact, 2)

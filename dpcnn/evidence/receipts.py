@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from platform import node
 from tempfile import TemporaryDirectory
@@ -30,7 +30,7 @@ def receipt(outcomes: Sequence[Outcome], different: Sequence[str | None]) -> dic
         "dpcnn": __version__,
         "host": node(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "config": asdict(checkpoint.config),
+        "config": checkpoint.config.as_dict(),
         "data": checkpoint.data,
         "fingerprint": checkpoint.fingerprint,
         "runs": [run_receipt(*each) for each in zip(outcomes, different, strict=True)],
@@ -105,7 +105,7 @@ def repeat(
         raise ConfigError(f"{config.data}: not the data of the receipt; give --data the data set that it was made with")
     with TemporaryDirectory(prefix="dpcnn-verify-") as work:
         recipe = Path(work) / "receipt.toml"
-        recipe.write_bytes(tomli_w.dumps(asdict(config)).encode())
+        recipe.write_bytes(tomli_w.dumps(config.as_dict()).encode())
         return run_each(Training(launcher, str(recipe), {}, len(known.hashes)), counts, Path(work), say)
 
 

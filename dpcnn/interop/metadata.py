@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from dpcnn import __version__
@@ -38,7 +38,7 @@ def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """
     values = {
         "version": __version__,
-        "config": asdict(checkpoint.config),
+        "config": checkpoint.config.as_dict(),
         "image_shape": list(checkpoint.image_shape),
         "classes": checkpoint.classes,
         "step": checkpoint.progress.step,

@@ -204,5 +204,8 @@ def _operators(checkpoint: Checkpoint, network: Network, number: int) -> list[Op
     """
     name, layer = network.names[number], network.layers[number]
     if type(layer) not in OPERATORS:
-        raise ConfigError(f"no ONNX export for {name}; use --format npz")
+        kind = type(layer).__name__
+        raise ConfigError(
+            f"no ONNX export for {name}: use --format npz, or add an entry to dpcnn.interop.onnx.OPERATORS[{kind}]"
+        )
     return OPERATORS[type(layer)](layer, {p.name: checkpoint.parameters[f"{name}.{p.name}"] for p in layer.parameters})

@@ -70,7 +70,7 @@ def _of_linear(w: Shape, pixels: Shape) -> tuple[Shape, Shape]:
 
 
 LAYOUTS: dict[type[Layer], Callable[[Shape, Shape], tuple[Shape, Shape]]] = {Conv2d: _of_conv2d, Linear: _of_linear}
-"""For each type of layer whose "w" has another layout in PyTorch, the function that gives ``window``, ``their_shape``.
+"""For each type of layer with a "w" of several axes, the function that gives ``kernel_shape`` and ``their_shape``.
 
 It takes the shape of our "w", and the shape (H, W, C) of the pixels that a flatten layer in front has flattened, or ().
 """
@@ -97,8 +97,19 @@ def torch_names(network: Network) -> list[Twin]:
 
 
 def _twin(name: str, layer: Layer, parameter: Parameter, pixels: Shape) -> Twin:
+    if parameter.name not in THEIR_NAMES:
+        raise ConfigError(
+            f"no PyTorch name for the parameter {name}.{parameter.name}: use --format npz, or add an entry to "
+            "dpcnn.interop.torch_layout.THEIR_NAMES"
+        )
     ours, theirs = f"{name}.{parameter.name}", f"{name}.{THEIR_NAMES[parameter.name]}"
-    if parameter.name == "w" and type(layer) in LAYOUTS:
+    if len(parameter.shape) > 1:
+        if type(layer) not in LAYOUTS:
+            kind = type(layer).__name__
+            raise ConfigError(
+                f"no PyTorch layout for {ours}: use --format npz, or add an entry to "
+                f"dpcnn.interop.torch_layout.LAYOUTS[{kind}]"
+            )
         window, their_shape = LAYOUTS[type(layer)](parameter.shape, pixels)
         return Twin(ours, theirs, parameter.shape, their_shape, window)
     return Twin(ours, theirs, parameter.shape, parameter.shape, None)

@@ -1,38 +1,82 @@
-"""The loss: a sum over the batch, never a mean, so that batches of any size add up."""
+"""Losses: sums over the batch, never means, so that batches of any size add up.
 
+A loss is a dataclass: its fields are its options. It is chosen by its name in :data:`LOSSES`.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from dpcnn.base.arrays import Array
+from dpcnn.base.options import check_options, option
 
 
-def softmax_cross_entropy(logits: Array, labels: Array, smoothing: float) -> tuple[Array, Array]:
-    """Cross-entropy of softmax(logits) against smoothed targets, and its gradient.
+@dataclass(frozen=True)
+class Loss:
+    """What is minimised, and what a network's outputs (N, K) say.
 
-    The target is 1 - smoothing + smoothing/K at the label and smoothing/K elsewhere (Szegedy et
-    al., "Rethinking the Inception architecture", 2016, section 7), K being the number of classes.
+    Labels are (N,) integers in 0..K-1.
 
-    Args:
-        logits: (N, K) floats.
-        labels: (N,) integers in 0..K-1.
-        smoothing: in [0, 1).
-
-    Returns:
-        losses (N,), and dlogits (N, K): the gradient of the losses' sum.
+    Raises:
+        ConfigError: an option out of its bounds.
     """
-    N, K = logits.shape
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    exponentials = np.exp(shifted)
-    totals = exponentials.sum(axis=1, keepdims=True)
-    log_softmax = shifted - np.log(totals)
-    rows = np.arange(N)
-    losses = -(1 - smoothing) * log_softmax[rows, labels] - smoothing / K * log_softmax.sum(axis=1)
-    dlogits = exponentials / totals
-    dlogits -= dlogits.dtype.type(smoothing / K)
-    dlogits[rows, labels] -= dlogits.dtype.type(1 - smoothing)
-    return losses, dlogits
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def loss(self, outputs: Array, labels: Array) -> Array:
+        """The loss of each sample, (N,)."""
+        raise NotImplementedError
+
+    def gradient(self, outputs: Array, labels: Array) -> Array:
+        """The gradient of the sum of the losses by the outputs, (N, K), contiguous."""
+        raise NotImplementedError
+
+    def loss_and_gradient(self, outputs: Array, labels: Array) -> tuple[Array, Array]:
+        """Both; a loss whose two parts share work computes them together here."""
+        return self.loss(outputs, labels), self.gradient(outputs, labels)
+
+    def correct(self, outputs: Array, labels: Array) -> Array:
+        """Whether each sample is classified right, (N,) bool."""
+        right: Array = outputs.argmax(axis=1) == labels
+        return right
+
+    def probabilities(self, outputs: Array) -> Array:
+        """The probability of each class, (N, K)."""
+        return softmax(outputs)
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """Cross-entropy of softmax(outputs) against smoothed targets.
+
+    The target is 1 - s + s/K at the label and s/K elsewhere, s being ``label_smoothing`` and K the number of classes
+    (Szegedy et al., "Rethinking the Inception architecture", 2016, section 7).
+    """
+
+    label_smoothing: float = option(
+        0.01, "label smoothing: fraction of each target spread over all classes", least=0, below=1
+    )
+
+    def loss(self, outputs: Array, labels: Array) -> Array:
+        return self.loss_and_gradient(outputs, labels)[0]
+
+    def gradient(self, outputs: Array, labels: Array) -> Array:
+        return self.loss_and_gradient(outputs, labels)[1]
+
+    def loss_and_gradient(self, outputs: Array, labels: Array) -> tuple[Array, Array]:
+        (N, K), smoothing = outputs.shape, self.label_smoothing
+        shifted = outputs - outputs.max(axis=1, keepdims=True)
+        exponentials = np.exp(shifted)
+        totals = exponentials.sum(axis=1, keepdims=True)
+        log_softmax = shifted - np.log(totals)
+        rows = np.arange(N)
+        losses: Array = -(1 - smoothing) * log_softmax[rows, labels] - smoothing / K * log_softmax.sum(axis=1)
+        gradient: Array = exponentials / totals
+        gradient -= gradient.dtype.type(smoothing / K)
+        gradient[rows, labels] -= gradient.dtype.type(1 - smoothing)
+        return losses, gradient
 
 
 def softmax(logits: Array) -> Array:
@@ -40,3 +84,7 @@ def softmax(logits: Array) -> Array:
     exponentials: Array = np.exp(logits - logits.max(axis=1, keepdims=True))
     exponentials /= exponentials.sum(axis=1, keepdims=True)
     return exponentials
+
+
+LOSSES: dict[str, type[Any]] = {"cross-entropy": CrossEntropy}
+"""The losses by name."""

@@ -19,7 +19,7 @@ from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.nn.graph import IMAGES, connections, learning, unique_names
 from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.layer import Layer
-from dpcnn.nn.losses import softmax_cross_entropy
+from dpcnn.nn.losses import Loss
 from dpcnn.nn.merging import Merge
 
 Vector = NDArray[np.float32]
@@ -247,7 +247,7 @@ class Network:
             return x
 
     def gradient(
-        self, params: Array, images: Array, labels: Array, smoothing: float, out: Array, rng: SampleRng | None = None
+        self, params: Array, images: Array, labels: Array, loss: Loss, out: Array, rng: SampleRng | None = None
     ) -> tuple[float, int]:
         """The gradient of the summed loss of a microbatch.
 
@@ -255,7 +255,7 @@ class Network:
             params: (size,) parameters.
             images: (N, *input_shape).
             labels: (N,) integers.
-            smoothing: of the targets, see :func:`dpcnn.nn.losses.softmax_cross_entropy`.
+            loss: of a sample.
             out: (size,) written over with the gradient of the sum of the N losses.
             rng: where layers take what is random; None: nothing is.
 
@@ -265,8 +265,8 @@ class Network:
         with ufunc_buffer(UFUNC_BUFFER):
             with self.timer("forward"):
                 *_, (x, _) = steps = list(self._forward(params, images, rng))
-                losses, dy = softmax_cross_entropy(x, labels, smoothing)
-                correct = int((x.argmax(axis=1) == labels).sum())
+                losses, dy = loss.loss_and_gradient(x, labels)
+                correct = int(loss.correct(x, labels).sum())
             with self.timer("backward"):
                 self._backward(dy, [backward for _, backward in steps], self._named(out))
             return float(losses.sum(dtype=np.float64)), correct

@@ -1,7 +1,6 @@
 """The report of a run: the sections of its page."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from html import escape
 from math import prod
 from pathlib import Path
@@ -85,7 +84,7 @@ def results(events: Sequence[Event], found: Examination, drawn: Path) -> list[Se
 
 def circumstances(folder: RunFolder, checkpoint: Checkpoint) -> list[Section]:
     """The sections on the ranks, the configuration, the layers and the numerics."""
-    config = {name: value for name, value in asdict(checkpoint.config).items() if name != "layers"}
+    config = {name: value for name, value in checkpoint.config.as_dict().items() if name != "layers"}
     numerics = checkpoint.fingerprint | {"cpu_features": " ".join(checkpoint.fingerprint["cpu_features"])}
     return [
         Section("Time and memory of each rank", ranks_table(folder), wide=True),

@@ -84,7 +84,7 @@ class Checkpoint:
         """All but the arrays, as JSON has it."""
         return {
             "progress": asdict(self.progress),
-            "config": asdict(self.config),
+            "config": self.config.as_dict(),
             "image_shape": list(self.image_shape),
             "classes": self.classes,
             "data": self.data,

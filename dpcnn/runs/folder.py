@@ -21,7 +21,6 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +143,7 @@ class RunFolder:
                         )
                 remove_leftovers(folder)
                 remove_leftovers(checkpoints)
-                folder.write(self.config.name, tomli_w.dumps(asdict(config)).encode())
+                folder.write(self.config.name, tomli_w.dumps(config.as_dict()).encode())
                 folder.write(self.metrics.name, b"".join(_line(event) for event in progress.events))
                 _point_best(checkpoints, progress.best(config.monitor))
         except OSError as error:
@@ -159,7 +158,7 @@ class RunFolder:
             CheckpointError: there is no run here.
         """
         try:
-            return asdict(from_dict(load_toml(read_bytes(self.config, MOST_RECIPE)), whole=True))
+            return from_dict(load_toml(read_bytes(self.config, MOST_RECIPE)), whole=True).as_dict()
         except OSError as error:
             raise CheckpointError(f"{self.path}: no run to resume: {self.config.name}: {error.strerror}") from None
         except (FieldError, ConfigError) as error:

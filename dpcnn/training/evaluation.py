@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.data.dataset import Samples
-from dpcnn.nn.losses import softmax_cross_entropy
+from dpcnn.nn.losses import Loss
 from dpcnn.nn.network import Network, Vector
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.tree import chunks, split_evenly
@@ -25,17 +25,19 @@ class Answers:
     Attributes:
         labels: (n,) the right classes.
         predicted: (n,) the classes with the highest logits.
-        losses: (n,) cross-entropy of each.
+        correct: (n,) whether each is classified right, by the loss's own measure.
+        losses: (n,) the loss of each.
     """
 
     labels: NDArray[Any]
     predicted: NDArray[Any]
+    correct: NDArray[Any]
     losses: NDArray[Any]
 
     @property
     def metrics(self) -> Metrics:
         """Their sum: ``math.fsum`` is exact, so nothing depends on an order."""
-        return Metrics(fsum(self.losses), int((self.predicted == self.labels).sum()), len(self.labels))
+        return Metrics(fsum(self.losses), int(self.correct.sum()), len(self.labels))
 
     def confusion(self, classes: int) -> NDArray[Any]:
         """(classes, classes) counts: by row the right class, by column the predicted one."""
@@ -44,14 +46,12 @@ class Answers:
         return counts
 
 
-def evaluate(
-    comm: SerialComm, network: Network, params: Vector, samples: Samples, indices: Any, smoothing: float
-) -> Answers:
+def evaluate(comm: SerialComm, network: Network, params: Vector, samples: Samples, indices: Any, loss: Loss) -> Answers:
     """The answers for some samples, each rank working out a share of them.
 
     Args:
         indices: (n,) the samples' numbers, as an array or any sequence.
-        smoothing: of the targets, as in training.
+        loss: as in training.
 
     Returns:
         The same on every rank: each sample once, none twice.
@@ -61,16 +61,16 @@ def evaluate(
     bounds = [
         blocks[place][0] if place < len(blocks) else len(indices) for place in split_evenly(len(blocks), comm.size)
     ]
-    row = np.empty((max(np.diff(bounds)), 3))
+    row = np.empty((max(np.diff(bounds)), 4))
     first, end = bounds[comm.rank : comm.rank + 2]
     for start, stop in blocks:
         if first <= start < end:
             with network.timer("validation"):
                 images, labels = samples.take(indices[start:stop])
                 logits = network.logits(params, images)
-                losses, _ = softmax_cross_entropy(logits, labels, smoothing)
-                row[start - first : stop - first] = np.stack([labels, logits.argmax(axis=1), losses], axis=1)
+                columns = labels, logits.argmax(axis=1), loss.correct(logits, labels), loss.loss(logits, labels)
+                row[start - first : stop - first] = np.stack(columns, axis=1)
     with network.timer("waiting"):
         rows = comm.allgather(row)
     told = np.concatenate([rows[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
-    return Answers(told[:, 0].astype(np.int64), told[:, 1].astype(np.int64), told[:, 2])
+    return Answers(told[:, 0].astype(np.int64), told[:, 1].astype(np.int64), told[:, 2].astype(bool), told[:, 3])

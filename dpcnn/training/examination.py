@@ -2,7 +2,7 @@
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def examine(
     Raises:
         ConfigError, CheckpointError, DataError: on every rank.
     """
-    config = from_dict(comm.broadcast_obj(checkpoint and asdict(checkpoint.config)))
+    config = from_dict(comm.broadcast_obj(checkpoint and checkpoint.config.as_dict()))
     samples = _load(comm, data or config.data, split)
     indices = _indices(samples, config, split)
     with comm.fail_together():
@@ -78,7 +78,7 @@ def examine(
         params = network.flat(checkpoint.parameters) if checkpoint else np.empty(network.size, np.float32)
     comm.broadcast(params)
     started = time.perf_counter()
-    answers = evaluate(comm, network, params, samples, indices, config.label_smoothing)
+    answers = evaluate(comm, network, params, samples, indices, config.make_loss())
     if not np.isfinite(answers.losses).all():
         raise CheckpointError(f"{path}: the loss is not finite: the weights are too large for these images")
     confusion = answers.confusion(network.classes)

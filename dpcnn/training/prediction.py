@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from dpcnn.data.pictures import open_pictures, read_pictures
 from dpcnn.errors import DataError
-from dpcnn.nn.losses import softmax
 from dpcnn.parallel.tree import chunks
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.folder import find_checkpoint
@@ -27,13 +26,13 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
     """
     known = read(find_checkpoint(checkpoint))
     network = known.network()
-    params = network.flat(known.parameters)
+    params, loss = network.flat(known.parameters), known.config.make_loss()
     for path in files:
         with open_pictures(path) as source:
             images = read_pictures(source, known.image_shape)
         network.check_memory(min(EVALUATION_BLOCK, len(images)))
         for start, stop in chunks(len(images), EVALUATION_BLOCK):
-            rows: NDArray[Any] = softmax(network.logits(params, images[start:stop]).astype(np.float64))
+            rows: NDArray[Any] = loss.probabilities(network.logits(params, images[start:stop]).astype(np.float64))
             if not np.isfinite(rows).all():
                 raise DataError(f"{path}: the network's answer is not finite: its weights are too large for this file")
             for number, row in enumerate(rows, start):

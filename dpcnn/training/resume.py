@@ -1,10 +1,11 @@
 """Where a run begins: anew, or at a checkpoint of a run that is resumed."""
 
 from argparse import Namespace
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dpcnn.base.options import flag_of, options_of
 from dpcnn.cli import given, override
 from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.data.dataset import find_data
@@ -60,7 +61,7 @@ def find_start(options: Namespace) -> Start:
         raise CheckpointError(
             f"{path}: holds step {checkpoint.progress.step}, so its name is wrong; rename or delete it"
         )
-    return Start(folder, path, checkpoint, asdict(checkpoint.config), path)
+    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), path)
 
 
 def _from_checkpoint(path: Path, out: Path | None) -> Start:
@@ -79,7 +80,7 @@ def _from_checkpoint(path: Path, out: Path | None) -> Start:
             raise CheckpointError(
                 f"{path}: the run has gone on to {latest.name}; to go another way from here, give a new --out"
             )
-    return Start(folder, path, checkpoint, asdict(checkpoint.config), folder.newest())
+    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), folder.newest())
 
 
 def newest_run() -> RunFolder:
@@ -123,14 +124,15 @@ def choose_config(options: Namespace, stored: dict[str, Any] | None, place: str)
         return with_cut(override(recipe, options), recipe, given(options))
     of_run = from_dict(stored, f"{place}: ")
     asked = override(read_recipe(options.recipe) if options.recipe else of_run, options)
-    for option in fields(Config):
-        was, now = getattr(of_run, option.name), getattr(asked, option.name)
-        bound = option.name == "epochs" and of_run.schedule in OVER_ALL_EPOCHS
-        if was != now and (bound or not option.metadata["free"]):
-            flag = "--" + option.name.replace("_", "-")
+    before, after = of_run.as_dict(), asked.as_dict()
+    free = {option.name for option in options_of(Config) if option.metadata["free"]}
+    for name in [*before, *after]:
+        was, now = before.get(name), after.get(name)
+        bound = name == "epochs" and of_run.schedule in OVER_ALL_EPOCHS
+        if was != now and (bound or name not in free):
             why = f", as the schedule {of_run.schedule} is laid over all epochs" if bound else ""
             raise ConfigError(
-                f"{flag}: {place} was begun with {was}, and can't be resumed with {now}{why}; "
+                f"{flag_of(name)}: {place} was begun with {was}, and can't be resumed with {now}{why}; "
                 "drop the flag or begin a new run"
             )
     return asked

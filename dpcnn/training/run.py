@@ -1,11 +1,10 @@
 """A training from its arguments to its last line."""
 
 import os
-import time
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 
-from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags, parse
+from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags
 from dpcnn.cluster.stopping import Stop, ignore, job_end, listen
 from dpcnn.cluster.watch import Watch
 from dpcnn.parallel.comm import SerialComm
@@ -19,12 +18,15 @@ from dpcnn.training.summary import Draw, finish, write_times, write_trace
 TRACED = 100_000  # stretches of a rank's time in a trace
 
 
-def train(comm: SerialComm, argv: Sequence[str] | None, draw: Draw) -> int:
-    """Train, on every rank of ``comm``, as the command line says; ``draw`` draws the curves at the end."""
-    started = time.time()
+def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> int:
+    """Train on every rank of ``comm``.
+
+    Args:
+        draw: draws the curves at the end.
+        started: when this process started, in seconds since 1970.
+    """
     report = Console() if comm.rank == 0 else Report()
     with comm.fail_together():
-        options = parse(training_parser(), argv, comm)
         stop = Stop(job_end(os.environ, started, options.walltime))
     listen(stop, comm.abort)
     apart = share_or_part(comm)

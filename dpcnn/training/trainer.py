@@ -69,7 +69,7 @@ class Trainer:
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
         self.last_epoch = math.ceil(self.last_step / self.steps_per_epoch)
         self.augment = Augment(network.input_shape, config.shift, config.rotation, config.zoom, config.elastic)
-        self.timer = network.timer
+        self.timer, self.loss = network.timer, config.make_loss()
         self.state = State(comm, config, network)
         self.exchange, self.update = self.state.exchange, self.state.update
         self.params, self.shard = self.state.params, self.state.shard
@@ -157,7 +157,7 @@ class Trainer:
             images, labels = self.samples.take(indices)
             rng = SampleRng(self.config.seed, self.progress.epochs, indices)
             images = self.augment(images, rng)
-        return self.network.gradient(self.params, images, labels, self.config.label_smoothing, out, rng)
+        return self.network.gradient(self.params, images, labels, self.loss, out, rng)
 
     def _decide(self, gradient: Vector, found: list[tuple[float, int]], microbatches: int, count: int) -> Decision:
         """What all ranks conclude from what each has found; the norm is worked out where clipping asks for it."""
@@ -231,8 +231,7 @@ class Trainer:
         """Loss and accuracy of these samples, if there are any."""
         if not len(indices):
             return {}
-        smoothing = self.config.label_smoothing
-        found = evaluate(self.comm, self.network, self.params, samples, indices, smoothing).metrics
+        found = evaluate(self.comm, self.network, self.params, samples, indices, self.loss).metrics
         if not math.isfinite(found.loss):
             raise DivergenceError(f"epoch {self.progress.epochs}: the {name} loss is not finite; try a smaller --lr")
         return {f"{name}_loss": found.mean_loss, f"{name}_accuracy": found.accuracy}

@@ -9,7 +9,6 @@ from dpcnn.config import Config
 from dpcnn.nn.network import Network
 from dpcnn.optim.averaging import update_average
 from dpcnn.optim.clipping import clip_coefficient
-from dpcnn.optim.optimizers import OPTIMIZERS
 
 Vector = NDArray[Any]
 
@@ -23,10 +22,8 @@ class Update:
 
     def __init__(self, config: Config, network: Network, params: Vector, shard: slice) -> None:
         self.config = config
-        self._optimizer = OPTIMIZERS[config.optimizer](
-            len(params), momentum=config.momentum, weight_decay=config.weight_decay
-        )
-        self.state = dict(self._optimizer.state)
+        self._optimizer = config.make_optimizer()
+        self.state = self._optimizer.zeros(len(params))
         if config.ema_decay:
             self.state["ema"] = params.copy()
         self._running = [
@@ -57,7 +54,7 @@ class Update:
             means: from :meth:`take_running_means`.
         """
         scale = clip_coefficient(norm / count, self.config.max_grad_norm) / count
-        self._optimizer.update(params, gradient, step, rate, scale)
+        self._optimizer.update(params, gradient, self.state, step, rate, scale)
         for (place, _), mean in zip(self._running, means, strict=True):
             params[place] = mean
         if self.config.ema_decay:

@@ -27,10 +27,10 @@ from dpcnn.parallel.comm import SerialComm
 
 OPTIMIZERS: dict[str, Callable[[Any, Config], torch.optim.Optimizer]] = {
     "adam": lambda p, config: torch.optim.Adam(p, config.lr),
-    "adamw": lambda p, config: torch.optim.AdamW(p, config.lr, weight_decay=config.weight_decay),
+    "adamw": lambda p, config: torch.optim.AdamW(p, config.lr, weight_decay=config.parts["weight_decay"]),
     "sgd": lambda p, config: torch.optim.SGD(p, config.lr),
-    "momentum": lambda p, config: torch.optim.SGD(p, config.lr, config.momentum),
-    "nesterov": lambda p, config: torch.optim.SGD(p, config.lr, config.momentum, nesterov=True),
+    "momentum": lambda p, config: torch.optim.SGD(p, config.lr, config.parts["momentum"]),
+    "nesterov": lambda p, config: torch.optim.SGD(p, config.lr, config.parts["momentum"], nesterov=True),
     "adagrad": lambda p, config: torch.optim.Adagrad(p, config.lr, eps=1e-7),
     "rmsprop": lambda p, config: torch.optim.RMSprop(p, config.lr),
 }
@@ -64,7 +64,7 @@ def train(config: Config) -> Iterator[dict[str, Any]]:
     network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     net = torch_net(network, network.initialise(config.seed, config.init, config.init_std))
     optimizer = OPTIMIZERS[config.optimizer](net.parameters(), config)
-    loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    loss = nn.CrossEntropyLoss(label_smoothing=config.parts["label_smoothing"])
     holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)
     training = len(holdout.training)
     steps_per_epoch, step = math.ceil(training / config.batch), 0

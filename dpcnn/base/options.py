@@ -1,0 +1,101 @@
+"""Options: fields of dataclasses with a help text, bounds and choices.
+
+The fields of a run's configuration are options, and so are those of optimizers and losses::
+
+    @dataclass
+    class Momentum(Optimizer):
+        momentum: float = option(0.9, "momentum", least=0, below=1)
+
+An option of this name is then a flag of the command line and a key of recipes.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import Field, field, fields
+from typing import Any, get_type_hints
+
+from dpcnn.base.fields import MOST_INTEGER, FieldError, name
+from dpcnn.errors import ConfigError
+
+Scalar = int | float | str | bool
+
+
+def option(
+    default: Scalar,
+    help: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float = MOST_INTEGER,
+    choices: Collection[str] | None = None,
+    free: bool = False,
+) -> Any:
+    """A field of a dataclass with bounds.
+
+    Args:
+        choices: all allowed values, looked up when a value is checked.
+        free: whether the value may change when a run is resumed.
+    """
+    bounds = {"least": least, "above": above, "below": below, "most": most}
+    return field(default=default, metadata={"help": help, "bounds": bounds, "choices": choices, "free": free})
+
+
+def options_of(owner: type[Any]) -> list[Field[Any]]:
+    """The options of a dataclass, in order."""
+    return [each for each in fields(owner) if "help" in each.metadata]
+
+
+def types_of(owner: type[Any]) -> dict[str, type[Any]]:
+    """The types of a dataclass's fields, by name."""
+    return get_type_hints(owner)
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def check_options(instance: Any) -> None:
+    """Check the values of all options of a dataclass.
+
+    Raises:
+        ConfigError: a value of the wrong type, out of its bounds or not among the choices.
+    """
+    for each in options_of(type(instance)):
+        check(each, types_of(type(instance))[each.name], getattr(instance, each.name))
+
+
+def check(option: Field[Any], kind: type[Any], value: Any) -> None:
+    """Check a value against the type, bounds and choices of its option, or raise ConfigError."""
+    flag = flag_of(option.name)
+    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+        raise ConfigError(f"{flag}: expected {kind.__name__}, not {_short(value)}")
+    choices = option.metadata["choices"]
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{flag}: no {value!r}; choose from {', '.join(sorted(choices))}")
+    if isinstance(value, str):
+        try:
+            name(value, flag)
+        except FieldError as error:
+            raise ConfigError(str(error)) from None
+    elif not isinstance(value, bool):
+        _check_bounds(flag, value, option.metadata["bounds"])
+
+
+def _check_bounds(flag: str, value: float, bounds: Mapping[str, float | None]) -> None:
+    if abs(value) == math.inf:
+        raise ConfigError(f"{flag}: must be a number, not {value}")
+    least, above, below, most = (bounds[key] for key in ("least", "above", "below", "most"))
+    if least is not None and not value >= least:
+        raise ConfigError(f"{flag}: must be at least {least}, not {_short(value)}")
+    if above is not None and not above < value:
+        raise ConfigError(f"{flag}: must be a number above {above}, not {_short(value)}")
+    if below is not None and not value < below:
+        raise ConfigError(f"{flag}: must be below {below}, not {_short(value)}")
+    if most is not None and not value <= most:
+        raise ConfigError(f"{flag}: must be at most {most}, not {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    return "a number of many digits" if isinstance(value, int) and abs(value) > 2**64 else repr(value)[:60]
