@@ -83,7 +83,7 @@ def run_command(
         argv: the words after the command's name; None: the words that this process was started with.
         comm: the ranks; None: all ranks of this job.
         numerics: the numerics of the run that the options mean. A process that was started for this command, and has
-            others, starts anew before MPI does. A DpcnnError is left to the command, which meets it again.
+            others, starts anew before MPI does. Any error is left to the command, which meets it again.
     """
 
     def parse_and_call(ranks: SerialComm) -> int:
@@ -93,7 +93,7 @@ def run_command(
 
     def restart() -> None:
         wanted = None
-        with contextlib.suppress(DpcnnError, HelpShownError, OSError), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
             wanted = numerics and numerics(parse(make_parser, argv, SerialComm()))
         startup.restart(wanted)
 

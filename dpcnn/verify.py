@@ -1,4 +1,4 @@
-"""Prove on this machine that ranks change nothing: python -m dpcnn.verify"""
+"""Compare runs on several numbers of ranks, with known hashes, or with another machine, bit for bit: dpcnn verify"""
 
 import json
 import sys

@@ -253,7 +253,7 @@ def numerics_of(path: Path) -> str:
     Raises:
         CheckpointError: there is no run or no checkpoint.
     """
-    home = RunFolder(path if path.is_dir() else path.resolve().parent.parent)
+    home = RunFolder(path if path.is_dir() else Path(os.path.realpath(path)).parent.parent)
     if home.config.is_file():
         return str(home.read_config()["numerics"])
     return read(find_checkpoint(path)).config.numerics
