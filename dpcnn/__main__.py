@@ -10,11 +10,11 @@ from dpcnn import __version__
 from dpcnn.errors import nearest, printable
 
 COMMAND = re.compile(r"(.+): (?:mpirun -n 4 )?dpcnn (\w+)")
-"""How the docstring of a command begins: what it does, and how it is called."""
+"""The start of a command's docstring: its purpose and its call."""
 
 
 def commands() -> dict[str, str]:
-    """What each command does, by its name: of every file here whose docstring says how it is called."""
+    """The purpose of each command by its name, from the docstrings of the files that are commands."""
     folder, texts = Path(__file__).parent, {}
     for path in sorted([*folder.glob("*.py"), *folder.glob("*/__main__.py")]):
         found = COMMAND.match(ast.get_docstring(ast.parse(path.read_bytes())) or "")

@@ -50,7 +50,7 @@ def make_parser() -> Parser:
 
 
 def command(comm: SerialComm, options: Namespace) -> int:
-    """Measure what the command line asks for, on every rank of ``comm``."""
+    """Run the measurement of the command line on every rank of ``comm``."""
     with comm.fail_together():
         config = measured(options)
         counts, batches = check(options)
@@ -71,7 +71,7 @@ def command(comm: SerialComm, options: Namespace) -> int:
 
 
 def check(options: Namespace) -> tuple[list[int], list[int]]:
-    """Refuse what can't be measured; return the numbers of ``--scaling`` and of ``--batches``."""
+    """Check the options; return the numbers of ``--scaling`` and of ``--batches``."""
     for name in ("steps", "ranks", "rounds"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name}: must be at least 1, not {getattr(options, name)}")

@@ -1,4 +1,4 @@
-"""What every command shares: its parser, its start on every rank, and its exit status.
+"""The parts that all commands share: the parser, the start on every rank, and the exit status.
 
 A command is a module with a parser, a function, and one line that connects them::
 
@@ -149,7 +149,7 @@ class PlainOutput(io.TextIOWrapper):
 
 
 def _escape_what_the_terminal_lacks() -> None:
-    """Let stdout and stderr escape what could steer a terminal, and what their encodings don't have."""
+    """Let stdout and stderr escape control characters, and characters that their encodings lack."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, PlainOutput):

@@ -25,7 +25,7 @@ MOST_BATCH, MOST_EPOCHS, MOST_IMPORTS = 2**31 - 1, 1_000_000, 16
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run's result, and how long it goes on.
+    """Everything that decides a run's result and its length.
 
     The defaults are those of the recipe ``simple-cnn``, except for the validation samples: that recipe keeps the cut
     with which its network was published.
@@ -163,10 +163,10 @@ class Config:
         return {**{name: getattr(self, name) for name in OWN_NAMES}, **self.parts}
 
     def network(self, image_shape: Shape, classes: int) -> Network:
-        """The network for images (H, W, C) of so many classes.
+        """The network for images (H, W, C) and this number of classes.
 
         Raises:
-            ConfigError: the layers don't fit each other, the images or the classes.
+            ConfigError: the layers do not fit each other, the images or the classes.
         """
         network = Network(image_shape, build(self.layers or MODELS[self.model], classes, self.dropout))
         if network.classes != classes:
@@ -205,14 +205,14 @@ def part_names() -> set[str]:
 
 
 def from_dict(values: Mapping[str, Any], where: str = "", whole: bool = False) -> Config:
-    """A config of named values, defaults for the rest.
+    """The config of named values, with defaults for the others.
 
     Args:
-        where: what the message of an error starts with.
-        whole: every field must be there, as in what this program has written itself.
+        where: the start of the message of an error.
+        whole: every value must be there, as in files that dpcnn has written.
 
     Raises:
-        ConfigError: an unknown key, or a value that won't do.
+        ConfigError: an unknown key, or a wrong value.
     """
     try:
         check_imports(values.get("imports", []))
@@ -233,7 +233,7 @@ def read_recipe(name: str) -> Config:
     """A recipe by its name, as in dpcnn/recipes/, or by the path of a TOML file.
 
     Raises:
-        ConfigError: there is none, or it is not right.
+        ConfigError: there is none, or it is wrong.
     """
     folder = files("dpcnn") / "recipes"
     named = sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))

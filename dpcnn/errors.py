@@ -1,4 +1,4 @@
-"""What can go wrong by a user's hand, a file or a machine, as one small tree of exceptions.
+"""Errors that a user, a file or a machine can cause, as one small tree of exceptions.
 
 ::
 
@@ -58,7 +58,7 @@ class DriftError(DpcnnError):
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text for a terminal or a log: what could steer a terminal, or is no character at all, as its escape.
+    """Text for a terminal or a log, in which control characters and invalid characters are escaped.
 
     Args:
         keep: characters that stay as they are besides the printable ones, such as the end of a line.
@@ -69,17 +69,17 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def not_installed(package: str, extra: str) -> str:
-    """What to say where a package is missing that an extra of ours brings."""
+    """The message for a missing package that an extra of dpcnn installs."""
     return f"the package {package} is not installed; get it: pip install 'dpcnn[{extra}]'"
 
 
 def unknown_key(key: str, known: Collection[str]) -> str:
-    """What to say of a key that is not known: the nearest that is, or all."""
+    """The message for an unknown key: it names the nearest known key, or all."""
     return f"unknown key {key[:60]!r}; {nearest(key[:60], known)}"
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """What to say where a word is not known: the nearest that is, or all."""
+    """The hint for an unknown word: the nearest known word, or all."""
     close = get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
 

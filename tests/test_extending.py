@@ -160,7 +160,7 @@ def test_another_optimizer_has_its_own_options(small, tmp_path):
     assert "beta1 = 0.8" in adam and "momentum = " not in adam.replace('optimizer = "momentum"', "")
     assert "momentum = 0.5" in momentum
     resumed = training("--resume", "--out", tmp_path / "a", "--beta1", "0.9")
-    assert resumed.status == 2 and "--beta1: " in resumed.errors[0] and "was begun with 0.8" in resumed.errors[0]
+    assert resumed.status == 2 and "--beta1: " in resumed.errors[0] and "was started with 0.8" in resumed.errors[0]
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_an_output_folder_of_another_run(quick, tmp_path):
     assert training(*quick, "--max-steps", "1", "--out", folder, ranks=1).status == 0
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     mistake(
-        training(*quick, "--out", folder, ranks=3), "belongs to another run; give another --out, or go on with that run"
+        training(*quick, "--out", folder, ranks=3), "belongs to another run; give another --out, or continue that run"
     )
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     strange = tmp_path / "strange"
@@ -263,7 +263,9 @@ def test_a_signal_to_any_rank_ends_the_run_at_a_step_with_a_checkpoint(long, tmp
     assert "Traceback" not in result.err
     newest = max((folder / "checkpoints").glob("step*"))
     step = read(newest).progress.step
-    assert f"stopped at step {step}: by {number.name} (rank {victim}); go on with --resume --out {folder}" in result.out
+    assert (
+        f"stopped at step {step}: by {number.name} (rank {victim}); continue with --resume --out {folder}" in result.out
+    )
     assert newest.name == f"step-{step:08d}.h5"
     straight = tmp_path / "straight"
     assert training(*long, "--max-steps", str(step + 3), "--out", straight, ranks=2).status == 0

@@ -39,7 +39,7 @@ def test_no_constant_is_negative():
 
 
 def test_jobs_of_one_network_and_microbatch_are_foretold_though_their_terms_are_not_told_apart():
-    """As launch/slurm-scaling.sbatch measures them: fitted to a fixed batch a rank, foretold with a fixed batch."""
+    """As launch/slurm-scaling.sbatch measures them: fitted to a fixed batch per rank, foretold with a fixed batch."""
 
     def job(ranks, images):
         job = Job(ranks, min(4, ranks), images, images / 32, 10**6, 10**7, 10**4)

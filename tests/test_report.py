@@ -49,7 +49,7 @@ def test_the_page_of_a_run(quick, tmp_path):
     assert best.weights_sha256 in page.words and any(word.startswith("best.h5: after ") for word in page.words)
     assert any(word.startswith(f"{shown['test_accuracy']:.4f}: ") for word in page.words)
     assert f"{epoch['validation_loss']:.4f}" in page.words and "16" in page.words  # microbatch
-    assert "2 epochs, 14 steps" in text and "has not come to its end" not in text
+    assert "2 epochs, 14 steps" in text and "is not complete" not in text
     assert re.search(
         r"since the run's last start.*<th>waited for</th><th>memory</th></tr>\n<tr><td>0</td>",
         text,
@@ -78,7 +78,7 @@ def test_a_run_that_is_not_at_its_end(quick, tmp_path):
     result = command("report", folder, "--out", tmp_path / "page.html")
     assert result.status == 0, result.err
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert "has not come to its end" in " ".join(page.words) and "Time and memory of each rank" not in page.words
+    assert "is not complete" in " ".join(page.words) and "Time and memory of each rank" not in page.words
 
 
 def test_mistakes(tmp_path):

@@ -234,8 +234,8 @@ def test_going_back_needs_a_new_folder(alone, quick, tmp_path):
     result = training("--resume", earlier, ranks=2)
     assert result.status == 2
     assert result.errors == [
-        f"dpcnn: error: {earlier}: the run has gone on to step-00000014.h5; "
-        "to go another way from here, give a new --out"
+        f"dpcnn: error: {earlier}: the run has continued to step-00000014.h5; "
+        "to start again from here, give a new --out"
     ]
     trained(2, "--resume", earlier, "--out", tmp_path / "other")
     assert timeless(tmp_path / "other") == timeless(alone[0])

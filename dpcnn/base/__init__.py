@@ -1,1 +1,1 @@
-"""What everything rests on: files, values from outside, random numbers, memory, time."""
+"""The basis of all rooms: files, values from outside, random numbers, memory, time."""

@@ -1,4 +1,4 @@
-"""Memory that is used again and again, placed where processors like it."""
+"""Memory that is reused, at addresses that suit the processor's cache."""
 
 from itertools import count
 from math import prod
@@ -16,10 +16,10 @@ _arrays = count()
 
 
 def zeros(shape: Shape, dtype: Any) -> Array:
-    """A contiguous array of zeros that starts a cache line, in another place of its page than the last ones did.
+    """A contiguous array of zeros that starts at a cache line, at another offset in its page than the last ones.
 
     ``np.zeros`` starts large arrays 16 bytes after a page: then each 64 bytes that the processor loads
-    lie in two lines, and what is at the same place of several arrays competes for the same few places of the cache.
+    lie in two lines, and elements with the same index in several arrays compete for the same few sets of the cache.
     """
     size = prod(shape) * np.dtype(dtype).itemsize
     memory = np.zeros(size + PAGE, np.uint8)
@@ -29,7 +29,7 @@ def zeros(shape: Shape, dtype: Any) -> Array:
 
 
 class Workspace:
-    """Arrays that are used again at every call: fresh memory costs page faults."""
+    """Arrays that are reused at every call: new memory costs page faults."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Array] = {}

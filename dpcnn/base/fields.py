@@ -1,4 +1,4 @@
-"""Values that come from outside, in JSON or TOML: each is asked for by name, type and bounds.
+"""Values from outside, in JSON or TOML: each is requested by name, type and bounds.
 
 ::
 
@@ -6,7 +6,7 @@
     shape = told.integers("image_shape", 3, least=1, most=65_536)
     name = told.name("name")
 
-So a file's values are checked where they come in, and what is behind that door needs no checks of its own.
+So a file's values are checked where they come in, and the code behind that needs no checks of its own.
 """
 
 import json
@@ -43,7 +43,7 @@ def load_json(content: bytes | str) -> Any:
         return json.loads(content, parse_constant=_refuse)
     except RecursionError:
         raise FieldError("nested too deeply") from None
-    except ValueError as error:  # also digits beyond what Python takes, and bytes that are not UTF-8
+    except ValueError as error:  # also too many digits, and bytes that are not UTF-8
         raise FieldError(f"not JSON: {error}") from None
 
 
@@ -72,8 +72,8 @@ class Table:
     """A table read from outside. Every method raises FieldError where the value is not as asked for.
 
     Args:
-        value: what was read, of any type.
-        where: what leads to this table, for messages.
+        value: the value that was read, of any type.
+        where: the path to this table, for messages.
     """
 
     def __init__(self, value: Any, where: str = "") -> None:

@@ -1,10 +1,10 @@
 """Every file that this program reads and writes by itself goes through here.
 
-Folders and files may come from somebody else. So what is read is a plain file, and no pipe or device, which could
-hang; what is written is made anew under a name that nobody can foresee, relative to an open folder, and moved to its
+Folders and files may come from somebody else. So dpcnn reads plain files only, and no pipe or device, which could
+hang. It writes a new file under an unpredictable name, relative to an open folder, and moves it to its
 place when it is whole; and no link is followed on the way, as it could lead out of the folder.
 
-All functions raise OSError, with the path and what is wrong with it.
+All functions raise OSError with the path and the reason.
 """
 
 import errno
@@ -31,11 +31,11 @@ MOST_RECIPE = 1 << 20
 HARD_LINK = "has another name too, a hard link: copy it"
 
 MOST_HOLDER = 300
-"""Bytes of what the holder of a lock says of itself."""
+"""The most bytes of the description in a lock."""
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:
-    """The bytes of a plain file, of which there may be no more than ``most``."""
+    """The bytes of a plain file of at most ``most`` bytes."""
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
@@ -57,7 +57,7 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def write_file(path: Path, *chunks: bytes | memoryview) -> None:
-    """Write a file in one move: the old content or the new, never a part, also after a crash."""
+    """Write a file in one move: it has the old content or the new one, never a part, also after a crash."""
     with Folder(path.parent) as folder:
         folder.write(path.name, *chunks)
 
@@ -108,7 +108,7 @@ class Folder:
             return Folder(self.path / name, os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=self._descriptor))
 
     def names(self) -> list[str]:
-        """What lies in the folder, in the order of names."""
+        """The names in the folder, sorted."""
         return sorted(os.listdir(self._descriptor))
 
     def write(self, name: str, *chunks: bytes | memoryview) -> None:
@@ -198,7 +198,7 @@ class Folder:
             with self._named(name):
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.2)  # who has just taken it may still be writing
+            time.sleep(0.2)  # the process that has just taken it may still be writing
             told = read_bytes(self.path / name)[:MOST_HOLDER].decode(errors="replace")
             raise BlockingIOError(errno.EAGAIN, told, str(self.path / name)) from None
 
@@ -222,7 +222,7 @@ class Folder:
 
     @contextmanager
     def _named(self, name: str) -> Iterator[None]:
-        """Give the whole path to what the system says of a name in this folder."""
+        """Put the whole path into the system's error about a name in this folder."""
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What this machine still has: memory."""
+"""The memory that is left on this machine."""
 
 import resource
 from contextlib import suppress
@@ -8,7 +8,7 @@ CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-"""Of the second and the first version: the limit of a container or a job, and what is used of it."""
+"""Files of control groups, version 2 and 1: the memory limit of a container or a job, and its use."""
 
 
 def memory_left() -> int:

@@ -1,4 +1,4 @@
-"""What decides the last bits of floating-point results on a machine."""
+"""The software and hardware that decide the last bits of floating-point results."""
 
 import os
 import platform
@@ -68,7 +68,7 @@ def deviations() -> str:
 
 
 def processor() -> str:
-    """The processor's name as Linux tells it, and how many cores this process may use."""
+    """The name of the processor, and the number of cores that this process may use."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -78,7 +78,7 @@ def processor() -> str:
 
 
 def differences(by_rank: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """What to say where ranks' numerics differ: a line for each kind that is not rank 0's.
+    """Lines about differing numerics: one for each kind that is not that of rank 0.
 
     Args:
         by_rank: each rank's host and fingerprint.

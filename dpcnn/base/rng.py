@@ -1,7 +1,7 @@
-"""Randomness as a pure function: every stream is named by the seed, its purpose, and numbers.
+"""Random numbers as a pure function of the seed, a purpose and indices.
 
 The bit generator is the counter-based Philox-4x64 (Salmon et al., "Parallel random numbers: as
-easy as 1, 2, 3", SC 2011), so a stream needs no history and no rank has one of its own.
+easy as 1, 2, 3", SC 2011), so a stream needs no history, and no rank has a stream of its own.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ ORDER = 2  # + epoch
 SAMPLES = 3  # + epoch; then, in the generator's counter, sample number and layer number
 SHUFFLE = 4  # + split number: the order of a data set's samples, when it is made
 HOLDOUT = 5  # which samples are held back for validation
-IMAGE = 2**32  # in place of a layer's number: what is done to the image itself
+IMAGE = 2**32  # in place of a layer's number: augmentation of the image itself
 
 
 def philox(seed: int, purpose: int, number: int) -> Philox:
@@ -30,7 +30,7 @@ def generator(seed: int, purpose: int, number: int) -> Generator:
 
 
 def permutation(seed: int, number: int, samples: int, purpose: int = ORDER) -> np.ndarray:
-    """The order of an epoch of this number: ``0 .. samples-1`` sorted by a random key for each.
+    """The order of epoch ``number``: ``0 .. samples-1``, sorted by a random key for each.
 
     Built on the raw Philox output, which NumPy promises never to change, rather than on
     ``Generator.permutation``, which it may.
@@ -44,12 +44,12 @@ def permutation(seed: int, number: int, samples: int, purpose: int = ORDER) -> n
 
 @dataclass(frozen=True)
 class SampleRng:
-    """What layers draw at random for a batch: for each sample its own stream in each epoch.
+    """The random numbers of a batch: each sample has its own stream in each epoch.
 
     Attributes:
         seed: of the run.
         epoch: from 0.
-        samples: (N,) the samples' numbers in the data set.
+        samples: (N,) the indices of the samples in the data set.
     """
 
     seed: int

@@ -1,27 +1,27 @@
-"""Where a rank's time goes: seconds by phase."""
+"""The time of a rank: seconds by phase."""
 
 import time
 from collections import defaultdict
 from types import TracebackType
 
 STEP_PHASES = ("data", "forward", "backward", "exchange", "optimizer", "waiting")
-"""Of a step. Waiting is for other ranks; the exchange is moving and adding numbers."""
+"""The phases of a step. "waiting" is for other ranks; "exchange" moves and adds numbers."""
 
 PHASES = (*STEP_PHASES, "validation", "checkpoint", "report")
 
 
 class Timer:
-    """Seconds by phase; of phases inside each other, the inner one counts.
+    """Measures seconds by phase. If phases are nested, the inner one counts.
 
     ::
 
-        with spans("exchange"):
+        with timer("exchange"):
             ...
 
     Attributes:
         seconds: by phase.
         recorded: phase, start and end (of ``time.perf_counter``) of each stretch, once :meth:`record` is called.
-        turns: how often a phase has begun or ended: as long as this rises, there is progress.
+        turns: the number of starts and ends of phases: there is progress as long as it rises.
     """
 
     def __init__(self) -> None:
@@ -33,12 +33,12 @@ class Timer:
         self._since = 0.0
 
     def record(self, stretches: int) -> None:
-        """From here on keep so many stretches of time, as a trace."""
+        """From here on, keep up to ``stretches`` intervals of time, as a trace."""
         self._to_record = stretches
 
     @property
     def phase(self) -> str:
-        """The phase at hand, or nothing; other threads may ask too."""
+        """The current phase, or ""; other threads may ask for it."""
         return (self._open or [""])[-1]
 
     def __call__(self, phase: str) -> "Timer":
@@ -60,7 +60,7 @@ class Timer:
         return {phase: round(self.seconds[phase], 3) for phase in PHASES}
 
     def _turn(self) -> None:
-        """Count the time since the last turn for the phase that was at hand."""
+        """Add the time since the last turn to the phase that was current."""
         now = time.perf_counter()
         self.turns += 1
         if self._open:

@@ -70,7 +70,7 @@ class BatchJob:
 
     @property
     def path(self) -> Path:
-        """The place of the script: beside the run's folder."""
+        """The path of the script: beside the run's folder."""
         return Path(f"{self.run}{Path(SCHEDULERS[self.scheduler].template).suffix}")
 
     def script(self) -> str:
@@ -105,7 +105,7 @@ class BatchJob:
         """Write the script, unless it exists with the same content, and submit it.
 
         Returns:
-            What the scheduler says.
+            The output of the scheduler.
 
         Raises:
             ConfigError: ``path`` has other content already.

@@ -16,7 +16,7 @@ from dpcnn.errors import ConfigError
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 
-RANK_MB = 300  # memory that a rank of the recipe simple-cnn wants
+RANK_MB = 300  # memory of a rank with the recipe simple-cnn
 LEAST_FREE_MB = 500  # on the output's file system
 SLOW_LATENCY = 1e-3  # seconds
 SLOW_RANK = 0.6  # of the median speed
@@ -26,7 +26,7 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, the verdict, what was found, and what to do where it is not OK."""
+    """A check: its name, the verdict, the finding, and the advice if the verdict is not OK."""
 
     name: str
     verdict: str
@@ -71,7 +71,7 @@ def rank_count(facts: Facts) -> Check:
         cores = len(set().union(*(found["cores"] for found in ranks)))
         if len(ranks) > cores:
             found = f"{len(ranks)} ranks on {host} share {cores} cores"
-            return Check("ranks", WARN, found, "no more than a rank a core: fewer ranks, or more nodes")
+            return Check("ranks", WARN, found, "use at most one rank per core: fewer ranks, or more nodes")
     return Check("ranks", OK, per_host)
 
 
@@ -94,7 +94,7 @@ def binding(facts: Facts) -> Check:
             found = f"all {len(ranks)} ranks of {host} on 1 core of {idle + 1}"
             return Check("binding", FAIL, found, "mpirun --bind-to none, or srun --cpu-bind=cores")
     threads = {found["threads"] for found in facts["ranks"]}
-    return Check("binding", OK, f"{'/'.join(map(str, sorted(threads)))} BLAS thread a rank, masks don't collide")
+    return Check("binding", OK, f"{'/'.join(map(str, sorted(threads)))} BLAS thread per rank, masks do not overlap")
 
 
 def software(facts: Facts) -> Check:
@@ -125,8 +125,8 @@ def speed(facts: Facts) -> Check:
     usual, slowest = median(speeds), int(np.argmin(speeds))
     if speeds[slowest] < SLOW_RANK * usual:
         found = f"rank {slowest} on {facts['ranks'][slowest]['host']} at {speeds[slowest]:g} of {usual:g} GFLOP/s"
-        return Check("speed", WARN, found, "all wait for it: look what else runs there, or leave that node out")
-    return Check("speed", OK, f"{min(speeds):g} to {max(speeds):g} GFLOP/s a rank (float32 matrices)")
+        return Check("speed", WARN, found, "all wait for it: see what else runs there, or leave that node out")
+    return Check("speed", OK, f"{min(speeds):g} to {max(speeds):g} GFLOP/s per rank (float32 matrices)")
 
 
 def memory(facts: Facts) -> Check:
@@ -137,17 +137,17 @@ def memory(facts: Facts) -> Check:
         least = min(least, (host, each), key=lambda item: item[1])
     host, each = least
     if each < RANK_MB:
-        advice = "fewer ranks a node, or ask for more memory: --mem-per-cpu=1G"
-        return Check("memory", FAIL, f"{each:.0f} MB a rank on {host}; simple-cnn wants {RANK_MB}", advice)
-    return Check("memory", OK, f"{each:,.0f} MB a rank at least")
+        advice = "use fewer ranks per node, or request more memory: --mem-per-cpu=1G"
+        return Check("memory", FAIL, f"{each:.0f} MB per rank on {host}; simple-cnn needs {RANK_MB}", advice)
+    return Check("memory", OK, f"{each:,.0f} MB per rank at least")
 
 
 def shared_memory(facts: Facts) -> Check:
     """Whether the ranks of a host see one copy of data and parameters."""
     if facts["apart"]:
-        advice = "works, but slower and with a copy a rank: run all ranks of a node in one container"
+        advice = "works, but slower and with one copy per rank: run all ranks of a node in one container"
         return Check("shared memory", WARN, facts["apart"].removeprefix("warning: "), advice)
-    return Check("shared memory", OK, "one copy a node")
+    return Check("shared memory", OK, "one copy per node")
 
 
 def output(facts: Facts) -> Check:
@@ -162,7 +162,7 @@ def output(facts: Facts) -> Check:
     if unseen:
         host = facts["ranks"][unseen[0]]["host"]
         told = f"{folder}: rank {unseen[0]} on {host} does not see what rank 0 writes"
-        return Check("output", WARN, told, "a job that goes on elsewhere won't find its run: use a shared file system")
+        return Check("output", WARN, told, "a job on another node will not find its run: use a shared file system")
     return Check("output", OK, f"{folder}: written, moved in one step, {found['free_mb']:,} MB free")
 
 
@@ -186,7 +186,7 @@ def data(facts: Facts) -> Check:
 
 
 def network(facts: Facts) -> Check:
-    """How fast the ranks talk to each other, and what that means for a step."""
+    """The speed of messages between the ranks, and its effect on a step."""
     if not facts["links"]:
         return Check("network", OK, "one rank: nothing to send")
     far = [link for link in facts["links"] if not link["near"]] or facts["links"]
@@ -206,11 +206,11 @@ def network(facts: Facts) -> Check:
 
 
 def progress(facts: Facts) -> Check:
-    """Whether MPI works on while a rank computes. Nothing depends on it: dpcnn's exchange does not overlap."""
+    """Whether MPI makes progress while a rank computes. dpcnn does not need it: its exchange does not overlap."""
     hidden = facts["hidden"]
     if len(facts["ranks"]) == 1:
         return Check("progress", OK, "one rank: nothing to send")
-    return Check("progress", OK, f"{hidden:.0%} of a nonblocking sum goes on beside computing; dpcnn needs none of it")
+    return Check("progress", OK, f"{hidden:.0%} of a nonblocking sum overlaps with computing; dpcnn does not need it")
 
 
 def heartbeats(facts: Facts) -> Check:
@@ -230,7 +230,7 @@ def time_left(facts: Facts) -> Check:
     except ConfigError as error:
         return Check("time", FAIL, str(error), "unset it")
     if end is None and in_job:
-        return Check("time", WARN, "the scheduler tells no end of this job", "give --walltime, or set DPCNN_JOB_END")
+        return Check("time", WARN, "the scheduler gives no end of this job", "give --walltime, or set DPCNN_JOB_END")
     if end is None:
         return Check("time", OK, "no batch job")
     left = end - facts["now"]
@@ -240,7 +240,7 @@ def time_left(facts: Facts) -> Check:
 
 
 def screen(checks: Sequence[Check]) -> str:
-    """A line for each check, and below those that are not OK what to do."""
+    """A line for each check, and the advice below those that are not OK."""
     lines = []
     for check in checks:
         lines.append(f"{check.verdict:<5} {check.name:<14} {check.found}")

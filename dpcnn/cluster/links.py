@@ -24,7 +24,7 @@ HERE = "127.0.0.1"
 REACHING = 2.0  # seconds in which rank 0 must answer the first time
 RETRY = 0.1  # seconds
 BUFFER = 1 << 20  # bytes, of a socket; the kernel may allow less
-WAITING = 1000  # datagrams of a peer that are read before others have their turn
+WAITING = 1000  # datagrams of a peer that are read before those of the next
 DISCARD = 9  # the port that a socket is connected to before the peer's is known
 SPARE = 256  # open files that a process needs besides these sockets
 
@@ -104,7 +104,7 @@ class Links:
 
 
 def connect(comm: SerialComm, hosts: Sequence[str]) -> tuple[Links, list[int]]:
-    """Links between rank 0 and all others, tried out.
+    """Make and test the links between rank 0 and all others.
 
     Each rank tries all addresses of rank 0's host at once, and keeps the first over which rank 0 answers.
 

@@ -121,7 +121,7 @@ def of_data(comm: SerialComm, name: str) -> Facts:
 
 
 def of_output(comm: SerialComm, folder: Path) -> Facts:
-    """What the file system of the runs can do: rank 0 writes a file, and all ranks look for it."""
+    """The properties of the file system for the runs: rank 0 writes a file, and all ranks look for it."""
     probe = Path(comm.broadcast_obj(str(folder / f".dpcnn-doctor-{secrets.token_hex(8)}")))
     found: Facts = {"folder": str(folder), "fault": "", "locks": True, "free_mb": 0}
     if comm.rank == 0:
@@ -136,7 +136,7 @@ def of_output(comm: SerialComm, folder: Path) -> Facts:
 
 
 def written(probe: Path) -> Facts:
-    """What happens when a file is written, replaced and locked."""
+    """The results of writing, replacing and locking a file."""
     found: Facts = {}
     try:
         found["free_mb"] = shutil.disk_usage(probe.parent).free >> 20
@@ -173,7 +173,7 @@ def links(comm: SerialComm) -> list[Facts]:
 
 
 def sendrecv_seconds(comm: SerialComm, partner: int, count: int, rounds: int = 7) -> float:
-    """The median time in which rank 0 and ``partner`` exchange so many float64 numbers."""
+    """The median time in which rank 0 and ``partner`` exchange ``count`` float64 numbers."""
     send, receive, times = np.zeros(count), np.empty(count), []
     for _ in range(rounds + 2):
         started = time.perf_counter()

@@ -17,7 +17,7 @@ SIGNALS = (*SCHEDULERS, signal.SIGINT)
 """All that ask for one."""
 
 TOGETHER = 2.0
-"""Seconds within which signals count as one: launchers and schedulers send the same request along several ways."""
+"""Seconds within which signals count as one: launchers and schedulers send the same request more than once."""
 
 RESERVE = 5.0
 """Seconds that the job keeps for ending, after the last checkpoint."""
@@ -30,7 +30,7 @@ class Stop:
     """Whether the run must stop at the next step, as one rank sees it.
 
     Attributes:
-        reason: why, for people; empty: it need not.
+        reason: the reason for a stop; empty if there is none.
     """
 
     def __init__(self, end: float | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -80,7 +80,7 @@ def job_end(environment: Mapping[str, str], started: float, walltime: str = "") 
         environment: DPCNN_JOB_END and Slurm's SLURM_JOB_END_TIME are such times; PBS_WALLTIME and OAR's
             OAR_JOB_WALLTIME_SECONDS are seconds, counted here from ``started``.
         started: when this process began.
-        walltime: what the user says, from ``started`` on; it goes before the environment.
+        walltime: the user's limit, counted from ``started``; it takes precedence over the environment.
 
     Raises:
         ConfigError: one of them is not understood.
@@ -116,9 +116,9 @@ def seconds_of(walltime: str) -> int:
 
 
 def hold() -> None:
-    """Keep what a scheduler asks for until :func:`listen`: a run that is still loading stops after its first step.
+    """Hold a scheduler's request until :func:`listen`: a run that is still loading stops after its first step.
 
-    A Ctrl-C is not kept: it ends what has not begun.
+    A Ctrl-C is not held: it ends a run that has not started.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULERS)
 

@@ -180,7 +180,7 @@ class Watch:
         self._ask_for_stacks()
         threading.Timer(3 * STACKS, os.kill, (os.getpid(), signal.SIGKILL)).start()
         timeout = f"--stall-timeout is {self.timeout:g} s"
-        lines = [f"dpcnn: hang: {self._told(found)}; the job is ended, go on with --resume; {timeout}"]
+        lines = [f"dpcnn: hang: {self._told(found)}; the job is ended, continue with --resume; {timeout}"]
         for rank, stack in sorted(self._stacks.items()):
             report = self._reports[rank]
             lines.append(f"rank {rank} on {report.host}: {report.phase}, after step {report.step}\n{stack}")

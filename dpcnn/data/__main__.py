@@ -36,13 +36,13 @@ def make_parser() -> Parser:
         each.add_argument("--shards", type=int, default=SHARDS, help=f"training shards (default {SHARDS})")
         each.add_argument("--contiguous", action="store_true", help="don't compress, for sets larger than memory")
         each.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle each split, for sources sorted by class")
-    show = actions.add_parser("info", help="show what a data set holds, and verify every byte of it")
+    show = actions.add_parser("info", help="show the contents of a data set, and verify all of its bytes")
     show.add_argument("data", help="a name under data/, or a folder")
     return parser
 
 
 def command(comm: SerialComm, options: Namespace) -> int:
-    """Do what the command line says, on every rank of ``comm``."""
+    """Run the action of the command line on every rank of ``comm``."""
     with comm.fail_together():
         if options.command != "info":
             check(options)

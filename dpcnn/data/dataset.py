@@ -1,4 +1,4 @@
-"""A split, ready to be taken from: compressed sets lie in one buffer a node, others stay in their files."""
+"""The samples of a split: compressed sets lie in one buffer per node, others stay in their files."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ Indices = NDArray[Any]
 
 
 class FileImages:
-    """Images that stay in their file; those of given numbers are read when they are asked for.
+    """Images that stay in their file; the requested ones are read on demand.
 
     They are not mapped: a file that is shortened meanwhile gives an error, and not a signal that ends the process.
 
@@ -44,7 +44,7 @@ class FileImages:
         return self.shape[0]
 
     def __getitem__(self, indices: Indices) -> Images:
-        """The images (len(numbers), H, W, C) of these numbers, as a new array."""
+        """The images (len(indices), H, W, C) of these indices, as a new array."""
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"numbers from {indices.min()} to {indices.max()}, but there are {len(self)} images")
         images = np.empty((len(indices), *self.shape[1:]), np.uint8)
@@ -94,7 +94,7 @@ class Samples:
         return len(self.labels)
 
     def take(self, indices: Indices) -> tuple[Images, NDArray[Any]]:
-        """The images (n, H, W, C) and labels (n,) of these sample numbers, as new arrays.
+        """The images (n, H, W, C) and labels (n,) of these samples, as new arrays.
 
         Raises:
             DataError: they lie in a file that can't be read any more.
@@ -109,7 +109,7 @@ class Samples:
         return images, self.labels[indices]
 
     def check_unchanged(self) -> None:
-        """Make sure that the files from which images are still to be read hold what they held at the start.
+        """Make sure that the files from which images are read have not changed since the start.
 
         A look at their sizes and times; only those that have changed are verified again.
 
@@ -145,8 +145,8 @@ def find_data(name: str) -> Path:
 def load(folder: Path, split: str, comm: SerialComm) -> Samples:
     """Read a split, every shard checked against the manifest, on every rank of ``comm``.
 
-    The ranks of a node share the checks, which all come before any memory is reserved. Compressed shards are then read
-    into one buffer a node. Contiguous ones stay open, and their images are read when they are taken.
+    The ranks of a node divide the checks among them; all checks precede any allocation. Compressed shards are then read
+    into one buffer per node. Contiguous shards stay open, and their images are read on demand.
 
     Raises:
         DataError: on every rank, whichever rank found the fault.

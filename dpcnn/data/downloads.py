@@ -1,4 +1,4 @@
-"""Data sets from the net: mirrors, digests, and downloads that go on where they broke off."""
+"""Data sets from the internet: mirrors, digests, and downloads that continue after an interruption."""
 
 import http.client
 import os
@@ -76,7 +76,7 @@ DOWNLOADS = {
 def fetch(download: Download, folder: Path, say: Callable[[str], None], timeout: float = 30) -> None:
     """Download every file that ``folder`` doesn't hold yet; all are checked by their digests.
 
-    An interrupted download goes on where it stopped; where a mirror fails, the next is tried.
+    An interrupted download continues where it stopped; if a mirror fails, the next one is tried.
 
     Raises:
         DataError: no mirror gave the file, with each one's failure; or another file is in its place.
@@ -120,13 +120,13 @@ def _fetch_file(
 
 
 def _append(address: str, part: BinaryIO, timeout: float) -> None:
-    """Download ``address`` to the end of ``part``; anew where the server can't go on from there."""
+    """Download ``address`` to the end of ``part``, or from its start if the server cannot continue."""
     have = os.fstat(part.fileno()).st_size
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing follows: the part is whole, and its digest will tell
+        if error.code == 416:  # nothing follows: the part is complete, and its digest will show it
             return
         raise
     with response:

@@ -82,7 +82,7 @@ MOST_COLUMNS = 1 + 1024**2
 
 
 MOST_LINE = 16 * MOST_COLUMNS
-"""Bytes of a line; what is longer is taken for several lines, and refused by the number of values in each."""
+"""The most bytes of a line; a longer line counts as several lines, which have the wrong number of values."""
 
 
 def _lines(file: IO[bytes], first: int) -> Iterator[tuple[int, bytes]]:

@@ -19,7 +19,7 @@ class Holdout:
 
     Attributes:
         training, validation: sample numbers in ascending order.
-        remarks: lines for people, where the parts are not as one might expect.
+        remarks: lines for people about parts that may be unexpected.
     """
 
     training: Indices
@@ -54,7 +54,7 @@ def hold_out(labels: NDArray[np.integer], amount: float, how: str, seed: int) ->
 
 
 def stratified(labels: NDArray[np.integer], count: int, seed: int) -> Indices:
-    """``count`` sample numbers, from each class its share by largest remainders, those with the lowest random keys."""
+    """The indices of ``count`` samples: per class its share by largest remainders, with the lowest random keys."""
     keys = philox(seed, HOLDOUT, 0).random_raw(len(labels))
     classes, sizes = np.unique(labels, return_counts=True)
     shares, remainders = np.divmod(sizes * count, len(labels))

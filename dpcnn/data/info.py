@@ -14,7 +14,7 @@ Counts = NDArray[np.int64]
 
 
 def info(comm: SerialComm, name: str) -> list[str]:
-    """Verify all checksums, labels and shapes of a data set, and describe it; the ranks share the shards.
+    """Verify all checksums, labels and shapes of a data set, and describe it; each rank checks some of the shards.
 
     Args:
         name: a name under data/, or a folder.

@@ -1,6 +1,6 @@
 """Files from outside: plain ones only, unpacked as they are read, and memory by one rule.
 
-What a file asks for, by its header or by what it unpacks to, may cost :func:`allowance` bytes of memory at most. Every
+The data that a header announces, or that a file unpacks to, may cost at most :func:`allowance` bytes of memory. Every
 reader of this package checks that before it reserves any.
 """
 
@@ -35,7 +35,7 @@ def check_memory(what: Path | str, needed: int, size: int, advice: str) -> None:
     Args:
         needed: bytes of memory.
         size: bytes of the file.
-        advice: what to do.
+        advice: the next step for the user.
 
     Raises:
         DataError: it does.
@@ -48,7 +48,7 @@ def check_memory(what: Path | str, needed: int, size: int, advice: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What a library says of a damaged file, fit for a line: it may quote the file."""
+    """The message of a library about a damaged file, made printable: it may quote the file."""
     return printable(str(error) or type(error).__name__)[:200]
 
 
@@ -107,7 +107,7 @@ class Input:
         return fill(flat, self.read)
 
     def plain(self) -> IO[bytes]:
-        """The unpacked file from its first byte on, seekable; what is packed is unpacked into memory."""
+        """The unpacked file from its first byte on, seekable; a packed file is unpacked into memory."""
         self.rewind()
         if not self._packed:
             return self._file

@@ -32,8 +32,8 @@ class Layout:
 
     Attributes:
         rows: images of a chunk; of the shard, if it is not compressed.
-        images: the place of the images' first byte; 0 if they are compressed.
-        labels: the place of the labels' first byte.
+        images: the offset of the images' first byte; 0 if they are compressed.
+        labels: the offset of the labels' first byte.
     """
 
     rows: int
@@ -61,7 +61,7 @@ def read_layout(file: ShardFile, shard: Shard, manifest: Manifest) -> Layout:
     """Where the samples of a verified shard lie, every one of them within the file.
 
     Raises:
-        DataError: it is not HDF5, is damaged, or holds something else than the manifest tells.
+        DataError: it is not HDF5, is damaged, or does not match the manifest.
     """
     with _opened(file) as opened:
         images = _dataset(file, opened, "images", (shard.samples, *manifest.image_shape))
@@ -100,7 +100,7 @@ def _dataset(file: ShardFile, opened: h5py.File, name: str, shape: tuple[int, ..
 
 
 def _place(file: ShardFile, dataset: h5py.Dataset) -> int:
-    """The place of the first byte of a dataset that is neither compressed nor stored in chunks."""
+    """The offset of the first byte of a dataset that is neither compressed nor stored in chunks."""
     told, place = dataset.id.get_create_plist(), dataset.id.get_offset()
     if told.get_layout() != h5py.h5d.CONTIGUOUS or told.get_external_count() or told.get_nfilters():
         raise DataError(f"{file.path}: holds samples that are not stored in one run; {AGAIN}")

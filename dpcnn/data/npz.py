@@ -29,7 +29,7 @@ READ_HEADER: dict[tuple[int, int], Any] = {
 
 @dataclass(frozen=True)
 class Header:
-    """What an NPZ file tells of one of its arrays.
+    """The header of an array in an NPZ file.
 
     Attributes:
         member: its name in the ZIP file.

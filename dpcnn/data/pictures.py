@@ -18,13 +18,13 @@ from dpcnn.errors import DataError, printable
 
 MOST_PIXELS, MOST_SIDE = 32_000_000, 20_000
 MOST_BYTES = 256 << 20
-"""Bytes of a PNG or JPEG file, and of what is read from stdin."""
+"""The most bytes of a PNG or JPEG file, or of stdin."""
 
 MOST_SCANS = 100
 """Scans of a JPEG file: each costs a pass over all pixels, and honest files have a dozen."""
 
 KEPT_SIDE = 2048
-"""Larger pictures are first made smaller by a whole number, to about so many pixels a side."""
+"""Larger pictures are first reduced by a whole number, to about this many pixels per side."""
 
 INK = 0.2
 """Of the strongest ink, how much a pixel needs to count as drawn upon, where the drawing's edges are looked for."""
@@ -125,13 +125,13 @@ def like_mnist(path: Path, picture: Picture, size: tuple[int, int]) -> Images:
 
 
 def _start(mass: NDArray[Any], length: int, room: int) -> int:
-    """Where a drawing begins along an axis, so that its centre of mass is at pixel room / 2, as far as it fits in."""
+    """The start of a drawing along an axis, so that its centre of mass is at pixel room / 2, if it fits."""
     centre = float((mass * np.arange(length)).sum() / mass.sum())
     return min(max(round(room / 2 - centre), 0), room - length)
 
 
 def _grey(source: Input) -> Picture:
-    """A PNG or JPEG as grey values 0..255, the right way up, what is transparent as white."""
+    """A PNG or JPEG as grey values 0..255, upright, with transparent pixels as white."""
     path = source.path
     try:
         from PIL import Image
@@ -139,10 +139,10 @@ def _grey(source: Input) -> Picture:
         raise DataError(f"{path}: PNG and JPEG need Pillow; get it: pip install 'dpcnn[pictures]'") from None
     content = source.plain().read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES or (content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") > MOST_SCANS):
-        raise DataError(f"{path}: at most {MOST_BYTES:,} bytes and {MOST_SCANS} scans are read; save it anew")
+        raise DataError(f"{path}: at most {MOST_BYTES:,} bytes and {MOST_SCANS} scans are read; save it again")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of sizes and of what is told beside the picture
+            warnings.simplefilter("ignore")  # from Pillow, about sizes and metadata
             with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
                 _check_size(path, *picture.size)
                 return _levels(picture)

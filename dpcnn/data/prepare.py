@@ -1,4 +1,4 @@
-"""New data sets: a source is cut into shards, which all ranks write, and described by a manifest."""
+"""New data sets: all ranks write the source as shards, and a manifest describes them."""
 
 import os
 import shutil
@@ -55,7 +55,10 @@ class Target:
 
 
 def prepare(comm: SerialComm, path: Path, target: Target, say: Say) -> None:
-    """Write the data set of the source at ``path``. The ranks share its shards; its bytes don't depend on them."""
+    """Write the data set of the source at ``path``. Each rank writes some shards.
+
+    The bytes do not depend on the number of ranks.
+    """
     with comm.fail_together():
         target.check_free()
         source = read_source(path)
@@ -135,7 +138,7 @@ Written = dict[str, list[tuple[Shard, int]]]
 
 
 def _write_shards(folder: Path, comm: SerialComm, source: Source, jobs: list[Job], compressed: bool) -> Written:
-    """Write this rank's share of the shards; the result, on every rank, is about all of them."""
+    """Write this rank's shards; the result, on every rank, describes all of them."""
     written = {}
     with comm.fail_together():
         for number in range(comm.rank, len(jobs), comm.size):

@@ -2,7 +2,7 @@
 
 ::
 
-    manifest.json       what is here: counts, shapes, the sha256 of every shard, where it came from
+    manifest.json       counts, shapes, the sha256 of every shard, and the source
     train-00.h5 ..      each with "images" (samples, H, W, C) and "labels" (samples,), both uint8
     test-00.h5 ..
 
@@ -52,7 +52,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data set's folder holds.
+    """The contents of a data set's folder.
 
     Attributes:
         name: of the data set.
@@ -119,7 +119,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The checked manifest of a folder.
 
     Raises:
-        DataError: there is none, or it is not as it must be.
+        DataError: there is none, or it is wrong.
     """
     path = folder / MANIFEST
     try:
@@ -183,7 +183,7 @@ def _parse_shard(told: Table) -> Shard:
 
 
 def _parse_source(told: Table) -> dict[str, str]:
-    """Names and what is told of them."""
+    """The names of the source and their values."""
     return {fields.name(key, "source"): told.name(key) for key in told}
 
 
@@ -237,7 +237,7 @@ class ShardFile:
         return f"/dev/fd/{self._descriptor}"
 
     def verify(self) -> None:
-        """Hold the file's bytes against the manifest; DataError, if they are others."""
+        """Compare the file's bytes with the manifest; DataError if they differ."""
         found = self.sha256()
         if found != self._shard.sha256:
             raise DataError(
@@ -257,7 +257,7 @@ class ShardFile:
         if self.sha256() != self._shard.sha256:
             raise DataError(
                 f"{self.path}: was changed while it was in use: its sha256 is no longer that of {MANIFEST}; "
-                "restore it or prepare again, then go on with --resume"
+                "restore it or prepare again, then continue with --resume"
             )
         self._state = found
 
@@ -288,10 +288,10 @@ class ShardFile:
 
 
 def verify(folder: Path, shard: Shard) -> None:
-    """Hold a shard's bytes against the manifest.
+    """Compare a shard's bytes with the manifest.
 
     Raises:
-        DataError: the file is missing, or is not the one that the manifest tells of.
+        DataError: the file is missing, or differs from the one in the manifest.
     """
     with ShardFile(folder, shard) as file:
         file.verify()

@@ -27,7 +27,7 @@ class Source:
 
     Attributes:
         splits: for each split, images (n, H, W, C) and labels (n,), both uint8.
-        origin: names and what is told of them, for people.
+        origin: the names of the source and their values, for people.
         orders: for each split, the order (n,) in which samples are to be taken; none where it is the source's.
     """
 
@@ -73,7 +73,7 @@ def read_source(path: Path) -> Source:
     """Read a folder of IDX files, a folder of CSV files, or an NPZ file.
 
     Raises:
-        DataError: nothing known is there, or what is there is damaged.
+        DataError: there is no known source, or it is damaged.
     """
     source = _read_npz(path) if path.is_file() else _read_folder(path)
     shapes = [source.splits[split][0].shape[1:] for split in SPLITS]

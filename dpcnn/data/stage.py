@@ -1,4 +1,4 @@
-"""Data sets copied to each node's own disk or memory, once a node."""
+"""Copies of data sets on each node's own disk or memory, one per node."""
 
 import shutil
 import tempfile
@@ -24,7 +24,7 @@ def stage(folder: Path, place: Path, comm: SerialComm) -> Path:
         The copy's folder.
 
     Raises:
-        DataError: on every rank, where a node has no room, the data set can't be read, or something else has taken
+        DataError: on every rank, if a node has no room, the data set can't be read, or something else has taken
             the copy's place.
     """
     node = comm.node()

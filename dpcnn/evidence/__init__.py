@@ -1,1 +1,1 @@
-"""What shows that a claim holds: speed, bits, published accuracy."""
+"""Evidence for the claims: speed, bits, published accuracy."""

@@ -56,7 +56,7 @@ class Jobs:
             yield number
 
     def measure(self, ranks: int, batch: int, microbatch: int = 0) -> Result:
-        """Run ``dpcnn.bench`` on so many ranks; microbatch 0: as configured."""
+        """Run ``dpcnn.bench`` on ``ranks`` ranks; microbatch 0: as configured."""
         flags = {**self.flags, "batch": batch} | ({"microbatch": microbatch} if microbatch else {})
         with TemporaryDirectory(prefix="dpcnn-bench-") as work:
             path = Path(work) / "result.json"
@@ -103,7 +103,7 @@ def scaling_table(counts: Sequence[int], batches: Mapping[str, Mapping[int, int]
         for count in counts:
             middle, extent = median(found[count]), f"{min(found[count]):,.0f} to {max(found[count]):,.0f}"
             rows.append((kind, count, batches[kind][count], f"{middle:,.0f}", extent, f"{middle / base:.2f}"))
-    return markdown(("scaling", "ranks", "batch", "images/s", "of all rounds", f"times {counts[0]} ranks"), rows)
+    return markdown(("scaling", "ranks", "batch", "images/s", "range", f"times {counts[0]} ranks"), rows)
 
 
 def versus(jobs: Jobs, ranks: int, batches: Sequence[int]) -> tuple[Result, str]:
@@ -143,4 +143,4 @@ def versus_table(found: Sequence[tuple[int, Sequence[Round]]]) -> str:
         limit = f"{median(of['limit'] for of in rounds):.0%}"
         rows.append((batch, *speeds, f"{median(ratios):.2f}", extent, limit))
     theirs = ("DDP, NCHW", "DDP, channels-last")
-    return markdown(("batch a rank", "dpcnn", *theirs, "ratio", "of all rounds", "of the sgemm limit"), rows)
+    return markdown(("batch per rank", "dpcnn", *theirs, "ratio, median", "range", "of the sgemm limit"), rows)

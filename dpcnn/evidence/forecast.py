@@ -47,12 +47,12 @@ class Job:
 
 
 TERMS: dict[str, tuple[str, Callable[[Job], float]]] = {
-    "gamma, arithmetic": ("s a FLOP", lambda job: job.flops * job.images),
-    "gamma, memory": ("s an activation", lambda job: job.activations * job.images),
-    "gamma, weights": ("s a parameter and microbatch", lambda job: job.size * job.microbatches),
-    "gamma, microbatch": ("s a microbatch", lambda job: job.microbatches),
-    "gamma, sum": ("s a parameter", lambda job: job.size * (job.ranks > job.nodes)),
-    "gamma, update": ("s a parameter of a rank's part", lambda job: job.size / job.ranks),
+    "gamma, arithmetic": ("s per FLOP", lambda job: job.flops * job.images),
+    "gamma, memory": ("s per activation", lambda job: job.activations * job.images),
+    "gamma, weights": ("s per parameter and microbatch", lambda job: job.size * job.microbatches),
+    "gamma, microbatch": ("s per microbatch", lambda job: job.microbatches),
+    "gamma, sum": ("s per parameter", lambda job: job.size * (job.ranks > job.nodes)),
+    "gamma, update": ("s per parameter of a rank's shard", lambda job: job.size / job.ranks),
     "alpha, node": ("s a meeting", lambda job: 3 * log2(job.ranks / job.nodes)),
     "alpha, network": ("s a message", lambda job: 2 * (job.nodes - 1) + log2(job.nodes)),
     "beta, network": ("s a byte", lambda job: 2 * 4 * job.size * (job.nodes - 1) / job.nodes),
@@ -61,16 +61,16 @@ TERMS: dict[str, tuple[str, Callable[[Job], float]]] = {
 
 Arithmetic and memory (gamma): the cost of an image is proportional to the multiplications of its layers, and to the
 elements that they read and write; a microbatch of any size reads the weights and writes a gradient; each rank of
-a node adds up one slice of all the node's rows; each rank updates its part. Latency (alpha): the ranks of a node
-synchronise three times per step; a rank exchanges sums, then parameters, with one rank of every other node, and
-all ranks share their losses. Bandwidth (beta): a node sends and receives its sums and its parts of the
-parameters, except the parts that it keeps.
+a node adds up one slice of all the node's gradient buffers; each rank updates its shard. Latency (alpha): the ranks of
+a node synchronise three times per step; a rank exchanges sums, then parameters, with one rank of every other node, and
+all ranks share their losses. Bandwidth (beta): a node sends and receives its sums and its shards of the
+parameters, except the shards that it keeps.
 After Hockney, "The communication challenge for MPP" (1994), and Thakur, Rabenseifner and Gropp, "Optimization
 of collective communication operations in MPICH" (2005), section 3.
 """
 
 OF_AN_IMAGE = [name for name in TERMS if name.startswith("gamma")][:4]
-"""Terms that the jobs may not tell apart: if all jobs train one network, images and FLOPs are proportional, and if
+"""Terms that the jobs may not separate: if all jobs train one network, images and FLOPs are proportional, and if
 all its microbatches have one size, microbatches as well. A forecast for the same network then needs only one."""
 
 
@@ -109,7 +109,7 @@ def fitted(jobs: Sequence[Job]) -> Fit:
         scale = table.max(axis=0)
         if np.linalg.matrix_rank(table / scale) < len(names):
             raise ConfigError(
-                f"--fit: {len(jobs)} files do not tell these costs apart: {'; '.join(names)}; give more, of other kinds"
+                f"--fit: {len(jobs)} files do not separate these costs: {'; '.join(names)}; give more, of other kinds"
             )
         values = np.linalg.lstsq(table / scale, np.ones(len(jobs)), rcond=None)[0] / scale
         if values.min() >= 0:
@@ -138,7 +138,7 @@ def fit_table(fit: Fit) -> str:
     rows = [(name, f"{fit[name]:.3g}", TERMS[name][0]) for name in fit]
     text = markdown(("constant", "value", "unit"), rows)
     if missing := [name for name in TERMS if name not in fit]:
-        text += f"\n\n0, or in what another one of these stands for: {'; '.join(missing)}"
+        text += f"\n\n0, or part of another term: {'; '.join(missing)}"
     return text
 
 
@@ -169,7 +169,7 @@ def look_ahead(fit: Fit, base: Job, ranks_a_node: int, nodes: Sequence[int]) -> 
         rank and for one batch, which is that of the last number of nodes.
     """
     rows: list[tuple[Any, ...]] = []
-    speeds: dict[str, dict[int, float]] = {"same batch a rank": {}, "same batch": {}}
+    speeds: dict[str, dict[int, float]] = {"same batch per rank": {}, "same batch": {}}
     batch = base.images * ranks_a_node * nodes[-1]
     for count in nodes:
         ranks = count * ranks_a_node
@@ -179,8 +179,8 @@ def look_ahead(fit: Fit, base: Job, ranks_a_node: int, nodes: Sequence[int]) -> 
         times = predicted(fit, weak)
         step = sum(times.values())
         network = sum(seconds for name, seconds in times.items() if name.endswith("network"))
-        speeds["same batch a rank"][ranks] = ranks * base.images / step
+        speeds["same batch per rank"][ranks] = ranks * base.images / step
         speeds["same batch"][ranks] = batch / sum(predicted(fit, strong).values())
         rows.append((ranks, count, f"{1e3 * step:.1f}", f"{network / step:.0%}", f"{ranks * base.images / step:,.0f}"))
     table = markdown(("ranks", "nodes", "a step, ms", "network", "images/s"), rows)
-    return f"{base.images:.0f} images a rank, {base.size:,} parameters:\n\n{table}", speeds
+    return f"{base.images:.0f} images per rank, {base.size:,} parameters:\n\n{table}", speeds

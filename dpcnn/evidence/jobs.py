@@ -16,7 +16,7 @@ MOST = 2**31 - 1
 
 
 def command(module: str, *words: str, launcher: str = "", ranks: int = 1) -> list[str]:
-    """The command line of a module on so many ranks; without a launcher, of a single process.
+    """The command line of a module on ``ranks`` ranks; without a launcher, of a single process.
 
     Args:
         launcher: the command that starts the ranks, such as ``mpirun --bind-to none``.
@@ -26,7 +26,7 @@ def command(module: str, *words: str, launcher: str = "", ranks: int = 1) -> lis
 
 
 def run(module: str, *words: str, launcher: str = "", ranks: int = 1) -> str:
-    """Run a module to its end, and return what it printed to stdout.
+    """Run a module to its end, and return its output on stdout.
 
     Raises:
         LaunchError: the job failed; the message has a line of its stderr.
@@ -39,7 +39,7 @@ def run(module: str, *words: str, launcher: str = "", ranks: int = 1) -> str:
 
 
 def complaint(stderr: str, otherwise: int) -> str:
-    """The line that tells why a job failed: the first one by dpcnn, or else the line with the index ``otherwise``."""
+    """The line with the reason of a failure: the first one by dpcnn, or else the line with the index ``otherwise``."""
     lines = [line for line in stderr.splitlines() if line.strip(" -")] or ["nothing"]
     return next((line for line in lines if line.startswith("dpcnn: ")), lines[otherwise])
 

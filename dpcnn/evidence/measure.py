@@ -1,4 +1,4 @@
-"""What the ranks of a job can measure of themselves: speed, where the time goes, memory."""
+"""Measurements of a job by its ranks: speed, time by phase, memory."""
 
 import resource
 import time
@@ -38,7 +38,7 @@ def measure_job(
     Rank 0 says so if ranks can't share memory.
 
     Returns:
-        All measurements, and a text for people.
+        All measurements, and a text.
     """
     apart = share_or_part(comm)
     if apart and comm.rank == 0:
@@ -58,7 +58,7 @@ def measure_job(
 
 
 def measure(comm: SerialComm, config: Config, network: Network, samples: Samples, steps: int) -> Result:
-    """Train for some steps, on every rank of ``comm``, and tell how that went; the same on every rank."""
+    """Train for some steps on every rank of ``comm``, and return the measurements, the same on every rank."""
     with TemporaryDirectory(prefix="dpcnn-bench-") as work:
         trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Report())
         peak = sgemm_peak(comm)
@@ -81,7 +81,7 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
 
 
 def time_steps(comm: SerialComm, trainer: Trainer, steps: int) -> float:
-    """Seconds that some steps take, after some others."""
+    """The seconds of some steps, after a warm-up."""
     order = trainer.order()
     with np.errstate(all="ignore"):
         for _ in range(WARM_UP):
@@ -91,7 +91,7 @@ def time_steps(comm: SerialComm, trainer: Trainer, steps: int) -> float:
 
 
 def timed(comm: SerialComm, action: Callable[[], Any], times: int) -> float:
-    """Seconds until every rank has done something so many times; the same on every rank."""
+    """Seconds until every rank has done an action ``times`` times; the same on every rank."""
     comm.barrier()
     started = time.perf_counter()
     for _ in range(times):
@@ -115,7 +115,7 @@ def sgemm_peak(comm: SerialComm) -> float:
 
 
 def memory() -> dict[str, float]:
-    """This process's memory in MB: its peak, and what now is its own and not shared with other ranks."""
+    """The memory of this process in MB: its peak, and the current memory that is not shared with other ranks."""
     own = 0
     for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines():
         if line.startswith("Private_"):

@@ -35,8 +35,8 @@ PUBLISHED = {
     "mlp-sgd": [PublishedResult("test", 84, 0.9721)],
     "mlp-adam": [PublishedResult("test", 10, 0.9708)],
     "lenet5": [PublishedResult("test", 20, 0.9905, "LeCun et al., 1998, section III.B")],
-    "fast": [PublishedResult("test", 2, 0.99, "a goal of our own")],
-    "accurate": [PublishedResult("test", 20, 0.9970, "a goal of our own")],
+    "fast": [PublishedResult("test", 2, 0.99, "a goal of dpcnn")],
+    "accurate": [PublishedResult("test", 20, 0.9970, "a goal of dpcnn")],
 }
 """The figures of each recipe."""
 
@@ -82,7 +82,7 @@ class Trainings:
         return [compare(recipe, published, ours, theirs) for published in PUBLISHED[recipe]]
 
     def train(self, recipe: str, seed: str) -> list[Event]:
-        """The events of a run's epochs; a run that has begun is resumed."""
+        """The events of a run's epochs; an incomplete run is resumed."""
         folder = self.folder / f"{recipe}-{seed}"
         metrics = folder / "metrics.jsonl"
         if not (metrics.is_file() and read_events(metrics)[-1:] and read_events(metrics)[-1]["event"] == "end"):

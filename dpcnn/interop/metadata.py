@@ -58,7 +58,7 @@ def from_metadata(path: Path, metadata: Mapping[str, str]) -> Description:
         ConfigError: there is no description.
     """
     if "dpcnn" not in metadata:
-        raise ConfigError(f"{path}: does not tell its network; give --recipe")
+        raise ConfigError(f"{path}: does not describe its network; give --recipe")
     try:
         values = Table(load_json(metadata["dpcnn"]))
         return Description(
@@ -68,4 +68,4 @@ def from_metadata(path: Path, metadata: Mapping[str, str]) -> Description:
             values.integer("step"),
         )
     except (FieldError, ConfigError) as error:
-        raise CheckpointError(f"{path}: what it says of its network is not understood ({error})") from None
+        raise CheckpointError(f"{path}: its description of the network is not understood ({error})") from None

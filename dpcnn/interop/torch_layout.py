@@ -34,7 +34,7 @@ class Twin:
     """A parameter in dpcnn (ours) and in PyTorch (theirs).
 
     Attributes:
-        ours, theirs: its full names.
+        ours, theirs: its full names in dpcnn and in PyTorch.
         shape, their_shape: the shapes of its array.
         kernel_shape: its shape as the kernel of a convolution, (KH, KW, C, F); None: the arrays are the same.
     """

@@ -1,7 +1,7 @@
 """Convolution kernels: im2col for any shape, Winograd's for 3x3 with stride 1. Shapes: see layers.py.
 
 Each has the two methods of :class:`Kernel`, and works on a part of the output at a time, some rows or a
-tile, so that what lies between its passes stays near the processor.
+tile, so that its intermediate results stay in the processor's cache.
 """
 
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ class Winograd:
     A^T, B^T and G, too, are applied as products of matrices, first over the rows of a tile, then over its
     columns: at every pixel a batch has a long run of numbers, and the product of a small matrix with such
     runs takes little more than one pass over memory. A tile that reaches over the border has matrices of
-    its own, without what would be multiplied with zeros or thrown away.
+    its own, without multiplications by zeros and without unused results.
     """
 
     def __init__(self, shape: Shape, padding: int) -> None:
@@ -195,10 +195,10 @@ class Tile:
 
     Attributes:
         inputs: the pixels of the image that it covers.
-        within: which of its m + 2 places those are; the others lie outside.
-        overlap: so many of its first pixels are the last ones of the tile before.
+        within: their positions among its m + 2; the others lie outside.
+        overlap: the number of its first pixels that are the last ones of the tile before.
         outputs: the pixels of the output that it gives.
-        height: how many those are; m, but for the last tile.
+        height: the number of those; m, except for the last tile.
     """
 
     inputs: slice
@@ -250,7 +250,7 @@ def padded(workspace: Workspace, x: Array, padding: int, size: tuple[int, int]) 
 
 
 def pixels(x: Array) -> Array:
-    """Contiguous (H, W, ..) with what lies at a pixel as one run: (H, W, L)."""
+    """Contiguous (H, W, ..) with all values of a pixel as one run: (H, W, L)."""
     return x.reshape(*x.shape[:2], -1)
 
 
@@ -276,5 +276,5 @@ def output_length(length: int, kernel_size: int, stride: int, padding: int = 0, 
 
 
 def strided(start: int, count: int, stride: int) -> slice:
-    """``count`` places from ``start`` on, ``stride`` apart."""
+    """``count`` positions from ``start`` on, ``stride`` apart."""
     return slice(start, start + stride * (count - 1) + 1, stride)

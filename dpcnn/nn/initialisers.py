@@ -1,4 +1,4 @@
-"""First values of weights, float32: where training begins."""
+"""Initial values of weights, float32."""
 
 from collections.abc import Callable
 from math import sqrt

@@ -1,4 +1,4 @@
-"""What a layer is: it turns a batch into the next one, and hands back the way for its gradient.
+"""The interface of a layer: it maps a batch to its output, and returns the function that propagates gradients back.
 
 Shapes, in every file of this package::
 
@@ -10,7 +10,7 @@ Shapes, in every file of this package::
     OH, OW  height and width of the output
 
 Images are (H, W, N, C): at each pixel the whole batch lies side by side. So everything that is done
-to windows, place by place, is done to long runs of N * C numbers. Vectors are (N, C).
+to windows, position by position, works on long runs of N * C numbers. Vectors are (N, C).
 """
 
 from collections.abc import Callable, Mapping
@@ -28,11 +28,11 @@ class Parameter:
     """A named array of a layer.
 
     Attributes:
-        name, shape: of the array.
-        fan_in, fan_out: how many inputs an output has, and the reverse: they scale random first values.
-        first: where fan_in is 0, the first value of every element.
-        running: 0 for what is learned. Else this is a running mean of what ``backward`` gives for a
-            sample, and each step moves it by this part of the way to the batch's mean.
+        name, shape: those of the array.
+        fan_in, fan_out: the number of inputs per output, and the reverse; they scale random initial values.
+        initial_value: the initial value of every element, if fan_in is 0.
+        momentum: 0 for a parameter that is learned. Otherwise the parameter is a running mean of the values that
+            ``backward`` returns per sample, and each step moves it by this fraction towards the batch's mean.
     """
 
     name: str
@@ -44,25 +44,25 @@ class Parameter:
 
 
 class Layer:
-    """A step of a network, without weights of its own: they are passed to it by name.
+    """A step of a network. It holds no parameters: they are passed to it by name.
 
-    An output lives in the layer's workspace until the layer's next call, or until a layer behind it
-    writes over it; no layer needs its own output to go back.
+    An output lives in the layer's workspace until the layer's next call, or until a later layer
+    writes over it; no layer needs its own output in ``backward``.
     """
 
     parameters: tuple[Parameter, ...] = ()
     scratch = 0
-    """Elements that the layer needs for an image besides its output and its gradient."""
+    """Elements per image that the layer needs besides its output and its gradient."""
     multiplications = 0
-    """Of an image's way forward, by the layer's definition."""
+    """Multiplications per image in ``forward``, by the layer's definition."""
     needs_input_grad = True
-    """Whether anything in front of this layer wants its input's gradient; the network decides."""
+    """Whether a layer before this one needs the gradient of its input; set by the network."""
     takes_integers = False
-    """Whether ``forward`` takes pixels of any number type, and not floats alone."""
+    """Whether ``forward`` accepts pixels of any number type, not only floats."""
     overwrites_input = False
     """Whether ``forward`` may write its output over ``x``."""
     number = 0
-    """Its place in the network, which names its random stream; the network decides."""
+    """Its index in the network, which selects its random numbers; set by the network."""
     name = ""
     """Its name in the network; empty: its kind and a number."""
     input = ""
@@ -74,31 +74,31 @@ class Layer:
         self.workspace = Workspace()
 
     def build(self, shape: Shape) -> Shape:
-        """Take the input's shape without N, declare ``parameters``, return the output's shape."""
+        """Declare ``parameters`` for an input of this shape, without N, and return the output's shape."""
         return shape
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        """The output for ``x``, and the function ``backward(dy, gradients) -> dx``.
+        """Return the output for ``x``, and the function ``backward(dy, grads) -> dx``.
 
-        ``rng`` is where the layer takes what is random in training; None: there is nothing random,
-        as in evaluation. ``backward`` writes the weights' gradients into the arrays of ``grads``, over what was
-        in them, and returns None in place of dx where ``needs_input_grad`` is false.
+        ``rng`` is the source of random numbers in training; None: nothing is random,
+        as in evaluation. ``backward`` overwrites the arrays of ``grads`` with the gradients of the parameters,
+        and returns None instead of dx if ``needs_input_grad`` is false.
         """
         raise NotImplementedError
 
 
 MOST_KERNEL_SIZE = 1 << 16
-"""Pixels of a kernel or pooling window: each of them is a pass over the image."""
+"""The most pixels of a kernel or pooling window: each of them is a pass over the image."""
 
 MOST = 1 << 16
-"""What a layer's whole numbers may be at most: filters, features, sides of kernels and images, padding."""
+"""The largest whole number in a layer's options: filters, features, sides of kernels and images, padding."""
 
 
 def at_least(least: int, **options: int) -> None:
-    """Hold a layer's options against their bounds, ``least`` and :data:`MOST`.
+    """Check that a layer's options lie between ``least`` and :data:`MOST`.
 
     Raises:
-        ConfigError: one is beyond.
+        ConfigError: one does not.
     """
     for name, value in options.items():
         if not value >= least:
@@ -107,10 +107,10 @@ def at_least(least: int, **options: int) -> None:
 
 
 def at_most(most: int, **options: int) -> None:
-    """Hold a layer's options against their upper bound.
+    """Check that a layer's options are at most ``most``.
 
     Raises:
-        ConfigError: one is above.
+        ConfigError: one is larger.
     """
     for name, value in options.items():
         if not value <= most:

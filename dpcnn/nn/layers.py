@@ -1,4 +1,4 @@
-"""Layers with weights, and those that shape what flows between them. Shapes: see layer.py."""
+"""Layers with parameters, scaling, flattening and dropout. Shapes: see layer.py."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -103,7 +103,7 @@ class Conv2d(Layer):
 
 
 class Dropout(Layer):
-    """In training, each unit is zero with probability ``p``, and the others grow by 1 / (1 - part).
+    """In training, each unit is zero with probability ``p``, and the others are multiplied by 1 / (1 - p).
 
     Srivastava et al., "Dropout" (2014), section 10, in its inverted form. The probability is
     rounded down to a multiple of 1/65536. Units are drawn by seed, epoch and sample, so a sample's mask is the same

@@ -14,7 +14,7 @@ from dpcnn.base.options import check_options, option
 
 @dataclass(frozen=True)
 class Loss:
-    """What is minimised, and what a network's outputs (N, K) say.
+    """The function that training minimises, and the meaning of a network's outputs (N, K).
 
     Labels are (N,) integers in 0..K-1.
 

@@ -46,7 +46,7 @@ KINDS: dict[str, type[Layer]] = {
 }
 
 MODELS: dict[str, Spec] = {
-    # 1.63 M parameters on 28x28x1. ReLU stands behind max-pooling, where it has a quarter of the
+    # 1.63 M parameters on 28x28x1. ReLU follows max-pooling, where it has a quarter of the
     # work: the two commute, values and gradients alike.
     "simple-cnn": [
         {"kind": "scale", "low": 0.01, "span": 0.99},
@@ -93,13 +93,13 @@ MODELS: dict[str, Spec] = {
 
 
 def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
-    """The layers of a network for so many classes.
+    """Make the layers of a network with this number of classes.
 
-    A linear layer without ``features`` has one for each class. A dropout layer without ``part`` drops
+    A linear layer without ``features`` has one output per class. A dropout layer without ``p`` drops
     ``dropout``, and is left out where that is 0.
 
     Raises:
-        ConfigError: a layer of an unknown kind, or with options that it has not or can't have.
+        ConfigError: a layer of an unknown kind, or with an unknown option or a wrong value.
     """
     layers: list[Layer] = []
     if len(spec) > MOST_LAYERS:
@@ -144,7 +144,7 @@ def wire(layer: Layer, table: Mapping[str, Any], where: str) -> None:
 
 
 def check(options: Mapping[str, Any], kind: type[Layer], where: str) -> None:
-    """Hold a layer's options against its constructor's signature.
+    """Check a layer's options against the signature of its constructor.
 
     Raises:
         ConfigError: an unknown option, one of the wrong type, or one that is missing.

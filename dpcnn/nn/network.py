@@ -27,7 +27,7 @@ Vector = NDArray[np.float32]
 UFUNC_BUFFER = 512
 """Elements that NumPy works on at a time where an array is not contiguous.
 
-Rows that are shorter, it copies before and after, which takes three times as long. Its default is 8192;
+NumPy copies shorter rows before and after each operation, which takes three times as long. Its default is 8192;
 the pixels of a batch have fewer.
 """
 
@@ -47,7 +47,7 @@ class Network:
 
     Attributes:
         size: elements of a parameter or gradient vector.
-        running_stats: start, stop and rate of the elements that are running means: see :class:`Parameter`.
+        running_stats: start, stop and momentum of the elements that are running means: see :class:`Parameter`.
         shapes: of each layer's output, without N.
         activations: elements of all layers' outputs for an image.
         timer: where the time of :meth:`gradient` goes.
@@ -113,7 +113,7 @@ class Network:
             )
 
     def initialise(self, seed: int, init: str = "he", std: float = 0.01) -> Vector:
-        """First values, by one of :data:`INITS` where there is a fan-in; biases are zero."""
+        """Initial values, drawn by one of :data:`INITS` for parameters with a fan-in; biases are zero."""
         params = np.empty(self.size, np.float32)
         for number, (parameter, view) in enumerate(zip(self.parameters, self.views(params).values(), strict=True)):
             view[...] = parameter.initial_value
@@ -125,21 +125,21 @@ class Network:
     def flops(self) -> int:
         """Floating-point operations of an image's gradient, convolutions by their definition.
 
-        A multiplication and an addition for each weight at each place: forward, for the weights'
+        A multiplication and an addition for each weight at each position: forward, for the weights'
         gradient, and for that of the input, which the first layer does not need.
         """
         return sum(2 * (2 + layer.needs_input_grad) * layer.multiplications for layer in self.layers)
 
     def memory(self, images: int) -> int:
-        """Bytes for the gradient of so many images at once, by an estimate: outputs, their gradients, scratch space."""
+        """An estimate of the bytes for a gradient of ``images`` images: outputs, their gradients, scratch space."""
         scratch = sum(layer.scratch for layer in self.layers)
         return 4 * (images * (3 * self.activations + scratch) + 2 * self.size)
 
     def check_memory(self, images: int, processes: int = 1) -> None:
-        """Make sure that so many images at once fit into this machine's memory, on so many processes of it.
+        """Make sure that ``images`` images at once fit into this machine's memory, on each of ``processes`` processes.
 
         Raises:
-            ConfigError: they don't, by an estimate from the layers' outputs, gradients and scratch space.
+            ConfigError: they do not, by the estimate of :meth:`memory`.
         """
         needed = processes * self.memory(images) + 32 * self.size
         left = memory_left()
@@ -159,7 +159,7 @@ class Network:
         return views
 
     def flat(self, parameters: Mapping[str, Array]) -> Vector:
-        """The flat vector of named parameters.
+        """Return the flat vector of named parameters.
 
         Raises:
             CheckpointError: their names or shapes are not this network's.
@@ -171,10 +171,10 @@ class Network:
         return params
 
     def check(self, parameters: Mapping[str, Array]) -> None:
-        """Hold named parameters against those of this network.
+        """Check the names and shapes of parameters against those of this network.
 
         Raises:
-            CheckpointError: their names or shapes are others.
+            CheckpointError: their names or shapes differ.
         """
         expected = {parameter.name: parameter.shape for parameter in self.parameters}
         found = {name: array.shape for name, array in parameters.items()}
@@ -257,10 +257,10 @@ class Network:
             labels: (N,) integers.
             loss: of a sample.
             out: (size,) written over with the gradient of the sum of the N losses.
-            rng: where layers take what is random; None: nothing is.
+            rng: the source of random numbers; None: nothing is random.
 
         Returns:
-            The sum of the losses, and the number of images classified right.
+            The sum of the losses, and the number of images that are classified right.
         """
         with ufunc_buffer(UFUNC_BUFFER):
             with self.timer("forward"):

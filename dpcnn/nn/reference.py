@@ -1,6 +1,6 @@
-"""What the layers compute, written as their definitions: slow, and plain enough to be believed.
+"""The layers and the optimizer Adam, written as their definitions: slow, and plain enough to be believed.
 
-The tests hold :mod:`dpcnn.nn.layers` against these functions. Shapes: see there.
+The tests compare the fast code with these functions. Shapes: see layer.py.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""A running average of the weights."""
+"""The exponential moving average of the weights."""
 
 from typing import Any
 
@@ -9,14 +9,15 @@ from dpcnn.optim.optimizers import UPDATE_BLOCK
 Vector = NDArray[Any]
 
 
-def update_average(running: Vector, params: Vector, step: int, keep: float) -> None:
-    """Move a running average in place towards ``params``, of which step number ``step`` (from 1) keeps a part.
+def update_average(ema: Vector, params: Vector, step: int, decay: float) -> None:
+    """Move the average in place towards ``params``, in step number ``step``, counted from 1.
 
-    That part is ``keep``, but no more than (1 + step) / (10 + step): so the first values are soon forgotten.
+    The average keeps the fraction ``decay`` of itself, but at most (1 + step) / (10 + step), so that it soon forgets
+    the initial values.
     """
-    weight = 1 - min(keep, (1 + step) / (10 + step))
+    weight = 1 - min(decay, (1 + step) / (10 + step))
     for start in range(0, len(params), UPDATE_BLOCK):
         block = slice(start, start + UPDATE_BLOCK)
-        change = params[block] - running[block]
+        change = params[block] - ema[block]
         change *= weight
-        running[block] += change
+        ema[block] += change

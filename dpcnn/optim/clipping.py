@@ -9,15 +9,15 @@ Vector = NDArray[Any]
 
 
 def squares(vector: Vector, block: int) -> NDArray[np.float64]:
-    """The sum of squares of each block of so many elements; the last may be shorter."""
+    """The sum of squares of each block of ``block`` elements; the last block may be shorter."""
     whole = len(vector) // block * block
     rows, rest = vector[:whole].reshape(-1, block), vector[whole:]
     return np.array([*np.vecdot(rows, rows), *([np.vecdot(rest, rest)] if len(rest) else [])], np.float64)
 
 
-def clip_coefficient(norm: float, clip: float) -> float:
-    """What a gradient of this norm is multiplied with, so that its norm is at most ``clip``; 0: no limit.
+def clip_coefficient(norm: float, max_norm: float) -> float:
+    """The factor for a gradient of this norm, so that its norm is at most ``max_norm``; 0: no limit.
 
     Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013), algorithm 1.
     """
-    return clip / norm if clip and norm > clip else 1.0
+    return max_norm / norm if max_norm and norm > max_norm else 1.0

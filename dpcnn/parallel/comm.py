@@ -1,8 +1,8 @@
-"""The ranks of a run: the one file that knows MPI.
+"""The ranks of a run: the only file that uses MPI.
 
 :class:`Communicator` has the few operations that training needs; :class:`SerialComm` is the same for
 one rank without MPI. Methods ending in ``_obj`` carry small objects as JSON, the others carry
-NumPy arrays. A *part* is a rank's run of a vector's elements, from ``bounds[rank]`` to
+NumPy arrays. A *shard* is a rank's part of a vector, from ``bounds[rank]`` to
 ``bounds[rank + 1]``.
 """
 
@@ -70,7 +70,7 @@ class SerialComm:
         """The sum of every rank's array, in place, in an order of MPI's choosing."""
 
     def alltoall(self, send: Array, sent: Runs, receive: Array, received: Runs) -> None:
-        """Hand every rank a run of this rank's elements.
+        """Send each rank some of this rank's elements.
 
         Args:
             send: contiguous.
@@ -82,19 +82,19 @@ class SerialComm:
         receive.ravel()[place : place + count] = send.ravel()[start : start + count]
 
     def sendrecv(self, send: Array, receive: Array, partner: int) -> None:
-        """Hand an array to a rank, which does the same, and take its one."""
+        """Send an array to a rank, and receive one from it."""
         receive[...] = send
 
     def overlap_fraction(self, count: int) -> float:
-        """How much of a nonblocking sum of ``count`` float64 numbers goes on while the ranks compute, 0 to 1."""
+        """The fraction of a nonblocking sum of ``count`` float64 numbers that overlaps with computing, 0 to 1."""
         return 0.0
 
     def gather_shards(self, shard: Array, bounds: Sequence[int]) -> Array | None:
-        """The whole vector, of every rank's part, on rank 0; None elsewhere."""
+        """The whole vector of all shards, on rank 0; None elsewhere."""
         return shard.copy()
 
     def scatter_shards(self, whole: Array | None, shard: Array, bounds: Sequence[int]) -> None:
-        """Rank 0's vector, to every rank its part, into ``shard``."""
+        """Distribute rank 0's vector: each rank receives its shard."""
         shard[...] = whole
 
     def node(self) -> "SerialComm":
@@ -102,7 +102,7 @@ class SerialComm:
         return self
 
     def live_apart(self) -> None:
-        """From now on each rank is a node of its own."""
+        """From now on, each rank is a node of its own."""
 
     def finalize(self) -> None:
         """The end of MPI, on every rank; nothing here may be called any more."""
@@ -113,7 +113,7 @@ class SerialComm:
 
     @contextmanager
     def fail_together(self) -> Iterator[None]:
-        """A block of which every rank learns whether it went well on all.
+        """A block that fails on every rank if it fails on any.
 
         Where a DpcnnError or an OSError leaves the block on any rank, every rank raises the first
         of them, in the order of ranks.

@@ -95,7 +95,7 @@ class ExactExchange(Exchange):
 
     The ranks of a node see each other's rows, and one copy of the parameters. Each adds up a slice
     of them, as far as the node's leaves hold whole subtrees; those few sums go over the network, so
-    it carries one copy a node and not one a rank. With one node there is nothing to send; with one
+    it carries one copy per node and not one a rank. With one node there is nothing to send; with one
     rank a node, nothing to add up before.
     """
 

@@ -18,14 +18,14 @@ from dpcnn.base.fields import digits
 from dpcnn.errors import LaunchError
 
 ADDRESS_SPACE = 640 << 20
-"""Bytes that a rank maps at the least: libraries, MPI's shared memory, a small network."""
+"""The least bytes that a rank maps: libraries, MPI's shared memory, a small network."""
 
 LAUNCHERS = ("mpirun", "mpiexec", "prterun", "orterun", "srun", "slurmstepd")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher asked for.
+    """The request of a launcher.
 
     Attributes:
         family: whose variables were found: "Open MPI", "Hydra" (MPICH, Intel MPI), "MVAPICH",
@@ -50,7 +50,7 @@ VARIABLES = (  # the nearest launcher first: mpirun under Slurm sets its own bes
 
 
 def detect(environment: Mapping[str, str]) -> Launch | None:
-    """The launcher's order as its variables tell it, or None for a process started by hand."""
+    """The launcher's request, from its environment variables; None for a process started by hand."""
     for family, rank_name, size_name in VARIABLES:
         rank, size = digits(environment.get(rank_name, "")), digits(environment.get(size_name or rank_name, ""))
         if rank is not None and size is not None:
@@ -124,7 +124,7 @@ def launcher() -> tuple[int, str] | None:
 
 
 def usual_launcher() -> str:
-    """What starts ranks here: mpirun, or Slurm's srun in an allocation where there is no mpirun."""
+    """The program that starts ranks here: mpirun, or srun in a Slurm allocation without mpirun."""
     alone = shutil.which("mpirun") is None and shutil.which("srun") is not None
     return "srun --mpi=pmix" if alone and "SLURM_JOB_ID" in os.environ else "mpirun"
 

@@ -1,4 +1,4 @@
-"""Which elements of a vector each rank updates, and what it sends to others: pure functions of counts."""
+"""The elements of a vector that each rank updates, and the messages between ranks: pure functions of counts."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -9,24 +9,24 @@ from dpcnn.parallel.tree import Interval, Subtree, interval, split_evenly, subtr
 Runs = tuple[tuple[int, ...], tuple[int, ...]]
 
 SHARD_BLOCK = 1024
-"""Elements of a vector that are never parted: so what is worked out block by block has the same bits on any ranks."""
+"""Elements of a block. A block is never split, so sums over blocks have the same bits on any number of ranks."""
 
 
 def shard(size: int, ranks: int, rank: int) -> Interval:
-    """A rank's run of the elements of a vector: whole blocks of SHARD_BLOCK, but for the vector's end."""
+    """A rank's shard of a vector: whole blocks of SHARD_BLOCK elements, except at the end of the vector."""
     start, stop = interval(-(-size // SHARD_BLOCK), ranks, rank)
     return min(start * SHARD_BLOCK, size), min(stop * SHARD_BLOCK, size)
 
 
 def overlap(one: Interval, other: Interval) -> tuple[int, int]:
-    """Where two runs of elements, each (start, stop), have some in common, and how many; (0, 0): none."""
+    """The start and the number of the elements that two intervals have in common; (0, 0): none."""
     start, stop = max(one[0], other[0]), min(one[1], other[1])
     return (start, stop - start) if start < stop else (0, 0)
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a rank hands to every rank, and what it is handed: for each, counts and first elements."""
+    """The elements that a rank sends to every rank, and those that it receives: for each rank, count and start."""
 
     sent: Runs
     received: Runs
@@ -34,14 +34,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which elements of a vector each rank of several nodes is responsible for.
+    """The elements of a vector that each rank of several nodes updates or passes on.
 
-    Its *part* it updates: all ranks' parts make up the vector. Its *slice* it fetches and passes on
-    for its node: the slices of a node's ranks make up the vector.
+    A rank updates its *shard*: the shards of all ranks make up the vector. It fetches and passes on its *slice*
+    for its node: the slices of the ranks of a node make up the vector.
 
     Attributes:
         size: elements of the vector.
-        nodes: for each node its ranks, [first, end); the nodes follow each other.
+        nodes: for each node the interval of its ranks, in order.
     """
 
     size: int
@@ -53,7 +53,7 @@ class Layout:
         return self.nodes[-1][1]
 
     def node_of(self, rank: int) -> int:
-        """The number of a rank's node."""
+        """The index of a rank's node."""
         return bisect_right(self.nodes, (rank, self.ranks)) - 1
 
     def shard(self, rank: int) -> Interval:
@@ -61,20 +61,20 @@ class Layout:
         return shard(self.size, self.ranks, rank)
 
     def slice(self, rank: int) -> Interval:
-        """The elements that a rank passes on."""
+        """The elements that a rank passes on for its node."""
         first, end = self.nodes[self.node_of(rank)]
         return shard(self.size, end - first, rank - first)
 
     def of_nodes(self, leaves: int) -> list[list[Subtree]]:
-        """For each node, the largest subtrees of tree(0, leaves) that its ranks hold together."""
+        """For each node, the largest subtrees of tree(0, leaves) whose leaves all lie on its ranks."""
         bounds = split_evenly(leaves, self.ranks)
         return [subtrees(leaves, bounds[first], bounds[end]) for first, end in self.nodes]
 
     def sums(self, leaves: int, rank: int) -> list[Message]:
-        """The first messages of a step: sums of nodes, to the ranks that update them.
+        """The first messages of a step: the sums of each node, to the ranks that update the elements.
 
-        Message k is about each node's subtree number k. A rank sends from the array of its slice, and
-        receives into an array (nodes, width of its part).
+        Message k carries subtree number k of each node. A rank sends from the array of its slice, and
+        receives into an array (nodes, width of its shard).
         """
         here, shard = self.slice(rank), self.shard(rank)
         everyone, of_nodes = range(self.ranks), self.of_nodes(leaves)
@@ -89,7 +89,7 @@ class Layout:
         return messages
 
     def updates(self, rank: int) -> Message:
-        """The last message of a step: parts of the vector, to the ranks of other nodes that fetch them."""
+        """The last message of a step: shards of the vector, to the ranks of other nodes that fetch them."""
         here, everyone = self.node_of(rank), range(self.ranks)
         sent = [overlap(self.slice(r), self.shard(rank)) if self.node_of(r) != here else (0, 0) for r in everyone]
         received = [overlap(self.slice(rank), self.shard(r)) if self.node_of(r) != here else (0, 0) for r in everyone]
@@ -97,6 +97,6 @@ class Layout:
 
 
 def runs(overlaps: Sequence[Interval], places: Sequence[int]) -> Runs:
-    """Counts and places, as MPI wants them; an empty run has place 0."""
+    """Counts and offsets for MPI; the offset of an empty interval is 0."""
     counts = tuple(count for _, count in overlaps)
     return counts, tuple(place if count else 0 for place, count in zip(places, counts, strict=True))

@@ -1,4 +1,4 @@
-"""Memory that all ranks of a node see: one copy a node, whatever the number of its ranks.
+"""Memory that all ranks of a node share: one copy per node, for any number of ranks.
 
 An anonymous file in memory (Linux's memfd), opened by the other ranks through /proc. It needs no
 help from the MPI library, is not bounded by the size of /dev/shm, and has no name that a crash
@@ -45,7 +45,7 @@ def shared_array(node: SerialComm, shape: tuple[int, ...], dtype: Any) -> NDArra
 def share_or_part(comm: SerialComm) -> str | None:
     """Try whether the ranks of each node can share memory; if not on every node, all ranks live apart.
 
-    Then each holds its own copy of what would be shared, and everything goes over MPI, with the
+    Then each rank has its own copy of the shared arrays, and everything goes over MPI, with the
     same results. Ranks in containers of their own are such a case.
 
     Returns:

@@ -5,8 +5,8 @@ A step's microbatches are the leaves of one binary tree, a function of their num
     tree(lo, hi) = leaf lo                       where hi - lo = 1
                  = tree(lo, m) + tree(m, hi)     m - lo: the largest power of two below hi - lo
 
-Ranks own contiguous runs of leaves. Each adds up the largest subtrees inside its own run; the
-exchange adds those up along the rest of the same tree. So the sum has the same bits whoever
+Each rank has a contiguous run of leaves. It adds up the largest subtrees inside its run; the
+exchange adds these sums along the rest of the same tree. So the sum has the same bits, whichever rank
 computed which leaf. (Floating-point addition is commutative but not associative.)
 """
 
@@ -18,13 +18,13 @@ Subtree = tuple[int, int]
 """tree(lo, hi), as (lo, hi)."""
 
 Interval = tuple[int, int]
-"""Consecutive things, as (start, stop)."""
+"""Consecutive indices, as (start, stop)."""
 
 T = TypeVar("T")
 
 
 def split_evenly(count: int, parts: int) -> list[int]:
-    """The bounds of ``parts`` contiguous intervals of ``count`` things: parts + 1 numbers, 0 first.
+    """The bounds of ``parts`` contiguous intervals of ``range(count)``: parts + 1 numbers, 0 first.
 
     Part r is ``range(bounds[r], bounds[r + 1])``; sizes differ by at most one, and may be 0.
     """
@@ -37,12 +37,12 @@ def interval(count: int, parts: int, part: int) -> Interval:
 
 
 def chunks(count: int, length: int) -> list[Interval]:
-    """``count`` things in consecutive runs of ``length``, as (start, stop); the last may be shorter."""
+    """``range(count)`` in consecutive intervals of ``length``; the last may be shorter."""
     return [(start, min(start + length, count)) for start in range(0, count, length)]
 
 
 def middle(lo: int, hi: int) -> int:
-    """Where tree(lo, hi) parts."""
+    """The index at which tree(lo, hi) splits."""
     return lo + (1 << ((hi - lo - 1).bit_length() - 1))
 
 
@@ -64,7 +64,7 @@ def subtrees(leaves: int, start: int, stop: int) -> list[Subtree]:
 
 
 def tree_sum(subtree: Subtree, value: Callable[[Subtree], T | None], add: Callable[[T, T], T]) -> T:
-    """The sum of a subtree: ``value(subtree)`` if that is known, else of its two halves.
+    """The sum of a subtree: ``value(subtree)`` if that is known, otherwise the sum of its two halves.
 
     Args:
         subtree: of the tree.

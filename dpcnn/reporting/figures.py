@@ -29,7 +29,7 @@ def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: boo
     With ``log``, both axes are logarithmic.
 
     Returns:
-        A line that says what was drawn, or why not.
+        A line with the names of the files, or with the reason why there are none.
     """
     figure = new_figure(width=6)
     if figure is None:
@@ -62,7 +62,7 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
     With ``narrow``, one above the other.
 
     Returns:
-        A line that says what was drawn, or why not.
+        A line with the names of the files, or with the reason why there are none.
     """
     figure = new_figure(width=5, height=7) if narrow else new_figure(width=10)
     if figure is None:
@@ -73,7 +73,7 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
         events = read_events(run / "metrics.jsonl")
         epochs = [event for event in events if event["event"] == "epoch"]
         if not epochs:
-            return f"no curves drawn: {run} has not come to the end of an epoch"
+            return f"no curves drawn: {run} has not finished an epoch"
         steps_per_epoch = epochs[0]["step"]
         kinds = ["train", *evaluated(epochs[-1])]
         worst = min(worst, *(e[f"{kind}_accuracy"] for kind in kinds for e in epochs if f"{kind}_accuracy" in e))
@@ -117,12 +117,12 @@ def plain(text: str) -> str:
 
 
 def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:
-    """Draw who is taken for whom, (classes, classes) counts, to STEM.png and STEM.svg.
+    """Draw the confusion matrix, (classes, classes) counts, to STEM.png and STEM.svg.
 
     Shades are of the mistakes; the counts on the diagonal are right.
 
     Returns:
-        A line that says what was drawn, or why not.
+        A line with the names of the files, or with the reason why there are none.
     """
     figure = new_figure(width=6, height=5.5)
     if figure is None:
@@ -148,11 +148,11 @@ def draw_mistakes(
 
     Args:
         indices: (n,) the numbers of the samples that were answered.
-        most: draw no more than so many.
+        most: the largest number of pictures.
         columns: of the picture.
 
     Returns:
-        A line that says what was drawn, or why not.
+        A line with the names of the files, or with the reason why there are none.
     """
     wrong = np.flatnonzero(answers.predicted != answers.labels)
     worst = wrong[np.argsort(-answers.losses[wrong], kind="stable")][:most]
@@ -175,7 +175,7 @@ def draw_filters(before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
     """Draw a layer's filters (h, w, F) before and after training, each in its own shades, to STEM.png and STEM.svg.
 
     Returns:
-        A line that says what was drawn, or why not.
+        A line with the names of the files, or with the reason why there are none.
     """
     before, after = before[..., :MOST_PICTURES], after[..., :MOST_PICTURES]
     columns = min(before.shape[-1], 5)
@@ -191,7 +191,7 @@ def draw_maps(image: NDArray[Any], before: NDArray[Any], after: NDArray[Any], st
     """Draw an image (H, W), and a layer's output for it (h, w, F) before and after training, to STEM.png and STEM.svg.
 
     Returns:
-        A line that says what was drawn, or why not.
+        A line with the names of the files, or with the reason why there are none.
     """
     before, after = before[..., :MOST_PICTURES], after[..., :MOST_PICTURES]
     columns = min(before.shape[-1], 4)

@@ -51,7 +51,7 @@ def draw_first_layer(checkpoint: Checkpoint, image: NDArray[Any], out: Path) -> 
         first_layer(network, params, image) for params in (first, network.flat(checkpoint.parameters))
     )
     if before is None or after is None:
-        return ["no filters drawn: the first layer with weights has none of the shape of an image"]
+        return ["no filters drawn: the filters of the first layer with parameters do not have the shape of an image"]
     lines = [draw_filters(before, after, out / "filters")]
     if map_before is not None and map_after is not None:
         lines.append(draw_maps(image[0].mean(axis=-1), map_before, map_after, out / "maps"))
@@ -61,7 +61,7 @@ def draw_first_layer(checkpoint: Checkpoint, image: NDArray[Any], out: Path) -> 
 def first_layer(network: Network, params: Vector, image: NDArray[Any]) -> tuple[Picture | None, Picture | None]:
     """The filters (h, w, F) of the first layer with weights, and its output (h, w, F) for an image (1, H, W, C).
 
-    The filters of a linear layer that sees all pixels have the shape of the image. What is no picture is None.
+    The filters of a linear layer of all pixels have the shape of the image. None: not a picture.
     """
     H, W, C = network.input_shape
     for _, weights, output in network.outputs(params, image):

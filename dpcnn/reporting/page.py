@@ -69,10 +69,10 @@ def results(events: Sequence[Event], found: Examination, drawn: Path) -> list[Se
     """The sections on the results; ``drawn`` is the folder of the pictures."""
     epochs = [event for event in events if event["event"] == "epoch"]
     pictures = (
-        ("Who is taken for whom", "confusion", "counts of right class by predicted class"),
+        ("Confusion matrix", "confusion", "counts of right class by predicted class"),
         ("The worst mistakes", "mistakes", "right class as predicted class"),
         ("Filters of the first layer", "filters", "before and after training"),
-        ("What they make of an image", "maps", "feature maps before and after training"),
+        ("Feature maps", "maps", "feature maps before and after training"),
     )
     return [
         Section("Epochs", table(*epoch_rows(epochs)) if epochs else "", wide=True),
@@ -115,7 +115,7 @@ def achieved(events: Sequence[Event], monitor: str) -> dict[str, str]:
     """How good the run became on the validation samples, and how far it came."""
     progress = Progress(events=list(events))
     best, last = progress.best(monitor) or {}, (progress.epoch_events or [{"epoch": 0, "step": 0}])[-1]
-    end = "" if any(event["event"] == "end" for event in events) else "; the run has not come to its end"
+    end = "" if any(event["event"] == "end" for event in events) else "; the run is not complete"
     return {
         "validation accuracy": f"{best['validation_accuracy']:.4f} at best, after epoch {best['epoch']}"
         if "validation_accuracy" in best
@@ -139,13 +139,13 @@ def ranks_table(folder: RunFolder) -> str:
     except OSError as error:
         raise CheckpointError(f"{folder.times}: {error.strerror}; delete it") from None
     except FieldError as error:
-        raise CheckpointError(f"{folder.times}: not what a run has written ({error}); delete it") from None
+        raise CheckpointError(f"{folder.times}: not written by a run ({error}); delete it") from None
     header = ["rank", *PHASES, "waited for", "memory"]
     return f"<p>{escape(library)}; since the run's last start.</p>\n{table(header, rows)}"
 
 
 def times_of(rank: Table) -> list[str]:
-    """The cells of a rank: its time in each phase, the time that others waited for it, and its peak memory.
+    """The cells of a rank: its time per phase, the time that others waited for it, and its peak memory.
 
     Raises:
         FieldError: a value is missing or not a number.

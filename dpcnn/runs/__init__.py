@@ -1,1 +1,1 @@
-"""A run's folder and what lies in it."""
+"""The folder of a run and its files."""

@@ -1,14 +1,14 @@
-"""Checkpoints: one file each, whole or absent, checked before a byte of it is believed.
+"""Checkpoints: one file each, complete or absent, whose checksum is verified before anything else is read.
 
 A checkpoint starts with a block of 512 bytes, ``dpcnn checkpoint 4``, the sha256 of all that
 follows, and zeros; what follows is an HDF5 file (the block is HDF5's user block, so any HDF5 tool
 opens the checkpoint as it is)::
 
     /parameters/NAME    each parameter, float32, in its own shape
-    /optimizer/NAME     the optimizer's vectors, float32 (size,)
-    /state              JSON, bytes: where the run is, its configuration, its metrics so far
+    /optimizer/NAME     the arrays of the optimizer's state, float32 (size,)
+    /state              JSON, bytes: progress, configuration, metrics so far
 
-It holds nothing about ranks. The sum is held against the bytes before HDF5 sees them.
+It contains nothing about ranks. The checksum is compared with the bytes before HDF5 reads them.
 """
 
 import errno
@@ -49,14 +49,14 @@ MOST_SIDE = 1 << 16
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
         parameters: by full name, in order.
         optimizer: the optimizer's flat vectors by name.
-        progress: where the run is, with its metrics so far.
+        progress: the progress of the run, with its metrics so far.
         config: of the run, the seed included.
-        image_shape, classes: what the network takes and tells apart.
+        image_shape, classes: the shape (H, W, C) of the images, and the number of classes.
         data: the data set's checksum.
         weights_sha256: of the flat parameter vector.
         fingerprint: of the numerics that it was made with.
@@ -94,7 +94,7 @@ class Checkpoint:
 
 
 def content(checkpoint: Checkpoint) -> tuple[bytes, memoryview]:
-    """The bytes of a checkpoint's file: its block, and what follows."""
+    """The bytes of a checkpoint's file: its first block, and the HDF5 file."""
     image = io.BytesIO()
     with h5py.File(image, "w", userblock_size=BLOCK, libver="earliest", track_order=True) as file:
         for group, arrays in (("parameters", checkpoint.parameters), ("optimizer", checkpoint.optimizer)):
@@ -116,7 +116,7 @@ def store(folder: Folder, file: str, checkpoint: Checkpoint) -> None:
     """Write a checkpoint into an open folder, so that the file is either the old one or the whole new one.
 
     Raises:
-        CheckpointError: the file can't be written; what was there is untouched.
+        CheckpointError: the file can't be written; an old file is untouched.
     """
     try:
         folder.write(file, *content(checkpoint))
@@ -124,7 +124,7 @@ def store(folder: Folder, file: str, checkpoint: Checkpoint) -> None:
         hint = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "fix this"
         raise CheckpointError(
             f"{folder.path / file}: can't write the checkpoint ({error.strerror}); the one before it is untouched: "
-            f"{hint}, then go on with --resume"
+            f"{hint}, then continue with --resume"
         ) from None
 
 
@@ -133,7 +133,7 @@ def _head(body: Any) -> bytes:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read and check a checkpoint: all of it, so that who has one need not ask again.
+    """Read a checkpoint and check all of it.
 
     Raises:
         CheckpointError: it can't be read, is damaged, or is not a checkpoint.
@@ -146,13 +146,13 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: not a checkpoint that this dpcnn understands ({error})") from None
     except MemoryError:
         raise
-    except Exception as error:  # what h5py and HDF5 raise for a damaged file has many types
+    except Exception as error:  # h5py and HDF5 raise many types of errors for a damaged file
         why = printable(str(error))
         raise CheckpointError(f"{path}: not a checkpoint that this dpcnn understands ({why})") from None
 
 
 def _verified(path: Path) -> bytes:
-    """The bytes of a checkpoint, held against its sum."""
+    """The bytes of a checkpoint, after a comparison with its checksum."""
     try:
         with open_plain(path) as file:
             head = file.read(BLOCK)
@@ -167,20 +167,20 @@ def _verified(path: Path) -> bytes:
     if whole[:BLOCK] != _head(memoryview(whole)[BLOCK:]):
         raise CheckpointError(
             f"{path}: damaged: its {len(whole)} bytes don't fit their sha256; "
-            "delete it, and --resume goes on from the one before"
+            "delete it, and --resume continues from the one before"
         )
     return whole
 
 
 def _parse(file: h5py.File, room: int) -> Checkpoint:
-    """The checkpoint of a file, every value held against its type and the others.
+    """The checkpoint in a file, after checks of the types and the consistency of all values.
 
     Arrays are looked up by the names that the network and the optimizer give them: a group may list many others.
-    Each really lies in the file; neither the parameters nor the optimizer's vectors take more memory than it is
+    Each lies in the file itself; neither the parameters nor the optimizer's arrays take more memory than the file is
     large, ``room`` bytes.
 
     Raises:
-        FieldError, ConfigError: one won't do.
+        FieldError, ConfigError: a value is wrong.
     """
     state = Table(load_json(_array(file, "state", np.uint8, (-1,), min(room, MOST_STATE)).tobytes()), "state")
     config = from_dict(state.table("config").all(), "config.", whole=True)
@@ -216,7 +216,7 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
 
 
 def _fingerprint(told: Table) -> dict[str, Any]:
-    """What :func:`dpcnn.base.numerics.fingerprint` gives."""
+    """The values of :func:`dpcnn.base.numerics.fingerprint`."""
     features = [name(feature, "fingerprint.cpu_features") for feature in told.items("cpu_features", 1000)]
     return {"numpy": told.name("numpy"), "blas": told.name("blas"), "cpu_features": features} | {
         "machine": told.name("machine")
@@ -251,7 +251,7 @@ def _array(group: h5py.Group, key: str, dtype: Any, shape: Shape, room: int) -> 
 
 
 def _sha256(parameters: Mapping[str, Vector]) -> str:
-    """The weights' sum, of parameters in their order."""
+    """The checksum of the parameters in their order."""
     digest = hashlib.sha256()
     for array in parameters.values():
         digest.update(array.astype("<f4", copy=False).tobytes())

@@ -1,4 +1,4 @@
-"""What a run says: a bar on a terminal, plain lines elsewhere, all lines in log.txt."""
+"""The output of a run: a bar on a terminal, plain lines elsewhere, all lines in log.txt."""
 
 import os
 import sys
@@ -18,16 +18,16 @@ LINE_SECONDS = 10.0  # between the plain lines of a running epoch
 
 
 class Report:
-    """Says nothing: the report of every rank but 0."""
+    """Prints nothing: the report of all ranks except rank 0."""
 
     def say(self, line: str) -> None:
-        """A line for people."""
+        """Print a line."""
 
     def begin(self, progress: Progress, epochs: int, images: int) -> None:
-        """Training begins at the cursor; ``images`` are those to come."""
+        """Training begins; ``images`` is the number of images to come."""
 
     def step(self, progress: Progress, metrics: Metrics, rate: float) -> None:
-        """A step is done; ``metrics`` is its own."""
+        """A step is done; ``metrics`` are those of the step."""
 
     def event(self, event: Event) -> None:
         """A line of metrics.jsonl has been recorded."""
@@ -68,7 +68,7 @@ class Console(Report):
     def _print(self, line: str) -> None:
         try:
             print(line, file=self._out, flush=True)
-        except OSError:  # the terminal has gone, or nobody reads on: the run goes on, and so does the log
+        except OSError:  # the terminal is gone, or nobody reads: the run and the log continue
             self._bar, self._terminal, self._out = None, None, sys.stdout
 
     def begin(self, progress: Progress, epochs: int, images: int) -> None:
@@ -122,8 +122,8 @@ class Console(Report):
 def terminal(descriptor: int) -> str | None:
     """The terminal that a job's stdout (1) or stderr (2) ends in, as a path; None for a file or a pipe.
 
-    A launcher takes its ranks' output through pipes, or gives them a terminal of its own: so what
-    counts is where the launcher's own output goes.
+    A launcher receives its ranks' output through pipes, or gives them a terminal of its own. So the
+    launcher's own output counts.
     """
     above = launcher()
     try:

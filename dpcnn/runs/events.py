@@ -11,7 +11,7 @@ from dpcnn.errors import CheckpointError
 Event = dict[str, Any]
 
 KINDS = ("validation", "test")
-"""What an epoch's event may tell of, besides training: NAME_loss and NAME_accuracy."""
+"""The evaluations that an epoch's event may contain besides training: NAME_loss and NAME_accuracy."""
 
 
 MOST_LOSS = 1e38
@@ -55,14 +55,14 @@ def parse_event(value: Any, where: str) -> Event:
 
 
 def evaluated(event: Event) -> list[str]:
-    """Those of KINDS that the event of an epoch tells of."""
+    """Those of KINDS that the event of an epoch contains."""
     return [kind for kind in KINDS if f"{kind}_accuracy" in event]
 
 
 def epoch_rows(events: Sequence[Event]) -> tuple[list[str], list[list[str]]]:
-    """The table of a run's epochs: its header, and a row for each of ``events``, of which there is one at least.
+    """The table of a run's epochs: its header, and a row for each of ``events``, at least one.
 
-    A cell is empty where an epoch's event does not tell of what the last one tells of.
+    A cell is empty if an epoch lacks an evaluation that the last epoch has.
     """
     kinds = ["train", *evaluated(events[-1])]
     titles = [title for kind in kinds for title in (f"{kind[:5]}{'.' * (len(kind) > 5)} loss", "accuracy")]
@@ -82,7 +82,7 @@ def epoch_rows(events: Sequence[Event]) -> tuple[list[str], list[list[str]]]:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The lines of metrics.jsonl, but for one at its end that is only begun: a run may be writing it.
+    """The lines of metrics.jsonl, except an incomplete one at the end, which a run may be writing.
 
     Raises:
         CheckpointError: it can't be read, or holds something else.
@@ -95,4 +95,4 @@ def read_events(path: Path) -> list[Event]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; give a run's folder") from None
     except FieldError as error:
-        raise CheckpointError(f"{path}: not a run's metrics ({error}); --resume writes it anew") from None
+        raise CheckpointError(f"{path}: not a run's metrics ({error}); --resume writes it again") from None

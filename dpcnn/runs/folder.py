@@ -1,16 +1,16 @@
-"""A run's folder: what lies in it, who may write there, and its checkpoints.
+"""The folder of a run: its files, its lock and its checkpoints.
 
 ::
 
     config.toml       the run's options; also a recipe: --recipe RUN/config.toml
     metrics.jsonl     one JSON object a line
-    log.txt           what was said
+    log.txt           the lines that were printed
     checkpoints/      step-00001234.h5 .., last.h5 and best.h5 pointing to two of them
     curves.png .svg   loss and accuracy
     tensorboard/      with --tensorboard: event files
     trace.json        with --trace: all ranks on one time line
     times.json        where each rank's time went, since the run's last start
-    .lock             who trains here now
+    .lock             the job that trains here now
 """
 
 import errno
@@ -39,7 +39,7 @@ LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 WRITTEN = ("config.toml", "metrics.jsonl", "log.txt", "times.json", "trace.json", "curves.png", "curves.svg")
-"""The files that a training writes: it is looked at all of them before the first one is changed."""
+"""The files that a training writes: all are checked before the first one is changed."""
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -109,10 +109,10 @@ class RunFolder:
         """
         if self.path.exists() and (not self.path.is_dir() or any(path.name != LOCK for path in self.path.iterdir())):
             what = "belongs to another run" if self.config.exists() else "exists and is not an empty folder"
-            raise CheckpointError(f"{self.path}: {what}; give another --out, or go on with that run: --resume")
+            raise CheckpointError(f"{self.path}: {what}; give another --out, or continue that run with --resume")
 
     def open(self, config: Config, progress: Progress, fresh: bool, newest: Path | None = None) -> str:
-        """Make the folder, or take it up again where a run is resumed, so that it holds what the cursor says.
+        """Make the folder, or open it for a run that is resumed, so that its record is that of ``progress``.
 
         Args:
             newest: the checkpoint that was the newest when the run was read.
@@ -162,7 +162,7 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"{self.path}: no run to resume: {self.config.name}: {error.strerror}") from None
         except (FieldError, ConfigError) as error:
-            raise CheckpointError(f"{self.config}: not what a run has written: {error}") from None
+            raise CheckpointError(f"{self.config}: not written by a run: {error}") from None
 
     def append_event(self, event: Event) -> None:
         """Add a line to metrics.jsonl."""
@@ -180,7 +180,7 @@ class RunFolder:
         return max(found, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint under the name of its step, move the pointers, delete what is too old.
+        """Write a checkpoint under the name of its step, move the pointers, delete old checkpoints.
 
         Raises:
             CheckpointError: it can't be written; the ones before are untouched.
@@ -198,7 +198,7 @@ class RunFolder:
 
 
 def remove_leftovers(folder: Folder) -> None:
-    """Remove what a crash has left of files that were being written."""
+    """Remove incomplete files that a crash has left."""
     for name in folder.names():
         if name.startswith(".") and name.endswith(".part"):
             folder.remove(name)
@@ -236,7 +236,7 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint that a user means: of a run's folder, that of the best epoch, or else the last.
 
     Raises:
-        CheckpointError: the run has none.
+        CheckpointError: the run has no checkpoint.
     """
     if not path.is_dir():
         return path

@@ -1,4 +1,4 @@
-"""Where a run is: steps, epochs, sums and counts of samples, and its record so far."""
+"""The progress of a run: steps, epochs, sums over samples, and its record so far."""
 
 import math
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from dpcnn.runs.events import Event, parse_event
 
 @dataclass(frozen=True)
 class Metrics:
-    """The summed loss of ``count`` samples, and how many of them were classified right."""
+    """The summed loss of ``count`` samples, and the number that is classified right."""
 
     loss: float = 0.0
     correct: int = 0
@@ -31,13 +31,13 @@ class Metrics:
 
 
 def total(losses: Iterable[float], correct_counts: Iterable[float], count: int) -> Metrics:
-    """A tally of many parts: ``math.fsum`` is exact, so their grouping by ranks doesn't matter."""
+    """The metrics of many microbatches: ``math.fsum`` is exact, so their distribution over ranks does not matter."""
     return Metrics(math.fsum(losses), int(sum(correct_counts)), count)
 
 
 @dataclass
 class Progress:
-    """Where a run is; together with the parameters and the optimizer's vectors, all of its state.
+    """The progress of a run; with the parameters and the optimizer's arrays, this is all of its state.
 
     Attributes:
         step: steps taken.
@@ -60,7 +60,7 @@ class Progress:
         """The reverse of ``dataclasses.asdict``.
 
         Raises:
-            FieldError: the values are not a cursor's, or contradict each other.
+            FieldError: the values have wrong types, or contradict each other.
         """
         told = Table(values, "progress")
         told.only(["step", "epochs", "metrics", "epoch_seconds", "seconds", "events"])
@@ -85,10 +85,10 @@ class Progress:
         return progress
 
     def check(self, steps_per_epoch: int) -> None:
-        """Hold the cursor against the run that is to go on from it.
+        """Check the progress against the run that continues from it.
 
         Raises:
-            CheckpointError: it can't be of that run.
+            CheckpointError: it cannot belong to that run.
         """
         begun = self.epochs - (self.step < self.epochs * steps_per_epoch)  # --max-steps may have cut the last short
         within = self.step - begun * steps_per_epoch
@@ -101,7 +101,7 @@ class Progress:
             )
 
     def reopen(self, steps_per_epoch: int, last_step: int) -> None:
-        """Take an epoch's record back if --max-steps had cut that epoch short and it now goes on."""
+        """Remove the record of an epoch that --max-steps had cut short, if the epoch now continues."""
         if self.step < min(self.epochs * steps_per_epoch, last_step):
             self.epochs -= 1
             self.events = [event for event in self.events if event is not self.epoch_events[-1]]
@@ -115,8 +115,8 @@ class Progress:
         """The best epoch so far; without validation, the last.
 
         Args:
-            monitor: "accuracy": the highest on the validation samples, of equals the one with the lowest loss;
-                "loss": the lowest, of equals the one with the highest accuracy. Of equals in both, the first.
+            monitor: "accuracy": the highest validation accuracy; among equal ones, the lowest loss;
+                "loss": the lowest validation loss; among equal ones, the highest accuracy. If both agree, the first.
         """
         every = self.epoch_events
         epochs = [event for event in every if "validation_accuracy" in event]

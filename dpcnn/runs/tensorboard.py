@@ -12,7 +12,7 @@ from dpcnn.runs.folder import TENSORBOARD
 class TensorBoardWriter:
     """Writes lines of metrics.jsonl to event files: loss and accuracy of steps and epochs, rate and speed.
 
-    The folder's event files of before are deleted, and all lines so far written anew: so a resumed
+    Old event files of the folder are deleted, and all lines so far are written again: so a resumed
     run has each point once.
 
     Raises:
@@ -30,7 +30,7 @@ class TensorBoardWriter:
             self.event(event)
 
     def event(self, event: Event) -> None:
-        """Add what a line tells; ``hash`` and ``end`` have nothing to draw."""
+        """Add the values of a line; ``hash`` and ``end`` have none."""
         if event["event"] not in ("step", "epoch"):
             return
         for key, value in event.items():

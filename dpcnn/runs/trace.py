@@ -16,7 +16,7 @@ MICROSECONDS = 1e6
 def clock_offset(comm: SerialComm) -> float:
     """Seconds by which this rank's clock is ahead of rank 0's: as ranks leave a barrier, they read their clocks.
 
-    Ranks of rank 0's host have its clock. The median of some rounds is off by what a barrier lets ranks differ.
+    The ranks of rank 0's node have its clock. The error is the time by which ranks leave a barrier apart.
     """
     hosts = comm.allgather_obj(platform.node())
     differences = []
@@ -28,7 +28,7 @@ def clock_offset(comm: SerialComm) -> float:
 
 
 def merged(comm: SerialComm, timer: Timer, offset: float) -> bytes | None:
-    """All ranks' recorded spans, in the Chrome trace format (JSON), on rank 0; None elsewhere.
+    """The recorded phases of all ranks in the Chrome trace format (JSON), on rank 0; None elsewhere.
 
     Args:
         offset: of this rank's clock.

@@ -1,4 +1,4 @@
-"""The drift guard: do all ranks still see the same parameters?"""
+"""The drift check: do all ranks still have the same parameters?"""
 
 import hashlib
 from collections import Counter
@@ -16,7 +16,7 @@ def tensor_hashes(parameters: Mapping[str, Vector]) -> Hashes:
 
 
 def check_drift(by_rank: Sequence[Hashes | None], step: int) -> None:
-    """Compare what the ranks see; None stands for a rank that shares another's memory.
+    """Compare the hashes of all ranks; None stands for a rank that shares the memory of another.
 
     Raises:
         DriftError: with the ranks that differ from most others, and the first parameter that does.
@@ -30,5 +30,5 @@ def check_drift(by_rank: Sequence[Hashes | None], step: int) -> None:
     raise DriftError(
         f"step {step}: rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} of {len(by_rank)} "
         f"see{'s' * (len(odd) == 1)} other parameters than the rest, first in {name}: a fault of memory, of the "
-        "network or of the exchange; no checkpoint was written of it; go on with --resume, without that node"
+        "network or of the exchange; no checkpoint of it was written; continue with --resume, without that node"
     )

@@ -5,7 +5,7 @@ from dpcnn.runs.progress import Progress
 
 
 def out_of_patience(progress: Progress, config: Config) -> str:
-    """Why the run ends before its last epoch, as a line for people; empty: it goes on."""
+    """The reason why the run ends before its last epoch, as a line; empty if it continues."""
     best = progress.best(config.monitor)
     if not config.patience or best is None or progress.epochs - best["epoch"] < config.patience:
         return ""

@@ -1,4 +1,4 @@
-"""Distributed evaluation: every sample answered once, the same on any number of ranks."""
+"""Distributed evaluation: every sample is classified once, with the same result on any number of ranks."""
 
 from dataclasses import dataclass
 from math import fsum
@@ -20,7 +20,7 @@ EVALUATION_BLOCK = 128
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network says of some samples, in their order.
+    """The answers of a network for some samples, in their order.
 
     Attributes:
         labels: (n,) the right classes.
@@ -36,7 +36,7 @@ class Answers:
 
     @property
     def metrics(self) -> Metrics:
-        """Their sum: ``math.fsum`` is exact, so nothing depends on an order."""
+        """Their sums: ``math.fsum`` is exact, so the result does not depend on an order."""
         return Metrics(fsum(self.losses), int(self.correct.sum()), len(self.labels))
 
     def confusion(self, classes: int) -> NDArray[Any]:
@@ -47,14 +47,14 @@ class Answers:
 
 
 def evaluate(comm: SerialComm, network: Network, params: Vector, samples: Samples, indices: Any, loss: Loss) -> Answers:
-    """The answers for some samples, each rank working out a share of them.
+    """The answers for some samples; each rank computes a part of them.
 
     Args:
-        indices: (n,) the samples' numbers, as an array or any sequence.
+        indices: (n,) the indices of the samples, as an array or any sequence.
         loss: as in training.
 
     Returns:
-        The same on every rank: each sample once, none twice.
+        The same on every rank: each sample once.
     """
     indices = np.asarray(indices)
     blocks = chunks(len(indices), EVALUATION_BLOCK)

@@ -1,4 +1,4 @@
-"""What the network of a checkpoint gets right and wrong on the samples of a split."""
+"""The examination of a checkpoint: its network's answers for the samples of a split."""
 
 import sys
 import time
@@ -27,7 +27,7 @@ class Examination:
 
     Attributes:
         samples: the samples of the split's files.
-        indices: (n,) the numbers of the samples that the network answered.
+        indices: (n,) the indices of the samples that the network answered.
         answers: the answers, in the order of ``indices``.
         confusion: (classes, classes) counts: by row the right class, by column the predicted one.
         results: the figures, ready for JSON; rank 0 alone has the checkpoint's path and step in them.
@@ -57,7 +57,7 @@ def read_on_rank_0(comm: SerialComm, path: Path) -> tuple[Path, Checkpoint | Non
 def examine(
     comm: SerialComm, path: Path, checkpoint: Checkpoint | None, split: str, data: str | None = None
 ) -> Examination:
-    """Evaluate a checkpoint's network on a split; each rank of ``comm`` computes a share of the answers.
+    """Evaluate a checkpoint's network on a split; each rank of ``comm`` computes a part of the answers.
 
     Args:
         path: the checkpoint's path, for the results and for messages.

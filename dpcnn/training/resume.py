@@ -1,4 +1,4 @@
-"""Where a run begins: anew, or at a checkpoint of a run that is resumed."""
+"""The start of a run: a new one, or a checkpoint of a run that is resumed."""
 
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ class Start:
 
     Attributes:
         folder: of the run.
-        path, checkpoint: what to go on from, if anything.
+        path, checkpoint: the checkpoint to continue from, if any.
         config: of the run that is resumed, as a dict, if any.
         newest: the newest checkpoint in the folder, if any.
     """
@@ -65,7 +65,7 @@ def find_start(options: Namespace) -> Start:
 
 
 def _from_checkpoint(path: Path, out: Path | None) -> Start:
-    """Go on with the run that a checkpoint lies in, or from there in a new folder ``out``."""
+    """Continue the run of a checkpoint, or start from the checkpoint in a new folder ``out``."""
     checkpoint = read(path)
     home = RunFolder(path.resolve().parent.parent)
     folder = RunFolder(out) if out else home
@@ -78,13 +78,13 @@ def _from_checkpoint(path: Path, out: Path | None) -> Start:
         latest = home.newest()
         if latest and path.resolve().name < latest.name:
             raise CheckpointError(
-                f"{path}: the run has gone on to {latest.name}; to go another way from here, give a new --out"
+                f"{path}: the run has continued to {latest.name}; to start again from here, give a new --out"
             )
     return Start(folder, path, checkpoint, checkpoint.config.as_dict(), folder.newest())
 
 
 def newest_run() -> RunFolder:
-    """The run under runs/ that was begun or resumed last.
+    """The run under runs/ that was started or resumed last.
 
     Raises:
         CheckpointError: there is none.
@@ -130,19 +130,19 @@ def choose_config(options: Namespace, stored: dict[str, Any] | None, place: str)
         was, now = before.get(name), after.get(name)
         bound = name == "epochs" and of_run.schedule in OVER_ALL_EPOCHS
         if was != now and (bound or name not in free):
-            why = f", as the schedule {of_run.schedule} is laid over all epochs" if bound else ""
+            why = f", as the schedule {of_run.schedule} spans all epochs" if bound else ""
             raise ConfigError(
-                f"{flag_of(name)}: {place} was begun with {was}, and can't be resumed with {now}{why}; "
-                "drop the flag or begin a new run"
+                f"{flag_of(name)}: {place} was started with {was}, and can't be resumed with {now}{why}; "
+                "drop the flag or start a new run"
             )
     return asked
 
 
 def with_cut(config: Config, recipe: Config, typed: dict[str, Any]) -> Config:
-    """A new run's config with a cut of validation samples that fits its data.
+    """A new run's config, with validation samples that suit its data.
 
-    To hold back the last samples suits the data set that a recipe was made for. Of any other, which may be in the
-    order of classes, they are drawn by seed, unless the user says otherwise.
+    The last samples suit the data set that a recipe was made for. In any other data set, which may be in the
+    order of classes, the seed draws the samples, unless the user decides otherwise.
     """
     if config.holdout != "last" or "holdout" in typed or config.data == recipe.data:
         return config

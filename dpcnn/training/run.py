@@ -15,7 +15,7 @@ from dpcnn.runs.trace import clock_offset
 from dpcnn.training.setup import set_up
 from dpcnn.training.summary import Draw, finish, write_times, write_trace
 
-TRACED = 100_000  # stretches of a rank's time in a trace
+TRACED = 100_000  # intervals of time per rank in a trace
 
 
 def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> int:
@@ -49,7 +49,7 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
         rank, why = next((rank, why) for rank, why in enumerate(comm.allgather_obj(stop.reason)) if why)
         report.say(
             f"stopped at step {trainer.progress.step}: {why} (rank {rank}); "
-            f"go on with --resume --out {trainer.run.path}"
+            f"continue with --resume --out {trainer.run.path}"
         )
     ignore()  # all is saved: the status should say so, and not how Python was ended
     watch.close(comm.finalize)
@@ -91,14 +91,14 @@ def training_parser() -> Parser:
     parser.add_argument(
         "--trace",
         action="store_true",
-        help=f"write trace.json: the phases of all ranks on one time line, at most {TRACED:,} spans per rank",
+        help=f"write trace.json: the phases of all ranks on one time line, at most {TRACED:,} intervals per rank",
     )
     parser.add_argument(
         "--stall-timeout",
         type=seconds,
         default=600.0,
         metavar="S",
-        help="seconds without progress of a rank after which the job ends; 0: never (default 600)",
+        help="end the job if a rank makes no progress for this many seconds; 0: never (default 600)",
     )
     add_config_flags(parser)
     return parser

@@ -20,7 +20,7 @@ from dpcnn.training.trainer import Trainer
 def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> Trainer:
     """Everything before the first step: options, data, network, state, and last the run's folder.
 
-    Nothing is written before all that the user gave has been looked at.
+    Nothing is written before everything that the user gave has been checked.
     """
     start = Start()
     with comm.fail_together():
@@ -59,7 +59,7 @@ def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> 
 
 
 def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> list[str]:
-    """What a run says of itself before it trains."""
+    """The lines that a run prints before it trains."""
     config, comm, progress, data = trainer.config, trainer.comm, trainer.progress, trainer.samples.manifest
     held, how = len(trainer.holdout.validation), {"stratified": ", drawn from each class by seed", "last": ""}
     lines = [

@@ -1,4 +1,4 @@
-"""What a run leaves at its end: its trace, its times, its last event, the curves, the last line."""
+"""The end of a run: its trace, its times, its last event, the curves, the last line."""
 
 import json
 import platform
@@ -28,7 +28,7 @@ def write_trace(trainer: Trainer, report: Report, offset: float) -> None:
 
 
 def write_times(trainer: Trainer, report: Report) -> float:
-    """Write where each rank's time went, say who was waited for, and return the ranks' highest peak memory in MB."""
+    """Write the times of each rank, report the waiting, and return the highest peak memory of the ranks in MB."""
     comm = trainer.comm
     facts = {
         "host": platform.node(),
@@ -75,12 +75,12 @@ def finish(trainer: Trainer, report: Report, peak: float, draw: Draw | None) -> 
                 results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"
             report.say(
                 f"{', '.join(results)}, {progress.seconds:.1f} s, {speed:,.0f} images/s, "
-                f"peak memory {peak:.0f} MB a rank, {folder}, weights {sha256}"
+                f"peak memory {peak:.0f} MB per rank, {folder}, weights {sha256}"
             )
 
 
 def straggler_bill(ranks: Sequence[dict[str, Any]]) -> str:
-    """How much of their time the ranks have waited, and for whom most."""
+    """The fraction of their time that the ranks waited, and the rank that the others waited for most."""
     waiting = sum(rank["seconds"]["waiting"] for rank in ranks)
     spent = sum(sum(rank["seconds"].values()) for rank in ranks)
     billed = sum(rank["waited_for"] for rank in ranks)

@@ -1,4 +1,4 @@
-"""The update of a rank's part of the parameters, from its part of the summed gradient."""
+"""The update of a rank's shard of the parameters, from its shard of the summed gradient."""
 
 from typing import Any
 

@@ -28,7 +28,7 @@ def main() -> None:
     """Start the ranks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64, help="of a rank")
+    parser.add_argument("--batch", type=int, default=64, help="per rank")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--layout", choices=("nchw", "channels-last"), default="channels-last")
     parser.add_argument("--model", default="simple-cnn")

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def train(config: Config) -> Iterator[dict[str, Any]]:
-    """The recipe's training, and what there is to tell after each epoch."""
+    """Train the recipe, and yield the results after each epoch."""
     if config.ema_decay or config.max_grad_norm or config.shift or config.rotation or config.zoom or config.elastic:
         raise ConfigError("no PyTorch version of changed images, clipping or averaged weights")
     torch.manual_seed(config.seed)
@@ -98,7 +98,7 @@ def tensors(samples: Samples, numbers: Any) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def accuracy(net: nn.Module, samples: Samples, numbers: Any) -> float:
-    """The part of samples that are classified right."""
+    """The accuracy for some samples."""
     net.eval()
     correct = 0
     with torch.no_grad():
