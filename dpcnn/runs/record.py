@@ -27,6 +27,11 @@ class Record:
         self._written: int | None = None  # events, by this rank; None: it has not been rank 0
         self._board: Callable[[Event], None] = lambda event: None
 
+    @property
+    def begun(self) -> bool:
+        """Whether this rank has written as rank 0."""
+        return self._written is not None
+
     def begin(self, progress: Progress) -> None:
         """Rank 0 has opened the run's folder, with the events so far."""
         self._written = len(progress.events)
@@ -35,7 +40,7 @@ class Record:
 
     def lead(self, config: Config, progress: Progress) -> None:
         """Take over as rank 0, if another rank, which has died, was it so far."""
-        if self._written is not None:
+        if self.begun:
             return
         self._report.take_over()
         if warning := self._run.take_over(config, progress):

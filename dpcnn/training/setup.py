@@ -31,6 +31,8 @@ def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> 
                 writer_class()
             start = find_start(options)
     start = start.shared(comm)
+    report.log_to(start.folder.log)
+    report.size = comm.broadcast_obj(report.logged())
     with comm.fail_together():
         config = choose_config(options, start.config, str(start.folder.path))
         check(config.numerics)
@@ -62,9 +64,10 @@ def open_run(trainer: Trainer, start: Start, report: Report) -> int:
     """
     comm = trainer.comm
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
-    report.log_to(start.folder.log)
     with comm.fail_together():
         if comm.rank == 0:
+            if comm.repeated and not trainer.record.begun:
+                report.take_over()
             fresh = start.config is None and not comm.repeated  # else it may be of a rank 0 that has died
             warning = start.folder.open(trainer.config, trainer.progress, fresh, start.newest)
             trainer.record.begin(trainer.progress)
