@@ -89,7 +89,7 @@ class Console(Report):
 
     def take_over(self) -> None:
         self._fresh = self._to_skip = 0
-        if self._log:
+        if self._log and self._log.exists():
             with Folder(self._log.parent) as folder, folder.appending(self._log.name) as file:
                 file.truncate(self.size)
 

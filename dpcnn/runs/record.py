@@ -27,6 +27,11 @@ class Record:
         self._written: int | None = None  # events, by this rank; None: it has not been rank 0
         self._board: Callable[[Event], None] = lambda event: None
 
+    @property
+    def leads(self) -> bool:
+        """Whether this rank, as rank 0, has begun to write."""
+        return self._written is not None
+
     def begin(self, progress: Progress) -> None:
         """Rank 0 has opened the run's folder, with the events so far."""
         self._written = len(progress.events)

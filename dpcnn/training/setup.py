@@ -60,10 +60,11 @@ def open_run(trainer: Trainer, start: Start, report: Report) -> int:
     """
     comm = trainer.comm
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
-    report.log_to(start.folder.log)
     with comm.fail_together():
         if comm.rank == 0:
             fresh = start.config is None and not comm.repeated  # else it may be of a rank 0 that has died
+            if comm.repeated and not trainer.record.leads:
+                report.take_over()
             warning = start.folder.open(trainer.config, trainer.progress, fresh, start.newest)
             trainer.record.begin(trainer.progress)
             for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
