@@ -105,7 +105,7 @@ class Job:
             if Path(program).name.startswith("python") and b"dpcnn.train" in words:
                 rank = re.search(rb"(?:OMPI_COMM_WORLD|PMI)_RANK=(\d+)", variables)
                 found.append((int(rank[1]) if rank else 0, pid))  # numbers of processes begin again at some time
-        return [pid for _, pid in sorted(found)]
+        return [pid for _, pid in sorted({rank: pid for rank, pid in sorted(found, reverse=True)}.items())]  # no child
 
     def kill(self) -> None:
         """SIGKILL to every process of the job, until none is left."""

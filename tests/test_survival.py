@@ -94,27 +94,12 @@ def undisturbed(data: Path, known: dict[Path, dict] = {}) -> dict:  # noqa: B006
     return known[data]
 
 
-def kill(job, rank: int) -> None:
-    """SIGKILL to a rank; its child, which watches it, comes after it."""
-    (pid, *_) = [pid for pid in job.pids() if number(pid) == rank]
-    os.kill(pid, signal.SIGKILL)
-
-
-def number(pid: int) -> int | None:
-    """The number of a rank of Open MPI."""
-    try:
-        found = re.search(rb"OMPI_COMM_WORLD_RANK=(\d+)", Path(f"/proc/{pid}/environ").read_bytes())
-    except OSError:
-        return None
-    return int(found[1]) if found else None
-
-
 @pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_three_real_ranks_survive_the_fourth(quick, tmp_path, victim):
     flags = [*quick, "--epochs", "40", "--model", "small-cnn", "--keep", "1"]
     job = start(4, "-m", "dpcnn.train", *flags, "--no-curves", "--out", tmp_path / "run", flags=["--with-ft", "ulfm"])
     until_step(tmp_path / "run", 20, job)
-    kill(job, victim)
+    os.kill(job.ranks()[victim], signal.SIGKILL)
     result = job.wait()
     assert result.status == 0, result.err
     assert "survives the death of ranks" in result.out
