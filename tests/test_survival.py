@@ -1,15 +1,19 @@
 """Survival: ranks die in random operations, and the others end with the same bits and the same record."""
 
 import json
+import os
 import re
+import signal
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import command
+from commands import command, training
+from conftest import start
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
+from metrics import until_step
 
 from dpcnn.runs.checkpoint import read
 
@@ -88,3 +92,27 @@ def undisturbed(data: Path, known: dict[Path, dict] = {}) -> dict:  # noqa: B006
         with tempfile.TemporaryDirectory() as work:
             known[data] = trained(data, Path(work) / "run", [1])
     return known[data]
+
+
+@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_three_real_ranks_survive_the_fourth(quick, tmp_path, victim):
+    flags = [*quick, "--epochs", "40", "--model", "small-cnn", "--keep", "1"]
+    job = start(4, "-m", "dpcnn.train", *flags, "--no-curves", "--out", tmp_path / "run", flags=["--with-ft", "ulfm"])
+    until_step(tmp_path / "run", 20, job)
+    os.kill(job.ranks()[victim], signal.SIGKILL)
+    result = job.wait()
+    assert result.status == 0, result.err
+    assert "survives the death of ranks" in result.out
+    assert re.search(rf"rank {victim} on \S+ died after step \d+: 3 ranks go on", result.out)
+    assert training(*flags, "--out", tmp_path / "undisturbed").status == 0
+    assert left_by(tmp_path / "run")["weights"] == left_by(tmp_path / "undisturbed")["weights"]
+    assert left_by(tmp_path / "run")["events"] == left_by(tmp_path / "undisturbed")["events"]
+
+
+def test_a_run_stops_with_a_checkpoint_when_too_few_ranks_are_left(data, tmp_path):
+    result = command(
+        "train", "--data", data, "--out", tmp_path / "run", *FLAGS, "--min-ranks", "3", ranks=3, dying={1: 200}
+    )
+    assert result.status == 75 and "fewer than 3 ranks are left" in result.out
+    assert command("train", "--resume", "--out", tmp_path / "run", "--no-curves", "--stall-timeout", "0").status == 0
+    assert left_by(tmp_path / "run")["weights"] == undisturbed(data)["weights"]

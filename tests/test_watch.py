@@ -308,3 +308,16 @@ def test_a_stopped_rank_is_named_under_attack(endless, tmp_path, victim):
     assert result.status != 0
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
     assert f"rank {victim} on {os.uname().nodename} has sent no heartbeat for " in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_stopped_rank_is_killed_and_the_others_go_on(quick, tmp_path, victim):
+    flags = [*quick, "--epochs", "60", "--model", "small-cnn", "--no-curves", "--stall-timeout", str(TIMEOUT)]
+    job = start(3, "-m", "dpcnn.train", *flags, "--out", tmp_path / "run", flags=["--with-ft", "ulfm"])
+    until_step(tmp_path / "run", 5, job)
+    os.kill(job.ranks()[victim], signal.SIGSTOP)
+    result = job.wait()
+    assert result.status == 0, result.err
+    assert f"rank {victim} on {os.uname().nodename} has sent no heartbeat for {TIMEOUT} s, and is killed" in result.err
+    assert "2 ranks go on" in result.out and not job.pids()

@@ -38,7 +38,7 @@ def judge(facts: Facts) -> list[Check]:
     """All verdicts, in the order of the screen."""
     checks = (
         launcher, rank_count, binding, software, numerics, speed, memory, shared_memory, output, locks, data,
-        network, progress, heartbeats, time_left,
+        network, progress, heartbeats, survival, time_left,
     )  # fmt: skip
     return [check(facts) for check in checks]
 
@@ -219,6 +219,11 @@ def heartbeats(facts: Facts) -> Check:
         advice = "open UDP between the nodes, or set the scheduler's time limit with care"
         return Check("heartbeats", WARN, facts["unwatched"].removeprefix("warning: "), advice)
     return Check("heartbeats", OK, "reach rank 0")
+
+
+def survival(facts: Facts) -> Check:
+    """Whether a training in this job would survive the death of ranks; the batch scripts resume it if not."""
+    return Check("survival", OK, "one rank" if len(facts["ranks"]) == 1 else facts["survival"])
 
 
 def time_left(facts: Facts) -> Check:

@@ -24,6 +24,7 @@ from dpcnn.errors import DataError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import detect
 from dpcnn.parallel.shared import share_or_part
+from dpcnn.parallel.survival import survival
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -49,6 +50,7 @@ def collect(comm: SerialComm, data: str, out: Path) -> Facts:
         "mpi": comm.library,
         "apart": apart,
         "unwatched": unwatched,
+        "survival": survival(comm),
         "data": of_data(comm, data),
         "output": of_output(comm, out),
         "links": links(comm),

@@ -5,8 +5,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import randrange
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -82,8 +83,11 @@ class Training:
         return Running(process, folder)
 
 
-def run_all(training: Training, counts: Sequence[int], say: Callable[[str], None]) -> list[Outcome]:
-    """Run a training on each number of ranks, and once more killed on the last number and resumed on the first."""
+def run_all(training: Training, counts: Sequence[int], kills: int, say: Callable[[str], None]) -> list[Outcome]:
+    """Run a training on each number of ranks, and once more killed on the last number and resumed on the first.
+
+    Then run it ``kills`` times on the last number of ranks, and kill a random rank at a random step.
+    """
     with TemporaryDirectory(prefix="dpcnn-verify-") as work:
         outcomes = run_each(training, counts, Path(work), say)
         first, second = counts[-1], counts[0]
@@ -91,6 +95,13 @@ def run_all(training: Training, counts: Sequence[int], say: Callable[[str], None
         killed = kill_half_way(training.start(first, Path(work) / "killed"), training.steps)
         resumed = training.resume(second, killed.folder)
         outcomes.append(finish(resumed, f"{ranks(first)}, killed at {killed.step}, then {second}"))
+        surviving = replace(training, launcher=f"{training.launcher} --with-ft ulfm")
+        for number in range(kills):
+            victim, step = randrange(first), randrange(training.steps)
+            say(f"{training.steps} steps on {ranks(first)}, rank {victim} killed after step {step}")
+            running = surviving.start(first, Path(work) / f"survived-{number}")
+            kill_rank(running, victim, step)
+            outcomes.append(finish(running, f"{ranks(first)}, rank {victim} killed"))
     return outcomes
 
 
@@ -118,16 +129,15 @@ def finish(running: Running, name: str) -> Outcome:
     if status := running.process.returncode:
         raise LaunchError(f"the run on {name} ended with status {status}: {complaint(stderr, 0)}")
     checkpoint = read(running.folder / "checkpoints" / "last.h5")
-    return Outcome(name, read_events(running.folder / "metrics.jsonl"), checkpoint)
+    events = read_events(running.folder / "metrics.jsonl")
+    dead = [lost for event in events if event["event"] == "death" for lost in event["lost"]]
+    more = f" ({', '.join(dead)} died)" if dead else ""
+    return Outcome(name + more, [event for event in events if event["event"] != "death"], checkpoint)
 
 
 def kill_half_way(running: Running, steps: int) -> Running:
     """Send SIGKILL to all ranks once the run has taken half of its steps; their launcher then ends by itself."""
-    metrics = running.folder / "metrics.jsonl"
-    while running.step < steps // 2 and running.process.poll() is None:
-        time.sleep(0.002)
-        if metrics.exists():
-            running.step = metrics.read_text().count('"hash"')
+    wait_for_step(running, steps // 2)
     for pid in descendants(running.process.pid):
         try:
             os.kill(pid, signal.SIGKILL)
@@ -135,6 +145,27 @@ def kill_half_way(running: Running, steps: int) -> Running:
             continue
     running.process.communicate()
     return running
+
+
+def wait_for_step(running: Running, step: int) -> None:
+    """Wait until a run has taken so many steps, and has begun in any case; or until it has ended."""
+    metrics = running.folder / "metrics.jsonl"
+    while running.process.poll() is None and (running.step < step or not metrics.exists()):
+        time.sleep(0.002)
+        if metrics.exists():
+            running.step = metrics.read_text().count('"hash"')
+
+
+def kill_rank(running: Running, rank: int, step: int) -> None:
+    """Send SIGKILL to a rank of Open MPI once the run has taken so many steps."""
+    wait_for_step(running, step)
+    for pid in descendants(running.process.pid):  # a rank comes before its own children
+        try:
+            if f"OMPI_COMM_WORLD_RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
+                return
+        except OSError:
+            continue
 
 
 def differences(outcomes: Sequence[Outcome]) -> list[str | None]:

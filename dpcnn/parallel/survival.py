@@ -12,6 +12,7 @@ Bland et al., "Post-failure recovery of MPI communication capability" (2013), de
 MPI has them (ULFM) if it is started by ``mpirun --with-ft ulfm``.
 """
 
+import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable
@@ -97,3 +98,14 @@ class Surviving(SerialComm):
         Returns:
             The numbers, at the start of the job, of those that have died; the same on each that lives.
         """
+
+
+def survival(comm: SerialComm) -> str:
+    """Describe whether the ranks of a job survive the death of one; if not, why, and what to do about it."""
+    if comm.survives:
+        return "survives the death of ranks"
+    if os.environ.get(ENABLED):
+        return "the death of a rank ends the job: --survive no"
+    if comm.library.startswith("Open MPI v5"):
+        return "the death of a rank ends the job; mpirun --with-ft ulfm in place of mpirun survives it"
+    return f"the death of a rank ends the job: {comm.library} can't survive it; only Open MPI 5 can"

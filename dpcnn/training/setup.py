@@ -1,6 +1,5 @@
 """Everything before the first step: options, data, network, state, the run's folder."""
 
-import os
 import platform
 from argparse import Namespace
 from typing import Any
@@ -12,7 +11,7 @@ from dpcnn.data.dataset import find_data, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.parallel.survival import ENABLED
+from dpcnn.parallel.survival import survival
 from dpcnn.runs.console import Report
 from dpcnn.runs.tensorboard import writer_class
 from dpcnn.training.resume import Start, choose_config, find_start
@@ -66,9 +65,9 @@ def open_run(trainer: Trainer, start: Start, report: Report) -> int:
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
     with comm.fail_together():
         if comm.rank == 0:
-            if comm.repeated and not trainer.record.begun:
-                report.take_over()
             fresh = start.config is None and not comm.repeated  # else it may be of a rank 0 that has died
+            if comm.repeated and not trainer.record.leads:
+                report.take_over()
             warning = start.folder.open(trainer.config, trainer.progress, fresh, start.newest)
             trainer.record.begin(trainer.progress)
             for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
@@ -76,17 +75,6 @@ def open_run(trainer: Trainer, start: Start, report: Report) -> int:
                     report.say(line)
     size: int = comm.broadcast_obj(report.logged())
     return size
-
-
-def survival(comm: SerialComm) -> str:
-    """Whether the run survives the death of ranks; if not, why, and what to do about it."""
-    if comm.survives:
-        return "survives the death of ranks"
-    if os.environ.get(ENABLED):
-        return "the death of a rank ends the run (--survive no)"
-    if comm.library.startswith("Open MPI v5"):
-        return "the death of a rank ends the run; to survive it, type mpirun --with-ft ulfm in place of mpirun"
-    return f"the death of a rank ends the run: {comm.library} can't survive it"
 
 
 def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> list[str]:
