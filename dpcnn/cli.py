@@ -33,8 +33,9 @@ from dpcnn.config import OWN_NAMES, Config, from_dict, is_module_name, part_name
 from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, nearest, printable
 from dpcnn.nn.losses import LOSSES
 from dpcnn.optim.optimizers import OPTIMIZERS
-from dpcnn.parallel.comm import SerialComm, world
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import detect
+from dpcnn.parallel.start import world
 
 DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit statuses
 
@@ -86,10 +87,12 @@ def run_command(
             others, starts anew before MPI does. Any error is left to the command, which meets it again.
     """
 
-    def parse_and_call(ranks: SerialComm) -> int:
+    def parse_together(ranks: SerialComm) -> argparse.Namespace:
         with ranks.fail_together():
-            options = parse(make_parser, argv, ranks)
-        return command(ranks, options)
+            return parse(make_parser, argv, ranks)
+
+    def parse_and_call(ranks: SerialComm) -> int:
+        return command(ranks, ranks.transact(lambda: parse_together(ranks)))
 
     def restart() -> None:
         wanted = None
@@ -123,9 +126,9 @@ def run(
         return MISTAKE
     try:
         with np.errstate(all="ignore"):  # the code checks for infinities and NaN where they matter
-            return command(comm)
+            return comm.leave(command(comm))
     except HelpShownError:
-        return DONE
+        return comm.leave(DONE)
     except DpcnnError as error:
         return _end_by_error(comm, error)
     except BrokenPipeError:  # the program that reads the output has seen enough
@@ -180,7 +183,7 @@ def _end_by_fault(comm: SerialComm) -> int:
 def _end(comm: SerialComm, status: int, agreed: bool = False) -> int:
     """Return the status if every rank returns it now; otherwise end the whole job with it."""
     if agreed or comm.size == 1:
-        return status
+        return comm.leave(status)
     comm.abort(status)
 
 

@@ -14,9 +14,11 @@ if [ "${1:-}" = -n ]; then
   shift 2
 fi
 . launch/environment.sh plot
+survive=() # if a rank dies, the others continue
+[ "${DPCNN_MPI:-openmpi}" != openmpi ] || survive=(--with-ft ulfm)
 
 set -m # the ranks in a process group of their own, which the terminal's Ctrl-C doesn't reach
-mpirun -n "$ranks" python -m dpcnn.train "$@" </dev/null &
+mpirun "${survive[@]}" -n "$ranks" python -m dpcnn.train "$@" </dev/null &
 job=$!
 asked=USR1
 trap 'kill -$asked $job 2>/dev/null; asked=TERM' INT TERM

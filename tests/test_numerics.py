@@ -145,7 +145,7 @@ def test_a_recipe_s_numerics_are_loaded_and_so_are_a_checkpoint_s(quick, tmp_pat
     typed = train(ranks, *quick, *words, env=OTHERS)
     assert typed.out.split()[-1] == again.out.split()[-1], "the same weights"
     refused = train(ranks, "--resume", "--out", folder, "--numerics", "native")
-    assert refused.status == 2 and refused.errors[0].endswith("drop the flag or begin a new run")
+    assert refused.status == 2 and refused.errors[0].endswith("drop the flag or start a new run")
 
 
 @needs_avx2

@@ -28,6 +28,7 @@ from dpcnn.runs.console import Report
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.drift import tensor_hashes
 from dpcnn.training.evaluation import evaluate
+from dpcnn.training.state import PARAMETERS
 from dpcnn.training.trainer import Trainer
 
 Hashes = dict[str, dict[str, str]]
@@ -109,12 +110,12 @@ def train(name: str, samples: Samples) -> Hashes:
     network, comm, found = config.network((SIDE, SIDE, 1), CLASSES), SerialComm(), {}
     with TemporaryDirectory(prefix="dpcnn-golden-") as work, np.errstate(all="ignore"):
         trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Report())
-        order = trainer.order()
         for step in range(1, STEPS + 1):
-            trainer.train_step(order)
-            found[str(step)] = trainer.state.compare() | tensor_hashes(trainer.state.update.state)
-        with trainer.averaged():
-            losses = evaluate(comm, network, trainer.params, samples, np.arange(EVALUATED), config.make_loss()).losses
+            trainer.transact(trainer.train_step)()
+            arrays = {name: array for name, array in trainer.state.now.items() if name != PARAMETERS}
+            found[str(step)] = trainer.team.compare() | tensor_hashes(arrays)
+        weights = trainer.team.weights()
+        losses = evaluate(comm, network, weights, samples, np.arange(EVALUATED), config.make_loss()).losses
     found[str(STEPS)]["losses of an evaluation"] = sha256(losses.tobytes()).hexdigest()[:16]
     return found
 

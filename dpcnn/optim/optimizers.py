@@ -6,7 +6,7 @@ may update any slice of the parameters, with the bits that one rank would get.
 An optimizer is a dataclass: its fields are its options. It is chosen by its name in :data:`OPTIMIZERS`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, ClassVar
@@ -46,7 +46,14 @@ class Optimizer:
         return {name: zeros((size,), dtype) for name in self.state_names}
 
     def update(
-        self, params: Vector, grads: Vector, state: Mapping[str, Vector], step: int, lr: float, scale: float = 1.0
+        self,
+        params: Vector,
+        grads: Vector,
+        state: Mapping[str, Vector],
+        step: int,
+        lr: float,
+        scale: float = 1.0,
+        before: Sequence[Vector] = (),
     ) -> None:
         """Take step number ``step`` (counted from 1) with the learning rate ``lr``.
 
@@ -54,12 +61,16 @@ class Optimizer:
             params: (size,), changed in place.
             grads: (size,), left as it is; to be multiplied by ``scale``: 1 / count for a sum over samples.
             state: (size,) arrays by the names of ``state_names``, changed in place.
+            before: the parameters and the arrays of the state before the step, (size,) each, if they are not yet in
+                ``params`` and ``state``: they are copied there first, block by block.
         """
         scratch = self._workspace.array("scratch", (2, min(len(params), UPDATE_BLOCK)), params.dtype)
         for start in range(0, len(params), UPDATE_BLOCK):
             block = slice(start, start + UPDATE_BLOCK)
             p = params[block]
             states = [state[name][block] for name in self.state_names]
+            for after, array in zip([p, *states], before, strict=False):
+                after[...] = array[block]
             self.update_block(p, grads[block], scale, step, lr, *states, *scratch[:, : len(p)])
 
     def update_block(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:

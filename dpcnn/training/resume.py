@@ -12,6 +12,7 @@ from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.optim.schedules import OVER_ALL_EPOCHS
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, read, step_name
 from dpcnn.runs.folder import RUNS, RunFolder, dated, numerics_of
 
@@ -20,13 +21,14 @@ RECIPE = "simple-cnn"
 
 @dataclass
 class Start:
-    """Where a run begins, as rank 0 finds it; the other ranks have an empty one.
+    """Where a run begins.
 
     Attributes:
         folder: of the run.
-        path, checkpoint: the checkpoint to continue from, if any.
+        path, checkpoint: the checkpoint to continue from, if any; only rank 0 has read it.
         config: of the run that is resumed, as a dict, if any.
         newest: the newest checkpoint in the folder, if any.
+        fingerprint: of the numerics that the checkpoint was made with.
     """
 
     folder: RunFolder = field(default_factory=lambda: RunFolder(Path()))
@@ -34,6 +36,21 @@ class Start:
     checkpoint: Checkpoint | None = None
     config: dict[str, Any] | None = None
     newest: Path | None = None
+    fingerprint: dict[str, Any] | None = None
+
+    def shared(self, comm: SerialComm) -> "Start":
+        """Rank 0's start, on every rank of ``comm``; but for the checkpoint itself."""
+        paths = [path and str(path) for path in (self.folder.path, self.path, self.newest)]
+        made_with = self.checkpoint and self.checkpoint.fingerprint
+        (folder, path, newest), config, made_with = comm.broadcast_obj([paths, self.config, made_with])
+        return Start(
+            self.folder if comm.rank == 0 else RunFolder(Path(folder)),
+            path and Path(path),
+            self.checkpoint,
+            config,
+            newest and Path(newest),
+            made_with,
+        )
 
 
 def find_start(options: Namespace) -> Start:
