@@ -92,7 +92,7 @@ MUTANTS = {
     "a digit of the first weights": ("mlp", "base/elementary.py", "3.3871327179", "3.3871337179"),
     "the order of samples": ("mlp", "base/rng.py", "ORDER = 2", "ORDER = 6"),
     "the order of addition": ("mlp", "parallel/tree.py", "lo + (1 << ((hi - lo - 1).bit_length() - 1))", "lo + 1"),
-    "the clipped norm": ("all-options", "optim/clipping.py", "clip / norm if", "clip / (norm + 1e-6) if"),
+    "the clipped norm": ("all-options", "optim/clipping.py", "max_norm / norm if", "max_norm / (norm + 1e-6) if"),
     "the average of the weights": ("all-options", "optim/averaging.py", "/ (10 + step))", "/ (9 + step))"),
     "the momentum of running means": ("accurate", "nn/normalisation.py", "max(1, count - 1)", "count"),
     "the smoothing of elastic fields": ("all-options", "data/augment.py", "SMOOTHNESS = 7", "SMOOTHNESS = 7.001"),
