@@ -13,6 +13,7 @@ A command is a module with a parser, a function, and one line that connects them
 """
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
@@ -26,12 +27,15 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dpcnn import __version__
+from dpcnn.base import startup
 from dpcnn.base.options import flag_of, options_of, types_of
 from dpcnn.config import OWN_NAMES, Config, from_dict, is_module_name, part_names
 from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, nearest, printable
 from dpcnn.nn.losses import LOSSES
 from dpcnn.optim.optimizers import OPTIMIZERS
-from dpcnn.parallel.comm import SerialComm, world
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.launch import detect
+from dpcnn.parallel.start import world
 
 DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit statuses
 
@@ -70,6 +74,7 @@ def run_command(
     make_parser: Callable[[], Parser],
     argv: Sequence[str] | None = None,
     comm: SerialComm | None = None,
+    numerics: Callable[[argparse.Namespace], str] | None = None,
 ) -> int:
     """Parse a command line, call ``command(comm, options)`` on every rank, and return the exit status.
 
@@ -78,34 +83,52 @@ def run_command(
         make_parser: makes the parser of the command line, once the modules that it names are imported.
         argv: the words after the command's name; None: the words that this process was started with.
         comm: the ranks; None: all ranks of this job.
+        numerics: the numerics of the run that the options mean. A process that was started for this command, and has
+            others, starts anew before MPI does. Any error is left to the command, which meets it again.
     """
 
-    def parse_and_call(ranks: SerialComm) -> int:
+    def parse_together(ranks: SerialComm) -> argparse.Namespace:
         with ranks.fail_together():
-            options = parse(make_parser, argv, ranks)
-        return command(ranks, options)
+            return parse(make_parser, argv, ranks)
 
-    return run(parse_and_call, comm)
+    def parse_and_call(ranks: SerialComm) -> int:
+        return command(ranks, ranks.transact(lambda: parse_together(ranks)))
+
+    def restart() -> None:
+        wanted = None
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+            wanted = numerics and numerics(parse(make_parser, argv, SerialComm()))
+        startup.restart(wanted)
+
+    return run(parse_and_call, comm, None if argv is not None else restart)
 
 
-def run(command: Callable[[SerialComm], int], comm: SerialComm | None = None) -> int:
+def run(
+    command: Callable[[SerialComm], int], comm: SerialComm | None = None, prepare: Callable[[], None] | None = None
+) -> int:
     """Call a function on all ranks of this job, or of ``comm``, and return the exit status.
 
     A DpcnnError that all ranks raise is one line from rank 0. Any other exception on any rank ends
     the whole job at once, with its traceback.
+
+    Args:
+        prepare: called before MPI starts.
     """
     _escape_what_the_terminal_lacks()
     try:
+        if prepare:
+            prepare()
         comm = comm or world()
     except LaunchError as error:
-        if error.speaker:
+        launch = detect(os.environ)
+        if error.speaker and (launch is None or launch.rank == 0):
             tell(error)
         return MISTAKE
     try:
         with np.errstate(all="ignore"):  # the code checks for infinities and NaN where they matter
-            return command(comm)
+            return comm.leave(command(comm))
     except HelpShownError:
-        return DONE
+        return comm.leave(DONE)
     except DpcnnError as error:
         return _end_by_error(comm, error)
     except BrokenPipeError:  # the program that reads the output has seen enough
@@ -160,7 +183,7 @@ def _end_by_fault(comm: SerialComm) -> int:
 def _end(comm: SerialComm, status: int, agreed: bool = False) -> int:
     """Return the status if every rank returns it now; otherwise end the whole job with it."""
     if agreed or comm.size == 1:
-        return status
+        return comm.leave(status)
     comm.abort(status)
 
 

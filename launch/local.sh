@@ -14,9 +14,11 @@ if [ "${1:-}" = -n ]; then
   shift 2
 fi
 . launch/environment.sh plot
+survive=() # if a rank dies, the others continue
+[ "${DPCNN_MPI:-openmpi}" != openmpi ] || survive=(--with-ft ulfm)
 
 set -m # the ranks are in their own process group, which does not receive the Ctrl-C of the terminal
-mpirun -n "$ranks" python -m dpcnn.train "$@" </dev/null &
+mpirun "${survive[@]}" -n "$ranks" python -m dpcnn.train "$@" </dev/null &
 job=$!
 asked=USR1
 trap 'kill -$asked $job 2>/dev/null; asked=TERM' INT TERM

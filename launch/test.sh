@@ -6,7 +6,7 @@
 # --all also runs the slow tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. launch/environment.sh plot,pictures,export,tensorboard,test
+. launch/environment.sh test
 if [ "${1:-}" = --all ]; then
   shift
 else

@@ -9,7 +9,7 @@ import importlib
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -50,19 +50,26 @@ def dispatch(comm: SerialComm, words: Sequence[str]) -> None:
     data.command(comm, data.make_parser().parse_args(words))
 
 
-def command(name: str, *words: str | Path, ranks: int | Sequence[int] = 1, cwd: Path = ROOT) -> Result:
+def command(
+    name: str,
+    *words: str | Path,
+    ranks: int | Sequence[int] = 1,
+    cwd: Path = ROOT,
+    dying: Mapping[int, int] | None = None,
+) -> Result:
     """Run ``dpcnn NAME WORDS``.
 
     Args:
         ranks: the number of ranks of one node, or those of each node.
         cwd: the current folder of the command.
+        dying: the ranks that are to die, and in which of its operations each does: see :func:`threads.run_ranks`.
     """
     main = importlib.import_module("dpcnn.data.__main__" if name == "data" else f"dpcnn.{name}").main
     argv, nodes = [str(word) for word in words], [ranks] if isinstance(ranks, int) else ranks
     out, err, started = io.StringIO(), io.StringIO(), time.monotonic()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(cwd), _signals_left_alone():
-        status = _status(nodes, lambda: main(argv))
-    if status:
+        status = _status(nodes, lambda: main(argv), dying)
+    if status or dying:
         gc.collect()  # a traceback may hold the run's lock and open files
     return Result(status, out.getvalue(), err.getvalue(), time.monotonic() - started)
 
@@ -72,7 +79,7 @@ def training(*words: str | Path, ranks: int | Sequence[int] = 1, cwd: Path = ROO
     return command("train", "--no-curves", "--stall-timeout", "0", *words, ranks=ranks, cwd=cwd)
 
 
-def _status(nodes: Sequence[int], main: Callable[[], int]) -> int:
+def _status(nodes: Sequence[int], main: Callable[[], int], dying: Mapping[int, int] | None) -> int:
     """The highest exit status of all ranks."""
     rank = threading.local()
 
@@ -82,7 +89,7 @@ def _status(nodes: Sequence[int], main: Callable[[], int]) -> int:
 
     with mock.patch.object(cli, "world", lambda: rank.comm):
         try:
-            return max(run_ranks(nodes, run))
+            return max(status for status in run_ranks(nodes, run, dying) if status is not None)
         except Aborted as end:
             return end.status
 

@@ -29,7 +29,8 @@ def opened(data: bytes) -> Message | None:
         st.booleans(),
         st.booleans(),
         st.booleans(),
-        st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=1132),
+        st.booleans(),
+        st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=1131),
     )
 )
 def test_a_message_arrives_as_it_was_sent(message):

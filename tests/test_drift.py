@@ -11,11 +11,15 @@ from dpcnn.training.drift import check_drift, tensor_hashes
 from dpcnn.training.trainer import Trainer
 
 
-def step_with_a_fault(trainer, order, step=Trainer.train_step):
-    stop = step(trainer, order)
-    if trainer.progress.step == 4 and trainer.comm.rank == 1:
-        trainer.network.views(trainer.params)["linear1.w"].view("u4")[3, 5] ^= 1  # one bit
-    return stop
+def step_with_a_fault(trainer, step=Trainer.train_step):
+    commit = step(trainer)
+
+    def commit_with_a_fault():
+        commit()
+        if trainer.progress.step == 4 and trainer.comm.rank == 1:
+            trainer.network.views(trainer.params)["linear1.w"].view("u4")[3, 5] ^= 1  # one bit
+
+    return commit_with_a_fault
 
 
 def test_hashes_tell_tensors_apart():

@@ -244,7 +244,10 @@ def test_files_that_can_t_be_brought_in(tmp_path):
         ([tmp_path / "none"], f"{tmp_path / 'none'}: no safetensors file that can be read ("),
         ([foreign], f"{foreign}: does not describe its network; give --recipe"),
         ([foreign, "--recipe", "lenet5"], f"{foreign}: conv2d1.w"),
-        *(([tmp_path / name], f"{tmp_path / name}: its description of the network is not") for name in ("list", "number")),
+        *(
+            ([tmp_path / name], f"{tmp_path / name}: its description of the network is not")
+            for name in ("list", "number")
+        ),
         (
             [tmp_path / "text"],
             f"{tmp_path / 'text'}: its description of the network is not understood (not JSON: Expecting",

@@ -14,7 +14,7 @@ ROOMS = "errors base nn optim config parallel cli data cluster runs training int
 """A file imports only from its own room and those before it; a command from all, but from no other command."""
 
 ONLY_IN = {
-    "mpi4py": {"parallel.comm"},
+    "mpi4py": {"parallel.start"},
     "h5py": {"data.layout", "runs.checkpoint"},
     "matplotlib": {"reporting.figures"},
     "PIL": {"data.pictures"},

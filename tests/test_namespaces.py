@@ -92,9 +92,9 @@ def test_the_benchmark_sees_the_network(hosts, quick, tmp_path):
 
 
 CLOCK = """
-import dpcnn.parallel.comm
+import dpcnn.parallel.start
 from dpcnn.runs.trace import clock_offset
-comm = dpcnn.parallel.comm.world()
+comm = dpcnn.parallel.start.world()
 offset = clock_offset(comm)
 if comm.rank: print("off by", offset)
 """

@@ -1,13 +1,22 @@
-"""Ranks as threads of one process: the real trainer on any number of ranks and nodes, without MPI's start-up."""
+"""Ranks as threads of one process: the real trainer on any number of ranks and nodes, without MPI's start-up.
 
+Ranks may die: see :func:`run_ranks`. The others then meet what MPI's ranks meet with ULFM: an operation with a dead
+rank fails on some ranks, and may succeed on others, or leave them with what was in their memory before.
+"""
+
+import gc
+import math
+import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
 
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.survival import Surviving
 
 LIMIT = 60.0  # seconds in which all ranks must meet: else they hang
 
@@ -20,31 +29,133 @@ class Aborted(Exception):
         self.status = status
 
 
-class TensorBoardWriter:
-    """Where the ranks of a communicator post what they have for each other."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size, timeout=LIMIT)
-        self.posted: list[Any] = [None] * size
+class Died(BaseException):
+    """This rank dies."""
 
 
-class ThreadComm(SerialComm):
+class Abandoned(BaseException):
+    """Another rank has failed, and the job ends."""
+
+
+class PeerFailed(Exception):
+    """An operation with a rank that has died, or one that was revoked."""
+
+
+class Job:
+    """All threads of a job.
+
+    Attributes:
+        dying: for each rank that is to die, in which of its operations.
+        changed: held to look at anything that ranks share, and notified when it changes.
+        dead: the ranks that have died.
+        ended: whether a rank has failed.
+    """
+
+    def __init__(self, dying: Mapping[int, int]) -> None:
+        self.dying, self.dead, self.ended = dying, set[int](), False
+        self.changed = threading.Condition()
+        self.operations: defaultdict[int, int] = defaultdict(int)
+        self.garbage = random.Random(str(dict(dying)))
+
+    def wait_for(self, condition: Callable[[], Any]) -> None:
+        if not self.changed.wait_for(lambda: self.ended or condition(), LIMIT):
+            self.ended = True
+            self.changed.notify_all()
+            raise TimeoutError(f"the ranks have not met for {LIMIT} s")
+        if self.ended:
+            raise Abandoned
+
+    def count(self, number: int) -> None:
+        """Count an operation of a rank, which dies in its last one."""
+        self.operations[number] += 1
+        if self.dies(number):
+            raise Died
+
+    def dies(self, number: int) -> bool:
+        """Whether a rank has reached its last operation."""
+        return self.operations[number] >= self.dying.get(number, math.inf)
+
+    def bury(self, number: int) -> None:
+        """From here on, the others may notice that a rank has died. Its files are closed, as those of a process."""
+        gc.collect()
+        with self.changed:
+            self.dead.add(number)
+            self.changed.notify_all()
+
+    def end(self) -> None:
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
+
+
+class Board:
+    """Where the ranks of a communicator post what they have for each other; ``numbers`` are those in the job."""
+
+    def __init__(self, job: Job, numbers: Sequence[int]) -> None:
+        self.job, self.numbers, self.revoked = job, list(numbers), False
+        self._posts: defaultdict[Any, dict[int, Any]] = defaultdict(dict)
+        self._decisions: dict[Any, Any] = {}
+
+    def meet(self, key: Any, number: int, value: Any) -> list[Any]:
+        """What all have posted under a key.
+
+        Raises:
+            PeerFailed: one has died before it did, or the board was revoked.
+        """
+        job = self.job
+        with job.changed:
+            job.count(number)
+            posts = self._posts[key]
+            posts[number] = value
+            job.changed.notify_all()
+            missing = set(self.numbers) - set(posts)
+            job.wait_for(lambda: self.revoked or not missing - set(posts) or (missing - set(posts)) & job.dead)
+            if self.revoked or missing - set(posts):
+                raise PeerFailed
+            return [posts[other] for other in self.numbers]
+
+    def decide(self, key: Any, number: int, value: Any, decision: Callable[[dict[int, Any]], Any]) -> Any:
+        """A decision about what all that live have posted: one of them takes it, the others learn it."""
+        job = self.job
+        with job.changed:
+            job.count(number)
+            posts = self._posts[key]
+            posts[number] = value
+            job.changed.notify_all()
+            job.wait_for(lambda: key in self._decisions or set(self.numbers) - job.dead <= set(posts))
+            if key not in self._decisions:
+                self._decisions[key] = decision(posts)
+            return self._decisions[key]
+
+    def alive(self) -> list[int]:
+        return [number for number in self.numbers if number not in self.job.dead]
+
+
+class ThreadComm(Surviving):
     """A rank among threads, with the operations of :class:`dpcnn.parallel.comm.Communicator`."""
 
-    def __init__(self, rank: int, board: TensorBoardWriter, node: "ThreadComm | None" = None) -> None:
-        super().__init__("threads")
-        self.rank, self.size, self._board, self._node = rank, len(board.posted), board, node
+    def __init__(self, number: int, board: Board, hosts: Mapping[int, Board] | None = None) -> None:
+        """``hosts``: for each rank the board of its host; None: this is a host's communicator."""
+        Surviving.__init__(self)
+        SerialComm.__init__(self, "threads")
+        self.survives, self.number, self._hosts = False, number, hosts
+        self._become(board)
+
+    def _become(self, board: Board) -> None:
+        self._board, self.members, self._calls, self._commits = board, board.numbers, 0, 0
+        self.rank, self.size = board.numbers.index(self.number), len(board.numbers)
+        self._node = ThreadComm(self.number, self._hosts[self.number]) if self._hosts else self
 
     @contextmanager
     def _all(self, value: Any) -> Iterator[list[Any]]:
         """What every rank has posted; nobody goes on before all have read it."""
-        self._board.posted[self.rank] = value
-        self._board.barrier.wait()
-        yield list(self._board.posted)
-        self._board.barrier.wait()
+        self._calls += 1
+        yield self._board.meet((self._calls, "post"), self.number, value)
+        self._board.meet((self._calls, "read"), self.number, None)
 
     def barrier(self) -> None:
-        self._board.barrier.wait()
+        with self._all(None):
+            pass
 
     def bitwise_or(self, flags: int) -> int:
         with self._all(flags) as all_flags:
@@ -67,8 +178,13 @@ class ThreadComm(SerialComm):
             array[...] = arrays[0]
 
     def allgather(self, row: Any) -> Any:
-        with self._all(row) as rows:
-            return np.stack(rows)
+        try:
+            with self._all(row) as rows:
+                return np.stack(rows)
+        except PeerFailed:
+            if self._board.job.garbage.random() < 0.5:
+                raise
+            return np.stack([row] * self.size)  # "success", as MPI has it now and then
 
     def allreduce(self, array: Any) -> None:
         with self._all(array) as arrays:
@@ -76,10 +192,14 @@ class ThreadComm(SerialComm):
         array[...] = total
 
     def alltoall(self, send: Any, sent: Any, receive: Any, received: Any) -> None:
-        with self._all((send.ravel(), sent)) as posts:
-            for (array, (counts, starts)), place in zip(posts, received[1], strict=True):
-                count, start = counts[self.rank], starts[self.rank]
-                receive.ravel()[place : place + count] = array[start : start + count]
+        try:
+            with self._all((send.ravel(), sent)) as posts:
+                for (array, (counts, starts)), place in zip(posts, received[1], strict=True):
+                    count, start = counts[self.rank], starts[self.rank]
+                    receive.ravel()[place : place + count] = array[start : start + count]
+        except PeerFailed:
+            if self._board.job.garbage.random() < 0.5:
+                raise
 
     def gather_shards(self, part: Any, bounds: Sequence[int]) -> Any:
         with self._all(part) as parts:
@@ -90,50 +210,93 @@ class ThreadComm(SerialComm):
             part[...] = vectors[0][bounds[self.rank] : bounds[self.rank + 1]]
 
     def node(self) -> "ThreadComm":
-        return self._node or self
+        return self._node
 
     def sendrecv(self, send: Any, receive: Any, partner: int) -> None:
         raise NotImplementedError("threads have no links of their own")
 
+    def commit(self, well: bool) -> bool:
+        if not self.survives:
+            self._node.barrier()
+            return well
+        board = self._board
+        self._commits += 1  # the same on all ranks, unlike the number of calls once one has failed
+        agreed: bool = board.decide(
+            ("commit", self._commits),
+            self.number,
+            well,
+            lambda posts: board.alive() == board.numbers and all(posts.values()),
+        )
+        return agreed
+
+    def revoke(self) -> None:
+        job = self._board.job
+        with job.changed:
+            self._board.revoked = self._node._board.revoked = True
+            job.changed.notify_all()
+
+    def shrink(self) -> list[int]:
+        before, board = self.members, self._board
+        board, self._hosts = board.decide("shrink", self.number, None, lambda _: self._survivors())
+        self._become(board)
+        return [number for number in before if number not in self.members]
+
+    def _survivors(self) -> tuple[Board, dict[int, Board]]:
+        job, left = self._board.job, self._board.alive()
+        of_hosts = {id(self._hosts[number]): [] for number in left}
+        for number in left:
+            of_hosts[id(self._hosts[number])].append(number)
+        boards = {key: Board(job, numbers) for key, numbers in of_hosts.items()}
+        return Board(job, left), {number: boards[id(self._hosts[number])] for number in left}
+
     def abort(self, status: int) -> NoReturn:
-        self.fail()
+        if self._board.job.dies(self.number):
+            raise Died
+        self._board.job.end()
         raise Aborted(status)
 
-    def fail(self) -> None:
-        """Let no other rank wait for this one any more."""
-        self._board.barrier.abort()
-        self.node()._board.barrier.abort()
 
+def run_ranks(
+    nodes: Sequence[int], function: Callable[[ThreadComm], Any], dying: Mapping[int, int] | None = None
+) -> list[Any]:
+    """What ``function`` returns on each rank; None for one that has died.
 
-def run_ranks(nodes: Sequence[int], function: Callable[[ThreadComm], Any]) -> list[Any]:
-    """What ``function`` returns on each rank; ``nodes`` are the numbers of ranks of each node.
+    Args:
+        nodes: the number of ranks of each node.
+        dying: the ranks that are to die, and in which of its operations each does: then the others survive.
 
     Raises:
-        The first exception of any rank, but for those of ranks that wait for one that has failed.
+        The first exception of any rank.
     """
-    world, ranks = TensorBoardWriter(sum(nodes)), []
-    for size in nodes:
-        board = TensorBoardWriter(size)
-        ranks += [ThreadComm(len(ranks) + local, world, ThreadComm(local, board)) for local in range(size)]
-    results: list[Any] = [None] * len(ranks)
+    job = Job(dying or {})
+    ends = np.cumsum(nodes).tolist()
+    hosts: dict[int, Board] = {}
+    for end, size in zip(ends, nodes, strict=True):
+        numbers = list(range(end - size, end))
+        hosts |= dict.fromkeys(numbers, Board(job, numbers))
+    world = Board(job, list(hosts))
+    results: list[Any] = [None] * len(hosts)
     errors: list[BaseException] = []
 
     def rank(comm: ThreadComm) -> None:
+        comm.survives = dying is not None
         try:
-            results[comm.rank] = function(comm)
-        except threading.BrokenBarrierError:
+            results[comm.number] = function(comm)
+            return
+        except (Died, Abandoned):
             pass
         except BaseException as error:
             errors.append(error)
-            comm.fail()
+            job.end()
+        if job.dies(comm.number):
+            comm._rebuild.clear()  # it holds the trainer, and so the run's lock
+            job.bury(comm.number)
 
-    threads = [threading.Thread(target=rank, args=(comm,)) for comm in ranks]
+    threads = [threading.Thread(target=rank, args=(ThreadComm(number, world, hosts),)) for number in hosts]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
-    if world.barrier.broken:
-        raise TimeoutError(f"the ranks have not met for {LIMIT} s")
     return results

@@ -7,7 +7,7 @@ from types import TracebackType
 STEP_PHASES = ("data", "forward", "backward", "exchange", "optimizer", "waiting")
 """The phases of a step. "waiting" is for other ranks; "exchange" moves and adds numbers."""
 
-PHASES = (*STEP_PHASES, "validation", "checkpoint", "report")
+PHASES = (*STEP_PHASES, "validation", "checkpoint", "report", "recovery")
 
 
 class Timer:

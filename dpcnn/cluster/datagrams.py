@@ -2,8 +2,8 @@
 
 ::
 
-    seal  sender  recipient  counter  done ended where  phase  step  turns  text, padded with zeros
-    32 B  4       4          8        1    1     1      1      8     8      1,132
+    seal  sender  recipient  counter  done ended where die  phase  step  turns  text, padded with zeros
+    32 B  4       4          8        1    1     1     1    1      8     8      1,131
 
 The seal is the HMAC-SHA256 of all that follows it. The counter rises with each datagram that a rank sends, and a
 recipient takes no counter twice: a recorded datagram is worth nothing. Sender and recipient are sealed as well, so a
@@ -26,8 +26,8 @@ SIZE = 1200
 """Bytes of a datagram: it fits into a packet of every network."""
 
 _SEAL = 32
-_FIELDS = struct.Struct("!IIQ???BQq1132s")
-_TEXT = 1132
+_FIELDS = struct.Struct("!IIQ????BQq1131s")
+_TEXT = 1131
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Message:
         done: the rank is through the end of MPI; from rank 0: so are rank 0 and the recipient.
         ended: the sender's watch has ended, and says nothing from here on.
         where: the recipient is asked for its stack.
-        text: the sender's stack, if it was asked for; of a longer text, the last 1,132 bytes.
+        die: the recipient keeps the others from going on, which survive its death: it is to kill itself.
+        text: the sender's stack, if it was asked for; of a longer text, the last 1,131 bytes.
     """
 
     phase: str = START
@@ -49,6 +50,7 @@ class Message:
     done: bool = False
     ended: bool = False
     where: bool = False
+    die: bool = False
     text: str = ""
 
 
@@ -74,6 +76,7 @@ class Seal:
             message.done,
             message.ended,
             message.where,
+            message.die,
             PHASES.index(message.phase),
             message.step,
             message.turns,
@@ -88,8 +91,8 @@ class Seal:
         seal, fields = data[:_SEAL], data[_SEAL:]
         if not hmac.compare_digest(seal, hmac.digest(self._key, fields, "sha256")):
             return None
-        sender, recipient, counter, done, ended, where, phase, step, turns, text = _FIELDS.unpack(fields)
+        sender, recipient, counter, done, ended, where, die, phase, step, turns, text = _FIELDS.unpack(fields)
         if (sender, recipient) != (peer, self._rank) or counter <= self._received[peer] or phase >= len(PHASES):
             return None
         self._received[peer] = counter
-        return Message(PHASES[phase], step, turns, done, ended, where, text.rstrip(b"\0").decode(errors="replace"))
+        return Message(PHASES[phase], step, turns, done, ended, where, die, text.rstrip(b"\0").decode(errors="replace"))

@@ -11,6 +11,11 @@ Which process notices, to the end of a run, that rank R has stopped:
   ends when rank 0 tells it that both are done.
 - From then on R's child does: it ends R if R does not end by itself. It allows more time than any verdict of the
   threads takes, so it never comes before one.
+
+If the ranks survive the death of one, the one that keeps them from going on is killed, and the job goes on. A rank
+that is stuck kills itself, when rank 0 tells it to. A rank that is silent is killed by its child, which hears from its
+thread and needs no network. After a death, the threads start anew. Only where that does not help, as for a host that
+is out of reach, does the job end.
 """
 
 import math
@@ -30,7 +35,7 @@ from pathlib import Path
 from dpcnn.base.timing import Timer
 from dpcnn.cluster.datagrams import BETWEEN, END, PHASES, START, Message
 from dpcnn.cluster.links import Link, connect
-from dpcnn.cluster.verdict import ENDING, Report, Verdict, judge, silent
+from dpcnn.cluster.verdict import ENDING, Report, Verdict, judge, silent, stuck
 from dpcnn.errors import printable
 from dpcnn.parallel.comm import SerialComm
 
@@ -64,12 +69,34 @@ class Watch:
         self._stacks: dict[int, str] = {}
         self._warned: set[int] = set()
         self._thread: threading.Thread | None = None
+        self._over_now = False
+        self._child: int | None = None
+        if timeout and comm.size > 1 and comm.survives:
+            number, host = comm.members[comm.rank], platform.node()
+            line = f"dpcnn: hang: rank {number} on {host} has sent no heartbeat for {timeout:.1f} s, and is killed\n"
+            self._child = end_after(timeout, line)
         if timeout and comm.size > 1:
             self._begin(comm.allgather_obj(platform.node()))
 
     def follow(self, timer: Timer, step: Callable[[], int]) -> None:
         """From here on, tell the phase and the step of a training."""
         self._spans, self._step = timer, step
+
+    def renew(self) -> None:
+        """Watch the ranks that are left after a death; every one of them calls this."""
+        if self._thread:
+            self._leave()
+        if self.timeout and self.comm.size > 1:
+            self._begin(self.comm.allgather_obj(platform.node()))
+
+    def _leave(self) -> None:
+        """End this rank's thread."""
+        assert self._thread
+        self._over_now, self._due = True, 0.0
+        self._links.wake()
+        self._thread.join()
+        self._links.close()
+        self._thread, self._over_now = None, False
 
     def close(self, last: Callable[[], None] | None = None) -> None:
         """The end of the watch, on every rank.
@@ -81,6 +108,9 @@ class Watch:
         if self._thread is None:
             if last:
                 last()
+            return
+        if self.comm.survives:  # its child sees to it that this process ends
+            self._leave()
             return
         self.comm.barrier()
         if last:
@@ -136,11 +166,13 @@ class Watch:
             if now >= self._due:
                 self._due = now + BEAT
                 self._beat(now)
-        if self.comm.rank == 0:
+        if self.comm.rank == 0 and not self.comm.survives:
             self._send_last(self._own())
 
     def _over(self) -> bool:
         """Whether no rank needs this thread any more."""
+        if self._over_now:
+            return True
         if self.comm.rank:
             return self._reports[0].done or self._reports[0].ended
         return self._done and all(report.done or report.ended for report in self._reports[1:])
@@ -148,6 +180,8 @@ class Watch:
     def _take(self, link: Link, message: Message) -> None:
         """Take up a peer's message, and answer it."""
         self._reports[link.peer].take(message, time.monotonic())
+        if message.die:
+            self._kill_itself()
         if message.text:
             self._stacks[link.peer] = printable(message.text, keep="\n")
         if self.comm.rank == 0:
@@ -157,9 +191,16 @@ class Watch:
 
     def _beat(self, now: float) -> None:
         """Send a heartbeat, or on rank 0 judge; other ranks judge rank 0, rank 1 first."""
+        if self._child is not None:
+            os.write(self._child, b".")
+        limit = 3 * self.timeout if self.comm.survives else self.timeout  # of silence: a child is faster
         if self.comm.rank:
             self._send(self._own())
-            found = silent(self._reports[:1], now, self.timeout + (self.comm.rank - 1) * STACKS)
+            found = silent(self._reports[:1], now, limit + (self.comm.rank - 1) * STACKS)
+        elif self.comm.survives:
+            self._reports[0].take(self._own(), now)
+            self._evict(stuck(self._reports, now, self.timeout))
+            found = silent(self._reports, now, limit)
         else:
             self._reports[0].take(self._own(), now)
             found = judge(self._reports, now, self.timeout)
@@ -174,6 +215,23 @@ class Watch:
                 line = f"warning: {self._told([verdict])}; all wait for it"
                 threading.Thread(target=self.say, args=(line,), daemon=True).start()  # the log may hang, too
         self._warned = {verdict.rank for verdict in late}
+
+    def _evict(self, found: list[Verdict]) -> None:
+        """Let ranks that are stuck kill themselves; if all are, nobody knows which one it is, and the job ends."""
+        if len(found) == len(self._reports):
+            self._end(found)
+        for link in self._links:
+            if any(verdict.rank == link.peer for verdict in found):
+                link.send(replace(self._own(), die=True))
+        if any(verdict.rank == 0 for verdict in found):
+            self._kill_itself()
+
+    def _kill_itself(self) -> None:
+        where = f"{self._own().phase}, after step {self._own().step}"
+        line = f"rank {self.comm.members[self.comm.rank]} on {platform.node()} has made no progress: {where}"
+        print(f"dpcnn: hang: {line}; it is killed, and the others go on\n{self._stack()}", file=sys.stderr, flush=True)
+        time.sleep(STACKS / 5)  # the launcher passes on what was printed
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def _end(self, found: list[Verdict]) -> None:
         """Say which rank is where, and end the job, also where neither output nor MPI answer any more."""
@@ -239,26 +297,33 @@ class Watch:
             time.sleep(BETWEEN_COPIES)
 
 
-def end_after(seconds: float, line: str) -> None:
+def end_after(seconds: float, line: str) -> int | None:
     """Leave a child process that ends this one, with a line to stderr, if it does not end by itself in time.
 
     Seconds in which both are suspended don't count.
+
+    Returns:
+        A descriptor: each byte that is written there starts the time anew. None: there is no child.
     """
-    waiting, _held = os.pipe()  # nothing is written: its other end is closed when this process ends
+    waiting, beating = os.pipe()  # its other end is closed when this process ends
     watched = os.getpid()
     try:
         child = os.fork()
     except OSError:  # no memory for it: then nobody notices
-        return
+        return None
     if child:
         os.close(waiting)
-        return
+        return beating
     try:
         os.dup2(waiting, 3)
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # whose end launchers may be waiting for
-        for _ in range(math.ceil(seconds / BEAT)):
+        left = math.ceil(seconds / BEAT)
+        while left:
+            left -= 1
             if select.select([3], [], [], BEAT)[0]:
-                return
+                if not os.read(3, 1024):
+                    os._exit(0)
+                left = math.ceil(seconds / BEAT)
         if select.select([], [2], [], STACKS)[1]:
             os.write(2, line.encode())
         os.kill(watched, signal.SIGKILL)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dpcnn.base.numerics import fingerprint, processor
+from dpcnn.base.numerics import check, fingerprint, processor
 from dpcnn.base.text import markdown
 from dpcnn.base.timing import STEP_PHASES, Timer
 from dpcnn.config import Config
@@ -22,6 +22,7 @@ from dpcnn.parallel.exchange import ExactExchange
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.console import Report
 from dpcnn.runs.folder import RunFolder
+from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.trainer import Trainer
 
 WARM_UP = 5  # steps
@@ -47,6 +48,7 @@ def measure_job(
         folder = find_data(config.data)
     samples = load(folder, "train", comm)
     with comm.fail_together():
+        check(config.numerics)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     nodes = comm.allgather_obj(comm.node().rank).count(0)
     result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}
@@ -81,12 +83,15 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
 
 def time_steps(comm: SerialComm, trainer: Trainer, steps: int) -> float:
     """The seconds of some steps, after a warm-up."""
-    order = trainer.order()
+
+    def step() -> None:
+        trainer.transact(trainer.train_step)()
+
     with np.errstate(all="ignore"):
         for _ in range(WARM_UP):
-            trainer.train_step(order)
+            step()
         trainer.timer.seconds.clear()
-        return timed(comm, lambda: trainer.train_step(order), steps)
+        return timed(comm, step, steps)
 
 
 def timed(comm: SerialComm, action: Callable[[], Any], times: int) -> float:
@@ -133,14 +138,20 @@ def compare_exchanges(comm: SerialComm, size: int, times: int, rounds: int = 9) 
         Milliseconds of each round, and the median ratio.
     """
     exchange, adam = ExactExchange(comm, size, Timer()), Adam()
-    shard, whole = adam.zeros(exchange.shard.stop - exchange.shard.start), adam.zeros(size)
+    state = State(Adam.state_names, size, exchange.host, exchange.elements)
+    state.renew(exchange.host)
+    own, whole = state.within(exchange.shard), adam.zeros(size)
     exchange.sum(comm.size, lambda number, out: out.fill(0))  # touched, and stays zero however often it is added up
     params, gradient = np.zeros((2, size), np.float32)
 
     def exact() -> None:
         grads = exchange.sum(comm.size, lambda number, out: None)
-        adam.update(exchange.params[exchange.shard], grads, shard, 1, 1e-3)
-        exchange.publish()
+        before = [state.now[PARAMETERS][exchange.shard], *(state.now[name][own] for name in Adam.state_names)]
+        after = {name: state.next[name][own] for name in Adam.state_names}
+        adam.update(state.next[PARAMETERS][exchange.shard], grads, after, 1, 1e-3, before=before)
+        exchange.publish(state.next[PARAMETERS])
+        comm.commit(True)
+        state.commit()
 
     def allreduce() -> None:
         comm.allreduce(gradient)

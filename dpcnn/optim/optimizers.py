@@ -6,14 +6,16 @@ may update any slice of the parameters, with the bits that one rank would get.
 An optimizer is a dataclass: its fields are its options. It is chosen by its name in :data:`OPTIMIZERS`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.base.arrays import Workspace, zeros
+from dpcnn.base.elementary import whole_power
 from dpcnn.base.options import check_options, option
 
 Vector = NDArray[Any]
@@ -44,7 +46,14 @@ class Optimizer:
         return {name: zeros((size,), dtype) for name in self.state_names}
 
     def update(
-        self, params: Vector, grads: Vector, state: Mapping[str, Vector], step: int, lr: float, scale: float = 1.0
+        self,
+        params: Vector,
+        grads: Vector,
+        state: Mapping[str, Vector],
+        step: int,
+        lr: float,
+        scale: float = 1.0,
+        before: Sequence[Vector] = (),
     ) -> None:
         """Take step number ``step`` (counted from 1) with the learning rate ``lr``.
 
@@ -52,12 +61,16 @@ class Optimizer:
             params: (size,), changed in place.
             grads: (size,), left as it is; to be multiplied by ``scale``: 1 / count for a sum over samples.
             state: (size,) arrays by the names of ``state_names``, changed in place.
+            before: the parameters and the arrays of the state before the step, (size,) each, if they are not yet in
+                ``params`` and ``state``: they are copied there first, block by block.
         """
         scratch = self._workspace.array("scratch", (2, min(len(params), UPDATE_BLOCK)), params.dtype)
         for start in range(0, len(params), UPDATE_BLOCK):
             block = slice(start, start + UPDATE_BLOCK)
             p = params[block]
             states = [state[name][block] for name in self.state_names]
+            for after, array in zip([p, *states], before, strict=False):
+                after[...] = array[block]
             self.update_block(p, grads[block], scale, step, lr, *states, *scratch[:, : len(p)])
 
     def update_block(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
@@ -84,18 +97,18 @@ class Adam(Optimizer):
 
     def update_block(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         m, v, a, b = arrays
-        correction = (1 - self.beta2**step) ** 0.5
+        correction = sqrt(1 - whole_power(self.beta2, step))
         np.multiply(g, scale * (1 - self.beta1), out=a)
         m *= self.beta1
         m += a
         a *= a
-        a *= (1 - self.beta2) / (1 - self.beta1) ** 2
+        a *= (1 - self.beta2) / whole_power(1 - self.beta1, 2)
         v *= self.beta2
         v += a
         np.sqrt(v, out=b)
         b += self.epsilon * correction
         np.divide(m, b, out=a)
-        a *= lr * correction / (1 - self.beta1**step)
+        a *= lr * correction / (1 - whole_power(self.beta1, step))
         p -= a
 
 

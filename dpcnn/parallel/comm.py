@@ -1,44 +1,91 @@
-"""The ranks of a run: the only file that uses MPI.
+"""The ranks of a run, and the few operations between them that training needs.
 
-:class:`Communicator` has the few operations that training needs; :class:`SerialComm` is the same for
-one rank without MPI. Methods ending in ``_obj`` carry small objects as JSON, the others carry
-NumPy arrays. A *shard* is a rank's part of a vector, from ``bounds[rank]`` to
-``bounds[rank + 1]``.
+:class:`Communicator` has these operations by MPI; :class:`SerialComm` is the same for one rank without MPI. Methods
+ending in ``_obj`` carry small objects as JSON, the others carry NumPy arrays. A *shard* is a rank's part of a vector,
+from ``bounds[rank]`` to ``bounds[rank + 1]``.
 """
 
-import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.timing import Timer
 from dpcnn.errors import KINDS, DpcnnError, LaunchError
-from dpcnn.parallel.launch import Launch, check_limits, detect, mismatch
 
 Array = NDArray[Any]
 Runs = tuple[Sequence[int], Sequence[int]]
-
-TRANSPORTS = "OMPI_MCA_btl"
-"""Environment variable of Open MPI: the transports that it may use between ranks."""
+T = TypeVar("T")
 
 PRETENDED = "DPCNN_PRETEND_NODES"
 """Environment variable for tests: ranks of one machine as nodes of so many ranks each, "2,1,1"."""
 
 
+@dataclass(frozen=True)
+class Loss:
+    """The death of some ranks.
+
+    Attributes:
+        ranks: the numbers that they had when the job started.
+        left: how many ranks live.
+        seconds: from the time when this rank noticed to the end of the next transaction.
+    """
+
+    ranks: Sequence[int]
+    left: int
+    seconds: float
+
+
 class SerialComm:
-    """One rank, no MPI."""
+    """One rank, no MPI.
+
+    Attributes:
+        rank, size: this rank's number, and how many ranks there are.
+        members: of each rank, the number that it had when the job started.
+        library: the name and version of the MPI library.
+        survives: whether the other ranks go on when one dies: see :mod:`dpcnn.parallel.survival`.
+        repeated: whether the action at hand has been begun before, by ranks of which some have died since.
+        losses: the deaths so far.
+    """
 
     rank, size = 0, 1
+    members: Sequence[int] = (0,)
+    survives = False
+    repeated = False
+    losses: Sequence[Loss] = ()
 
     def __init__(self, library: str = "no MPI library") -> None:
         self.library = library
+
+    def transact(self, action: Callable[[], T], timer: Timer | None = None) -> T:
+        """Do an action on all ranks, and return its result on this rank, once all have done it.
+
+        Ranks that survive the death of others repeat the action. So it reads the state committed before it, and writes
+        only memory that is of no use without its result, or data that may be written twice. ``timer`` counts the time
+        until all have done it as waiting.
+        """
+        result = action()
+        self._agree(True, timer)
+        return result
+
+    def _agree(self, well: bool, timer: Timer | None) -> bool:
+        with timer("waiting") if timer else nullcontext():
+            return self.commit(well)
+
+    def on_loss(self, make: Callable[[], None]) -> None:
+        """From here on, call ``make`` after each loss, before the action is repeated: what depends on the number of
+        ranks is made anew there."""
+
+    def commit(self, well: bool) -> bool:
+        """Whether all ranks are well; none returns before the ranks of its host have called this."""
+        return well
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -107,6 +154,10 @@ class SerialComm:
     def finalize(self) -> None:
         """The end of MPI, on every rank; nothing here may be called any more."""
 
+    def leave(self, status: int) -> int:
+        """The end of the command on every rank, with this exit status, which is returned."""
+        return status
+
     def abort(self, status: int) -> NoReturn:
         """End the whole job now, with this exit status."""
         os._exit(status)
@@ -137,11 +188,17 @@ class SerialComm:
 class Communicator(SerialComm):
     """The ranks of an MPI communicator."""
 
-    def __init__(self, mpi: Any, comm: Any) -> None:
-        super().__init__(library_version(mpi))
+    def __init__(self, mpi: Any, comm: Any, node: Any = None) -> None:
+        """``node``: the communicator of the ranks of ``comm`` that share memory with this one, if it is known."""
+        SerialComm.__init__(self, library_version(mpi))
         self._mpi, self._comm = mpi, comm
         self.rank, self.size = comm.rank, comm.size
-        self._node: Communicator | None = None
+        self.members: Sequence[int] = range(self.size)
+        self._node = Communicator(mpi, node) if node else None
+
+    def commit(self, well: bool) -> bool:
+        self.node().barrier()
+        return well
 
     def barrier(self) -> None:
         self._comm.Barrier()
@@ -207,7 +264,7 @@ class Communicator(SerialComm):
         return self._node
 
     def live_apart(self) -> None:
-        self._node = Communicator(self._mpi, self._comm.Split(self.rank))
+        self._node = Communicator(self._mpi, self._mpi.COMM_SELF)
 
     def finalize(self) -> None:
         self._mpi.Finalize()
@@ -220,40 +277,11 @@ class Communicator(SerialComm):
         os._exit(status)
 
 
-def world() -> SerialComm:
-    """All ranks of this job, on a communicator of their own; those of a node are numbered in a row.
-
-    Raises:
-        LaunchError: a launcher asked for several ranks, but this process sees itself alone.
-    """
-    launch = detect(os.environ)
-    check_limits(launch)
-    mpi = _load_mpi(launch)
-    if mpi is None:
-        return SerialComm()
-    if not mpi.Is_initialized():
-        _initialise(mpi, launch)
-    if launch and launch.size > 1 and mpi.COMM_WORLD.size == 1:
-        raise mismatch(launch, library_version(mpi), _library_path())
-    mpi.pickle.__init__(lambda value: json.dumps(value).encode(), lambda data: json.loads(bytes(data)))
-    first = split_nodes(mpi, mpi.COMM_WORLD).bcast(mpi.COMM_WORLD.rank)  # the lowest rank of this node
-    return Communicator(mpi, mpi.COMM_WORLD.Split(0, key=first * mpi.COMM_WORLD.size + mpi.COMM_WORLD.rank))
-
-
-def _initialise(mpi: Any, launch: Launch | None) -> None:
-    """MPI_Init; a process that nobody launched needs no transport but that to itself.
-
-    So Open MPI does not search for network cards, which takes a second, and leaves no shared memory in /dev/shm behind.
-    """
-    if launch:
-        mpi.Init_thread(mpi.THREAD_MULTIPLE)
-        return
-    before = os.environ.get(TRANSPORTS)
-    os.environ[TRANSPORTS] = "self"
-    mpi.Init_thread(mpi.THREAD_MULTIPLE)
-    del os.environ[TRANSPORTS]  # jobs that this process starts need theirs
-    if before is not None:
-        os.environ[TRANSPORTS] = before
+def by_host(mpi: Any, comm: Any) -> tuple[Any, Any]:
+    """The ranks of ``comm``, numbered so that those of a host follow each other; and those that share its memory."""
+    node = split_nodes(mpi, comm)
+    (first,) = node.Get_group().Translate_ranks([0], comm.Get_group())
+    return comm.Split(0, key=first * comm.size + comm.rank), node
 
 
 def split_nodes(mpi: Any, comm: Any) -> Any:
@@ -262,39 +290,13 @@ def split_nodes(mpi: Any, comm: Any) -> Any:
     if not pretended:
         return comm.Split_type(mpi.COMM_TYPE_SHARED)
     words = pretended.split(",")
-    counts = [int(word) for word in words if word.isdecimal() and len(word) < 10]
-    if sum(counts) != comm.size or min(counts) < 1 or len(counts) < len(words):
-        raise LaunchError(f"{PRETENDED}={pretended}: expected {comm.size} ranks in all, as in 2,1; change or unset it")
-    return comm.Split(np.repeat(np.arange(len(counts)), counts)[comm.rank])
-
-
-def _load_mpi(launch: Launch | None) -> Any:
-    """mpi4py's MPI, not yet initialised, or None where there is no MPI library and no need of one."""
-    import mpi4py
-
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError):  # what mpi4py raises depends on how it was built
-        if launch and launch.size > 1:
-            raise mismatch(launch, "no MPI library", "anywhere") from None
-        return None
-    if launch and launch.size > 1 and launch.family == "Open MPI" and "Open MPI" not in library_version(MPI):
-        raise mismatch(launch, library_version(MPI), _library_path())  # MPI_Init would abort
-    return MPI
+    counts, world = [int(word) for word in words if word.isdecimal() and len(word) < 10], mpi.COMM_WORLD
+    if sum(counts) != world.size or min(counts) < 1 or len(counts) < len(words):
+        raise LaunchError(f"{PRETENDED}={pretended}: expected {world.size} ranks in all, as in 2,1; change or unset it")
+    return comm.Split(np.repeat(np.arange(len(counts)), counts)[world.rank])
 
 
 def library_version(mpi: Any) -> str:
     """The MPI library's name and version: "Open MPI v5.0.11", "MPICH 5.0.2"."""
     first_line = mpi.Get_library_version().strip("\0 \n").splitlines()[0]
     return re.sub(r"\s+", " ", first_line.split(",")[0].replace("Version:", "")).strip()
-
-
-def _library_path() -> str:
-    """The file of the MPI library that this process has loaded, as Linux tells it."""
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "an unknown place"
-    found = re.search(r"\S*/libmpi[\w.]*\.so\S*", maps)
-    return found.group() if found else "an unknown place"

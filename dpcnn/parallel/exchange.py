@@ -1,8 +1,10 @@
 """The exchange: the gradients of a step's microbatches in, the updated parameters out.
 
 An exchange is used once per step, in this order: :meth:`~Exchange.sum` has this rank's gradients computed, adds up
-those of all ranks, and returns the elements of the sum in ``shard``; the caller updates ``params[shard]``; and
-:meth:`~Exchange.share` lets every rank see the whole vector.
+those of all ranks, and returns the elements of the sum in ``shard``; the caller updates these elements of the
+parameters; and :meth:`~Exchange.fetch` brings them to the ranks that do not share its memory.
+
+An exchange has no memory that outlives a step: when a rank dies, the others make another one.
 
 Both exchanges add the gradients of a rank along the tree of :mod:`dpcnn.parallel.tree`, in buffers that
 :meth:`~Exchange._add_up` uses again and again.
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from dpcnn.base.arrays import zeros
 from dpcnn.base.timing import Timer
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.parallel.layout import Layout, Message, shard
+from dpcnn.parallel.layout import Layout, Message
 from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import Subtree, owned, tree_sum
 
@@ -29,22 +31,24 @@ class Exchange:
     """What all exchanges have in common.
 
     Attributes:
-        params: (size,) float32, the parameters; every rank may read all of it between ``share`` and the end of the
-            gradients of the next ``sum``, and write ``params[shard]`` between ``sum`` and ``share``.
-        shard: the elements that this rank updates.
+        host: the ranks that share the memory of the parameters with this one.
+        elements: the elements of the vector that the ranks of ``host`` update.
+        shard: those that this rank updates.
         unique: those elements of the sum, counted from the start of ``shard``, that are this rank's alone: over all
             ranks, each element of the vector occurs exactly once. For what is summed over the whole vector.
-        timer: where the time of ``sum`` and ``share`` goes.
-        owns_copy: whether ``params`` is this rank's own, or the first rank's of those that share it.
+        whole: whether the ranks update all elements of the vector together. If not, the rest was on a host whose
+            ranks have all died.
+        timer: where the time of ``sum`` and ``fetch`` goes.
     """
 
-    params: Vector
+    host: SerialComm
+    elements: slice
     shard: slice
     unique: slice
-    owns_copy: bool
-    timer: Timer
+    whole = True
 
-    def __init__(self, comm: SerialComm, size: int, timer: Timer) -> None:
+    def __init__(self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None) -> None:
+        """``elements``: those that this host has updated before it lost a rank; None: divide the vector anew."""
         self.comm, self.size, self.timer = comm, size, timer
         self._spares: list[Vector] = []
 
@@ -77,9 +81,19 @@ class Exchange:
 
         tree_sum(subtree, leaf, add)
 
-    def publish(self) -> None:
-        """Let every rank see every rank's part of ``params``."""
+    def fetch(self, params: Vector) -> None:
+        """Fetch the elements of ``params``, (size,), that the ranks of other hosts have updated.
+
+        The ranks of ``host`` fetch them together, into the memory that they share. They see the whole vector after
+        their next barrier, or commit.
+        """
         raise NotImplementedError
+
+    def publish(self, params: Vector) -> None:
+        """Fetch these elements, and wait until all ranks of ``host`` have."""
+        self.fetch(params)
+        with self.timer("waiting"):
+            self.host.barrier()
 
     def gather(self, shard: Vector) -> Vector | None:
         """A whole (size,) vector of every rank's part of it, on rank 0; None elsewhere."""
@@ -99,28 +113,35 @@ class ExactExchange(Exchange):
     rank a node, nothing to add up before.
     """
 
-    def __init__(self, comm: SerialComm, size: int, timer: Timer) -> None:
-        super().__init__(comm, size, timer)
-        self.node = comm.node()
-        self.bounds = [0, *(shard(size, comm.size, rank)[1] for rank in range(comm.size))]
-        self.shard = slice(self.bounds[comm.rank], self.bounds[comm.rank + 1])
-        self.unique = slice(0, self.shard.stop - self.shard.start)
-        self.params = shared_array(self.node, (size,), np.float32)
-        self.owns_copy = self.node.rank == 0
-        self._buffers: list[Vector] = []  # by row number: (ranks of the node, size)
-        self._received: list[Vector] = []  # by row number: (nodes, width of the part)
-        places = comm.allgather_obj([self.node.rank, self.node.size])
-        self._layout = Layout(size, tuple((r, r + count) for r, (local, count) in enumerate(places) if local == 0))
+    def __init__(self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None) -> None:
+        super().__init__(comm, size, timer, elements)
+        self.host = comm.node()
+        self._layout = self._agreed_layout(elements)
         self._home = self._layout.node_of(comm.rank)
+        self.whole = self._layout.whole()
+        self.elements = slice(*self._layout.elements(self._home))
+        self.shard = slice(*self._layout.shard(comm.rank))
+        self.unique = slice(0, self.shard.stop - self.shard.start)
+        self.bounds = [0, *(self._layout.shard(rank)[1] for rank in range(comm.size))]
         self._slice = slice(*self._layout.slice(comm.rank))
         self._updates = self._layout.updates(comm.rank)
+        self._buffers: list[Vector] = []  # by row number: (ranks of the host, size)
+        self._received: list[Vector] = []  # by row number: (hosts, width of the part)
         self._plans: dict[int, tuple[list[list[Subtree]], list[Message]]] = {}
+
+    def _agreed_layout(self, elements: slice | None) -> Layout:
+        """The layout of all ranks, from what each knows of its host."""
+        own = [elements.start, elements.stop] if elements else None
+        places = self.comm.allgather_obj([self.host.rank, self.host.size, own])
+        firsts = [(rank, size, kept) for rank, (local, size, kept) in enumerate(places) if local == 0]
+        ranges = tuple((kept[0], kept[1]) for *_, kept in firsts if kept)
+        return Layout(self.size, tuple((rank, rank + size) for rank, size, _ in firsts), ranges)
 
     def sum(self, count: int, gradient: Gradient) -> Vector:
         for subtree, row in self._own_buffers(count):
             self._add_up(subtree, row, gradient)
         with self.timer("waiting"):
-            self.node.barrier()  # the node's rows are full, and nobody reads its parameters any more
+            self.host.barrier()  # its rows are full
         with self.timer("exchange"):
             return self._sum(count)
 
@@ -129,9 +150,9 @@ class ExactExchange(Exchange):
         held = owned(leaves, self.comm.size)
         first, end = self._layout.nodes[self._home]
         while len(self._buffers) < max(len(held[rank]) for rank in range(first, end)):
-            self._buffers.append(shared_array(self.node, (self.node.size, self.size), np.float32))
+            self._buffers.append(shared_array(self.host, (self.host.size, self.size), np.float32))
         return [
-            (subtree, rows[self.node.rank]) for subtree, rows in zip(held[self.comm.rank], self._buffers, strict=False)
+            (subtree, rows[self.host.rank]) for subtree, rows in zip(held[self.comm.rank], self._buffers, strict=False)
         ]
 
     def _sum(self, leaves: int) -> Vector:
@@ -165,12 +186,10 @@ class ExactExchange(Exchange):
                     known[theirs[number]] = row
         return known
 
-    def publish(self) -> None:
-        if len(self._layout.nodes) > 1:  # each rank fetches its slice of the parameters for its node
+    def fetch(self, params: Vector) -> None:
+        if len(self._layout.nodes) > 1:  # each rank fetches its slice of the vector for its host
             with self.timer("exchange"):
-                self.comm.alltoall(self.params, self._updates.sent, self.params, self._updates.received)
-        with self.timer("waiting"):
-            self.node.barrier()
+                self.comm.alltoall(params, self._updates.sent, params, self._updates.received)
 
     def gather(self, shard: Vector) -> Vector | None:
         return self.comm.gather_shards(shard, self.bounds)
@@ -182,11 +201,11 @@ class ExactExchange(Exchange):
 class AllreduceExchange(Exchange):
     """One MPI_Allreduce; every rank updates everything. The last bits depend on the ranks."""
 
-    def __init__(self, comm: SerialComm, size: int, timer: Timer) -> None:
-        super().__init__(comm, size, timer)
-        self.shard = slice(0, size)
+    def __init__(self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None) -> None:
+        super().__init__(comm, size, timer, elements)
+        self.host = SerialComm()
+        self.shard = self.elements = slice(0, size)
         self.unique = slice(0, size if comm.rank == 0 else 0)
-        self.params, self.owns_copy = np.zeros(size, np.float32), True
         self._total, self._row = np.empty((2, size), np.float32)
 
     def sum(self, count: int, gradient: Gradient) -> Vector:
@@ -199,7 +218,7 @@ class AllreduceExchange(Exchange):
             self.comm.allreduce(self._total)
         return self._total
 
-    def publish(self) -> None:
+    def fetch(self, params: Vector) -> None:
         """Nothing to do: every rank has updated the whole."""
 
     def gather(self, shard: Vector) -> Vector | None:
@@ -211,10 +230,7 @@ class AllreduceExchange(Exchange):
         self.comm.broadcast(shard)
 
 
-EXCHANGES: dict[str, Callable[[SerialComm, int, Timer], Exchange]] = {
-    "exact": ExactExchange,
-    "allreduce": AllreduceExchange,
-}
+EXCHANGES: dict[str, type[Exchange]] = {"exact": ExactExchange, "allreduce": AllreduceExchange}
 
 
 def add_into_left(left: Vector, right: Vector) -> Vector:

@@ -36,16 +36,20 @@ class Message:
 class Layout:
     """The elements of a vector that each rank of several nodes updates or passes on.
 
-    A rank updates its *shard*: the shards of all ranks make up the vector. It fetches and passes on its *slice*
-    for its node: the slices of the ranks of a node make up the vector.
+    A rank updates its *shard*: the shards of the ranks of a node make up the node's *range*, and the ranges of all
+    nodes make up the vector. It fetches and passes on its *slice* for its node: the slices of a node's ranks make up
+    the vector.
 
     Attributes:
         size: elements of the vector.
         nodes: for each node the interval of its ranks, in order.
+        ranges: for each node its range; empty: in proportion to the numbers of ranks. A node keeps its range when it
+            loses a rank.
     """
 
     size: int
     nodes: tuple[Interval, ...]
+    ranges: tuple[Interval, ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -56,9 +60,25 @@ class Layout:
         """The index of a rank's node."""
         return bisect_right(self.nodes, (rank, self.ranks)) - 1
 
+    def elements(self, node: int) -> Interval:
+        """The elements that the ranks of a node update."""
+        if self.ranges:
+            return self.ranges[node]
+        first, end = self.nodes[node]
+        return shard(self.size, self.ranks, first)[0], shard(self.size, self.ranks, end - 1)[1]
+
     def shard(self, rank: int) -> Interval:
         """The elements that a rank updates."""
-        return shard(self.size, self.ranks, rank)
+        node = self.node_of(rank)
+        (first, end), (start, stop) = self.nodes[node], self.elements(node)
+        lo, hi = shard(stop - start, end - first, rank - first)
+        return start + lo, start + hi
+
+    def whole(self) -> bool:
+        """Whether the ranges of the nodes make up the vector; not so, where a node has lost all its ranks."""
+        bounds = [self.elements(node) for node in range(len(self.nodes))]
+        starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]
+        return starts == [0, *stops[:-1]] and stops[-1] == self.size
 
     def slice(self, rank: int) -> Interval:
         """The elements that a rank passes on for its node."""

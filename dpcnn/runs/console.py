@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,7 +19,30 @@ LINE_SECONDS = 10.0  # between the plain lines of a running epoch
 
 
 class Report:
-    """Prints nothing: the report of all ranks except rank 0."""
+    """Prints nothing.
+
+    Attributes:
+        size: bytes of the log file; lines after these are of an action that has not been committed.
+    """
+
+    size = 0
+
+    def log_to(self, path: Path) -> None:
+        """From here on, write every line to this file too."""
+
+    def logged(self) -> int:
+        """Bytes of the log file, as the rank that speaks sees it."""
+        return 0
+
+    def commit(self, size: int) -> None:
+        """The end of an action, after which the log file has ``size`` bytes."""
+        self.size = size
+
+    def retry(self) -> None:
+        """The action is repeated: lines that this rank has said in it already are not said again."""
+
+    def take_over(self) -> None:
+        """This rank speaks now, in the place of one that has died: drop what that has logged of the action."""
 
     def say(self, line: str) -> None:
         """Print a line."""
@@ -37,24 +61,48 @@ class Report:
 
 
 class Console(Report):
-    """The report of rank 0: plain lines to stdout, or lines and a bar to the terminal; lines to a log file.
+    """Plain lines to stdout, or lines and a bar to the terminal; lines to a log file. Every rank has one.
 
     The bar goes to the terminal itself: Open MPI's mpirun passes on whole lines only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, speaks: Callable[[], bool]) -> None:
+        """``speaks``: whether this rank is the one that speaks now, rank 0; the others follow what it has to say."""
+        self._speaks = speaks
         self._log: Path | None = None
-        self._terminal = open_terminal(terminal(2))
-        self._out = self._terminal if self._terminal and terminal(1) == self._terminal.name else sys.stdout
+        self._terminal: TextIO | None = None
+        self._out: TextIO | None = None
         self._bar: tqdm[Any] | None = None
-        self._epochs = self._done = 0
+        self._begun = False  # a training, for which no bar has been looked for yet
+        self._epochs = self._done = self._images = 0
+        self._fresh = self._to_skip = 0  # lines: said in this action; of these, not yet come up again in its repetition
         self._started = self._said = time.monotonic()
 
     def log_to(self, path: Path) -> None:
-        """From here on, write every line to this file too."""
         self._log = path
 
+    def commit(self, size: int) -> None:
+        self.size, self._fresh, self._to_skip = size, 0, 0
+
+    def retry(self) -> None:
+        self._to_skip = self._fresh
+
+    def take_over(self) -> None:
+        self._fresh = self._to_skip = 0
+        if self._log and self._log.exists():
+            with Folder(self._log.parent) as folder, folder.appending(self._log.name) as file:
+                file.truncate(self.size)
+
+    def logged(self) -> int:
+        return self._log.stat().st_size if self._log and self._speaks() and self._log.exists() else 0
+
     def say(self, line: str) -> None:
+        if not self._speaks():
+            return
+        if self._to_skip:
+            self._to_skip -= 1
+            return
+        self._fresh += 1
         if self._bar is not None:
             self._bar.clear()
         line = printable(line, keep="\n")
@@ -66,17 +114,29 @@ class Console(Report):
                 file.write(f"{line}\n".encode())
 
     def _print(self, line: str) -> None:
+        self._open()
         try:
             print(line, file=self._out, flush=True)
         except OSError:  # the terminal is gone, or nobody reads: the run and the log continue
             self._bar, self._terminal, self._out = None, None, sys.stdout
 
+    def _open(self) -> None:
+        """Find out where the output goes, the first time that this rank speaks."""
+        if self._out is None:
+            self._terminal = open_terminal(terminal(2))
+            self._out = self._terminal if self._terminal and terminal(1) == self._terminal.name else sys.stdout
+
     def begin(self, progress: Progress, epochs: int, images: int) -> None:
-        self._epochs = epochs
+        self._epochs, self._images, self._begun = epochs, images, True
         self._started = self._said = time.monotonic()
+
+    def _show_bar(self) -> None:
+        """Show a bar, if there is a terminal."""
+        self._open()
         if self._terminal is not None and os.get_terminal_size(self._terminal.fileno()).columns:
             self._bar = tqdm(
-                total=images,
+                total=self._images,
+                initial=self._done,  # of a rank that died
                 unit=" images",
                 unit_scale=True,
                 mininterval=0.2,
@@ -88,6 +148,11 @@ class Console(Report):
 
     def step(self, progress: Progress, metrics: Metrics, rate: float) -> None:
         self._done += metrics.count
+        if not self._speaks():
+            return
+        if self._begun:
+            self._begun = False
+            self._show_bar()
         seen = progress.metrics
         facts = f"loss {seen.mean_loss:.4f}, accuracy {seen.accuracy:.4f}, rate {rate:.2g}"
         if self._bar is not None:
@@ -104,6 +169,9 @@ class Console(Report):
             self._print(f"{where}: {facts}; {speed:,.0f} images/s")
 
     def event(self, event: Event) -> None:
+        if event["event"] == "death":
+            who = f"{', '.join(event['lost'])} died after step {event['step']}"
+            self.say(f"{who}: {event['ranks']} ranks go on, after {event['seconds']:.2f} s")
         if event["event"] != "epoch":
             return
         names = {**{kind: kind for kind in evaluated(event)}, "training": "train"}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpcnn.base.fields import FieldError, Table, load_json
+from dpcnn.base.fields import FieldError, Table, load_json, name
 from dpcnn.base.files import MOST_JSON, MOST_TEXT, read_bytes
 from dpcnn.errors import CheckpointError
 
@@ -29,14 +29,20 @@ def parse_event(value: Any, where: str) -> Event:
     if kind == "step":
         whole, broken = ["step", "epoch"], ["loss", "accuracy", "learning_rate"]
     elif kind == "epoch":
-        evaluations = [name for name in KINDS if f"{name}_loss" in told or f"{name}_accuracy" in told]
-        measured = [f"{name}_{what}" for name in ("train", *evaluations) for what in ("loss", "accuracy")]
+        evaluations = [split for split in KINDS if f"{split}_loss" in told or f"{split}_accuracy" in told]
+        measured = [f"{split}_{what}" for split in ("train", *evaluations) for what in ("loss", "accuracy")]
         whole, broken = ["epoch", "step"], [*measured, "learning_rate", "seconds", "images_per_second"]
     elif kind == "hash":
         whole, broken = ["step"], []
         hashes = told.table("parameters")
-        for name in hashes:
-            hashes.name(name)
+        for parameter in hashes:
+            hashes.name(parameter)
+    elif kind == "death":
+        whole, broken = [], ["seconds"]
+        told.integer("step")
+        told.integer("ranks", 1)
+        for place, lost in enumerate(told.items("lost")):
+            name(lost, f"{where}.lost[{place}]")
     elif kind == "end":
         whole, broken = ["steps"], ["seconds", *(key for key in ["best_validation_accuracy"] if key in told)]
         told.sha256("weights_sha256")
@@ -48,7 +54,7 @@ def parse_event(value: Any, where: str) -> Event:
         told.number(
             key, *((0, 1) if key.endswith("accuracy") else (-MOST_LOSS, MOST_LOSS) if "loss" in key else (0, 1e300))
         )
-    more = {"hash": ["parameters"], "end": ["weights_sha256"]}.get(kind, [])
+    more = {"hash": ["parameters"], "death": ["step", "ranks", "lost"], "end": ["weights_sha256"]}.get(kind, [])
     told.only(["event", *whole, *broken, *more])
     event: Event = value
     return event

@@ -30,7 +30,7 @@ from dpcnn.base.fields import FieldError, load_toml
 from dpcnn.base.files import MOST_RECIPE, Folder, Lock, read_bytes
 from dpcnn.config import Config, from_dict
 from dpcnn.errors import CheckpointError, ConfigError, printable
-from dpcnn.runs.checkpoint import BEST, LAST, STEP, Checkpoint, prune, step_name, steps, store
+from dpcnn.runs.checkpoint import BEST, LAST, STEP, Checkpoint, prune, read, step_name, steps, store
 from dpcnn.runs.events import Event
 from dpcnn.runs.progress import Progress
 
@@ -83,8 +83,9 @@ class RunFolder:
         """
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
         holder = f"process {os.getpid()} of {_user()} on {platform.node()}, since {since}"
-        with self._locking(), Folder(self.path) as folder:
-            self._lock = folder.lock(LOCK, holder)
+        if not self._lock:
+            with self._locking(), Folder(self.path) as folder:
+                self._lock = folder.lock(LOCK, holder)
         return (
             "" if self._lock else f"warning: {self.path}: no locks here: let no other job train in it at the same time"
         )
@@ -132,24 +133,43 @@ class RunFolder:
                 self.check_free()  # another job may have been faster
             if newest and newest != self.newest():
                 raise CheckpointError(f"{self.path}: another job has trained here meanwhile; --resume again")
-            with Folder(self.path) as folder, folder.inside(CHECKPOINTS) as checkpoints:
-                folder.check(*WRITTEN)
-                if TENSORBOARD in folder.names():
-                    folder.inside(TENSORBOARD).close()
-                for name in (LAST, BEST):
-                    if (self.checkpoints / name).is_dir():
-                        raise OSError(
-                            errno.EISDIR, "is a folder, not a link to a checkpoint", str(self.checkpoints / name)
-                        )
-                remove_leftovers(folder)
-                remove_leftovers(checkpoints)
-                folder.write(self.config.name, tomli_w.dumps(config.as_dict()).encode())
-                folder.write(self.metrics.name, b"".join(_line(event) for event in progress.events))
-                _point_best(checkpoints, progress.best(config.monitor))
+            self._prepare(config, progress)
         except OSError as error:
             place = error.filename or self.path
             raise CheckpointError(f"{place}: can't be written ({error.strerror}); give another --out") from None
         return warning
+
+    def take_over(self, config: Config, progress: Progress) -> str:
+        """Go on writing here, in the place of a rank of this job that has died, whatever that has left.
+
+        Returns:
+            Nothing, or a warning about the lock.
+        """
+        warning = ""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            warning = self.lock()
+        except CheckpointError:  # its host, or the file server, has not noticed the death
+            warning = (
+                f"warning: {self.path}: the lock is still that of a rank that has died: let no other job train here"
+            )
+        self._prepare(config, progress)
+        return warning
+
+    def _prepare(self, config: Config, progress: Progress) -> None:
+        """Write the configuration and the metrics so far, and remove what a crash has left."""
+        with Folder(self.path) as folder, folder.inside(CHECKPOINTS) as checkpoints:
+            folder.check(*WRITTEN)
+            if TENSORBOARD in folder.names():
+                folder.inside(TENSORBOARD).close()
+            for name in (LAST, BEST):
+                if (self.checkpoints / name).is_dir():
+                    raise OSError(errno.EISDIR, "is a folder, not a link to a checkpoint", str(self.checkpoints / name))
+            remove_leftovers(folder)
+            remove_leftovers(checkpoints)
+            folder.write(self.config.name, tomli_w.dumps(config.as_dict()).encode())
+            folder.write(self.metrics.name, b"".join(_line(event) for event in progress.events))
+            _point_best(checkpoints, progress.best(config.monitor))
 
     def read_config(self) -> dict[str, Any]:
         """The options of the run that is here.
@@ -245,3 +265,15 @@ def find_checkpoint(path: Path) -> Path:
         if checkpoint.exists():
             return checkpoint
     raise CheckpointError(f"{path}: a folder without {CHECKPOINTS}/{LAST}; give a run's folder or a checkpoint")
+
+
+def numerics_of(path: Path) -> str:
+    """The numerics of the run to which a run's folder or a checkpoint belongs.
+
+    Raises:
+        CheckpointError: there is no run or no checkpoint.
+    """
+    home = RunFolder(path if path.is_dir() else Path(os.path.realpath(path)).parent.parent)
+    if home.config.is_file():
+        return str(home.read_config()["numerics"])
+    return read(find_checkpoint(path)).config.numerics

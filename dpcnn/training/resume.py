@@ -12,21 +12,23 @@ from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.optim.schedules import OVER_ALL_EPOCHS
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, read, step_name
-from dpcnn.runs.folder import RUNS, RunFolder, dated
+from dpcnn.runs.folder import RUNS, RunFolder, dated, numerics_of
 
 RECIPE = "simple-cnn"
 
 
 @dataclass
 class Start:
-    """Where a run begins, as rank 0 finds it; the other ranks have an empty one.
+    """Where a run begins.
 
     Attributes:
         folder: of the run.
-        path, checkpoint: the checkpoint to continue from, if any.
+        path, checkpoint: the checkpoint to continue from, if any; only rank 0 has read it.
         config: of the run that is resumed, as a dict, if any.
         newest: the newest checkpoint in the folder, if any.
+        fingerprint: of the numerics that the checkpoint was made with.
     """
 
     folder: RunFolder = field(default_factory=lambda: RunFolder(Path()))
@@ -34,6 +36,21 @@ class Start:
     checkpoint: Checkpoint | None = None
     config: dict[str, Any] | None = None
     newest: Path | None = None
+    fingerprint: dict[str, Any] | None = None
+
+    def shared(self, comm: SerialComm) -> "Start":
+        """Rank 0's start, on every rank of ``comm``; but for the checkpoint itself."""
+        paths = [path and str(path) for path in (self.folder.path, self.path, self.newest)]
+        made_with = self.checkpoint and self.checkpoint.fingerprint
+        (folder, path, newest), config, made_with = comm.broadcast_obj([paths, self.config, made_with])
+        return Start(
+            self.folder if comm.rank == 0 else RunFolder(Path(folder)),
+            path and Path(path),
+            self.checkpoint,
+            config,
+            newest and Path(newest),
+            made_with,
+        )
 
 
 def find_start(options: Namespace) -> Start:
@@ -93,6 +110,23 @@ def newest_run() -> RunFolder:
     if not found:
         raise CheckpointError(f"{RUNS}/: no run to resume; give --resume a checkpoint or --out a run's folder")
     return RunFolder(max(found, key=lambda path: path.stat().st_mtime).parent)
+
+
+def wanted_numerics(options: Namespace) -> str:
+    """The numerics that a training's options ask for: typed, or of the run that is resumed, or of the recipe.
+
+    Raises:
+        CheckpointError, ConfigError: there is no such run or recipe.
+    """
+    if "numerics" in options:
+        return str(options.numerics)
+    if options.resume not in (None, "", "auto"):
+        return numerics_of(Path(options.resume))
+    if options.resume is not None:
+        folder = RunFolder(Path(options.out)) if options.out else newest_run()
+        if options.resume != "auto" or folder.config.exists():
+            return numerics_of(folder.path)
+    return read_recipe(options.recipe or RECIPE).numerics
 
 
 def choose_config(options: Namespace, stored: dict[str, Any] | None, place: str) -> Config:

@@ -9,11 +9,11 @@ from dpcnn.cluster.stopping import Stop, ignore, job_end, listen
 from dpcnn.cluster.watch import Watch
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import share_or_part
-from dpcnn.runs.console import Console, Report
+from dpcnn.runs.console import Console
 from dpcnn.runs.folder import TENSORBOARD
 from dpcnn.runs.trace import clock_offset
-from dpcnn.training.setup import set_up
-from dpcnn.training.summary import Draw, finish, write_times, write_trace
+from dpcnn.training.setup import open_run, set_up
+from dpcnn.training.summary import Draw, finish, say_stopped, write_times, write_trace
 
 TRACED = 100_000  # intervals of time per rank in a trace
 
@@ -25,40 +25,45 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
         draw: draws the curves at the end.
         started: when this process started, in seconds since 1970.
     """
-    report = Console() if comm.rank == 0 else Report()
-    with comm.fail_together():
-        stop = Stop(job_end(os.environ, started, options.walltime))
+    report = Console(lambda: comm.rank == 0)
+    comm.on_loss(report.retry)
+    stop = comm.transact(lambda: _stop(comm, options, started))
     listen(stop, comm.abort)
-    apart = share_or_part(comm)
+    apart = comm.transact(lambda: share_or_part(comm))
     if apart:
         report.say(apart)
-    watch = Watch(comm, options.stall_timeout, report.say)
-    trainer = set_up(comm, options, report, stop)
+    comm.survives = comm.survives and options.survive == "yes"
+    watch = comm.transact(lambda: Watch(comm, options.stall_timeout, report.say))
+    comm.on_loss(watch.renew)
+    trainer, start = comm.transact(lambda: set_up(comm, options, report, stop))
+    comm.on_loss(trainer.assemble)
+    report.commit(comm.transact(lambda: open_run(trainer, start, report)))
     if watch.warning:
         report.say(watch.warning)
     watch.follow(trainer.timer, lambda: trainer.progress.step)
-    offset = clock_offset(comm) if options.trace else 0.0
+    offset = comm.transact(lambda: clock_offset(comm)) if options.trace else 0.0
     trainer.timer.record(TRACED * options.trace)
     finished = trainer.fit()
     if options.trace:
-        write_trace(trainer, report, offset)
-    peak = write_times(trainer, report)
+        trainer.transact(lambda: write_trace(trainer, report, offset))
+    peak = trainer.transact(lambda: write_times(trainer, report))
     if finished:
-        finish(trainer, report, peak, None if options.no_curves else draw)
+        trainer.transact(lambda: finish(trainer, report, peak, None if options.no_curves else draw))
     else:
-        rank, why = next((rank, why) for rank, why in enumerate(comm.allgather_obj(stop.reason)) if why)
-        report.say(
-            f"stopped at step {trainer.progress.step}: {why} (rank {rank}); "
-            f"continue with --resume --out {trainer.run.path}"
-        )
+        trainer.transact(lambda: say_stopped(trainer, report))
     ignore()  # all is saved: the status should say so, and not how Python was ended
     watch.close(comm.finalize)
     return DONE if finished else RESUMABLE
 
 
+def _stop(comm: SerialComm, options: Namespace, started: float) -> Stop:
+    with comm.fail_together():
+        return Stop(job_end(os.environ, started, options.walltime))
+
+
 def training_parser() -> Parser:
     """The flags of a training."""
-    parser = Parser(prog="dpcnn.train", description="Train a network: mpirun -n 4 python -m dpcnn.train")
+    parser = Parser(prog="dpcnn.train", description="Train a network, or resume a run: mpirun -n 4 dpcnn train")
     parser.add_argument("--recipe", metavar="NAME|FILE", help="options to start from (default simple-cnn)")
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default runs/RECIPE-DATE-TIME)")
     parser.add_argument(
@@ -99,6 +104,19 @@ def training_parser() -> Parser:
         default=600.0,
         metavar="S",
         help="end the job if a rank makes no progress for this many seconds; 0: never (default 600)",
+    )
+    parser.add_argument(
+        "--survive",
+        choices=["yes", "no"],
+        default="yes",
+        help="go on when a rank dies, if the MPI library can (default yes)",
+    )
+    parser.add_argument(
+        "--min-ranks",
+        type=int,
+        default=1,
+        metavar="N",
+        help="if fewer ranks than this survive, stop with a checkpoint and status 75 (default 1)",
     )
     add_config_flags(parser)
     return parser

@@ -1,24 +1,26 @@
 """Everything before the first step: options, data, network, state, the run's folder."""
 
+import os
 import platform
 from argparse import Namespace
 from typing import Any
 
 from dpcnn import __version__
-from dpcnn.base.numerics import differences, fingerprint
+from dpcnn.base.numerics import check, deviations, differences, fingerprint
 from dpcnn.cluster.stopping import Stop
 from dpcnn.data.dataset import find_data, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.runs.console import Console, Report
-from dpcnn.runs.tensorboard import TensorBoardWriter, writer_class
+from dpcnn.parallel.survival import ENABLED
+from dpcnn.runs.console import Report
+from dpcnn.runs.tensorboard import writer_class
 from dpcnn.training.resume import Start, choose_config, find_start
 from dpcnn.training.trainer import Trainer
 
 
-def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> Trainer:
-    """Everything before the first step: options, data, network, state, and last the run's folder.
+def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> tuple[Trainer, Start]:
+    """Everything before the first step, but for the run's folder: options, data, network, state.
 
     Nothing is written before everything that the user gave has been checked.
     """
@@ -28,9 +30,12 @@ def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> 
             if options.tensorboard:
                 writer_class()
             start = find_start(options)
-    place, stored = comm.broadcast_obj([str(start.folder.path), start.config])
+    start = start.shared(comm)
+    report.log_to(start.folder.log)
+    report.size = comm.broadcast_obj(report.logged())
     with comm.fail_together():
-        config = choose_config(options, stored, place)
+        config = choose_config(options, start.config, str(start.folder.path))
+        check(config.numerics)
         data = find_data(config.data)
     if options.stage:
         data = stage(data, options.stage, comm)
@@ -41,20 +46,47 @@ def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> 
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(config.microbatch, config.batch), comm.node().size)
     test = load(data, "test", comm) if config.test else None
-    trainer = Trainer(comm, config, network, samples, start.folder, report, stop, test)
-    if comm.broadcast_obj(start.checkpoint is not None):
+    trainer = Trainer(comm, config, network, samples, start.folder, report, stop, test, options.tensorboard)
+    if start.path:
         trainer.restore(start.checkpoint)
+    trainer.origin, trainer.min_ranks = start.path, options.min_ranks
+    with comm.fail_together():
+        if comm.rank == 0 and start.config is None:
+            start.folder.check_free()
+    return trainer, start
+
+
+def open_run(trainer: Trainer, start: Start, report: Report) -> int:
+    """Begin to write in the run's folder, and say what the run is.
+
+    Returns:
+        The bytes of the log file.
+    """
+    comm = trainer.comm
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
     with comm.fail_together():
-        if isinstance(report, Console):
-            warning = start.folder.open(config, trainer.progress, start.config is None, start.newest)
-            report.log_to(start.folder.log)
-            if options.tensorboard:
-                trainer.listeners.append(TensorBoardWriter(start.folder.path, trainer.progress.events).event)
+        if comm.rank == 0:
+            if comm.repeated and not trainer.record.begun:
+                report.take_over()
+            fresh = start.config is None and not comm.repeated  # else it may be of a rank 0 that has died
+            warning = start.folder.open(trainer.config, trainer.progress, fresh, start.newest)
+            trainer.record.begin(trainer.progress)
             for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
                 if line:
                     report.say(line)
-    return trainer
+    size: int = comm.broadcast_obj(report.logged())
+    return size
+
+
+def survival(comm: SerialComm) -> str:
+    """Whether the run survives the death of ranks; if not, why, and what to do about it."""
+    if comm.survives:
+        return "survives the death of ranks"
+    if os.environ.get(ENABLED):
+        return "the death of a rank ends the run (--survive no)"
+    if comm.library.startswith("Open MPI v5"):
+        return "the death of a rank ends the run; to survive it, type mpirun --with-ft ulfm in place of mpirun"
+    return f"the death of a rank ends the run: {comm.library} can't survive it"
 
 
 def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> list[str]:
@@ -64,22 +96,26 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     lines = [
         f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
         f"{trainer.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
-        f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}",
+        f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}"
+        f"{', portable numerics' * (config.numerics == 'portable')}",
         f"{config.epochs} epochs of {trainer.steps_per_epoch} steps; batch {config.batch} in microbatches of "
         f"{config.microbatch}; {config.optimizer}, rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
+        *([survival(comm)] if comm.size > 1 else []),
         f"run folder: {start.folder.path}",
     ]
     if start.path:
         complete = progress.epochs >= trainer.last_epoch
         place = "the run is complete" if complete else f"epoch {progress.epochs + 1}, step {progress.step}"
         lines.append(f"resuming from {start.path.name}: {place}")
-        if start.checkpoint and start.checkpoint.fingerprint != numerics:
+        if start.fingerprint != numerics:
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
     elif start.config is not None:
         lines.append("no checkpoint yet: starting from step 0")
     lines += trainer.holdout.remarks
     if config.microbatch > config.batch:
         lines.append(f"--microbatch {config.microbatch} is above the batch: each batch is one microbatch, of one rank")
+    if reasons := deviations():
+        lines.append(f"the bits may not be those of other machines: {reasons}")
     if config.exchange == "allreduce":
         lines.append("allreduce: the last bits of the result depend on the number of ranks")
     return lines

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dpcnn.base.text import text
-from dpcnn.runs.checkpoint import weights_sha256
 from dpcnn.runs.console import Report
 from dpcnn.runs.events import epoch_rows, evaluated
 from dpcnn.runs.trace import merged
@@ -34,7 +33,7 @@ def write_times(trainer: Trainer, report: Report) -> float:
         "host": platform.node(),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "seconds": trainer.timer.rounded(),
-        "waited_for": round(float(trainer.waited_for[comm.rank]), 3),
+        "waited_for": round(float(trainer.waited_for[comm.members[comm.rank]]), 3),
     }
     ranks = comm.allgather_obj(facts)
     with trainer.writing("report"):
@@ -47,36 +46,34 @@ def write_times(trainer: Trainer, report: Report) -> float:
 
 
 def finish(trainer: Trainer, report: Report, peak: float, draw: Draw | None) -> None:
-    """Record the end of a run, draw the curves if ``draw`` is there, print the table and the last line."""
-    comm, progress, folder = trainer.comm, trainer.progress, trainer.run.path
-    best = progress.best(trainer.config.monitor)
-    assert best is not None, "a finished run has an epoch"
-    with trainer.averaged():
-        sha256 = weights_sha256(trainer.params)
-    trainer.record(
-        {
-            "event": "end",
-            "steps": progress.step,
-            "seconds": round(progress.seconds, 3),
-            "weights_sha256": sha256,
-            **({"best_validation_accuracy": best["validation_accuracy"]} if "validation_accuracy" in best else {}),
-        }
-    )
+    """Draw the curves if ``draw`` is there, print the table and the last line."""
+    progress, folder = trainer.progress, trainer.run.path
+    best, last, sha256 = progress.best(trainer.config.monitor), progress.epoch_events[-1], trainer.weights_sha256
     with trainer.writing("report"):
-        if comm.rank == 0:
+        if trainer.comm.rank == 0:
             report.say(text(*epoch_rows(progress.epoch_events)))
             if draw:
                 report.say(draw([folder], folder / "curves"))
-            last = progress.epoch_events[-1]
             seconds = sum(event["seconds"] for event in progress.epoch_events)
             speed = trainer.images(progress.step) / max(seconds, 1e-3)  # they are rounded to milliseconds
             results = [f"{kind} accuracy {last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last) or ["train"]]
-            if "validation_accuracy" in best:
+            if best and "validation_accuracy" in best:
                 results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"
             report.say(
                 f"{', '.join(results)}, {progress.seconds:.1f} s, {speed:,.0f} images/s, "
                 f"peak memory {peak:.0f} MB per rank, {folder}, weights {sha256}"
             )
+
+
+def say_stopped(trainer: Trainer, report: Report) -> None:
+    """Say at which step a run was stopped, and why."""
+    reasons = trainer.comm.allgather_obj(trainer.stop.reason)
+    rank, why = next(((rank, why) for rank, why in enumerate(reasons) if why), (0, "by a rank that has died"))
+    with trainer.writing("report"):
+        report.say(
+            f"stopped at step {trainer.progress.step}: {why} (rank {rank}); "
+            f"continue with --resume --out {trainer.run.path}"
+        )
 
 
 def straggler_bill(ranks: Sequence[dict[str, Any]]) -> str:

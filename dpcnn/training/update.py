@@ -1,5 +1,6 @@
 """The update of a rank's shard of the parameters, from its shard of the summed gradient."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,18 @@ from dpcnn.optim.averaging import update_average
 from dpcnn.optim.clipping import clip_coefficient
 
 Vector = NDArray[Any]
+Parts = Mapping[str, Vector]
 
 
 class Update:
     """Optimizer, clipping, running means and average of the weights, for the elements ``shard`` of the vector.
 
-    Attributes:
-        state: by name, the vectors that are remembered from step to step: of ``shard``, to be saved and restored.
+    It keeps nothing from step to step: it reads the vectors of the state before a step, and writes those after it.
     """
 
-    def __init__(self, config: Config, network: Network, params: Vector, shard: slice) -> None:
+    def __init__(self, config: Config, network: Network, shard: slice) -> None:
         self.config = config
         self._optimizer = config.make_optimizer()
-        self.state = self._optimizer.zeros(len(params))
-        if config.ema_decay:
-            self.state["ema"] = params.copy()
         self._running = [
             (slice(lo - shard.start, hi - shard.start), rate)
             for start, stop, rate in network.running_stats
@@ -42,11 +40,14 @@ class Update:
         return found
 
     def __call__(
-        self, params: Vector, gradient: Vector, step: int, rate: float, norm: float, count: int, means: list[Vector]
-    ) -> None:
-        """Update the parameters in place.
+        self, now: Parts, next: Parts, gradient: Vector, step: int, rate: float, norm: float, count: int,
+        means: list[Vector],
+    ) -> None:  # fmt: skip
+        """Write the vectors after a step.
 
         Args:
+            now: by name, the parameters and the other vectors of ``shard`` before the step; they stay as they are.
+            next: the same after the step, written here.
             gradient: summed over ``count`` samples.
             step: its number, from 1.
             rate: the learning rate.
@@ -54,8 +55,11 @@ class Update:
             means: from :meth:`take_running_means`.
         """
         scale = clip_coefficient(norm / count, self.config.max_grad_norm) / count
-        self._optimizer.update(params, gradient, self.state, step, rate, scale)
+        params, names = next["parameters"], self._optimizer.state_names
+        before = [now["parameters"], *(now[name] for name in names)]
+        self._optimizer.update(params, gradient, next, step, rate, scale, before)
         for (place, _), mean in zip(self._running, means, strict=True):
             params[place] = mean
         if self.config.ema_decay:
-            update_average(self.state["ema"], params, step, self.config.ema_decay)
+            next["ema"][...] = now["ema"]
+            update_average(next["ema"], params, step, self.config.ema_decay)

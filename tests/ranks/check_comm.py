@@ -4,12 +4,12 @@ import sys
 
 import numpy as np
 
-import dpcnn.parallel.comm
+import dpcnn.parallel.start
 from dpcnn.errors import DataError
 from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import split_evenly
 
-comm = dpcnn.parallel.comm.world()
+comm = dpcnn.parallel.start.world()
 rank, size = comm.rank, comm.size
 assert size == int(sys.argv[1])
 

@@ -4,12 +4,13 @@ import sys
 
 import numpy as np
 
-import dpcnn.parallel.comm
+import dpcnn.parallel.start
 from dpcnn.base.timing import Timer
 from dpcnn.parallel.exchange import AllreduceExchange, ExactExchange
+from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import middle
 
-comm = dpcnn.parallel.comm.world()
+comm = dpcnn.parallel.start.world()
 assert comm.size == int(sys.argv[1])
 SIZE = 16_381  # a prime: parts are never even
 
@@ -37,16 +38,17 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
 
 for kind, bitwise_or in ((ExactExchange, same), (AllreduceExchange, close)):
     exchange = kind(comm, SIZE, Timer())
+    vector = shared_array(exchange.host, (SIZE,), np.float32)
     for step, leaves in enumerate((1, 2, 3, 4, 5, 7, 8, 13, 3, 16)):
         expected = tree(0, leaves, step)
         total = exchange.sum(leaves, lambda number, out, step=step: np.copyto(out, leaf(number, step)))
         bitwise_or(total, expected[exchange.shard])
-        exchange.params[exchange.shard] = total
-        exchange.publish()
-        bitwise_or(exchange.params, expected)
-        collected = exchange.gather(exchange.params[exchange.shard])
+        vector[exchange.shard] = total
+        exchange.publish(vector)
+        bitwise_or(vector, expected)
+        collected = exchange.gather(vector[exchange.shard])
         assert (collected is None) == (comm.rank > 0)
-        part = np.empty_like(exchange.params[exchange.shard])
+        part = np.empty_like(vector[exchange.shard])
         exchange.scatter(collected, part)
         bitwise_or(part, expected[exchange.shard])
 comm.barrier()

@@ -5,8 +5,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-import dpcnn.parallel.comm
-from dpcnn.base.rng import permutation
+import dpcnn.parallel.start
 from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
 from dpcnn.runs.console import Report
@@ -15,16 +14,16 @@ from dpcnn.training.trainer import Trainer
 
 STEPS = 3
 
-comm = dpcnn.parallel.comm.world()
+comm = dpcnn.parallel.start.world()
 samples = load(find_data("mnist"), "train", comm)
 for path in sorted((files("dpcnn") / "recipes").iterdir(), key=lambda path: path.stem):
     config = replace(read_recipe(str(path)), microbatch=7)  # which divides no batch
     network = config.network((28, 28, 1), 10)
     trainer = Trainer(comm, config, network, samples, RunFolder(Path()), Report())
-    order = permutation(config.seed, 0, trainer.training)
     for _ in range(STEPS):
-        trainer.train_step(order)
-    collected = [trainer.exchange.gather(part) for part in trainer.update.state.values()]
+        trainer.transact(trainer.train_step)()
+    parts = trainer.team.parts(trainer.state.now)
+    collected = [trainer.team.exchange.gather(part) for name, part in parts.items() if name != "parameters"]
     if comm.rank == 0:
         digest = hashlib.sha256(trainer.params.tobytes())
         for vector in collected:

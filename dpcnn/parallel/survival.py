@@ -1,0 +1,99 @@
+"""Survival: when a rank dies, the others go on without it, in the same job.
+
+The work of a job is a sequence of *transactions*. All living ranks do an action, in memory that nobody needs if it
+fails; then one agreement, which no death can divide, says on all of them whether it counts. If it does not, the ranks
+that live form a smaller communicator and do the action again.
+
+What a rank has seen in an action counts for nothing before the agreement: an operation in which a peer dies may fail on
+some ranks and succeed on others, and it may "succeed" with wrong data. So any exception may come from a death. It is an
+error of the program only if nobody has died.
+
+Bland et al., "Post-failure recovery of MPI communication capability" (2013), describes revoke, shrink and agree. Open
+MPI has them (ULFM) if it is started by ``mpirun --with-ft ulfm``.
+"""
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+from dpcnn.base.timing import Timer
+from dpcnn.errors import DpcnnError
+from dpcnn.parallel.comm import Loss, SerialComm
+
+T = TypeVar("T")
+
+ENABLED = "OMPI_MCA_mpi_ft_enable"
+"""Environment variable that ``mpirun --with-ft ulfm`` sets for its ranks."""
+
+SETTINGS = {
+    "OMPI_MCA_coll": "^han,adapt",  # these hide the death of a rank on another host
+    "OMPI_MCA_mpi_preconnect_mpi": "1",  # a first connection during a recovery can wait for the dead
+    "OMPI_MCA_mpi_add_procs_cutoff": "1024",
+}
+"""Settings of Open MPI without which a job does not survive every death."""
+
+
+class Surviving(SerialComm):
+    """Ranks that go on when one of them dies: what that needs, besides the operations of a communicator.
+
+    Attributes:
+        losses: oldest first; the same on all ranks, but for times.
+    """
+
+    def __init__(self) -> None:
+        self.survives = True
+        self._rebuild: list[Callable[[], None]] = []
+        self.losses: list[Loss] = []
+
+    def transact(self, action: Callable[[], T], timer: Timer | None = None) -> T:
+        if not self.survives:
+            return super().transact(action, timer)
+        since, dead = 0.0, list[int]()
+        self.repeated = False
+        while True:
+            error: DpcnnError | None = None
+            fault: Exception | None = None
+            try:
+                for make in self._rebuild * self.repeated:
+                    make()
+                result = action()
+            except DpcnnError as raised:
+                error, fault = (raised, None) if raised.agreed else (None, raised)
+            except Exception as raised:
+                fault = raised
+            if fault:
+                self.revoke()
+            if self._agree(fault is None, timer):
+                break
+            since = since or time.monotonic()
+            lost = self.shrink()
+            if fault and not lost:
+                raise fault  # nobody has died: it is this rank's own
+            dead += lost
+            self.repeated = True
+        if dead:
+            self.losses.append(Loss(dead, self.size, time.monotonic() - since))
+        if error:
+            raise error
+        return result
+
+    def on_loss(self, make: Callable[[], None]) -> None:
+        if self.survives:
+            self._rebuild.append(make)
+
+    @abstractmethod
+    def revoke(self) -> None:
+        """End all operations of these ranks: each rank that waits in one gets an exception."""
+
+    @abstractmethod
+    def commit(self, well: bool) -> bool:
+        """Whether all these ranks live and are well; the same on each that lives."""
+
+    @abstractmethod
+    def shrink(self) -> list[int]:
+        """Go on as the ranks that live, in the same order.
+
+        Returns:
+            The numbers, at the start of the job, of those that have died; the same on each that lives.
+        """

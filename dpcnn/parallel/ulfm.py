@@ -1,0 +1,94 @@
+"""Ranks that survive, by ULFM: the fault tolerance of Open MPI, started by ``mpirun --with-ft ulfm``."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from dpcnn.parallel.comm import Communicator, by_host, split_nodes
+from dpcnn.parallel.survival import Surviving
+
+LAST_MESSAGES = 0.1  # seconds in which the last messages of a process arrive
+
+
+class UlfmCommunicator(Surviving, Communicator):
+    """All ranks of a job; it stands for those that live.
+
+    MPI_Finalize may wait for the dead, so it is never called: :meth:`leave` ends the process.
+    """
+
+    def __init__(self, mpi: Any) -> None:
+        Surviving.__init__(self)
+        Communicator.__init__(self, mpi, mpi.COMM_WORLD)
+        comm, node = self.transact(lambda: by_host(mpi, self._comm))
+        self._become(comm)
+        self._node, self.members = Communicator(mpi, node), range(self.size)
+        self.losses.clear()  # who died before ranks had numbers has none
+
+    def commit(self, well: bool) -> bool:
+        if not self.survives:
+            return Communicator.commit(self, well)
+        try:
+            return bool(self._comm.Agree(int(well)))
+        except self._mpi.Exception:
+            return False
+
+    def revoke(self) -> None:
+        for comm in (self, self._node):
+            if comm and comm._comm != self._mpi.COMM_SELF:
+                with suppress(self._mpi.Exception):
+                    comm._comm.Revoke()
+
+    def shrink(self) -> list[int]:
+        before = self.members
+        while True:
+            self.revoke()
+            try:
+                comm = self._comm.Shrink()
+            except self._mpi.Exception:
+                continue
+            self._become(comm)
+            if self.commit(self._find_node()):
+                return [number for number in before if number not in self.members]
+
+    def _find_node(self) -> bool:
+        """Find the ranks that share memory with this one, again; returns whether that went well."""
+        if self._node and self._node._comm == self._mpi.COMM_SELF:
+            return True
+        try:
+            self._node = Communicator(self._mpi, split_nodes(self._mpi, self._comm))
+        except self._mpi.Exception:
+            return False
+        return True
+
+    def _become(self, comm: Any) -> None:
+        """Stand for the ranks of another communicator of MPI, each of which this one has, too."""
+        old, members = self._comm, self.members
+        self.members = [members[rank] for rank in _ranks_in(old, comm)]
+        self._comm, self.rank, self.size = comm, comm.rank, comm.size
+        if old != self._mpi.COMM_WORLD:
+            old.Free()
+
+    def finalize(self) -> None:
+        """Nothing: the end of MPI is that of the process."""
+
+    def leave(self, status: int) -> NoReturn:
+        with suppress(self._mpi.Exception):
+            self._comm.Agree(1)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(LAST_MESSAGES)
+        os._exit(status)
+
+    def abort(self, status: int) -> NoReturn:
+        self._comm = self._mpi.COMM_WORLD
+        super().abort(status)
+
+
+def _ranks_in(old: Any, new: Any) -> Sequence[int]:
+    """For each rank of a communicator of MPI, its number in an older one."""
+    group = new.Get_group()
+    ranks: Sequence[int] = group.Translate_ranks(list(range(new.size)), old.Get_group())
+    return ranks

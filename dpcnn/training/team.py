@@ -1,0 +1,149 @@
+"""The team: the living ranks of a run, and all that depends on how many they are."""
+
+from dataclasses import asdict
+
+import numpy as np
+
+from dpcnn.base.numerics import fingerprint
+from dpcnn.config import Config
+from dpcnn.errors import CheckpointError, DivergenceError
+from dpcnn.nn.network import Network, Vector
+from dpcnn.optim.optimizers import OPTIMIZERS
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.exchange import EXCHANGES
+from dpcnn.runs.checkpoint import Checkpoint, weights_sha256
+from dpcnn.runs.progress import Progress
+from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
+from dpcnn.training.state import AVERAGE, PARAMETERS, State, Vectors
+from dpcnn.training.update import Update
+
+
+class Team:
+    """The living ranks, the work of each, and the memory of a step. When a rank dies, the others make a new team.
+
+    Attributes:
+        state: the state that the team works on.
+        new: whether the team has initialised it, because there was none, or a part of it is lost.
+        exchange: which adds up gradients, and tells which elements this rank updates.
+        update: the update of these elements.
+    """
+
+    def __init__(self, comm: SerialComm, config: Config, network: Network, state: State | None) -> None:
+        """Every living rank makes its own, from the last committed state; None: there is none yet."""
+        self.comm, self.config, self.network = comm, config, network
+        make = EXCHANGES[config.exchange]
+        self.exchange = make(comm, network.size, network.timer, state.elements if state else None)
+        self.new = state is None or not self.exchange.whole
+        if not self.exchange.whole:
+            self.exchange = make(comm, network.size, network.timer)
+        self.state = self._initial() if state is None or self.new else state
+        self.state.renew(self.exchange.host)
+        self.shard = self.exchange.shard
+        self.own = self.state.within(self.shard)
+        self.update = Update(config, network, self.shard)
+
+    def _initial(self) -> State:
+        """The state before the first step."""
+        config, exchange = self.config, self.exchange
+        names = [*OPTIMIZERS[config.optimizer].state_names, *([AVERAGE] if config.ema_decay else [])]
+        state = State(names, self.network.size, exchange.host, exchange.elements)
+        shard, initial = exchange.shard, self.network.initialise(config.seed, config.init, config.init_std)
+        state.now[PARAMETERS][shard] = initial[shard]
+        if config.ema_decay:
+            state.now[AVERAGE][state.within(shard)] = initial[shard]
+        exchange.publish(state.now[PARAMETERS])
+        return state
+
+    def shards(self, vectors: Vectors) -> dict[str, Vector]:
+        """This rank's elements of the vectors of a state."""
+        return {name: vector[self.shard if name == PARAMETERS else self.own] for name, vector in vectors.items()}
+
+    def weights(self) -> Vector:
+        """The weights that are evaluated and saved, (network.size,): the parameters, or their average if there is one.
+
+        The average is collected in the memory of the next step, where it stays until that step.
+        """
+        if not self.config.ema_decay:
+            return self.state.now[PARAMETERS]
+        average = self.state.next[PARAMETERS]
+        average[self.shard] = self.state.now[AVERAGE][self.own]
+        self.exchange.publish(average)
+        return average
+
+    def compare(self) -> Hashes:
+        """The hashes of all parameters, which are the same on every rank.
+
+        Raises:
+            DriftError: on every rank, where they are not.
+        """
+        first = self.exchange.host.rank == 0  # of those that share a copy
+        hashes = tensor_hashes(self.network.views(self.state.now[PARAMETERS])) if first else None
+        by_rank = self.comm.allgather_obj(hashes)
+        check_drift(by_rank, self.state.progress.step)
+        of_first: Hashes = by_rank[0]
+        return of_first
+
+    def checkpoint(self, data: str) -> Checkpoint | None:
+        """A checkpoint of the state, on rank 0; None elsewhere.
+
+        Its parameters are the weights to use, and the parameters of a run with an average take the place of that.
+
+        Args:
+            data: the checksum of the data set.
+
+        Raises:
+            DivergenceError: on rank 0, where the weights are not finite.
+        """
+        weights, shards = self.weights(), self.shards(self.state.now)
+        parameters = shards.pop(PARAMETERS)
+        if self.config.ema_decay:
+            shards[AVERAGE] = parameters
+        collected = {name: self.exchange.gather(shard) for name, shard in shards.items()}
+        vectors = {name: vector for name, vector in collected.items() if vector is not None}
+        if self.comm.rank:
+            return None
+        if not np.isfinite(weights).all():
+            raise DivergenceError(f"step {self.state.progress.step}: weights are not finite; try a smaller --lr")
+        return Checkpoint(
+            self.network.views(weights),
+            vectors,
+            self.state.progress,
+            self.config,
+            self.network.input_shape,
+            self.network.classes,
+            data,
+            weights_sha256(weights),
+            fingerprint(),
+        )
+
+    def restore(self, checkpoint: Checkpoint | None, steps_per_epoch: int, last_step: int) -> None:
+        """Go on from a checkpoint, which rank 0 has read: the others pass None.
+
+        Args:
+            steps_per_epoch, last_step: of the run.
+
+        Raises:
+            CheckpointError: on every rank, where it is of another model, optimizer or run.
+        """
+        vectors: dict[str, Vector] = {}
+        with self.comm.fail_together():
+            if checkpoint:
+                checkpoint.progress.check(steps_per_epoch)
+                self._check(checkpoint)
+                vectors = {PARAMETERS: self.network.flat(checkpoint.parameters), **checkpoint.optimizer}
+        if self.config.ema_decay and vectors:  # a checkpoint's parameters are the average
+            vectors[PARAMETERS], vectors[AVERAGE] = vectors[AVERAGE], vectors[PARAMETERS]
+        for name, shard in self.shards(self.state.now).items():
+            self.exchange.scatter(vectors.get(name), shard)
+        self.exchange.publish(self.state.now[PARAMETERS])
+        self.state.progress = Progress.from_dict(self.comm.broadcast_obj(checkpoint and asdict(checkpoint.progress)))
+        self.state.progress.reopen(steps_per_epoch, last_step)
+
+    def _check(self, checkpoint: Checkpoint) -> None:
+        """Hold a checkpoint's optimizer vectors against those of the run."""
+        names = [name for name in self.state.now if name != PARAMETERS]
+        shapes = {name: vector.shape for name, vector in checkpoint.optimizer.items()}
+        if shapes != dict.fromkeys(names, (self.network.size,)):
+            raise CheckpointError(
+                f"the checkpoint's optimizer holds {shapes}, expected {sorted(names)} of ({self.network.size},)"
+            )

@@ -1,0 +1,90 @@
+"""Survival: ranks die in random operations, and the others end with the same bits and the same record."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import command
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from dpcnn.runs.checkpoint import read
+
+TIMES = ("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """70 training images of 9 x 9 in three classes."""
+    folder, rng = tmp_path_factory.mktemp("survival"), np.random.default_rng(5)
+    arrays = {f"x_{split}": rng.integers(0, 256, (n, 9, 9), np.uint8) for split, n in (("train", 70), ("test", 4))}
+    arrays |= {f"y_{split}": np.arange(n) % 3 for split, n in (("train", 70), ("test", 4))}
+    np.savez(folder / "source.npz", **arrays)
+    assert command("data", "prepare", folder / "source.npz", "--out", folder / "set", "--shards", "2").status == 0
+    return folder / "set"
+
+
+FLAGS = [
+    "--model", "mlp", "--validation", "12", "--epochs", "2", "--batch", "20", "--microbatch", "4", "--lr", "0.01",
+    "--drift-check-every", "2", "--checkpoint-every", "2", "--no-curves", "--stall-timeout", "0",
+]  # fmt: skip
+
+
+def numbers_apart(log: str) -> list[str]:
+    return re.sub(r"/\S*/run|[\d.,]+|[0-9a-f]{64}|[ -]+", "#", log).splitlines()
+
+
+def left_by(folder: Path) -> dict:
+    """All that a run leaves, but for times, and for who has died."""
+    last = read(folder / "checkpoints" / "last.h5")
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in event.items() if k not in TIMES} for event in events if event["event"] != "death"]
+    log = (folder / "log.txt").read_text()
+    return {
+        "weights": last.weights_sha256,
+        "optimizer": {name: array.tobytes() for name, array in last.optimizer.items()},
+        "events": kept,
+        "log": [line for line in numbers_apart(log) if "rank" not in line],
+    }
+
+
+def trained(data: Path, folder: Path, ranks: list[int], dying: dict[int, int] | None = None, *more: str) -> dict:
+    result = command("train", "--data", data, "--out", folder, *FLAGS, *more, ranks=ranks, dying=dying)
+    assert result.status == 0, result.err
+    return left_by(folder)
+
+
+@st.composite
+def deaths(draw) -> tuple[list[int], dict[int, int]]:
+    """Some hosts, and for some ranks, but not for all, the operation in which each dies."""
+    hosts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3).filter(lambda hosts: sum(hosts) > 1))
+    victims = draw(st.lists(st.integers(0, sum(hosts) - 1), min_size=1, max_size=sum(hosts) - 1, unique=True))
+    together = draw(st.booleans())
+    first = draw(st.integers(1, 500))
+    return hosts, {rank: draw(st.integers(first, first + 20) if together else st.integers(1, 500)) for rank in victims}
+
+
+def examples(number: int):
+    return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+
+
+@examples(40)
+@given(deaths())
+def test_the_others_end_with_the_same_bits_and_record(data, case):
+    check(data, *case)
+
+
+def check(data: Path, hosts: list[int], dying: dict[int, int]) -> None:
+    note(f"{hosts} {dying}")
+    with tempfile.TemporaryDirectory() as work:
+        assert trained(data, Path(work) / "run", hosts, dying) == undisturbed(data)
+
+
+def undisturbed(data: Path, known: dict[Path, dict] = {}) -> dict:  # noqa: B006
+    if data not in known:
+        with tempfile.TemporaryDirectory() as work:
+            known[data] = trained(data, Path(work) / "run", [1])
+    return known[data]
