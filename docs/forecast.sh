@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measure the points of the cost model in performance.md, fit the model to some points and check it on the others.
-# Run this in an activated environment with Open MPI, as root (for the hosts in network namespaces). It takes 8 minutes.
+# Run this script in an activated environment with Open MPI, as root: it makes network namespaces, each as a node. It takes
+# 8 minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 points=$(mktemp -d)
@@ -22,12 +23,12 @@ for model in simple-cnn small-cnn mlp; do
   step check 2 192 96
   step check 2 512 64
 done
-for hosts in 2 3 4 6 8; do
-  part=$([ "$hosts" -le 4 ] && echo fit || echo check)
-  tests/namespaces.sh up "$hosts" 500mbit
+for nodes in 2 3 4 6 8; do
+  part=$([ "$nodes" -le 4 ] && echo fit || echo check)
+  tests/namespaces.sh up "$nodes" 500mbit
   for model in simple-cnn small-cnn mlp; do
-    tests/namespaces.sh mpirun --host "$(seq -s, -f h%g:1 "$hosts")" -n "$hosts" python -m dpcnn.bench \
-      --exchange-only --model "$model" --json "$points/$part/hosts-$hosts-$model.json" >/dev/null
+    tests/namespaces.sh mpirun --host "$(seq -s, -f h%g:1 "$nodes")" -n "$nodes" python -m dpcnn.bench \
+      --exchange-only --model "$model" --json "$points/$part/nodes-$nodes-$model.json" >/dev/null
   done
   tests/namespaces.sh down
 done

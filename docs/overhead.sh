@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Measure the cost of the watch and of --trace: runs in turns, without and with them. Run this in an activated environment.
+# Measure the cost of the watch over the ranks and of --trace: runs in turns, without and with them.
+#
+#   docs/overhead.sh [ROUNDS]     in an activated environment; 9 rounds by default
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=$(mktemp -d)

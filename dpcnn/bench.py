@@ -36,13 +36,15 @@ def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.bench", description=__doc__)
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement (default 50)")
-    parser.add_argument("--exchange-only", action="store_true", help="compare the exchanges, and nothing else")
-    parser.add_argument("--scaling", metavar="RANKS", help="start jobs on these numbers of ranks, such as 1,2,4")
+    parser.add_argument("--exchange-only", action="store_true", help="measure only the exchanges")
+    parser.add_argument("--scaling", metavar="RANKS", help="start jobs with these numbers of ranks, such as 1,2,4")
     parser.add_argument("--versus", choices=("torch",), help="start jobs in turns with PyTorch DDP")
-    parser.add_argument("--ranks", type=int, default=2, help="ranks of --versus (default 2)")
-    parser.add_argument("--batches", default="32,64,128", help="batches per rank of --versus (default 32,64,128)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of --scaling and --versus (default 7)")
-    parser.add_argument("--launcher", default=usual_launcher(), help="starts the ranks, as for dpcnn.verify")
+    parser.add_argument("--ranks", type=int, default=2, help="number of ranks for --versus (default 2)")
+    parser.add_argument("--batches", default="32,64,128", help="batches per rank for --versus (default 32,64,128)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds for --scaling and --versus (default 7)")
+    parser.add_argument(
+        "--launcher", default=usual_launcher(), help="command that starts the ranks, as in dpcnn verify"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file")
     parser.add_argument("--recipe", metavar="NAME|FILE", help="the options to start from (default simple-cnn)")
     add_config_flags(parser)

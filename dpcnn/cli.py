@@ -234,9 +234,9 @@ def add_config_flags(parser: Parser) -> None:
         for name, owners in _owners(kinds).items():
             each = next(each for each in options_of(owners[0][1]) if each.name == name)
             defaults = {each.default for _, kind in owners for each in options_of(kind) if each.name == name}
-            default = f"(default {each.default})" if len(defaults) == 1 else ""
+            default = f"; default {each.default}" if len(defaults) == 1 else ""
             of = ", ".join(owner for owner, _ in owners)
-            _add_flag(group, each, types_of(owners[0][1])[name], f"of {of} {default}")
+            _add_flag(group, each, types_of(owners[0][1])[name], f"(for {of}{default})")
 
 
 def _owners(kinds: Mapping[str, type[Any]]) -> dict[str, list[tuple[str, type[Any]]]]:
@@ -266,7 +266,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=argparse.SUPPRESS,
         metavar="MODULE",
-        help="first import a module of yours, which adds layers, optimizers or losses; may be given several times",
+        help="first import your own module, which adds layers, optimizers or losses; can be repeated",
     )
 
 

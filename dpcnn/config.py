@@ -39,9 +39,7 @@ class Config:
         ConfigError: a value out of its range or of the wrong type; or a module of ``imports`` is not imported.
     """
 
-    model: str = option(
-        "simple-cnn", f"network: {', '.join(MODELS)}; with layers in a recipe, the name of that network"
-    )
+    model: str = option("simple-cnn", f"network: {', '.join(MODELS)}; or the name of the network in the recipe")
     layers: list[dict[str, Any]] = field(default_factory=list)
     imports: list[str] = field(default_factory=list)
     data: str = option("mnist", "data set: a name under data/, or a folder", free=True)
@@ -59,7 +57,7 @@ class Config:
     batch: int = option(128, "global batch: samples per step, over all ranks", least=1, most=MOST_BATCH)
     microbatch: int = option(
         32,
-        "samples per gradient computation; it decides the bits, and must not depend on the ranks",
+        "samples per gradient computation; it affects the bits, so do not choose it by the number of ranks",
         least=1,
         most=MOST_BATCH,
     )
@@ -72,7 +70,7 @@ class Config:
     elastic: float = option(
         0.0, "augmentation: standard deviation of the elastic deformation, in pixels", least=0, most=10_000
     )
-    dropout: float = option(0.0, "probability of the dropout layers that have none of their own", least=0, below=1)
+    dropout: float = option(0.0, "drop probability of dropout layers without p", least=0, below=1)
     init: str = option("he", "initialisation of the weights", choices=INITS)
     init_std: float = option(0.01, "standard deviation of --init normal", above=0, most=1_000)
     optimizer: str = option("adam", "update rule", choices=OPTIMIZERS)
@@ -80,23 +78,23 @@ class Config:
     max_grad_norm: float = option(0.0, "clip the global gradient norm to this value; 0: no clipping", least=0)
     ema_decay: float = option(
         0.0,
-        "decay of the exponential moving average of the weights, which is evaluated and stored; 0: no average",
+        "decay of the exponential moving average of the weights; the run evaluates and stores the average; 0: none",
         least=0,
         below=1,
     )
     schedule: str = option("cosine", "learning-rate schedule", choices=SCHEDULES)
     gamma: float = option(0.8, "factor of the schedules exponential and step", above=0, most=1_000)
     warmup: int = option(200, "steps of linear warm-up of the learning rate", least=0)
-    loss: str = option("cross-entropy", "loss", choices=LOSSES)
+    loss: str = option("cross-entropy", "loss function", choices=LOSSES)
     monitor: str = option(
         "accuracy",
-        "validation metric that chooses the best epoch; with accuracy, the loss decides between equals",
+        "validation metric that chooses the best epoch; the loss decides between equal accuracies",
         choices=("accuracy", "loss"),
         free=True,
     )
     patience: int = option(
         0,
-        "early stopping: epochs without improvement of --monitor after which the run ends; 0: never",
+        "early stopping: end the run after this many epochs without improvement of --monitor; 0: never",
         least=0,
         free=True,
     )
@@ -112,7 +110,10 @@ class Config:
         0, "steps between checkpoints, in addition to one per epoch; 0: none", least=0, free=True
     )
     drift_check_every: int = option(
-        100, "steps between comparisons of the ranks' parameters; 0: only at checkpoints", least=0, free=True
+        100,
+        "steps between drift checks, which compare the parameters of all ranks; 0: only at checkpoints",
+        least=0,
+        free=True,
     )
     keep: int = option(3, "newest checkpoints to keep, in addition to the best", least=1, free=True)
     parts: dict[str, Any] = field(default_factory=dict)

@@ -27,7 +27,9 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--out", type=Path, default=Path("."), metavar="DIR", help="the folder for the runs (default .)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object: the checks, and their facts")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object with the checks and the facts that they use"
+    )
     return parser
 
 

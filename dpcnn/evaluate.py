@@ -38,9 +38,9 @@ def make_parser() -> Parser:
         "--classes", action="store_true", help="also print precision, recall and the predicted classes of each class"
     )
     parser.add_argument(
-        "--plots", type=Path, metavar="DIR", help="draw the confusion matrix and the worst mistakes there"
+        "--plots", type=Path, metavar="DIR", help="draw the confusion matrix and the worst mistakes into this folder"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object that holds all results")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with all results")
     return parser
 
 

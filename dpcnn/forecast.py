@@ -22,13 +22,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.forecast", description=__doc__)
-    parser.add_argument("--fit", nargs="+", type=Path, required=True, metavar="FILE", help="from dpcnn.bench --json")
-    parser.add_argument("--check", nargs="*", type=Path, default=[], metavar="FILE", help="other files, to predict")
-    parser.add_argument("--ranks-a-node", default="2", help="in the forecast (default 2)")
     parser.add_argument(
-        "--nodes", default="1,2,4,8,16,32,64,128,256,512,1024,2048", help="in the forecast (default 1,2,4, .., 2048)"
+        "--fit", nargs="+", type=Path, required=True, metavar="FILE", help="files of dpcnn bench --json to fit"
     )
-    parser.add_argument("--latency", type=float, help="seconds per message between nodes, in place of the fitted value")
+    parser.add_argument("--check", nargs="*", type=Path, default=[], metavar="FILE", help="other files to predict")
+    parser.add_argument("--ranks-a-node", default="2", metavar="N", help="ranks per node in the forecast (default 2)")
+    parser.add_argument(
+        "--nodes",
+        default="1,2,4,8,16,32,64,128,256,512,1024,2048",
+        help="numbers of nodes in the forecast (default 1,2,4, .., 2048)",
+    )
+    parser.add_argument("--latency", type=float, help="seconds per message between nodes, instead of the fitted value")
     parser.add_argument("--plot", type=Path, metavar="STEM", help="draw images per second to STEM.png and STEM.svg")
     return parser
 

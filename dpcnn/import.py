@@ -1,4 +1,4 @@
-"""Read a network from safetensors, as a checkpoint: dpcnn import FILE.safetensors"""
+"""Make a checkpoint from a safetensors file: dpcnn import FILE.safetensors"""
 
 import sys
 from argparse import Namespace
@@ -23,10 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.import", description=__doc__)
-    parser.add_argument("file", type=Path, help="a safetensors file, of dpcnn.export or of a PyTorch model")
+    parser.add_argument("file", type=Path, help="a safetensors file from dpcnn export or from a PyTorch model")
     parser.add_argument("--recipe", metavar="NAME|FILE", help="the network, for a file that does not describe it")
     parser.add_argument(
-        "--image-shape", default="28,28,1", metavar="H,W,C", help="with --recipe: the images (default 28,28,1)"
+        "--image-shape",
+        default="28,28,1",
+        metavar="H,W,C",
+        help="with --recipe: the shape of the images (default 28,28,1)",
     )
     parser.add_argument(
         "--classes", type=int, default=10, metavar="N", help="with --recipe: the number of classes (default 10)"

@@ -26,8 +26,8 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--filters", action="store_true", help="also draw the first layer's filters, and its output for a test sample"
     )
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help="the number of that sample (default 0)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the pictures (default the first RUN)")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="the index of this test sample (default 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder for the pictures (default: the first RUN)")
     return parser
 
 

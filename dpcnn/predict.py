@@ -1,4 +1,4 @@
-"""Predict the classes of pictures: dpcnn predict RUN|CHECKPOINT FILE..."""
+"""Predict the classes of images: dpcnn predict RUN|CHECKPOINT FILE..."""
 
 import csv
 import json
@@ -29,10 +29,12 @@ def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.predict", description=__doc__)
     add_checkpoint(parser)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a PNG, JPEG, IDX or NPZ file; - for stdin")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="a PNG, JPEG, IDX or NPZ file; -: read from stdin"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON object per image, one per line")
-    form.add_argument("--csv", action="store_true", help="print a table of comma-separated values")
+    form.add_argument("--csv", action="store_true", help="print comma-separated values, with a header line")
     return parser
 
 

@@ -23,14 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.reproduce", description=__doc__)
-    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"of {', '.join(PUBLISHED)} (default all)")
-    parser.add_argument("--seeds", default="0,1,2", help="one run with each (default 0,1,2)")
-    parser.add_argument("--ranks", type=int, default=2, help="of each run (default 2)")
-    parser.add_argument("--launcher", default=usual_launcher(), help="starts the ranks, as for dpcnn.verify")
-    parser.add_argument("--data", help="data set, in place of the recipes' own")
-    parser.add_argument("--max-steps", type=int, help="end each run after this number of steps: for a trial")
+    parser.add_argument(
+        "recipes", nargs="*", metavar="RECIPE", help=f"recipes from {', '.join(PUBLISHED)} (default all)"
+    )
+    parser.add_argument("--seeds", default="0,1,2", help="one run per recipe and seed (default 0,1,2)")
+    parser.add_argument("--ranks", type=int, default=2, help="ranks of each run (default 2)")
+    parser.add_argument(
+        "--launcher", default=usual_launcher(), help="command that starts the ranks, as in dpcnn verify"
+    )
+    parser.add_argument("--data", help="data set to use in place of those of the recipes")
+    parser.add_argument("--max-steps", type=int, help="end each run after this many steps: for a trial")
     parser.add_argument("--torch", default="", metavar="RECIPE,..", help="train these recipes in PyTorch as well")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="keep the runs there; a complete run is not repeated")
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help="folder that keeps the runs; complete runs are not repeated"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table to this Markdown file")
     return parser
 

@@ -1,4 +1,4 @@
-"""Write a batch job for Slurm or PBS: dpcnn submit RUN [--nodes N] [--time T] .. [-- arguments of dpcnn train]"""
+"""Write a batch job for Slurm or PBS: dpcnn submit RUN [--nodes N] [--time T] [-- options of dpcnn train]"""
 
 import sys
 from argparse import Namespace
@@ -26,15 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.submit", description=__doc__, epilog="After --: arguments of dpcnn.train.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder; a run that has begun is resumed")
-    parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), default="slurm", help="(default slurm)")
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default 1)")
-    parser.add_argument("--ranks-a-node", type=int, default=16, metavar="N", help="one per core (default 16)")
-    parser.add_argument("--memory", type=int, default=1, metavar="GB", help="per rank (default 1)")
-    parser.add_argument("--time", default="1:00:00", help="minutes, H:M:S or D-H:M:S (default 1:00:00)")
-    parser.add_argument("--starter", help="starts the ranks (default srun --mpi=pmix, or mpirun under PBS)")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder; if the run exists, it is resumed")
+    parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), default="slurm", help="scheduler (default slurm)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes (default 1)")
+    parser.add_argument(
+        "--ranks-a-node", type=int, default=16, metavar="N", help="ranks per node; use one per core (default 16)"
+    )
+    parser.add_argument("--memory", type=int, default=1, metavar="GB", help="memory per rank (default 1)")
+    parser.add_argument("--time", default="1:00:00", help="time limit: minutes, H:M:S or D-H:M:S (default 1:00:00)")
+    parser.add_argument(
+        "--starter", metavar="COMMAND", help="command that starts the ranks (default srun --mpi=pmix; mpirun under PBS)"
+    )
     parser.add_argument("--setup", default=environment(), metavar="LINE", help="shell line that makes dpcnn available")
-    parser.add_argument("--send", action="store_true", help="submit the script, and keep it beside the run's folder")
+    parser.add_argument("--send", action="store_true", help="store the script beside the run's folder, and submit it")
     return parser
 
 

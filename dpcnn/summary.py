@@ -27,8 +27,12 @@ def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.summary", description=__doc__)
     parser.add_argument("recipe", metavar="RECIPE", help="the name of a recipe, or a TOML file")
-    parser.add_argument("--images", metavar="HxWxC", help="the shape of the images (default that of the recipe's data)")
-    parser.add_argument("--classes", type=int, default=10, help="the number of classes with --images (default 10)")
+    parser.add_argument(
+        "--images", metavar="HxWxC", help="the shape of the images (default: that of the recipe's data)"
+    )
+    parser.add_argument(
+        "--classes", type=int, default=10, metavar="N", help="the number of classes with --images (default 10)"
+    )
     return parser
 
 

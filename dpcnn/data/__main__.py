@@ -24,19 +24,23 @@ def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.data", description=__doc__)
     actions = parser.add_subparsers(dest="command", required=True, metavar="prepare|fetch|info")
-    make = actions.add_parser("prepare", help="make a data set of IDX files, CSV files or an NPZ file")
-    make.add_argument("source", type=Path, help="folder of IDX or CSV files (.gz or not), or NPZ file with Keras' keys")
+    make = actions.add_parser("prepare", help="make a data set from IDX files, CSV files or an NPZ file")
+    make.add_argument(
+        "source", type=Path, help="a folder of IDX or CSV files (also .gz), or an NPZ file with the keys of Keras"
+    )
     make.add_argument("--out", type=Path, required=True, help="the new data set's folder")
     make.add_argument("--name", help="the data set's name (default: that of the folder)")
-    get = actions.add_parser("fetch", help="download a data set, check and prepare it")
+    get = actions.add_parser("fetch", help="download, check and prepare a data set")
     get.add_argument("name", choices=sorted(DOWNLOADS))
     get.add_argument("--out", type=Path, help="the new data set's folder (default data/NAME)")
-    get.add_argument("--mirror", help="base address to download from, in place of the known ones")
+    get.add_argument("--mirror", help="address to download from, instead of the known ones")
     for each in (make, get):
-        each.add_argument("--shards", type=int, default=SHARDS, help=f"training shards (default {SHARDS})")
-        each.add_argument("--contiguous", action="store_true", help="don't compress, for sets larger than memory")
-        each.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle each split, for sources sorted by class")
-    show = actions.add_parser("info", help="show the contents of a data set, and verify all of its bytes")
+        each.add_argument(
+            "--shards", type=int, default=SHARDS, help=f"data shards of the training samples (default {SHARDS})"
+        )
+        each.add_argument("--contiguous", action="store_true", help="do not compress: for data sets larger than memory")
+        each.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle each split: for sources sorted by class")
+    show = actions.add_parser("info", help="show the contents of a data set, and verify its checksums")
     show.add_argument("data", help="a name under data/, or a folder")
     return parser
 
