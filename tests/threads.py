@@ -66,13 +66,17 @@ class Job:
             raise Abandoned
 
     def count(self, number: int) -> None:
-        """Count an operation of a rank, which dies if it is its last one."""
+        """Count an operation of a rank, which dies in its last one."""
         self.operations[number] += 1
-        if self.operations[number] >= self.dying.get(number, math.inf):
+        if self.dies(number):
             raise Died
 
+    def dies(self, number: int) -> bool:
+        """Whether a rank has reached its last operation."""
+        return self.operations[number] >= self.dying.get(number, math.inf)
+
     def bury(self, number: int) -> None:
-        """Let the others notice the death of a rank, once all that it held is released, as the system does it."""
+        """From here on, the others may notice that a rank has died. Its files are closed, as those of a process."""
         gc.collect()
         with self.changed:
             self.dead.add(number)
@@ -246,8 +250,7 @@ class ThreadComm(Surviving):
         return Board(job, left), {number: boards[id(self._hosts[number])] for number in left}
 
     def abort(self, status: int) -> NoReturn:
-        job = self._board.job
-        if job.operations[self.number] >= job.dying.get(self.number, math.inf):
+        if self._board.job.dies(self.number):
             raise Died
         self._board.job.end()
         raise Aborted(status)
@@ -276,16 +279,17 @@ def run_ranks(
     errors: list[BaseException] = []
 
     def rank(comm: ThreadComm) -> None:
-        comm.survives, alive = dying is not None, False
+        comm.survives = dying is not None
         try:
-            results[comm.number], alive = function(comm), True
+            results[comm.number] = function(comm)
+            return
         except (Died, Abandoned):
             pass
         except BaseException as error:
             errors.append(error)
             job.end()
-        if not alive:
-            comm._rebuild.clear()
+        if job.dies(comm.number):
+            comm._rebuild.clear()  # it holds the trainer, and so the run's lock
             job.bury(comm.number)
 
     threads = [threading.Thread(target=rank, args=(ThreadComm(number, world, hosts),)) for number in hosts]

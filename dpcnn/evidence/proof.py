@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from platform import node
 from random import randrange
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dpcnn import __version__
+from dpcnn.base.startup import environment
 from dpcnn.base.text import text
 from dpcnn.errors import LaunchError
 from dpcnn.evidence.jobs import command, complaint, config_words
@@ -79,6 +78,7 @@ class Training:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env=environment(),
         )
         return Running(process, folder)
 
@@ -88,11 +88,8 @@ def run_all(training: Training, counts: Sequence[int], kills: int, say: Callable
 
     Then run it ``kills`` times on the last number of ranks, and kill a random rank at a random step.
     """
-    outcomes = []
     with TemporaryDirectory(prefix="dpcnn-verify-") as work:
-        for count in counts:
-            say(f"{training.steps} steps on {ranks(count)}")
-            outcomes.append(finish(training.start(count, Path(work) / str(count)), ranks(count)))
+        outcomes = run_each(training, counts, Path(work), say)
         first, second = counts[-1], counts[0]
         say(f"{training.steps} steps on {ranks(first)}, killed on the way and resumed on {ranks(second)}")
         killed = kill_half_way(training.start(first, Path(work) / "killed"), training.steps)
@@ -105,6 +102,15 @@ def run_all(training: Training, counts: Sequence[int], kills: int, say: Callable
             running = surviving.start(first, Path(work) / f"survived-{number}")
             kill_rank(running, victim, step)
             outcomes.append(finish(running, f"{ranks(first)}, rank {victim} killed"))
+    return outcomes
+
+
+def run_each(training: Training, counts: Sequence[int], work: Path, say: Callable[[str], None]) -> list[Outcome]:
+    """Run a training on each number of ranks, in new folders below ``work``."""
+    outcomes = []
+    for count in counts:
+        say(f"{training.steps} steps on {ranks(count)}")
+        outcomes.append(finish(training.start(count, work / str(count)), ranks(count)))
     return outcomes
 
 
@@ -191,28 +197,3 @@ def table(outcomes: Sequence[Outcome], different: Sequence[str | None]) -> str:
         for outcome, difference in zip(outcomes, different, strict=True)
     ]
     return text(("run", "weights", "verdict", "first difference"), rows)
-
-
-def receipt(outcomes: Sequence[Outcome], different: Sequence[str | None]) -> dict[str, Any]:
-    """The configuration, the machine, and the hashes and the first difference of each run, for a JSON file."""
-    checkpoint = outcomes[0].checkpoint
-    return {
-        "verdict": verdict(different),
-        "dpcnn": __version__,
-        "host": node(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "config": checkpoint.config.as_dict(),
-        "data": checkpoint.data,
-        "fingerprint": checkpoint.fingerprint,
-        "runs": [run_receipt(*each) for each in zip(outcomes, different, strict=True)],
-    }
-
-
-def run_receipt(outcome: Outcome, difference: str | None) -> dict[str, Any]:
-    """The part of the receipt that describes one run."""
-    return {
-        "run": outcome.name,
-        "weights_sha256": outcome.checkpoint.weights_sha256,
-        "first_difference": difference,
-        "hashes": {event["step"]: event["parameters"] for event in outcome.events if event["event"] == "hash"},
-    }

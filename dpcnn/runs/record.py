@@ -28,8 +28,8 @@ class Record:
         self._board: Callable[[Event], None] = lambda event: None
 
     @property
-    def leads(self) -> bool:
-        """Whether this rank, as rank 0, has begun to write."""
+    def begun(self) -> bool:
+        """Whether this rank has written as rank 0."""
         return self._written is not None
 
     def begin(self, progress: Progress) -> None:
@@ -40,7 +40,7 @@ class Record:
 
     def lead(self, config: Config, progress: Progress) -> None:
         """Take over as rank 0, if another rank, which has died, was it so far."""
-        if self._written is not None:
+        if self.begun:
             return
         self._report.take_over()
         if warning := self._run.take_over(config, progress):
