@@ -37,8 +37,6 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
     comm.on_loss(watch.renew)
     trainer, start = comm.transact(lambda: set_up(comm, options, report, stop))
     comm.on_loss(trainer.assemble)
-    report.log_to(start.folder.log)
-    report.commit(comm.transact(lambda: comm.broadcast_obj(report.logged())))
     report.commit(comm.transact(lambda: open_run(trainer, start, report)))
     if watch.warning:
         report.say(watch.warning)
