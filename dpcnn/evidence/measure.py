@@ -20,7 +20,7 @@ from dpcnn.optim.optimizers import Adam
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exchange import ExactExchange
 from dpcnn.parallel.shared import share_or_part
-from dpcnn.runs.console import Report
+from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.trainer import Trainer
@@ -60,7 +60,7 @@ def measure_job(
 def measure(comm: SerialComm, config: Config, network: Network, samples: Samples, steps: int) -> Result:
     """Train for some steps on every rank of ``comm``, and return the measurements, the same on every rank."""
     with TemporaryDirectory(prefix="dpcnn-bench-") as work:
-        trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Report())
+        trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Reporter())
         peak = sgemm_peak(comm)
         seconds = time_steps(comm, trainer, steps)
         peak = max(peak, sgemm_peak(comm))

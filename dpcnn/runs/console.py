@@ -18,7 +18,7 @@ from dpcnn.runs.progress import Metrics, Progress
 LINE_SECONDS = 10.0  # between the plain lines of a running epoch
 
 
-class Report:
+class Reporter:
     """Prints nothing.
 
     Attributes:
@@ -60,7 +60,7 @@ class Report:
         """Training is over, well or not."""
 
 
-class Console(Report):
+class Console(Reporter):
     """Plain lines to stdout, or lines and a bar to the terminal; lines to a log file. Every rank has one.
 
     The bar goes to the terminal itself: Open MPI's mpirun passes on whole lines only.

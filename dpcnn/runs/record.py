@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from dpcnn.config import Config
-from dpcnn.runs.console import Report
+from dpcnn.runs.console import Reporter
 from dpcnn.runs.events import Event
 from dpcnn.runs.folder import RunFolder
 from dpcnn.runs.progress import Progress
@@ -21,8 +21,8 @@ class Record:
         epochs: how many epochs have been shown; a run that goes back to a checkpoint does not show them again.
     """
 
-    def __init__(self, run: RunFolder, report: Report, tensorboard: bool = False) -> None:
-        self._run, self._report, self._tensorboard = run, report, tensorboard
+    def __init__(self, run: RunFolder, reporter: Reporter, tensorboard: bool = False) -> None:
+        self._run, self._reporter, self._tensorboard = run, reporter, tensorboard
         self.shown = self.epochs = 0
         self._written: int | None = None  # events, by this rank; None: it has not been rank 0
         self._board: Callable[[Event], None] = lambda event: None
@@ -37,9 +37,9 @@ class Record:
         """Take over as rank 0, if another rank, which has died, was it so far."""
         if self._written is not None:
             return
-        self._report.take_over()
+        self._reporter.take_over()
         if warning := self._run.take_over(config, progress):
-            self._report.say(warning)
+            self._reporter.say(warning)
         self.begin(progress)
         for event in progress.events[self.shown :]:
             self._show(event)
@@ -54,7 +54,7 @@ class Record:
 
     def _show(self, event: Event) -> None:
         if event["event"] != "epoch" or event["epoch"] > self.epochs:
-            self._report.event(event)
+            self._reporter.event(event)
 
     def commit(self, progress: Progress) -> None:
         """All ranks know that the events so far have been written and shown."""

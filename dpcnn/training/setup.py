@@ -13,13 +13,13 @@ from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.survival import ENABLED
-from dpcnn.runs.console import Report
+from dpcnn.runs.console import Reporter
 from dpcnn.runs.tensorboard import writer_class
 from dpcnn.training.resume import Start, choose_config, find_start
 from dpcnn.training.trainer import Trainer
 
 
-def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> tuple[Trainer, Start]:
+def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop) -> tuple[Trainer, Start]:
     """Everything before the first step, but for the run's folder: options, data, network, state.
 
     Nothing is written before everything that the user gave has been checked.
@@ -43,7 +43,7 @@ def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> 
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(config.microbatch, config.batch), comm.node().size)
     test = load(data, "test", comm) if config.test else None
-    trainer = Trainer(comm, config, network, samples, start.folder, report, stop, test, options.tensorboard)
+    trainer = Trainer(comm, config, network, samples, start.folder, reporter, stop, test, options.tensorboard)
     if start.path:
         trainer.restore(start.checkpoint)
     trainer.origin, trainer.min_ranks = start.path, options.min_ranks
@@ -53,7 +53,7 @@ def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> 
     return trainer, start
 
 
-def open_run(trainer: Trainer, start: Start, report: Report) -> int:
+def open_run(trainer: Trainer, start: Start, reporter: Reporter) -> int:
     """Begin to write in the run's folder, and say what the run is.
 
     Returns:
@@ -61,7 +61,7 @@ def open_run(trainer: Trainer, start: Start, report: Report) -> int:
     """
     comm = trainer.comm
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
-    report.log_to(start.folder.log)
+    reporter.log_to(start.folder.log)
     with comm.fail_together():
         if comm.rank == 0:
             fresh = start.config is None and not comm.repeated  # else it may be of a rank 0 that has died
@@ -69,8 +69,8 @@ def open_run(trainer: Trainer, start: Start, report: Report) -> int:
             trainer.record.begin(trainer.progress)
             for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
                 if line:
-                    report.say(line)
-    size: int = comm.broadcast_obj(report.logged())
+                    reporter.say(line)
+    size: int = comm.broadcast_obj(reporter.logged())
     return size
 
 

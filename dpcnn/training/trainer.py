@@ -31,7 +31,7 @@ from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.layout import SHARD_BLOCK
 from dpcnn.parallel.tree import chunks
 from dpcnn.runs.checkpoint import Checkpoint, read, weights_sha256
-from dpcnn.runs.console import Report
+from dpcnn.runs.console import Reporter
 from dpcnn.runs.events import Event
 from dpcnn.runs.folder import RunFolder
 from dpcnn.runs.progress import Metrics, Progress
@@ -71,15 +71,15 @@ class Trainer:
         network: Network,
         samples: Samples,
         run: RunFolder,
-        report: Report,
+        reporter: Reporter,
         stop: Stop | None = None,
         test: Samples | None = None,
         tensorboard: bool = False,
     ) -> None:
         """``stop`` says when to end before the run's end; ``test`` samples are evaluated after each epoch."""
         self.comm, self.config, self.network, self.samples, self.test = comm, config, network, samples, test
-        self.run, self.report, self.stop = run, report, stop or Stop()
-        self.record = Record(run, report, tensorboard)
+        self.run, self.report, self.stop = run, reporter, stop or Stop()
+        self.record = Record(run, reporter, tensorboard)
         self.holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)
         self.training = len(self.holdout.training)
         self.steps_per_epoch = math.ceil(self.training / config.batch)
