@@ -9,9 +9,8 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.arrays import Array, Shape, Vector
 from dpcnn.base.machine import memory_left
 from dpcnn.base.rng import WEIGHTS, SampleRng, generator
 from dpcnn.base.timing import Timer
@@ -21,8 +20,6 @@ from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.merging import Merge
-
-Vector = NDArray[np.float32]
 
 UFUNC_BUFFER = 512
 """Elements that NumPy works on at a time where an array is not contiguous.

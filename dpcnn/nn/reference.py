@@ -3,13 +3,10 @@
 The tests compare the fast code with these functions. Shapes: see layer.py.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from dpcnn.base.arrays import Array
 
 
 def conv2d(x: Array, w: Array, stride: int = 1, padding: int = 0, groups: int = 1, dilation: int = 1) -> Array:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array
 from dpcnn.base.timing import Timer
 from dpcnn.errors import KINDS, DpcnnError, LaunchError
 
-Array = NDArray[Any]
 Runs = tuple[Sequence[int], Sequence[int]]
 T = TypeVar("T")
 

@@ -11,19 +11,16 @@ Both exchanges add the gradients of a rank along the tree of :mod:`dpcnn.paralle
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dpcnn.base.arrays import zeros
+from dpcnn.base.arrays import Vector, zeros
 from dpcnn.base.timing import Timer
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.layout import Layout, Message
 from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import Subtree, owned, tree_sum
 
-Vector = NDArray[Any]
 Gradient = Callable[[int, Vector], None]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array
 from dpcnn.base.files import write_file
 from dpcnn.data.dataset import Samples
 from dpcnn.errors import printable
@@ -116,7 +116,7 @@ def plain(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:
+def draw_confusion(confusion: Array, stem: Path) -> str:
     """Draw the confusion matrix, (classes, classes) counts, to STEM.png and STEM.svg.
 
     Shades are of the mistakes; the counts on the diagonal are right.
@@ -141,9 +141,7 @@ def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:
     return save(figure, stem, "confusion matrix")
 
 
-def draw_mistakes(
-    answers: Answers, samples: Samples, indices: NDArray[Any], most: int, stem: Path, columns: int = 8
-) -> str:
+def draw_mistakes(answers: Answers, samples: Samples, indices: Array, most: int, stem: Path, columns: int = 8) -> str:
     """Draw the images with the highest losses among those classified wrong, to STEM.png and STEM.svg.
 
     Args:
@@ -171,7 +169,7 @@ def draw_mistakes(
     return save(figure, stem, "worst mistakes")
 
 
-def draw_filters(before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
+def draw_filters(before: Array, after: Array, stem: Path) -> str:
     """Draw a layer's filters (h, w, F) before and after training, each in its own shades, to STEM.png and STEM.svg.
 
     Returns:
@@ -187,7 +185,7 @@ def draw_filters(before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
     return save(figure, stem, "filters")
 
 
-def draw_maps(image: NDArray[Any], before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
+def draw_maps(image: Array, before: Array, after: Array, stem: Path) -> str:
     """Draw an image (H, W), and a layer's output for it (h, w, F) before and after training, to STEM.png and STEM.svg.
 
     Returns:
@@ -206,14 +204,14 @@ def draw_maps(image: NDArray[Any], before: NDArray[Any], after: NDArray[Any], st
     return save(figure, stem, "feature maps")
 
 
-def _before_and_after(figures: Sequence[Any], before: NDArray[Any], after: NDArray[Any], columns: int) -> None:
+def _before_and_after(figures: Sequence[Any], before: Array, after: Array, columns: int) -> None:
     """Pictures (h, w, n) before and after training, in a figure each."""
     for figure, pictures, title in zip(figures, (before, after), ("before", "after"), strict=True):
         figure.suptitle(f"{title} training")
         _grid(figure, pictures, columns)
 
 
-def _grid(figure: Any, pictures: NDArray[Any], columns: int) -> None:
+def _grid(figure: Any, pictures: Array, columns: int) -> None:
     """Pictures (h, w, n) side by side in one, each from its least value, white, to its greatest, black."""
     h, w, n = pictures.shape
     rows, gap = -(-n // columns), max(1, h // 12)

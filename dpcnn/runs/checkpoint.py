@@ -23,9 +23,8 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
-from dpcnn.base.arrays import Shape
+from dpcnn.base.arrays import Array, Shape, Vector
 from dpcnn.base.fields import FieldError, Table, load_json, name
 from dpcnn.base.files import Folder, open_plain
 from dpcnn.config import Config, from_dict
@@ -33,8 +32,6 @@ from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.runs.progress import Progress
-
-Vector = NDArray[np.float32]
 
 MAGIC = b"dpcnn checkpoint 4\n"
 BLOCK = 512
@@ -229,7 +226,7 @@ def _group(file: h5py.File, name: str) -> h5py.Group:
     return file[name]
 
 
-def _array(group: h5py.Group, key: str, dtype: Any, shape: Shape, room: int) -> NDArray[Any]:
+def _array(group: h5py.Group, key: str, dtype: Any, shape: Shape, room: int) -> Array:
     """A dataset that really lies in the file, uncompressed, of finite numbers; -1 in ``shape``: any length."""
     where = f"{group.name.rstrip('/')}/{key}"
     if not isinstance(group.get(key, getlink=True), h5py.HardLink) or not isinstance(group[key], h5py.Dataset):

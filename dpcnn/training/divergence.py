@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from dpcnn.base.arrays import Vector
 from dpcnn.data.dataset import Indices, Samples
-from dpcnn.nn.network import Network, Vector
+from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.tree import Interval, split_evenly
 

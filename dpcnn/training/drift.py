@@ -4,8 +4,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from dpcnn.base.arrays import Vector
 from dpcnn.errors import DriftError
-from dpcnn.nn.network import Vector
 
 Hashes = dict[str, str]
 

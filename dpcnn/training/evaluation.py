@@ -5,11 +5,11 @@ from math import fsum
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array, Vector
 from dpcnn.data.dataset import Samples
 from dpcnn.nn.losses import Loss
-from dpcnn.nn.network import Network, Vector
+from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.tree import chunks, split_evenly
 from dpcnn.runs.progress import Metrics
@@ -29,17 +29,17 @@ class Answers:
         losses: (n,) the loss of each.
     """
 
-    labels: NDArray[Any]
-    predicted: NDArray[Any]
-    correct: NDArray[Any]
-    losses: NDArray[Any]
+    labels: Array
+    predicted: Array
+    correct: Array
+    losses: Array
 
     @property
     def metrics(self) -> Metrics:
         """Their sums: ``math.fsum`` is exact, so the result does not depend on an order."""
         return Metrics(fsum(self.losses), int(self.correct.sum()), len(self.labels))
 
-    def confusion(self, classes: int) -> NDArray[Any]:
+    def confusion(self, classes: int) -> Array:
         """(classes, classes) counts: by row the right class, by column the predicted one."""
         counts = np.zeros((classes, classes), np.int64)
         np.add.at(counts, (self.labels, self.predicted), 1)

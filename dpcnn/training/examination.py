@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array
 from dpcnn.config import Config, from_dict
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
@@ -33,9 +33,9 @@ class Examination:
     """
 
     samples: Samples
-    indices: NDArray[Any]
+    indices: Array
     answers: Answers
-    confusion: NDArray[Any]
+    confusion: Array
     results: dict[str, Any]
 
 
@@ -100,14 +100,14 @@ def _load(comm: SerialComm, data: str, split: str) -> Samples:
     return load(folder, "test" if split == "test" else "train", comm)
 
 
-def _indices(samples: Samples, config: Config, split: str) -> NDArray[Any]:
+def _indices(samples: Samples, config: Config, split: str) -> Array:
     """The numbers of a split's samples: all of them, or those that the run held back for validation."""
     if split == "test":
         return np.arange(len(samples))
     return hold_out(samples.labels, config.validation, config.holdout, config.seed).validation
 
 
-def _figures(answers: Answers, confusion: NDArray[Any]) -> dict[str, Any]:
+def _figures(answers: Answers, confusion: Array) -> dict[str, Any]:
     metrics = answers.metrics
     return {
         "samples": metrics.count,
@@ -119,7 +119,7 @@ def _figures(answers: Answers, confusion: NDArray[Any]) -> dict[str, Any]:
     }
 
 
-def class_scores(confusion: NDArray[Any]) -> list[dict[str, Any]]:
+def class_scores(confusion: Array) -> list[dict[str, Any]]:
     """The number of samples, the precision and the recall of each class.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dpcnn.nn.network import Vector
+from dpcnn.base.arrays import Vector
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.layout import SHARD_BLOCK
 from dpcnn.parallel.shared import shared_array

@@ -4,10 +4,11 @@ from dataclasses import asdict
 
 import numpy as np
 
+from dpcnn.base.arrays import Vector
 from dpcnn.base.numerics import fingerprint
 from dpcnn.config import Config
 from dpcnn.errors import CheckpointError, DivergenceError
-from dpcnn.nn.network import Network, Vector
+from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exchange import EXCHANGES

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Vector
 from dpcnn.base.rng import SampleRng, permutation
 from dpcnn.cluster.stopping import Stop
 from dpcnn.config import Config
@@ -24,7 +25,7 @@ from dpcnn.data.augment import Augment
 from dpcnn.data.dataset import Samples
 from dpcnn.data.holdout import hold_out
 from dpcnn.errors import DivergenceError
-from dpcnn.nn.network import Network, Vector
+from dpcnn.nn.network import Network
 from dpcnn.optim.clipping import squares
 from dpcnn.optim.schedules import SCHEDULES
 from dpcnn.parallel.comm import SerialComm
