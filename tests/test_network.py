@@ -121,7 +121,9 @@ def test_flat_refuses_another_model(network):
     parameters = dict(network.views(network.initialise(2)))
     np.testing.assert_array_equal(network.flat(parameters), network.initialise(2))
     parameters["linear2.w"] = parameters["linear2.w"][:, :9]
-    with pytest.raises(CheckpointError, match=r"another model: linear2\.w is \(512, 9\) there and \(512, 10\) here"):
+    with pytest.raises(
+        CheckpointError, match=r"another model: linear2\.w is \(512, 9\) in the checkpoint and \(512, 10\) in the model"
+    ):
         network.flat(parameters)
 
 

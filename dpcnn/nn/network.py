@@ -174,12 +174,12 @@ class Network:
             CheckpointError: their names or shapes differ.
         """
         expected = {parameter.name: parameter.shape for parameter in self.parameters}
-        found = {name: array.shape for name, array in parameters.items()}
-        if found != expected:
-            odd = next(name for name in [*expected, *found] if found.get(name) != expected.get(name))
+        given = {name: array.shape for name, array in parameters.items()}
+        if given != expected:
+            name = next(name for name in [*expected, *given] if given.get(name) != expected.get(name))
             raise CheckpointError(
-                f"the checkpoint is of another model: {odd} is {found.get(odd, 'absent')} there and "
-                f"{expected.get(odd, 'absent')} here; use the model that it was made with"
+                f"the checkpoint is of another model: {name} is {given.get(name, 'absent')} in the checkpoint and "
+                f"{expected.get(name, 'absent')} in the model; use the model of the checkpoint's run"
             )
 
     def _pixels(self, images: Array, dtype: np.dtype[Any]) -> Array:
