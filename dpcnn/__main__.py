@@ -38,7 +38,8 @@ def main() -> int:
         return 2
     package = (Path(__file__).parent / name).is_dir()
     module = importlib.import_module(f"dpcnn.{name}.__main__" if package else f"dpcnn.{name}")
-    status: int = module.main(sys.argv[2:])
+    sys.argv[:2] = [f"dpcnn {name}"]
+    status: int = module.main()
     return status
 
 

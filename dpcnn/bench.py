@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, add_config_flags, given, override, run_command
-from dpcnn.config import read_recipe
+from dpcnn.config import Config, read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.comparison import Jobs, scaling, versus
 from dpcnn.evidence.jobs import numbers
@@ -23,7 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     starts_jobs = any(word.startswith(("--scaling", "--versus")) for word in words)
-    return run_command(command, make_parser, words, SerialComm() if starts_jobs else None)
+    numerics = None if starts_jobs else lambda options: measured(options).numerics
+    return run_command(command, make_parser, argv, SerialComm() if starts_jobs else None, numerics)
+
+
+def measured(options: Namespace) -> Config:
+    """The configuration that is measured."""
+    return override(read_recipe(options.recipe or RECIPE), options)
 
 
 def make_parser() -> Parser:
@@ -46,7 +52,7 @@ def make_parser() -> Parser:
 def command(comm: SerialComm, options: Namespace) -> int:
     """Run the measurement of the command line on every rank of ``comm``."""
     with comm.fail_together():
-        config = override(read_recipe(options.recipe or RECIPE), options)
+        config = measured(options)
         counts, batches = check(options)
     say = partial(print, file=sys.stderr, flush=True)
     jobs = Jobs(options.launcher, options.recipe, given(options), config, options.steps, options.rounds, say)

@@ -13,6 +13,7 @@ A command is a module with a parser, a function, and one line that connects them
 """
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
@@ -26,12 +27,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dpcnn import __version__
+from dpcnn.base import startup
 from dpcnn.base.options import flag_of, options_of, types_of
 from dpcnn.config import OWN_NAMES, Config, from_dict, is_module_name, part_names
 from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, nearest, printable
 from dpcnn.nn.losses import LOSSES
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.launch import detect
 from dpcnn.parallel.start import world
 
 DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit statuses
@@ -71,6 +74,7 @@ def run_command(
     make_parser: Callable[[], Parser],
     argv: Sequence[str] | None = None,
     comm: SerialComm | None = None,
+    numerics: Callable[[argparse.Namespace], str] | None = None,
 ) -> int:
     """Parse a command line, call ``command(comm, options)`` on every rank, and return the exit status.
 
@@ -79,6 +83,8 @@ def run_command(
         make_parser: makes the parser of the command line, once the modules that it names are imported.
         argv: the words after the command's name; None: the words that this process was started with.
         comm: the ranks; None: all ranks of this job.
+        numerics: the numerics of the run that the options mean. A process that was started for this command, and has
+            others, starts anew before MPI does. Any error is left to the command, which meets it again.
     """
 
     def parse_together(ranks: SerialComm) -> argparse.Namespace:
@@ -88,20 +94,34 @@ def run_command(
     def parse_and_call(ranks: SerialComm) -> int:
         return command(ranks, ranks.transact(lambda: parse_together(ranks)))
 
-    return run(parse_and_call, comm)
+    def restart() -> None:
+        wanted = None
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+            wanted = numerics and numerics(parse(make_parser, argv, SerialComm()))
+        startup.restart(wanted)
+
+    return run(parse_and_call, comm, None if argv is not None else restart)
 
 
-def run(command: Callable[[SerialComm], int], comm: SerialComm | None = None) -> int:
+def run(
+    command: Callable[[SerialComm], int], comm: SerialComm | None = None, prepare: Callable[[], None] | None = None
+) -> int:
     """Call a function on all ranks of this job, or of ``comm``, and return the exit status.
 
     A DpcnnError that all ranks raise is one line from rank 0. Any other exception on any rank ends
     the whole job at once, with its traceback.
+
+    Args:
+        prepare: called before MPI starts.
     """
     _escape_what_the_terminal_lacks()
     try:
+        if prepare:
+            prepare()
         comm = comm or world()
     except LaunchError as error:
-        if error.speaker:
+        launch = detect(os.environ)
+        if error.speaker and (launch is None or launch.rank == 0):
             tell(error)
         return MISTAKE
     try:

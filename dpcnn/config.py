@@ -11,6 +11,7 @@ from dpcnn.base.arrays import Shape
 from dpcnn.base.fields import FieldError, load_toml
 from dpcnn.base.files import MOST_RECIPE, read_bytes
 from dpcnn.base.options import check_options, flag_of, option, options_of
+from dpcnn.base.startup import NUMERICS
 from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.losses import LOSSES, Loss
@@ -101,6 +102,11 @@ class Config:
     )
     exchange: str = option(
         "exact", "exact: the same bits on any number of ranks; allreduce: MPI's own sum", choices=("exact", "allreduce")
+    )
+    numerics: str = option(
+        "native",
+        "native: the fastest kernels of this processor; portable: the same bits on every x86-64 processor with AVX2",
+        choices=NUMERICS,
     )
     checkpoint_every: int = option(
         0, "steps between checkpoints, in addition to one per epoch; 0: none", least=0, free=True

@@ -10,6 +10,7 @@ from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.figures import draw_confusion, draw_mistakes
 from dpcnn.reporting.tables import class_table
+from dpcnn.runs.folder import numerics_of
 from dpcnn.training.examination import Examination, examine, read_on_rank_0
 
 SENTENCE = (
@@ -22,7 +23,7 @@ MISTAKES = 40
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser, argv)
+    return run_command(command, make_parser, argv, numerics=lambda options: numerics_of(options.checkpoint))
 
 
 def make_parser() -> Parser:

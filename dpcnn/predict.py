@@ -13,6 +13,7 @@ import numpy as np
 from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
 from dpcnn.errors import printable
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.runs.folder import numerics_of
 from dpcnn.training.prediction import predictions
 
 SHOWN = 3
@@ -21,7 +22,7 @@ SHOWN = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser, argv)
+    return run_command(command, make_parser, argv, numerics=lambda options: numerics_of(options.checkpoint))
 
 
 def make_parser() -> Parser:

@@ -9,13 +9,13 @@ from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.page import check_matplotlib, page
-from dpcnn.runs.folder import RunFolder
+from dpcnn.runs.folder import RunFolder, numerics_of
 from dpcnn.training.examination import examine, read_on_rank_0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(command, make_parser, argv)
+    return run_command(command, make_parser, argv, numerics=lambda options: numerics_of(options.run))
 
 
 def make_parser() -> Parser:

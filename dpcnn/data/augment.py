@@ -1,8 +1,11 @@
 """Training images moved, turned, zoomed and bent at random: by seed, epoch and sample, so on any rank alike."""
 
+from math import sqrt
+
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base import elementary
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import IMAGE, SampleRng
 
@@ -43,13 +46,13 @@ class Augment:
         if fields:
             rows, columns = self.smooth
             bent = rows @ u[:, 4:].reshape(N, 2, H, W) @ columns.T
-            places += np.float32(self.elastic * 3**0.5) * bent.reshape(N, 2, -1)  # u has the variance 1/3
+            places += np.float32(self.elastic * sqrt(3)) * bent.reshape(N, 2, -1)  # u has the variance 1/3
         return bilinear(images, places)
 
     def affine(self, u: Array, shifts: Array) -> Array:
         """Where each image's pixels are fetched from, (N, 2, H * W): rows and columns."""
-        angle, zoom = self.rotation * u[:, 0], (1 + self.zoom) ** -u[:, 1]
-        cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
+        angle, zoom = self.rotation * u[:, 0], elementary.power(1 + self.zoom, -u[:, 1])
+        cos, sin = zoom * elementary.cos(angle), zoom * elementary.sin(angle)
         turn = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1).astype(np.float32)
         places: Array = turn @ self.grid
         places += self.centre - np.float32(self.shift) * shifts[:, :, None]
@@ -59,7 +62,7 @@ class Augment:
 def smoothing(length: int) -> NDArray[np.float32]:
     """A Gaussian filter along a side as a matrix, that leaves the variance of independent values as it is."""
     place = np.arange(length)
-    weights = np.exp(-0.5 * ((place[:, None] - place) * SMOOTHNESS / length) ** 2)
+    weights = elementary.exp(-0.5 * ((place[:, None] - place) * SMOOTHNESS / length) ** 2)
     normed: NDArray[np.float32] = (weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(np.float32)
     return normed
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpcnn.base.fields import digits
+from dpcnn.base.startup import environment
 from dpcnn.cli import retype
 from dpcnn.errors import ConfigError, LaunchError
 
@@ -30,7 +31,8 @@ def run(module: str, *words: str, launcher: str = "", ranks: int = 1) -> str:
     Raises:
         LaunchError: the job failed; the message has a line of its stderr.
     """
-    done = subprocess.run(command(module, *words, launcher=launcher, ranks=ranks), capture_output=True, text=True)
+    words = tuple(command(module, *words, launcher=launcher, ranks=ranks))
+    done = subprocess.run(words, capture_output=True, text=True, env=environment())
     if done.returncode:
         raise LaunchError(f"{module} ended with status {done.returncode}; it said: {complaint(done.stderr, -1)}")
     return done.stdout

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dpcnn.base.numerics import fingerprint, processor
+from dpcnn.base.numerics import check, fingerprint, processor
 from dpcnn.base.text import markdown
 from dpcnn.base.timing import STEP_PHASES, Timer
 from dpcnn.config import Config
@@ -48,6 +48,7 @@ def measure_job(
         folder = find_data(config.data)
     samples = load(folder, "train", comm)
     with comm.fail_together():
+        check(config.numerics)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     nodes = comm.allgather_obj(comm.node().rank).count(0)
     result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from platform import node
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dpcnn import __version__
+from dpcnn.base.startup import environment
 from dpcnn.base.text import text
 from dpcnn.errors import LaunchError
 from dpcnn.evidence.jobs import command, complaint, config_words
@@ -78,22 +77,29 @@ class Training:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env=environment(),
         )
         return Running(process, folder)
 
 
 def run_all(training: Training, counts: Sequence[int], say: Callable[[str], None]) -> list[Outcome]:
     """Run a training on each number of ranks, and once more killed on the last number and resumed on the first."""
-    outcomes = []
     with TemporaryDirectory(prefix="dpcnn-verify-") as work:
-        for count in counts:
-            say(f"{training.steps} steps on {ranks(count)}")
-            outcomes.append(finish(training.start(count, Path(work) / str(count)), ranks(count)))
+        outcomes = run_each(training, counts, Path(work), say)
         first, second = counts[-1], counts[0]
         say(f"{training.steps} steps on {ranks(first)}, killed on the way and resumed on {ranks(second)}")
         killed = kill_half_way(training.start(first, Path(work) / "killed"), training.steps)
         resumed = training.resume(second, killed.folder)
         outcomes.append(finish(resumed, f"{ranks(first)}, killed at {killed.step}, then {second}"))
+    return outcomes
+
+
+def run_each(training: Training, counts: Sequence[int], work: Path, say: Callable[[str], None]) -> list[Outcome]:
+    """Run a training on each number of ranks, in new folders below ``work``."""
+    outcomes = []
+    for count in counts:
+        say(f"{training.steps} steps on {ranks(count)}")
+        outcomes.append(finish(training.start(count, work / str(count)), ranks(count)))
     return outcomes
 
 
@@ -160,28 +166,3 @@ def table(outcomes: Sequence[Outcome], different: Sequence[str | None]) -> str:
         for outcome, difference in zip(outcomes, different, strict=True)
     ]
     return text(("run", "weights", "verdict", "first difference"), rows)
-
-
-def receipt(outcomes: Sequence[Outcome], different: Sequence[str | None]) -> dict[str, Any]:
-    """The configuration, the machine, and the hashes and the first difference of each run, for a JSON file."""
-    checkpoint = outcomes[0].checkpoint
-    return {
-        "verdict": verdict(different),
-        "dpcnn": __version__,
-        "host": node(),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "config": checkpoint.config.as_dict(),
-        "data": checkpoint.data,
-        "fingerprint": checkpoint.fingerprint,
-        "runs": [run_receipt(*each) for each in zip(outcomes, different, strict=True)],
-    }
-
-
-def run_receipt(outcome: Outcome, difference: str | None) -> dict[str, Any]:
-    """The part of the receipt that describes one run."""
-    return {
-        "run": outcome.name,
-        "weights_sha256": outcome.checkpoint.weights_sha256,
-        "first_difference": difference,
-        "hashes": {event["step"]: event["parameters"] for event in outcome.events if event["event"] == "hash"},
-    }

@@ -1,6 +1,7 @@
 """Activations: functions of single elements. Shapes: see layer.py."""
 
 from collections.abc import Mapping
+from math import sqrt
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class GELU(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         y, slope, square = (self.workspace.array(key, x.shape, x.dtype) for key in ("y", "slope", "square"))
-        factor, cubic, half = (x.dtype.type(value) for value in ((2 / np.pi) ** 0.5, 0.044715, 0.5))
+        factor, cubic, half = (x.dtype.type(value) for value in (sqrt(2 / np.pi), 0.044715, 0.5))
         np.multiply(x, x, out=square)
         np.multiply(square, cubic, out=y)
         y += 1

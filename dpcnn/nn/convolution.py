@@ -12,6 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from dpcnn.base.arrays import Array, Shape, Workspace
+from dpcnn.nn.tuning import TUNING
 
 BAND = 1 << 21
 """Bytes of the windows of a band: some rows of the output, one at least."""
@@ -120,7 +121,9 @@ class Winograd:
         OH, OW = output_length(H, 3, 1, padding), output_length(W, 3, 1, padding)
         self.width = W
         self.m = min(POINTS, key=lambda m: -(-OH // m) * -(-OW // m) * (m + 2) ** 2)  # fewest multiplications
-        self.down, self.across = tiles(H, OH, self.m, padding), tiles(W, OW, self.m, padding)
+        self.down, across = tiles(H, OH, self.m, padding), tiles(W, OW, self.m, padding)
+        at_once = TUNING.winograd_tiles
+        self.across = [across[first : first + at_once] for first in range(0, len(across), at_once)]
         self.workspace = Workspace()
 
     def forward(self, x: Array, w: Array, y: Array) -> None:
@@ -128,16 +131,19 @@ class Winograd:
         (AT, BT, _), array, kernels = cook_toom(self.m, x.dtype), self.workspace.array, self._transform_kernels(w)
         x, y = pixels(x), pixels(y)
         rows = array("rows", (a, W, N * C), x.dtype)
-        products = array("products", (a, a, N * F), x.dtype)
         for i, top in enumerate(self.down):
             np.matmul(BT[:, top.within], x[top.inputs].swapaxes(0, 1), out=rows.swapaxes(0, 1))
-            half = array("half", (top.height, a, N * F), x.dtype)
-            for j, left in enumerate(self.across):
-                inputs = array(f"inputs {i} {j}", (a, a, N * C), x.dtype)
-                np.matmul(BT[:, left.within], rows[:, left.inputs], out=inputs)
-                np.matmul(inputs.reshape(a * a, N, C), kernels, out=products.reshape(a * a, N, F))
-                np.matmul(AT[: top.height], products.swapaxes(0, 1), out=half.swapaxes(0, 1))
-                np.matmul(AT[: left.height], half, out=y[top.outputs, left.outputs])
+            for k, group in enumerate(self.across):
+                T = len(group)
+                inputs = array(f"inputs {i} {k}", (a, a, T, N * C), x.dtype)
+                products = array("products", (a, a, T * N * F), x.dtype)
+                half = array("half", (top.height, a, T, N * F), x.dtype)
+                for j, left in enumerate(group):
+                    np.matmul(BT[:, left.within], rows[:, left.inputs], out=inputs[:, :, j])
+                np.matmul(inputs.reshape(a * a, T * N, C), kernels, out=products.reshape(a * a, T * N, F))
+                np.matmul(AT[: top.height], products.swapaxes(0, 1), out=pixels(half).swapaxes(0, 1))
+                for j, left in enumerate(group):
+                    np.matmul(AT[: left.height], half[:, :, j], out=y[top.outputs, left.outputs])
 
     def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         (_, OW, N, F), W, C, a = dy.shape, self.width, w.shape[2], self.m + 2
@@ -146,18 +152,22 @@ class Winograd:
         dkernels, share = (array(key, (a * a, C, F), w.dtype) for key in ("dkernels", "share"))
         dy = pixels(dy)
         half, rows = array("half", (a, OW, N * F), dy.dtype), array("rows", (a, W, N * C), dy.dtype)
-        dproducts, dinputs = (array(key, (a, a, N * L), dy.dtype) for key, L in (("products", F), ("dinputs", C)))
         for i, top in enumerate(self.down):
             np.matmul(AT[: top.height].T, dy[top.outputs].swapaxes(0, 1), out=half.swapaxes(0, 1))
-            for j, left in enumerate(self.across):
-                np.matmul(AT[: left.height].T, half[:, left.outputs], out=dproducts)
-                inputs = array(f"inputs {i} {j}", (a * a, N, C), dy.dtype).swapaxes(1, 2)
-                np.matmul(inputs, dproducts.reshape(a * a, N, F), out=share if i or j else dkernels)
-                if i or j:
+            for k, group in enumerate(self.across):
+                T = len(group)
+                dproducts = array("products", (a, a, T, N * F), dy.dtype)
+                for j, left in enumerate(group):
+                    np.matmul(AT[: left.height].T, half[:, left.outputs], out=dproducts[:, :, j])
+                inputs = array(f"inputs {i} {k}", (a * a, T * N, C), dy.dtype).swapaxes(1, 2)
+                np.matmul(inputs, dproducts.reshape(a * a, T * N, F), out=share if i or k else dkernels)
+                if i or k:
                     dkernels += share
                 if dx is not None:
-                    np.matmul(dproducts.reshape(a * a, N, F), kernels, out=dinputs.reshape(a * a, N, C))
-                    self._add_tile(left, dinputs, rows)
+                    dinputs = array("dinputs", (a, a, T, N * C), dy.dtype)
+                    np.matmul(dproducts.reshape(a * a, T * N, F), kernels, out=dinputs.reshape(a * a, T * N, C))
+                    for j, left in enumerate(group):
+                        self._add_tile(left, dinputs[:, :, j], rows)
             if dx is not None:
                 self._add_tile(top, rows.swapaxes(0, 1), pixels(dx).swapaxes(0, 1))
         np.matmul(G.T, np.matmul(G.T, dkernels.reshape(a, -1)).reshape(3, a, -1), out=dw.reshape(3, 3, -1))
@@ -240,7 +250,7 @@ def padded(workspace: Workspace, x: Array, padding: int, size: tuple[int, int]) 
 
 
 def pixels(x: Array) -> Array:
-    """Contiguous (H, W, N, C) with all values of a pixel as one run: (H, W, N * C)."""
+    """Contiguous (H, W, ..) with all values of a pixel as one run: (H, W, L)."""
     return x.reshape(*x.shape[:2], -1)
 
 

@@ -13,11 +13,9 @@ from dpcnn.errors import ConfigError
 from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import output_length
 from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Parameter, at_least, at_most
+from dpcnn.nn.tuning import TUNING
 
 MOST_PADDING = 64
-
-SMALL_PRODUCT = 1_000_000
-"""Products of up to this many multiplications are small: OpenBLAS does not copy their matrices first."""
 
 
 class Scale(Layer):
@@ -199,6 +197,6 @@ class Linear(Layer):
 @cache
 def block_rows(rows: int, multiplications_a_row: int) -> int:
     """The most rows, a divisor of ``rows``, that make a small product; all where those would be few."""
-    most = min(rows, SMALL_PRODUCT // multiplications_a_row)
+    most = min(rows, TUNING.small_product // multiplications_a_row)
     best = max((divisor for divisor in range(1, most + 1) if rows % divisor == 0), default=0)
     return best if best >= 24 else rows

@@ -5,6 +5,7 @@ from math import prod
 
 import numpy as np
 
+from dpcnn.base import elementary
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
@@ -192,7 +193,7 @@ class LocalResponseNorm(Layer):
         self._around(np.square(x), scale)
         scale *= self.alpha
         scale += self.k
-        power = np.power(scale, -self.beta, out=self.workspace.array("power", x.shape, x.dtype))
+        power = elementary.power(scale, -self.beta, out=self.workspace.array("power", x.shape, x.dtype))
         np.multiply(x, power, out=y)
         kept = self.workspace.array("x", x.shape, x.dtype)
         kept[...] = x  # a layer behind may write over y, and one in front over x

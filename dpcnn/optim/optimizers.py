@@ -8,11 +8,13 @@ An optimizer is a dataclass: its fields are its options. It is chosen by its nam
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any, ClassVar
 
 import numpy as np
 
 from dpcnn.base.arrays import Vector, Workspace, zeros
+from dpcnn.base.elementary import whole_power
 from dpcnn.base.options import check_options, option
 
 UPDATE_BLOCK = 32_768
@@ -92,18 +94,18 @@ class Adam(Optimizer):
 
     def update_block(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         m, v, a, b = arrays
-        correction = (1 - self.beta2**step) ** 0.5
+        correction = sqrt(1 - whole_power(self.beta2, step))
         np.multiply(g, scale * (1 - self.beta1), out=a)
         m *= self.beta1
         m += a
         a *= a
-        a *= (1 - self.beta2) / (1 - self.beta1) ** 2
+        a *= (1 - self.beta2) / whole_power(1 - self.beta1, 2)
         v *= self.beta2
         v += a
         np.sqrt(v, out=b)
         b += self.epsilon * correction
         np.divide(m, b, out=a)
-        a *= lr * correction / (1 - self.beta1**step)
+        a *= lr * correction / (1 - whole_power(self.beta1, step))
         p -= a
 
 

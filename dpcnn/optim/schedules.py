@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dpcnn.base import elementary
+
 
 def constant(progress: float, epochs: int, decay: float) -> float:
     """Always 1."""
@@ -17,7 +19,7 @@ def constant(progress: float, epochs: int, decay: float) -> float:
 def step(progress: float, epochs: int, decay: float) -> float:
     """Times ``decay`` at half of the run, and again at three quarters (He et al., "Deep residual learning", 2016,
     section 4.2)."""
-    return decay ** ((progress >= epochs / 2) + (progress >= 0.75 * epochs))
+    return elementary.whole_power(decay, (progress >= epochs / 2) + (progress >= 0.75 * epochs))
 
 
 def one_cycle(progress: float, epochs: int, decay: float) -> float:
@@ -27,20 +29,20 @@ def one_cycle(progress: float, epochs: int, decay: float) -> float:
     """
     part, peak = progress / epochs, 0.3
     low, high, place = (1 / 25, 1.0, part / peak) if part < peak else (4e-6, 1.0, (1 - part) / (1 - peak))
-    return low + (high - low) * 0.5 * (1 - float(np.cos(np.pi * place)))
+    return low + (high - low) * 0.5 * (1 - float(elementary.cos(np.pi * place)))
 
 
 def exponential(progress: float, epochs: int, decay: float) -> float:
     """Times ``decay`` after each epoch."""
     try:
-        return decay ** int(progress)
+        return elementary.whole_power(decay, int(progress))
     except OverflowError:
         return math.inf
 
 
 def cosine(progress: float, epochs: int, decay: float) -> float:
     """Half a cosine from 1 to 0 over the run (Loshchilov and Hutter, 2017, eq. 5, one cycle)."""
-    return 0.5 * (1 + float(np.cos(np.pi * progress / epochs)))
+    return 0.5 * (1 + float(elementary.cos(np.pi * progress / epochs)))
 
 
 Schedule = Callable[[float, int, float], float]

@@ -30,7 +30,7 @@ from dpcnn.base.fields import FieldError, load_toml
 from dpcnn.base.files import MOST_RECIPE, Folder, Lock, read_bytes
 from dpcnn.config import Config, from_dict
 from dpcnn.errors import CheckpointError, ConfigError, printable
-from dpcnn.runs.checkpoint import BEST, LAST, STEP, Checkpoint, prune, step_name, steps, store
+from dpcnn.runs.checkpoint import BEST, LAST, STEP, Checkpoint, prune, read, step_name, steps, store
 from dpcnn.runs.events import Event
 from dpcnn.runs.progress import Progress
 
@@ -262,3 +262,15 @@ def find_checkpoint(path: Path) -> Path:
         if checkpoint.exists():
             return checkpoint
     raise CheckpointError(f"{path}: a folder without {CHECKPOINTS}/{LAST}; give a run's folder or a checkpoint")
+
+
+def numerics_of(path: Path) -> str:
+    """The numerics of the run to which a run's folder or a checkpoint belongs.
+
+    Raises:
+        CheckpointError: there is no run or no checkpoint.
+    """
+    home = RunFolder(path if path.is_dir() else Path(os.path.realpath(path)).parent.parent)
+    if home.config.is_file():
+        return str(home.read_config()["numerics"])
+    return read(find_checkpoint(path)).config.numerics

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.arrays import Array
+from dpcnn.base.numerics import check
 from dpcnn.config import Config, from_dict
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
@@ -71,6 +72,7 @@ def examine(
     samples = _load(comm, data or config.data, split)
     indices = _indices(samples, config, split)
     with comm.fail_together():
+        check(config.numerics)
         if not len(indices):
             raise ConfigError(f"{path}: its run held no samples back for validation; give --split test")
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.arrays import Array
+from dpcnn.base.numerics import check
 from dpcnn.data.pictures import open_pictures, read_pictures
 from dpcnn.errors import DataError
 from dpcnn.parallel.tree import chunks
@@ -25,6 +26,7 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
         CheckpointError, DataError, ConfigError: the checkpoint or a file can't be used.
     """
     known = read(find_checkpoint(checkpoint))
+    check(known.config.numerics)
     network = known.network()
     params, loss = network.flat(known.parameters), known.config.make_loss()
     for path in files:

@@ -14,7 +14,7 @@ from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.optim.schedules import OVER_ALL_EPOCHS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, read, step_name
-from dpcnn.runs.folder import RUNS, RunFolder, dated
+from dpcnn.runs.folder import RUNS, RunFolder, dated, numerics_of
 
 RECIPE = "simple-cnn"
 
@@ -110,6 +110,23 @@ def newest_run() -> RunFolder:
     if not found:
         raise CheckpointError(f"{RUNS}/: no run to resume; give --resume a checkpoint or --out a run's folder")
     return RunFolder(max(found, key=lambda path: path.stat().st_mtime).parent)
+
+
+def wanted_numerics(options: Namespace) -> str:
+    """The numerics that a training's options ask for: typed, or of the run that is resumed, or of the recipe.
+
+    Raises:
+        CheckpointError, ConfigError: there is no such run or recipe.
+    """
+    if "numerics" in options:
+        return str(options.numerics)
+    if options.resume not in (None, "", "auto"):
+        return numerics_of(Path(options.resume))
+    if options.resume is not None:
+        folder = RunFolder(Path(options.out)) if options.out else newest_run()
+        if options.resume != "auto" or folder.config.exists():
+            return numerics_of(folder.path)
+    return read_recipe(options.recipe or RECIPE).numerics
 
 
 def choose_config(options: Namespace, stored: dict[str, Any] | None, place: str) -> Config:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Any
 
 from dpcnn import __version__
-from dpcnn.base.numerics import differences, fingerprint
+from dpcnn.base.numerics import check, deviations, differences, fingerprint
 from dpcnn.cluster.stopping import Stop
 from dpcnn.data.dataset import find_data, load
 from dpcnn.data.stage import stage
@@ -33,6 +33,7 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
     start = start.shared(comm)
     with comm.fail_together():
         config = choose_config(options, start.config, str(start.folder.path))
+        check(config.numerics)
         data = find_data(config.data)
     if options.stage:
         data = stage(data, options.stage, comm)
@@ -92,7 +93,8 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     lines = [
         f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
         f"{trainer.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
-        f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}",
+        f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}"
+        f"{', portable numerics' * (config.numerics == 'portable')}",
         f"{config.epochs} epochs of {trainer.steps_per_epoch} steps; batch {config.batch} in microbatches of "
         f"{config.microbatch}; {config.optimizer}, rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
         *([survival(comm)] if comm.size > 1 else []),
@@ -109,6 +111,8 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     lines += trainer.holdout.remarks
     if config.microbatch > config.batch:
         lines.append(f"--microbatch {config.microbatch} is above the batch: each batch is one microbatch, of one rank")
+    if reasons := deviations():
+        lines.append(f"the bits may not be those of other machines: {reasons}")
     if config.exchange == "allreduce":
         lines.append("allreduce: the last bits of the result depend on the number of ranks")
     return lines

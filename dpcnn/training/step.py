@@ -74,7 +74,7 @@ def decide(comm: SerialComm, sums: Sums, microbatches: int, blocks: int, count: 
         stop=bool(rows["stop"].any()),
         finite=finite,
         metrics=total(losses, rows["corrects"].ravel(), count) if finite else Metrics(),
-        norm=math.fsum(squares) ** 0.5 if finite else 0.0,
+        norm=math.sqrt(math.fsum(squares)) if finite else 0.0,
         waited=rows["waited"].ravel(),
     )
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.base.arrays import Vector
+from dpcnn.base.numerics import check
 from dpcnn.base.rng import SampleRng, permutation
 from dpcnn.cluster.stopping import Stop
 from dpcnn.config import Config
@@ -78,6 +79,7 @@ class Trainer:
         tensorboard: bool = False,
     ) -> None:
         """``stop`` says when to end before the run's end; ``test`` samples are evaluated after each epoch."""
+        check(config.numerics)
         self.comm, self.config, self.network, self.samples, self.test = comm, config, network, samples, test
         self.run, self.report, self.stop = run, reporter, stop or Stop()
         self.record = Record(run, reporter, tensorboard)

@@ -1,0 +1,128 @@
+"""What must be settled before NumPy loads: BLAS threads, and the kernels that OpenBLAS and NumPy choose.
+
+A process has one numerics as long as it lives, ``native`` or ``portable``: see :data:`NUMERICS`.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Collection, MutableMapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from dpcnn.base.cpuid import instructions
+from dpcnn.errors import LaunchError
+
+NUMERICS = ("native", "portable")
+"""``native``: the fastest kernels of this processor. ``portable``: those for AVX2, which give the same bits on every
+x86-64 processor that has it."""
+
+VARIABLE = "DPCNN_NUMERICS"
+"""Environment variable: the numerics of this process, for programs and notebooks. Commands go by their options."""
+
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+
+NEEDED = {"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}
+"""Instructions of the portable kernels, x86-64-v3, as :func:`dpcnn.base.cpuid.instructions` names them."""
+
+AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+
+
+def choose_blas(environment: MutableMapping[str, str], found: Collection[str]) -> None:
+    """Set one BLAS thread a rank, and OpenBLAS's AVX-512 kernels where its detection misses them.
+
+    Whatever the user has set stays. OpenBLAS takes recent AMD processors for a Haswell, and so
+    leaves their AVX-512 units idle; Intel's it recognises.
+
+    Args:
+        environment: the process's environment, changed in place.
+        found: from :func:`dpcnn.base.cpuid.instructions`.
+    """
+    if not any(name in environment for name in THREAD_VARIABLES):
+        environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    if {"AuthenticAMD", *AVX512} <= set(found):
+        environment.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
+
+
+def hold_kernels(environment: MutableMapping[str, str], found: Collection[str], numpy: tuple[int, ...]) -> None:
+    """Hold OpenBLAS and NumPy to their kernels for AVX2, whatever else has been set.
+
+    On a processor without AVX2, where these would end the process, nothing is held.
+
+    Args:
+        environment, found: as for :func:`choose_blas`.
+        numpy: NumPy's version.
+    """
+    if not set(found) >= NEEDED:
+        return
+    environment["OPENBLAS_CORETYPE"] = "Haswell"
+    environment.pop("NPY_DISABLE_CPU_FEATURES", None)  # NumPy takes only one of the two
+    names = "X86_V3" if numpy >= (2, 4) else "SSSE3 SSE41 POPCNT SSE42 AVX F16C FMA3 AVX2"
+    environment["NPY_ENABLE_CPU_FEATURES"] = names
+
+
+def numpy_version() -> tuple[int, ...]:
+    """NumPy's version without loading it, such as (2, 4, 6); empty where there is none."""
+    spec = find_spec("numpy")
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8") if spec and spec.origin else ""
+    except OSError:
+        text = ""
+    match = re.search(r'version = "(\d+)\.(\d+)\.(\d+)', text)
+    return tuple(int(number) for number in match.groups()) if match else ()
+
+
+def typed_numerics(program: str, words: Sequence[str]) -> str | None:
+    """What ``--numerics`` says on the command line of a dpcnn command.
+
+    Args:
+        program: the module or script that Python runs.
+        words: its arguments.
+    """
+    if not Path(program.removeprefix("-m")).name.startswith("dpcnn"):
+        return None
+    text = "\0".join(words)
+    found = re.findall(r"(?:^|\0)--numerics[=\0](native|portable)(?=\0|$)", text)
+    return str(found[-1]) if found else None
+
+
+def _settle() -> str:
+    """Choose this process's numerics, and set its environment accordingly."""
+    typed = typed_numerics(sys.orig_argv[-len(sys.argv)] if sys.argv else "", sys.argv[1:])
+    chosen = typed or os.environ.get(VARIABLE, "")
+    found = instructions()
+    if chosen == "portable":
+        hold_kernels(os.environ, found, numpy_version())
+    choose_blas(os.environ, found)
+    return chosen if chosen in NUMERICS else NUMERICS[0]
+
+
+_STARTED_WITH = dict(os.environ)
+
+numerics = _settle()
+"""The numerics of this process."""
+
+_SETTLED = {name: _STARTED_WITH.get(name) for name in {*_STARTED_WITH, *os.environ}}
+_SETTLED = {name: value for name, value in _SETTLED.items() if value != os.environ.get(name)}
+
+
+def environment() -> dict[str, str]:
+    """The environment for another process: without what was settled for this one, which may suit no other node."""
+    kept = {name: value for name, value in os.environ.items() if name not in _SETTLED}
+    return kept | {name: value for name, value in _SETTLED.items() if value is not None}
+
+
+def restart(wanted: str | None) -> None:
+    """Start this process anew if its numerics are not those that are wanted; None: any will do. Call before MPI_Init.
+
+    Raises:
+        LaunchError: it has been started anew already, or the environment asks for unknown numerics.
+    """
+    told = os.environ.get(VARIABLE)
+    if told not in (None, *NUMERICS):
+        raise LaunchError(f"{VARIABLE}={told[:40]}: expected {' or '.join(NUMERICS)}; change or unset it")
+    if wanted in (None, numerics):
+        return
+    if told == wanted:
+        raise LaunchError(f"the run needs {wanted} numerics, but this process has {numerics}: give --numerics {wanted}")
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environment(), VARIABLE: str(wanted)})
