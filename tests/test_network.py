@@ -132,5 +132,5 @@ def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
     network.check_memory(1000, 4)
     monkeypatch.setattr(module, "memory_left", lambda: 10_000_000)
     network.check_memory(1, 2)
-    with pytest.raises(ConfigError, match="for 1000 images at once on each of 4 processes, but only 0.0 GB are left"):
+    with pytest.raises(ConfigError, match="for 1000 images at once on each of 4 processes, but only 0.0 GB are free"):
         network.check_memory(1000, 4)

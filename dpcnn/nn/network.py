@@ -30,9 +30,9 @@ the pixels of a batch have fewer.
 
 
 MOST_PARAMETERS, MOST_ACTIVATIONS = 1 << 28, 1 << 26
-"""Of a network, in elements: its parameters, and the outputs of all layers for an image.
+"""The largest number of parameters, and of elements in the outputs of all layers for one image.
 
-So that a recipe or a checkpoint of a few bytes can't ask for any amount of memory.
+They limit the memory that a recipe or a checkpoint of a few bytes can request.
 """
 
 
@@ -47,11 +47,11 @@ class Network:
         running_stats: start, stop and momentum of the elements that are running means: see :class:`Parameter`.
         shapes: of each layer's output, without N.
         activations: elements of all layers' outputs for an image.
-        timer: where the time of :meth:`gradient` goes.
+        timer: measures the phases of :meth:`gradient`.
         parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
 
     Raises:
-        ConfigError: the images are too small for the layers, these don't fit each other, or there is too much of them.
+        ConfigError: the images are too small for the layers, these do not fit each other, or the network is too large.
     """
 
     def __init__(self, input_shape: Shape, layers: Sequence[Layer]) -> None:
@@ -143,7 +143,7 @@ class Network:
         if needed > left:
             raise ConfigError(
                 f"the network needs about {needed / 1e9:.1f} GB for {images} images at once on each of {processes} "
-                f"processes, but only {left / 1e9:.1f} GB are left here; take fewer images or processes, or more memory"
+                f"processes, but only {left / 1e9:.1f} GB are free here; use fewer images or processes, or more memory"
             )
 
     def views(self, params: Array) -> dict[str, Array]:
@@ -271,7 +271,7 @@ class Network:
     def outputs(self, params: Array, images: Array) -> Iterator[tuple[str, dict[str, Array], Array]]:
         """Each layer's name, weights and output for images (N, *input_shape), in order; see :mod:`dpcnn.nn.layer`.
 
-        An output is valid until the next one is asked for.
+        An output is valid until the next one is computed.
         """
         outputs = self._forward(params, images)
         for name, weights, (output, _) in zip(self.names, self._named(params), outputs, strict=True):
@@ -288,7 +288,7 @@ class Network:
 
 @contextmanager
 def ufunc_buffer(size: int) -> Iterator[None]:
-    """Another size of NumPy's buffer for a while."""
+    """A block in which NumPy's buffer has ``size`` elements."""
     before = np.setbufsize(size)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The layers and the optimizer Adam, written as their definitions: slow, and plain enough to be believed.
+"""The layers and the optimizer Adam, written as their definitions: slow, but simple enough to check by reading.
 
 The tests compare the fast code with these functions. Shapes: see layer.py.
 """
