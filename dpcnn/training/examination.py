@@ -29,8 +29,8 @@ class Examination:
         samples: the samples of the split's files.
         indices: (n,) the indices of the samples that the network answered.
         answers: the answers, in the order of ``indices``.
-        confusion: (classes, classes) counts: by row the right class, by column the predicted one.
-        results: the figures, ready for JSON; rank 0 alone has the checkpoint's path and step in them.
+        confusion: (classes, classes) counts: by row the true class, by column the predicted one.
+        results: the figures, ready for JSON; only rank 0 has the checkpoint's path and step in them.
     """
 
     samples: Samples
@@ -93,7 +93,7 @@ def examine(
 
 
 def _load(comm: SerialComm, data: str, split: str) -> Samples:
-    """The samples of the files in which a split lies; rank 0 prints a warning if the ranks can't share memory."""
+    """The samples of the files that contain a split; rank 0 prints a warning if the ranks can't share memory."""
     with comm.fail_together():
         folder = find_data(data)
     warning = share_or_part(comm)
@@ -103,7 +103,7 @@ def _load(comm: SerialComm, data: str, split: str) -> Samples:
 
 
 def _indices(samples: Samples, config: Config, split: str) -> Array:
-    """The numbers of a split's samples: all of them, or those that the run held back for validation."""
+    """The indices of a split's samples: all of them, or those that the run held back for validation."""
     if split == "test":
         return np.arange(len(samples))
     return hold_out(samples.labels, config.validation, config.holdout, config.seed).validation
@@ -125,7 +125,7 @@ def class_scores(confusion: Array) -> list[dict[str, Any]]:
     """The number of samples, the precision and the recall of each class.
 
     Args:
-        confusion: (classes, classes) counts: by row the right class, by column the predicted one.
+        confusion: (classes, classes) counts: by row the true class, by column the predicted one.
 
     Returns:
         A dictionary per class. Precision is None for a class that was never predicted, and recall is None for a

@@ -51,7 +51,7 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
         trainer.transact(lambda: finish(trainer, reporter, peak, None if options.no_curves else draw))
     else:
         trainer.transact(lambda: say_stopped(trainer, reporter))
-    ignore()  # all is saved: the status should say so, and not how Python was ended
+    ignore()  # everything is saved: a signal must not change the exit status now
     watch.close(comm.finalize)
     return DONE if finished else RESUMABLE
 

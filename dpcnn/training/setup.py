@@ -20,7 +20,7 @@ from dpcnn.training.trainer import Trainer
 
 
 def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop) -> tuple[Trainer, Start]:
-    """Everything before the first step, but for the run's folder: options, data, network, state.
+    """Everything before the first step, except the run's folder: options, data, network, state.
 
     Nothing is written before everything that the user gave has been checked.
     """
@@ -40,7 +40,9 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
     samples = load(data, "train", comm)
     with comm.fail_together():
         if start.checkpoint and start.checkpoint.data != samples.manifest.checksum:
-            raise CheckpointError(f"{start.path}: made with other data than {data}; give --data the one it knows")
+            raise CheckpointError(
+                f"{start.path}: trained on other data than {data}; give --data the data set of the run"
+            )
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(config.microbatch, config.batch), comm.node().size)
     test = load(data, "test", comm) if config.test else None
@@ -55,17 +57,17 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
 
 
 def open_run(trainer: Trainer, start: Start, reporter: Reporter) -> int:
-    """Begin to write in the run's folder, and say what the run is.
+    """Open the run's folder for writing, and print the opening lines.
 
     Returns:
-        The bytes of the log file.
+        The size of the log file in bytes.
     """
     comm = trainer.comm
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
     reporter.log_to(start.folder.log)
     with comm.fail_together():
         if comm.rank == 0:
-            fresh = start.config is None and not comm.repeated  # else it may be of a rank 0 that has died
+            fresh = start.config is None and not comm.repeated  # if repeated, a rank 0 that has died may have opened it
             warning = start.folder.open(trainer.config, trainer.progress, fresh, start.newest)
             trainer.record.begin(trainer.progress)
             for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
@@ -76,13 +78,13 @@ def open_run(trainer: Trainer, start: Start, reporter: Reporter) -> int:
 
 
 def survival(comm: SerialComm) -> str:
-    """Whether the run survives the death of ranks; if not, why, and what to do about it."""
+    """A line: whether the run survives the death of ranks; if not, the reason and the remedy."""
     if comm.survives:
         return "survives the death of ranks"
     if os.environ.get(ENABLED):
         return "the death of a rank ends the run (--survive no)"
     if comm.library.startswith("Open MPI v5"):
-        return "the death of a rank ends the run; to survive it, type mpirun --with-ft ulfm in place of mpirun"
+        return "the death of a rank ends the run; to survive it, type mpirun --with-ft ulfm instead of mpirun"
     return f"the death of a rank ends the run: {comm.library} can't survive it"
 
 
@@ -102,8 +104,8 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     ]
     if start.path:
         complete = progress.epochs >= trainer.last_epoch
-        place = "the run is complete" if complete else f"epoch {progress.epochs + 1}, step {progress.step}"
-        lines.append(f"resuming from {start.path.name}: {place}")
+        state = "the run is complete" if complete else f"epoch {progress.epochs + 1}, step {progress.step}"
+        lines.append(f"resuming from {start.path.name}: {state}")
         if start.fingerprint != numerics:
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
     elif start.config is not None:

@@ -18,7 +18,7 @@ Draw = Callable[[Sequence[Path], Path], str]
 
 
 def write_trace(trainer: Trainer, reporter: Reporter, offset: float) -> None:
-    """Write all ranks' trace, and say where; ``offset`` is that of this rank's clock."""
+    """Write the trace of all ranks and print its path; ``offset`` is that of this rank's clock, in seconds."""
     trace = merged(trainer.comm, trainer.timer, offset)
     with trainer.writing("report"):
         if trace is not None:
@@ -27,7 +27,7 @@ def write_trace(trainer: Trainer, reporter: Reporter, offset: float) -> None:
 
 
 def write_times(trainer: Trainer, reporter: Reporter) -> float:
-    """Write the times of each rank, report the waiting, and return the highest peak memory of the ranks in MB."""
+    """Write the times of each rank, print the waiting, and return the highest peak memory of the ranks in MB."""
     comm = trainer.comm
     facts = {
         "host": platform.node(),
@@ -46,7 +46,7 @@ def write_times(trainer: Trainer, reporter: Reporter) -> float:
 
 
 def finish(trainer: Trainer, reporter: Reporter, peak: float, draw: Draw | None) -> None:
-    """Draw the curves if ``draw`` is there, print the table and the last line."""
+    """Draw the curves unless ``draw`` is None, and print the table of epochs and the last line."""
     progress, folder = trainer.progress, trainer.run.path
     best, last, sha256 = progress.best(trainer.config.monitor), progress.epoch_events[-1], trainer.weights_sha256
     with trainer.writing("report"):
@@ -55,7 +55,7 @@ def finish(trainer: Trainer, reporter: Reporter, peak: float, draw: Draw | None)
             if draw:
                 reporter.say(draw([folder], folder / "curves"))
             seconds = sum(event["seconds"] for event in progress.epoch_events)
-            speed = trainer.images(progress.step) / max(seconds, 1e-3)  # they are rounded to milliseconds
+            speed = trainer.images(progress.step) / max(seconds, 1e-3)  # the seconds are rounded to milliseconds
             results = [f"{kind} accuracy {last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last) or ["train"]]
             if best and "validation_accuracy" in best:
                 results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"
@@ -66,7 +66,7 @@ def finish(trainer: Trainer, reporter: Reporter, peak: float, draw: Draw | None)
 
 
 def say_stopped(trainer: Trainer, reporter: Reporter) -> None:
-    """Say at which step a run was stopped, and why."""
+    """Print the step at which a run was stopped, and the reason."""
     reasons = trainer.comm.allgather_obj(trainer.stop.reason)
     rank, why = next(((rank, why) for rank, why in enumerate(reasons) if why), (0, "by a rank that has died"))
     with trainer.writing("report"):
@@ -82,9 +82,7 @@ def straggler_bill(ranks: Sequence[dict[str, Any]]) -> str:
     spent = sum(sum(rank["seconds"].values()) for rank in ranks)
     billed = sum(rank["waited_for"] for rank in ranks)
     slowest = max(range(len(ranks)), key=lambda rank: ranks[rank]["waited_for"])
-    line = (
-        f"the ranks were idle for {waiting / max(spent, 1e-9):.1%} of the time"  # a run that was complete spends none
-    )
+    line = f"the ranks were idle for {waiting / max(spent, 1e-9):.1%} of the time"  # 0 if the run was complete
     if billed <= 0:
         return line
     share = ranks[slowest]["waited_for"] / billed
