@@ -26,7 +26,7 @@ def make_parser() -> Parser:
         "--fit", nargs="+", type=Path, required=True, metavar="FILE", help="files of dpcnn bench --json to fit"
     )
     parser.add_argument("--check", nargs="*", type=Path, default=[], metavar="FILE", help="other files to predict")
-    parser.add_argument("--ranks-a-node", default="2", metavar="N", help="ranks per node in the forecast (default 2)")
+    parser.add_argument("--ranks-per-node", default="2", metavar="N", help="ranks per node in the forecast (default 2)")
     parser.add_argument(
         "--nodes",
         default="1,2,4,8,16,32,64,128,256,512,1024,2048",
@@ -39,7 +39,10 @@ def make_parser() -> Parser:
 
 def command(comm: SerialComm, options: Namespace) -> int:
     """Fit the model, check it, and look ahead."""
-    nodes, (ranks,) = numbers("--nodes", options.nodes, "1,2,4"), numbers("--ranks-a-node", options.ranks_a_node, "2")
+    nodes, (ranks,) = (
+        numbers("--nodes", options.nodes, "1,2,4"),
+        numbers("--ranks-per-node", options.ranks_per_node, "2"),
+    )
     if options.latency is not None and not 0 <= options.latency < math.inf:
         raise ConfigError(f"--latency: expected seconds, not {options.latency}")
     measured = [read_job(path) for path in options.fit]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base.arrays import Shape
-from dpcnn.cli import DONE, Parser, check_free, run_command
+from dpcnn.cli import DONE, Parser, add_import, check_free, run_command
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.interop.metadata import Description
@@ -37,6 +37,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the checkpoint (default ./NAME.h5 for NAME.safetensors)"
     )
+    add_import(parser)
     return parser
 
 

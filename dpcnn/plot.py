@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base.files import Folder
-from dpcnn.cli import DONE, Parser, run_command
+from dpcnn.cli import DONE, Parser, add_import, run_command
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.figures import draw_curves
 from dpcnn.reporting.first_layer import draw_first_layer, read_test_image
@@ -28,6 +28,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="the index of this test sample (default 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder for the pictures (default: the first RUN)")
+    add_import(parser)
     return parser
 
 

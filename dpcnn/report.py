@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base.files import write_file
-from dpcnn.cli import DONE, Parser, run_command
+from dpcnn.cli import DONE, Parser, add_import, run_command
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.page import check_matplotlib, page
 from dpcnn.runs.folder import RunFolder, numerics_of
@@ -24,6 +24,7 @@ def make_parser() -> Parser:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--data", metavar="NAME|DIR", help="a data set to use in place of the run's")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default RUN/report.html)")
+    add_import(parser)
     return parser
 
 

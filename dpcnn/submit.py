@@ -30,7 +30,7 @@ def make_parser() -> Parser:
     parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), default="slurm", help="scheduler (default slurm)")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes (default 1)")
     parser.add_argument(
-        "--ranks-a-node", type=int, default=16, metavar="N", help="ranks per node; use one per core (default 16)"
+        "--ranks-per-node", type=int, default=16, metavar="N", help="ranks per node; use one per core (default 16)"
     )
     parser.add_argument("--memory", type=int, default=1, metavar="GB", help="memory per rank (default 1)")
     parser.add_argument("--time", default="1:00:00", help="time limit: minutes, H:M:S or D-H:M:S (default 1:00:00)")
@@ -45,7 +45,7 @@ def make_parser() -> Parser:
 def command(comm: SerialComm, options: Namespace, words: Sequence[str]) -> int:
     """Print the script, or write it beside the run's folder and submit it; ``words`` are the training's arguments."""
     values = dict(vars(options))
-    for name in ("nodes", "ranks_a_node", "memory"):
+    for name in ("nodes", "ranks_per_node", "memory"):
         if values[name] < 1:
             raise ConfigError(f"{flag_of(name)}: must be at least 1, not {values[name]}")
     check_training(words, comm)

@@ -8,7 +8,7 @@ from math import prod
 
 from dpcnn.base.arrays import Shape
 from dpcnn.base.text import text
-from dpcnn.cli import DONE, Parser, run_command
+from dpcnn.cli import DONE, Parser, add_import, run_command
 from dpcnn.config import Config, read_recipe
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
@@ -33,6 +33,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--classes", type=int, default=10, metavar="N", help="the number of classes with --images (default 10)"
     )
+    add_import(parser)
     return parser
 
 

@@ -29,7 +29,7 @@ def test_a_job_measures_itself(quick, tmp_path, ranks):
     assert all(0 < used["own"] <= used["peak"] for used in found["memory"])
     assert len(found["exchange"]["ratios"]) == 9 and found["exchange"]["ratio"] > 0
     assert f"simple-cnn, {ranks} ranks, batch 90 in microbatches of 16: " in result.out
-    assert "exact exchange and Adam on slices" in result.out.splitlines()[-1]
+    assert "exact exchange and Adam on shards" in result.out.splitlines()[-1]
 
 
 def test_flops_by_hand():

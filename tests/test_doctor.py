@@ -27,7 +27,7 @@ def test_nothing_to_complain_of(healthy):
     checks = judge(healthy)
     assert [check.verdict for check in checks] == [OK] * len(checks), screen(checks)
     assert screen(checks).endswith(f"{len(checks)} OK, 0 WARN, 0 FAIL")
-    assert "11 ms a step of simple-cnn" in screen(checks)
+    assert "11 ms per step of simple-cnn" in screen(checks)
 
 
 def both(facts, **changes):

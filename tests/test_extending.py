@@ -78,7 +78,13 @@ def test_nothing_is_imported_because_a_file_says_so(folder, flags):
     (folder / "mine.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\n{MODULE}")
     assert training(*flags, "--import=mine", "--out", folder / "run", cwd=folder).status == 0
     (folder / "ran").unlink()
-    for words in (["evaluate", "run"], ["report", "run"], ["export", "run"], ["summary", "mine.toml"]):
+    for words in (
+        ["evaluate", "run"],
+        ["report", "run"],
+        ["export", "run"],
+        ["summary", "mine.toml"],
+        ["plot", "run", "--filters"],
+    ):
         forget()
         result = command(*words, cwd=folder)
         assert result.status == 2 and NEEDED in result.errors[0], words

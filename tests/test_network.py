@@ -121,7 +121,9 @@ def test_flat_refuses_another_model(network):
     parameters = dict(network.views(network.initialise(2)))
     np.testing.assert_array_equal(network.flat(parameters), network.initialise(2))
     parameters["linear2.w"] = parameters["linear2.w"][:, :9]
-    with pytest.raises(CheckpointError, match=r"another model: linear2\.w is \(512, 9\) there and \(512, 10\) here"):
+    with pytest.raises(
+        CheckpointError, match=r"another model: linear2\.w is \(512, 9\) in the checkpoint and \(512, 10\) in the model"
+    ):
         network.flat(parameters)
 
 
@@ -130,5 +132,5 @@ def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
     network.check_memory(1000, 4)
     monkeypatch.setattr(module, "memory_left", lambda: 10_000_000)
     network.check_memory(1, 2)
-    with pytest.raises(ConfigError, match="for 1000 images at once on each of 4 processes, but only 0.0 GB are left"):
+    with pytest.raises(ConfigError, match="for 1000 images at once on each of 4 processes, but only 0.0 GB are free"):
         network.check_memory(1000, 4)

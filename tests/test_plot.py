@@ -61,7 +61,7 @@ def test_a_net_without_maps_has_none_drawn(runs):
 def test_mistakes(runs, tmp_path):
     result = command("plot", tmp_path, ranks=2)
     assert result.status == 2 and result.errors == [
-        f"dpcnn: error: {tmp_path}: no run's folder: it has no metrics.jsonl"
+        f"dpcnn: error: {tmp_path}: not a run's folder: it has no metrics.jsonl"
     ]
     result = command("plot", runs / "mlp", "--filters", "--sample", "150")
     assert result.status == 2 and "--sample: must be below 150, not 150" in result.errors[0]

@@ -17,7 +17,7 @@ from dpcnn.data.dataset import load
 from dpcnn.errors import DivergenceError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read
-from dpcnn.runs.console import Report
+from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer
 
@@ -91,7 +91,7 @@ def trained(data: Path, config: Config, nodes: list[int], folder: Path, resume: 
         samples = load(data, "train", comm)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         run = RunFolder(folder)
-        trainer = Trainer(comm, config, network, samples, run, Report())
+        trainer = Trainer(comm, config, network, samples, run, Reporter())
         if resume:
             trainer.restore(read(folder / "checkpoints" / "last.h5") if comm.rank == 0 else None)
         if comm.rank == 0:

@@ -84,4 +84,4 @@ def test_a_run_that_is_not_at_its_end(quick, tmp_path):
 def test_mistakes(tmp_path):
     result = command("report", tmp_path, ranks=2)
     assert result.status == 2
-    assert result.errors == [f"dpcnn: error: {tmp_path}: no run's folder: it has no metrics.jsonl"]
+    assert result.errors == [f"dpcnn: error: {tmp_path}: not a run's folder: it has no metrics.jsonl"]

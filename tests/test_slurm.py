@@ -45,7 +45,7 @@ class BatchJob:
 
     def __init__(self, env: dict[str, str], folder: Path, starter: str, arguments, edit=lambda script: script) -> None:
         self.env, self.folder, self.run = env, folder, folder / "run"
-        words = ["--nodes", "2", "--ranks-a-node", "1", "--starter", starter, "--time", "5"]
+        words = ["--nodes", "2", "--ranks-per-node", "1", "--starter", starter, "--time", "5"]
         written = command("submit", self.run, *words, "--", *arguments)
         assert written.status == 0, written.err
         script = folder / "job.sbatch"

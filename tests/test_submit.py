@@ -51,7 +51,7 @@ def test_arguments_of_a_script_replace_those_that_it_was_written_with(tmp_path):
 
 
 def test_flags_reach_the_script():
-    flags = ["--nodes", "4", "--ranks-a-node", "8", "--time", "2-00:30:00", "--memory", "2", "--starter", "mpirun"]
+    flags = ["--nodes", "4", "--ranks-per-node", "8", "--time", "2-00:30:00", "--memory", "2", "--starter", "mpirun"]
     result = submit("runs/my run", *flags, "--", "--recipe", "accurate", "--seed", "3")
     assert result.status == 0, result.err
     for line in (

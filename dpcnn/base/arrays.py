@@ -8,6 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+"""An array of any shape and number type."""
+
+Vector = NDArray[np.float32]
+"""A flat float32 array (size,): parameters, a gradient, or state of an optimizer."""
+
 Shape = tuple[int, ...]
 
 CACHE_LINE, PAGE = 64, 4096  # bytes

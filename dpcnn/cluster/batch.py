@@ -45,7 +45,7 @@ class BatchJob:
     Attributes:
         run: the folder of the run.
         scheduler: a key of SCHEDULERS.
-        ranks_a_node: one rank per core.
+        ranks_per_node: one rank per core.
         memory: GB per rank.
         time: as Slurm writes it.
         starter: the command that starts the ranks; None: the usual one of the scheduler.
@@ -56,7 +56,7 @@ class BatchJob:
     run: Path
     scheduler: str
     nodes: int
-    ranks_a_node: int
+    ranks_per_node: int
     memory: int
     time: str
     starter: str | None
@@ -88,9 +88,9 @@ class BatchJob:
         hours, rest = divmod(seconds, 3600)
         return {
             "nodes": str(self.nodes),
-            "ranks_a_node": str(self.ranks_a_node),
+            "ranks_per_node": str(self.ranks_per_node),
             "memory": f"{self.memory}G",
-            "memory_a_node": f"{self.memory * self.ranks_a_node}gb",
+            "memory_a_node": f"{self.memory * self.ranks_per_node}gb",
             "time": f"{hours:02}:{rest // 60:02}:{rest % 60:02}",
             "lead": str(min(LEAD, seconds // 5)),
             "setup": self.setup,

@@ -54,7 +54,7 @@ def launcher(facts: Facts) -> Check:
     return Check("launcher", OK, told)
 
 
-def by_host(facts: Facts) -> Iterator[tuple[str, list[Facts]]]:
+def by_node(facts: Facts) -> Iterator[tuple[str, list[Facts]]]:
     """The ranks of each host."""
     for host in dict.fromkeys(found["host"] for found in facts["ranks"]):
         yield host, [found for found in facts["ranks"] if found["host"] == host]
@@ -63,11 +63,11 @@ def by_host(facts: Facts) -> Iterator[tuple[str, list[Facts]]]:
 def rank_count(facts: Facts) -> Check:
     """Whether there are as many ranks as the scheduler meant, and no more than cores."""
     size, environment = len(facts["ranks"]), facts["environment"]
-    per_host = ", ".join(f"{len(ranks)} on {host}" for host, ranks in by_host(facts))
+    per_host = ", ".join(f"{len(ranks)} on {host}" for host, ranks in by_node(facts))
     meant = environment.get("SLURM_NTASKS") or environment.get("PBS_NP")
     if meant and digits(meant) not in (None, size):
         return Check("ranks", WARN, f"{size}, where the job has {meant} tasks", "give -n, or leave it to the scheduler")
-    for host, ranks in by_host(facts):
+    for host, ranks in by_node(facts):
         cores = len(set().union(*(found["cores"] for found in ranks)))
         if len(ranks) > cores:
             found = f"{len(ranks)} ranks on {host} share {cores} cores"
@@ -77,7 +77,7 @@ def rank_count(facts: Facts) -> Check:
 
 def binding(facts: Facts) -> Check:
     """Whether the ranks of a host get in each other's way."""
-    for host, ranks in by_host(facts):
+    for host, ranks in by_node(facts):
         cores = set().union(*(found["cores"] for found in ranks))
         threads = sum(found["threads"] for found in ranks)
         most = max(found["threads"] for found in ranks)
@@ -132,7 +132,7 @@ def speed(facts: Facts) -> Check:
 def memory(facts: Facts) -> Check:
     """Whether each host has enough memory for its ranks."""
     least = ("", float("inf"))
-    for host, ranks in by_host(facts):
+    for host, ranks in by_node(facts):
         each = min(found["memory_mb"] for found in ranks) / len(ranks)
         least = min(least, (host, each), key=lambda item: item[1])
     host, each = least
@@ -171,7 +171,7 @@ def locks(facts: Facts) -> Check:
     if not facts["output"]["locks"] and not facts["output"]["fault"]:
         advice = "dpcnn needs none; for other HDF5 programs set HDF5_USE_FILE_LOCKING=FALSE"
         return Check("file locks", WARN, f"none on {facts['output']['folder']}", advice)
-    return Check("file locks", OK, "there, and not needed")
+    return Check("file locks", OK, "supported (not required)")
 
 
 def data(facts: Facts) -> Check:
@@ -197,7 +197,7 @@ def network(facts: Facts) -> Check:
         told += " within the node"
     else:
         size = Config().network((28, 28, 1), 10).size
-        told += f" between nodes: {1e3 * 2 * 4 * size / rate:.0f} ms a step of simple-cnn"
+        told += f" between nodes: {1e3 * 2 * 4 * size / rate:.0f} ms per step of simple-cnn"
     if slow["latency"] > SLOW_LATENCY:
         return Check(
             "network", WARN, told, f"slow to {slow['host']}: ranks may outnumber cores, or the network is a spare one"

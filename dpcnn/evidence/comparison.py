@@ -62,8 +62,8 @@ class Jobs:
             path = Path(work) / "result.json"
             words = [*config_words(self.recipe, flags), "--steps", str(self.steps), "--json", str(path)]
             run("dpcnn.bench", *words, launcher=self.launcher, ranks=ranks)
-            found: Result = load_json(read_bytes(path))
-        return found
+            result: Result = load_json(read_bytes(path))
+        return result
 
     def measure_torch(self, ranks: int, batch: int, layout: str) -> float:
         """Images per second of PyTorch DDP; ``batch`` is per rank."""
@@ -79,7 +79,7 @@ def scaling(jobs: Jobs, counts: Sequence[int]) -> tuple[Result, str]:
     Strong scaling keeps the batch, weak scaling the batch per rank.
 
     Returns:
-        All speeds and the machine; and a table.
+        A dictionary with all speeds and the machine; and a table.
     """
     batch = jobs.config.batch
     batches = {"strong": dict.fromkeys(counts, batch), "weak": {count: count * batch for count in counts}}
@@ -90,7 +90,7 @@ def scaling(jobs: Jobs, counts: Sequence[int]) -> tuple[Result, str]:
             for count, whole in of_kind.items():
                 last[count] = jobs.measure(count, whole, batch if kind == "weak" else 0)
                 speeds[kind][count].append(last[count]["images_per_second"])
-    medians = {kind: {count: median(found) for count, found in of.items()} for kind, of in speeds.items()}
+    medians = {kind: {count: median(rates) for count, rates in of.items()} for kind, of in speeds.items()}
     text = f"{scaling_table(counts, batches, speeds)}\n\n{draw_scaling(medians, Path('scaling'))}"
     return {"speeds": speeds, "machine": last[counts[0]]["machine"]}, text
 
@@ -98,10 +98,10 @@ def scaling(jobs: Jobs, counts: Sequence[int]) -> tuple[Result, str]:
 def scaling_table(counts: Sequence[int], batches: Mapping[str, Mapping[int, int]], speeds: Speeds) -> str:
     """A row for each kind of scaling and number of ranks."""
     rows = []
-    for kind, found in speeds.items():
-        base = median(found[counts[0]])
+    for kind, rates in speeds.items():
+        base = median(rates[counts[0]])
         for count in counts:
-            middle, extent = median(found[count]), f"{min(found[count]):,.0f} to {max(found[count]):,.0f}"
+            middle, extent = median(rates[count]), f"{min(rates[count]):,.0f} to {max(rates[count]):,.0f}"
             rows.append((kind, count, batches[kind][count], f"{middle:,.0f}", extent, f"{middle / base:.2f}"))
     return markdown(("scaling", "ranks", "batch", "images/s", "range", f"times {counts[0]} ranks"), rows)
 
@@ -125,22 +125,22 @@ def versus(jobs: Jobs, ranks: int, batches: Sequence[int]) -> tuple[Result, str]
     for _ in jobs.turns():
         for batch in batches:
             last = jobs.measure(ranks, ranks * batch, batch)
-            theirs = {layout: jobs.measure_torch(ranks, batch, layout) for layout in LAYOUTS}
-            rounds[batch].append({"dpcnn": last["images_per_second"], "limit": last["fraction_of_limit"], **theirs})
+            torch = {layout: jobs.measure_torch(ranks, batch, layout) for layout in LAYOUTS}
+            rounds[batch].append({"dpcnn": last["images_per_second"], "limit": last["fraction_of_limit"], **torch})
     machine = last["machine"]
     text = f"{machine['processor']}; {ranks} ranks; {jobs.rounds} rounds; images/s are medians"
     table = versus_table([(batch, rounds[batch]) for batch in batches])
     return {"rounds": rounds, "machine": machine}, f"{text}\n\n{table}"
 
 
-def versus_table(found: Sequence[tuple[int, Sequence[Round]]]) -> str:
+def versus_table(rounds_by_batch: Sequence[tuple[int, Sequence[Round]]]) -> str:
     """A row for each batch; the ratio is that of dpcnn to PyTorch's faster layout."""
     rows = []
-    for batch, rounds in found:
+    for batch, rounds in rounds_by_batch:
         ratios = [of["dpcnn"] / max(of[layout] for layout in LAYOUTS) for of in rounds]
         speeds = [f"{median(of[key] for of in rounds):,.0f}" for key in ("dpcnn", *LAYOUTS)]
         extent = f"{min(ratios):.2f} to {max(ratios):.2f}"
         limit = f"{median(of['limit'] for of in rounds):.0%}"
         rows.append((batch, *speeds, f"{median(ratios):.2f}", extent, limit))
-    theirs = ("DDP, NCHW", "DDP, channels-last")
-    return markdown(("batch per rank", "dpcnn", *theirs, "ratio, median", "range", "of the sgemm limit"), rows)
+    torch = ("DDP, NCHW", "DDP, channels-last")
+    return markdown(("batch per rank", "dpcnn", *torch, "ratio, median", "range", "of the sgemm limit"), rows)

@@ -53,9 +53,9 @@ TERMS: dict[str, tuple[str, Callable[[Job], float]]] = {
     "gamma, microbatch": ("s per microbatch", lambda job: job.microbatches),
     "gamma, sum": ("s per parameter", lambda job: job.size * (job.ranks > job.nodes)),
     "gamma, update": ("s per parameter of a rank's shard", lambda job: job.size / job.ranks),
-    "alpha, node": ("s a meeting", lambda job: 3 * log2(job.ranks / job.nodes)),
-    "alpha, network": ("s a message", lambda job: 2 * (job.nodes - 1) + log2(job.nodes)),
-    "beta, network": ("s a byte", lambda job: 2 * 4 * job.size * (job.nodes - 1) / job.nodes),
+    "alpha, node": ("s per synchronisation", lambda job: 3 * log2(job.ranks / job.nodes)),
+    "alpha, network": ("s per message", lambda job: 2 * (job.nodes - 1) + log2(job.nodes)),
+    "beta, network": ("s per byte", lambda job: 2 * 4 * job.size * (job.nodes - 1) / job.nodes),
 }
 """The model: the time of a step is the sum of these counts, each times a constant of the machine.
 
@@ -78,18 +78,18 @@ def read_job(path: Path) -> Job:
     """Read the job from a file that ``dpcnn.bench --json`` has written.
 
     Raises:
-        ConfigError: the file is another one, or does not hold the measurement of one job.
+        ConfigError: the file does not contain the measurement of one job.
     """
     try:
-        found = Table(load_json(read_bytes(path, MOST_JSON)))
-        ranks, nodes, size = (found.integer(key, 1) for key in ("ranks", "nodes", "parameters"))
-        if "seconds_a_step" not in found:
-            times = found.table("exchange").table("milliseconds").items("exact")
+        result = Table(load_json(read_bytes(path, MOST_JSON)))
+        ranks, nodes, size = (result.integer(key, 1) for key in ("ranks", "nodes", "parameters"))
+        if "seconds_a_step" not in result:
+            times = result.table("exchange").table("milliseconds").items("exact")
             seconds = median(number(time, "exchange.milliseconds.exact", LEAST_TIME) for time in times) / 1e3
             return Job(ranks, nodes, 0, 0, size, 0, 0, seconds)
-        batch, microbatch = (found.table("config").integer(key, 1) for key in ("batch", "microbatch"))
-        flops, activations = (found.number(key, 0) for key in ("flops_an_image", "activations_an_image"))
-        seconds = found.number("seconds_a_step", LEAST_TIME)
+        batch, microbatch = (result.table("config").integer(key, 1) for key in ("batch", "microbatch"))
+        flops, activations = (result.number(key, 0) for key in ("flops_an_image", "activations_an_image"))
+        seconds = result.number("seconds_a_step", LEAST_TIME)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give a file of python -m dpcnn.bench --json") from None
     except ValueError as error:
@@ -134,7 +134,7 @@ def proportional(count: Callable[[Job], float], other: Callable[[Job], float], j
 
 
 def fit_table(fit: Fit) -> str:
-    """The constants with their units, and the terms that have none."""
+    """The constants with their units, and the terms without a constant of their own."""
     rows = [(name, f"{fit[name]:.3g}", TERMS[name][0]) for name in fit]
     text = markdown(("constant", "value", "unit"), rows)
     if missing := [name for name in TERMS if name not in fit]:
@@ -161,18 +161,20 @@ def check(fit: Fit, jobs: Sequence[tuple[Path, Job]]) -> str:
     return f"{table}\n\nmedian error of these {median(errors):.0%}, largest {max(errors):.0%}"
 
 
-def look_ahead(fit: Fit, base: Job, ranks_a_node: int, nodes: Sequence[int]) -> tuple[str, dict[str, dict[int, float]]]:
+def look_ahead(
+    fit: Fit, base: Job, ranks_per_node: int, nodes: Sequence[int]
+) -> tuple[str, dict[str, dict[int, float]]]:
     """Predict steps on other numbers of nodes.
 
     Returns:
-        A table for the same batch per rank as in ``base``; and images per second by number of ranks, for this batch per
-        rank and for one batch, which is that of the last number of nodes.
+        A table for the batch per rank of ``base``; and images per second by number of ranks, for this batch per rank
+        and for one fixed batch, which is that of the last number of nodes.
     """
     rows: list[tuple[Any, ...]] = []
     speeds: dict[str, dict[int, float]] = {"same batch per rank": {}, "same batch": {}}
-    batch = base.images * ranks_a_node * nodes[-1]
+    batch = base.images * ranks_per_node * nodes[-1]
     for count in nodes:
-        ranks = count * ranks_a_node
+        ranks = count * ranks_per_node
         weak = replace(base, ranks=ranks, nodes=count)
         images = batch / ranks
         strong = replace(weak, images=images, microbatches=images * base.microbatches / base.images)
@@ -182,5 +184,5 @@ def look_ahead(fit: Fit, base: Job, ranks_a_node: int, nodes: Sequence[int]) -> 
         speeds["same batch per rank"][ranks] = ranks * base.images / step
         speeds["same batch"][ranks] = batch / sum(predicted(fit, strong).values())
         rows.append((ranks, count, f"{1e3 * step:.1f}", f"{network / step:.0%}", f"{ranks * base.images / step:,.0f}"))
-    table = markdown(("ranks", "nodes", "a step, ms", "network", "images/s"), rows)
+    table = markdown(("ranks", "nodes", "ms per step", "network", "images/s"), rows)
     return f"{base.images:.0f} images per rank, {base.size:,} parameters:\n\n{table}", speeds

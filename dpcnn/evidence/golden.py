@@ -1,6 +1,6 @@
-"""Golden hashes: a table of the bits that short trainings give, so that a change of bits never goes unnoticed.
+"""Golden hashes: a table of the hashes of short trainings, which shows any change of bits.
 
-The trainings are those of all recipes, and some more for what no recipe uses, on random images: :data:`RUNS`.
+The trainings use random images. There is one for each recipe, and some for options that no recipe uses: :data:`RUNS`.
 """
 
 import json
@@ -24,7 +24,7 @@ from dpcnn.errors import ConfigError, nearest
 from dpcnn.nn.losses import LOSSES
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.runs.console import Report
+from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.drift import tensor_hashes
 from dpcnn.training.evaluation import evaluate
@@ -92,7 +92,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def random_samples() -> Samples:
-    """Random images (640, 28, 28, 1) of ten classes, the same ones everywhere."""
+    """Random images (640, 28, 28, 1) of ten classes, the same on every machine."""
     draws = np.random.Philox(0).random_raw(STEPS * 128 * (SIDE * SIDE // 8 + 1)).reshape(STEPS * 128, -1)
     images = draws[:, 1:].astype("<u8").view(np.uint8).reshape(-1, SIDE, SIDE, 1)
     labels = (draws[:, 0] % CLASSES).astype(np.uint8)
@@ -101,27 +101,27 @@ def random_samples() -> Samples:
 
 
 def train(name: str, samples: Samples) -> Hashes:
-    """The hashes of all tensors after each step of a training of :data:`RUNS`, and of the losses of an evaluation."""
+    """Train a network of :data:`RUNS`: the hashes of all tensors after each step, and of an evaluation's losses."""
     own = {"validation": 0, "max_steps": STEPS, "warmup": 2, "numerics": startup.numerics, "data": "random"}
     path = files("dpcnn") / "recipes" / f"{name}.toml"
     recipe = read_recipe(name if path.is_file() else "simple-cnn")
     values = recipe.as_dict() if RUNS[name].keys().isdisjoint(("optimizer", "loss")) else {}
     config = from_dict({**values, **own, **RUNS[name]})
-    network, comm, found = config.network((SIDE, SIDE, 1), CLASSES), SerialComm(), {}
+    network, comm, hashes = config.network((SIDE, SIDE, 1), CLASSES), SerialComm(), {}
     with TemporaryDirectory(prefix="dpcnn-golden-") as work, np.errstate(all="ignore"):
-        trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Report())
+        trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Reporter())
         for step in range(1, STEPS + 1):
             trainer.transact(trainer.train_step)()
             arrays = {name: array for name, array in trainer.state.now.items() if name != PARAMETERS}
-            found[str(step)] = trainer.team.compare() | tensor_hashes(arrays)
+            hashes[str(step)] = trainer.team.compare() | tensor_hashes(arrays)
         weights = trainer.team.weights()
         losses = evaluate(comm, network, weights, samples, np.arange(EVALUATED), config.make_loss()).losses
-    found[str(STEPS)]["losses of an evaluation"] = sha256(losses.tobytes()).hexdigest()[:16]
-    return found
+    hashes[str(STEPS)]["losses of an evaluation"] = sha256(losses.tobytes()).hexdigest()[:16]
+    return hashes
 
 
 def train_all(names: Sequence[str], say: Callable[[str], None]) -> dict[str, Hashes]:
-    """The hashes of the trainings with these names; none: of all.
+    """The hashes of the trainings with these names, or of all trainings if there are no names.
 
     Raises:
         ConfigError: there is no such training.
@@ -129,11 +129,11 @@ def train_all(names: Sequence[str], say: Callable[[str], None]) -> dict[str, Has
     for name in names:
         if name not in RUNS:
             raise ConfigError(f"--golden: no training {name!r}; {nearest(name, RUNS)}")
-    samples, found = random_samples(), {}
+    samples, hashes = random_samples(), {}
     for name in names or RUNS:
         say(f"{STEPS} steps of {name}")
-        found[name] = train(name, samples)
-    return found
+        hashes[name] = train(name, samples)
+    return hashes
 
 
 def read_table() -> dict[str, Any]:
@@ -142,25 +142,25 @@ def read_table() -> dict[str, Any]:
     return table
 
 
-def write_table(found: Mapping[str, Hashes]) -> None:
+def write_table(hashes: Mapping[str, Hashes]) -> None:
     """Write the hashes of this process's numerics into the table.
 
     Raises:
-        ConfigError: these are not all, or not those of portable numerics on any machine.
+        ConfigError: a training is missing, or this machine's numerics deviate from the pinned ones.
     """
-    if found.keys() != RUNS.keys() or deviations():
+    if hashes.keys() != RUNS.keys() or deviations():
         raise ConfigError(f"--write-golden: the table needs all trainings, by a pinned NumPy; {deviations()}")
-    table = read_table() | {startup.numerics: {"fingerprint": fingerprint(), "runs": found}}
+    table = read_table() | {startup.numerics: {"fingerprint": fingerprint(), "runs": hashes}}
     write_file(TABLE, json.dumps(table, indent=0, sort_keys=True).encode() + b"\n")
 
 
 def compare(expected: Mapping[str, Hashes], found: Mapping[str, Hashes]) -> dict[str, str]:
-    """For each training that was run, the first step and tensor that differ from the table; empty: none do."""
+    """For each training in ``found``, the first step and tensor that differ from the table; empty: none."""
     return {name: first_difference(expected.get(name, {}), hashes) for name, hashes in found.items()}
 
 
 def first_difference(expected: Hashes, found: Hashes) -> str:
-    """The first step and tensor whose hashes differ; empty: none do."""
+    """The first step and tensor whose hashes differ; empty: none."""
     if not expected:
         return "not in the table"
     for step, tensors in found.items():
@@ -174,9 +174,9 @@ def report(different: Mapping[str, str], entry: Mapping[str, Any]) -> str:
     """A row for each training, the differences of the fingerprints, and the verdict."""
     rows = [(name, "FAIL" if difference else "PASS", difference) for name, difference in different.items()]
     lines = [text(("training", "verdict", "first difference"), rows)]
-    ours, theirs = fingerprint(), entry.get("fingerprint", {})
-    odd = [describe(key, theirs[key], ours[key]) for key in theirs if theirs[key] != ours[key]]
-    if odd:
-        lines.append(f"the numerics differ from those of the table: {'; '.join(odd)}")
+    ours, stored = fingerprint(), entry.get("fingerprint", {})
+    changed = [describe(key, stored[key], ours[key]) for key in stored if stored[key] != ours[key]]
+    if changed:
+        lines.append(f"the numerics differ from those of the table: {'; '.join(changed)}")
     lines.append("FAIL" if any(different.values()) else "PASS")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Jobs of their own: other modules of this package that a command starts."""
+"""Runs other modules of this package as separate jobs."""
 
 import shlex
 import subprocess
@@ -12,7 +12,7 @@ from dpcnn.cli import retype
 from dpcnn.errors import ConfigError, LaunchError
 
 MOST = 2**31 - 1
-"""Of ranks, seeds, batches and nodes."""
+"""The largest number of ranks or nodes, seed or batch."""
 
 
 def command(module: str, *words: str, launcher: str = "", ranks: int = 1) -> list[str]:
@@ -53,10 +53,10 @@ def numbers(flag: str, typed: str, example: str, least: int = 1, fewest: int = 1
     """The whole numbers of a list such as ``1,2,4``.
 
     Raises:
-        ConfigError: an item is no whole number, or is less than ``least``.
+        ConfigError: an item is not a whole number from ``least`` on, or there are fewer than ``fewest``.
     """
-    found = [number for item in typed.split(",") if (number := digits(item)) is not None and least <= number <= MOST]
-    if len(found) < max(fewest, len(typed.split(","))):
+    values = [number for item in typed.split(",") if (number := digits(item)) is not None and least <= number <= MOST]
+    if len(values) < max(fewest, len(typed.split(","))):
         many = "at least two numbers" if fewest == 2 else "numbers"
         raise ConfigError(f"{flag}: expected {many} such as {example}, not {typed[:60]}")
-    return found
+    return values

@@ -20,7 +20,7 @@ from dpcnn.optim.optimizers import Adam
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exchange import ExactExchange
 from dpcnn.parallel.shared import share_or_part
-from dpcnn.runs.console import Report
+from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.trainer import Trainer
@@ -36,10 +36,10 @@ def measure_job(
 ) -> tuple[Result, str]:
     """Measure this job, on every rank of ``comm``: a training, unless ``exchange_only``, and the exchanges.
 
-    Rank 0 says so if ranks can't share memory.
+    Rank 0 prints a warning if ranks can't share memory.
 
     Returns:
-        All measurements, and a text.
+        All measurements, and their text.
     """
     apart = share_or_part(comm)
     if apart and comm.rank == 0:
@@ -61,7 +61,7 @@ def measure_job(
 def measure(comm: SerialComm, config: Config, network: Network, samples: Samples, steps: int) -> Result:
     """Train for some steps on every rank of ``comm``, and return the measurements, the same on every rank."""
     with TemporaryDirectory(prefix="dpcnn-bench-") as work:
-        trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Report())
+        trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Reporter())
         peak = sgemm_peak(comm)
         seconds = time_steps(comm, trainer, steps)
         peak = max(peak, sgemm_peak(comm))
@@ -105,7 +105,7 @@ def timed(comm: SerialComm, action: Callable[[], Any], times: int) -> float:
 
 
 def sgemm_peak(comm: SerialComm) -> float:
-    """Floating-point operations a second of all ranks at once, multiplying square float32 matrices."""
+    """Floating-point operations per second of all ranks together, in products of square float32 matrices."""
     a = np.full((PEAK_SIDE, PEAK_SIDE), 0.5, np.float32)
     out = np.empty_like(a)
     np.matmul(a, a, out=out)
@@ -128,20 +128,20 @@ def memory() -> dict[str, float]:
 
 
 def compare_exchanges(comm: SerialComm, size: int, times: int, rounds: int = 9) -> Result:
-    """The exact exchange with each rank's part of Adam, and MPI_Allreduce with all of Adam on every rank, in turns.
+    """Measure, in turns, the exact exchange with Adam on shards, and MPI_Allreduce with all of Adam on every rank.
 
     Args:
-        size: parameters.
-        times: how often each is done in a round.
+        size: the number of parameters.
+        times: the number of repetitions of each in a round.
 
     Returns:
         Milliseconds of each round, and the median ratio.
     """
     exchange, adam = ExactExchange(comm, size, Timer()), Adam()
-    state = State(Adam.state_names, size, exchange.host, exchange.elements)
-    state.renew(exchange.host)
+    state = State(Adam.state_names, size, exchange.node, exchange.elements)
+    state.renew(exchange.node)
     own, whole = state.within(exchange.shard), adam.zeros(size)
-    exchange.sum(comm.size, lambda number, out: out.fill(0))  # touched, and stays zero however often it is added up
+    exchange.sum(comm.size, lambda number, out: out.fill(0))  # touches the memory; sums of zeros stay zero
     params, gradient = np.zeros((2, size), np.float32)
 
     def exact() -> None:
@@ -157,14 +157,14 @@ def compare_exchanges(comm: SerialComm, size: int, times: int, rounds: int = 9) 
         comm.allreduce(gradient)
         adam.update(params, gradient, whole, 1, 1e-3)
 
-    found: dict[str, list[float]] = {"exact": [], "allreduce": []}
+    milliseconds: dict[str, list[float]] = {"exact": [], "allreduce": []}
     timed(comm, exact, 2)
     timed(comm, allreduce, 2)
     for _ in range(rounds):
-        found["exact"].append(1e3 * timed(comm, exact, times) / times)
-        found["allreduce"].append(1e3 * timed(comm, allreduce, times) / times)
-    ratios = [ours / theirs for ours, theirs in zip(found["exact"], found["allreduce"], strict=True)]
-    return {"milliseconds": found, "ratios": ratios, "ratio": median(ratios)}
+        milliseconds["exact"].append(1e3 * timed(comm, exact, times) / times)
+        milliseconds["allreduce"].append(1e3 * timed(comm, allreduce, times) / times)
+    ratios = [one / other for one, other in zip(milliseconds["exact"], milliseconds["allreduce"], strict=True)]
+    return {"milliseconds": milliseconds, "ratios": ratios, "ratio": median(ratios)}
 
 
 def job_text(result: Result) -> str:
@@ -182,25 +182,25 @@ def training_lines(result: Result) -> list[str]:
         f"{machine['processor']}; {machine['mpi']}; NumPy {machine['numpy']}, {machine['blas']}",
         f"{config['model']}, {result['ranks']} ranks, batch {config['batch']} in microbatches of "
         f"{config['microbatch']}: {result['images_per_second']:,.0f} images/s, "
-        f"{1e3 * result['seconds_a_step']:.1f} ms a step",
+        f"{1e3 * result['seconds_a_step']:.1f} ms per step",
         f"sgemm peak of all ranks {result['sgemm_peak'] / 1e9:.0f} GFLOP/s; {result['flops_an_image'] / 1e6:.1f} MFLOP "
-        f"an image by direct convolution; {result['fraction_of_limit']:.0%} of that limit",
+        f"per image by direct convolution; {result['fraction_of_limit']:.0%} of that limit",
     ]
 
 
 def rank_table(result: Result) -> str:
-    """How each rank spends its time, and its memory."""
+    """A row for each rank: the fraction of its time in each phase, and its memory."""
     rows = []
     for rank, (shares, used) in enumerate(zip(result["shares"], result["memory"], strict=True)):
         times = (f"{shares[phase]:.1%}" for phase in STEP_PHASES)
         rows.append((rank, *times, f"{used['peak']:.0f} MB", f"{used['own']:.0f} MB"))
-    return markdown(("rank", *STEP_PHASES, "peak memory", "its own"), rows)
+    return markdown(("rank", *STEP_PHASES, "peak memory", "private memory"), rows)
 
 
-def exchange_line(ranks: int, found: Result) -> str:
+def exchange_line(ranks: int, times: Result) -> str:
     """The comparison of the exchanges in words."""
-    exact, allreduce = (median(found["milliseconds"][key]) for key in ("exact", "allreduce"))
+    exact, allreduce = (median(times["milliseconds"][key]) for key in ("exact", "allreduce"))
     return (
-        f"{ranks} ranks: exact exchange and Adam on slices {exact:.2f} ms, MPI_Allreduce and Adam on every rank "
-        f"{allreduce:.2f} ms; ratio {found['ratio']:.2f} ({min(found['ratios']):.2f} to {max(found['ratios']):.2f})"
+        f"{ranks} ranks: exact exchange and Adam on shards {exact:.2f} ms, MPI_Allreduce and Adam on every rank "
+        f"{allreduce:.2f} ms; ratio {times['ratio']:.2f} ({min(times['ratios']):.2f} to {max(times['ratios']):.2f})"
     )

@@ -37,7 +37,7 @@ class Running:
     """A training that has been started.
 
     Attributes:
-        step: the last one that was seen in the run's metrics.
+        step: the last step in the run's metrics so far.
     """
 
     process: "subprocess.Popen[str]"

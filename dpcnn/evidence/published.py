@@ -53,7 +53,7 @@ def check_recipe(name: str) -> None:
 
 @dataclass(frozen=True)
 class Trainings:
-    """How recipes are trained.
+    """The options of all trainings.
 
     Attributes:
         launcher: the command that starts the ranks.
@@ -71,15 +71,15 @@ class Trainings:
 
     def rows(self, recipe: str, seeds: Sequence[str], in_torch: bool) -> list[tuple[str, ...]]:
         """Train a recipe with each seed, on request also in PyTorch: a row of the table for each published figure."""
-        ours, theirs = [], []
+        ours, in_pytorch = [], []
         for seed in seeds:
             ours.append(self.train(recipe, seed))
             if in_torch:
-                theirs.append(self.train_in_torch(recipe, seed))
+                in_pytorch.append(self.train_in_torch(recipe, seed))
             last = ours[-1][-1]
             accuracies = {kind: f"{last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last)}
             self.say(f"{recipe}, seed {seed}: {accuracies}")
-        return [compare(recipe, published, ours, theirs) for published in PUBLISHED[recipe]]
+        return [compare(recipe, published, ours, in_pytorch) for published in PUBLISHED[recipe]]
 
     def train(self, recipe: str, seed: str) -> list[Event]:
         """The events of a run's epochs; an incomplete run is resumed."""
@@ -110,16 +110,16 @@ def reached(published: PublishedResult, runs: Sequence[Sequence[Event]]) -> list
 def compare(
     name: str, published: PublishedResult, runs: Sequence[Sequence[Event]], in_torch: Sequence[Sequence[Event]] = ()
 ) -> tuple[str, ...]:
-    """A row of the table: a published figure, and the accuracies of our runs and of PyTorch's after the same epoch."""
-    found, theirs = reached(published, runs), reached(published, in_torch)
+    """A row of the table: a published figure, and the accuracies of dpcnn and of PyTorch after the same epoch."""
+    ours, theirs = reached(published, runs), reached(published, in_torch)
     seconds = [sum(e["seconds"] for e in epochs if e["epoch"] <= published.epoch) for epochs in runs]
     return (
         name,
         read_recipe(name).optimizer,
         f"{published.kind}, epoch {published.epoch}",
         f"{published.accuracy:.4f}" + (f" ({published.note})" if published.note else ""),
-        f"{median(found):.4f}",
-        " ".join(f"{accuracy:.4f}" for accuracy in found),
+        f"{median(ours):.4f}",
+        " ".join(f"{accuracy:.4f}" for accuracy in ours),
         f"{median(seconds):.0f} s",
         f"{median(theirs):.4f}" if theirs else "",
         " ".join(f"{accuracy:.4f}" for accuracy in theirs),
@@ -129,7 +129,7 @@ def compare(
 def table(rows: Sequence[Sequence[str]], ranks: int) -> str:
     """The table of these rows, under a line that describes the machine."""
     numerics = fingerprint()
-    ours, theirs = ("ours, median", "of each seed", "training"), ("PyTorch, median", "of each seed")
+    ours, theirs = ("dpcnn, median", "per seed", "training"), ("PyTorch, median", "per seed")
     header = ("recipe", "optimizer", "accuracy", "published", *ours, *theirs)
     machine = f"{processor()}; {ranks} ranks; NumPy {numerics['numpy']}, {numerics['blas']}"
     return f"{machine}\n\n{markdown(header, rows)}"

@@ -1,4 +1,4 @@
-"""Receipts: what a verification has found on a machine, as a JSON file with which another machine compares."""
+"""Receipts: the result of a verification on one machine, as a JSON file for a comparison on another machine."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -49,10 +49,10 @@ def run_receipt(outcome: Outcome, difference: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What is compared of a receipt.
+    """The values of a receipt that are compared.
 
     Attributes:
-        host: where it was made.
+        host: the name of the node that wrote it.
         config: of the training.
         data: the checksum of its data set.
         fingerprint: of the numerics, by name.
@@ -67,19 +67,19 @@ class Receipt:
 
 
 def read_receipt(path: Path) -> Receipt:
-    """Read a receipt that :func:`receipt` has made.
+    """Read a file with a dictionary of :func:`receipt`.
 
     Raises:
-        ConfigError: it can't be read, or is none.
+        ConfigError: the file can't be read, or is not a receipt.
     """
     try:
-        told = Table(load_json(read_bytes(path, MOST_TEXT)))
-        steps = told.tables("runs")[0].table("hashes")
-        fingerprint = told.table("fingerprint")
+        table = Table(load_json(read_bytes(path, MOST_TEXT)))
+        steps = table.tables("runs")[0].table("hashes")
+        fingerprint = table.table("fingerprint")
         return Receipt(
-            told.name("host"),
-            from_dict(told.table("config").all(), "config: ", whole=True),
-            told.sha256("data"),
+            table.name("host"),
+            from_dict(table.table("config").all(), "config: ", whole=True),
+            table.sha256("data"),
             {key: fingerprint.value(key) for key in ("numpy", "blas", "cpu_features", "machine")},
             [{"event": "hash", "step": int(step), "parameters": steps.table(step).all()} for step in steps],
         )
@@ -116,5 +116,5 @@ def compare(known: Receipt, outcomes: Sequence[Outcome]) -> tuple[list[str | Non
         for outcome in outcomes
     ]
     ours = outcomes[0].checkpoint.fingerprint
-    odd = [describe(key, value, ours[key]) for key, value in known.fingerprint.items() if value != ours[key]]
-    return different, odd
+    changed = [describe(key, value, ours[key]) for key, value in known.fingerprint.items() if value != ours[key]]
+    return different, changed

@@ -1,1 +1,1 @@
-"""Networks on NumPy: layers, losses, models. Nothing here knows of ranks, files or flags."""
+"""Networks on NumPy: layers, losses, models. This package does not depend on ranks, files or flags."""

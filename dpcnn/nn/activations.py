@@ -12,7 +12,7 @@ from dpcnn.nn.layer import Backward, Layer
 
 
 class ReLU(Layer):
-    """max(x, 0), in place of x; its gradient in place of dy."""
+    """max(x, 0), which overwrites x; its gradient overwrites dy."""
 
     overwrites_input = True
 
@@ -27,14 +27,14 @@ class ReLU(Layer):
         return x, backward
 
     def _zeros(self, x: Array) -> Array:
-        """A row of zeros: NumPy compares with it three times faster than with a scalar."""
+        """A row of zeros: a comparison with it is three times as fast in NumPy as one with a scalar."""
         zeros = self.workspace.array("zeros", x.shape[-2:], x.dtype)
         zeros[...] = 0
         return zeros
 
 
 class LeakyReLU(Layer):
-    """x where it is positive, else ``negative_slope`` times x; in place of x, and its gradient in place of dy.
+    """x where it is positive, else ``negative_slope`` times x, which overwrites x; its gradient overwrites dy.
 
     Maas, Hannun and Ng, "Rectifier nonlinearities improve neural network acoustic models" (2013), section 2.
     """

@@ -1,4 +1,4 @@
-"""Which algorithm computes a convolution: decided by shapes alone, so that the bits are, too."""
+"""The choice of a convolution's algorithm. It depends on shapes only, and so do the bits of the result."""
 
 from dpcnn.base.arrays import Shape
 from dpcnn.nn.convolution import Im2col, Kernel, Winograd
@@ -17,7 +17,7 @@ def choose_algorithm(
     groups: int = 1,
     dilation: int = 1,
 ) -> Kernel:
-    """The fastest kernel for inputs (H, W, C) of ``filters`` filters."""
+    """The fastest kernel for inputs (H, W, C) and ``filters`` filters."""
     H, W, C = shape
     if groups == C == filters > 1:
         return Depthwise(kernel_size, stride, padding, dilation)

@@ -1,4 +1,4 @@
-"""Convolution kernels: im2col for any shape, Winograd's for 3x3 with stride 1. Shapes: see layers.py.
+"""Convolution kernels: im2col for any shape, Winograd's for 3x3 with stride 1. Shapes: see layer.py.
 
 Each has the two methods of :class:`Kernel`, and works on a part of the output at a time, some rows or a
 tile, so that its intermediate results stay in the processor's cache.
@@ -15,7 +15,7 @@ from dpcnn.base.arrays import Array, Shape, Workspace
 from dpcnn.nn.tuning import TUNING
 
 BAND = 1 << 21
-"""Bytes of the windows of a band: some rows of the output, one at least."""
+"""The largest size in bytes of the windows of a band, which is one or more rows of the output."""
 
 POINTS = {
     2: (0, 1, -1),
@@ -25,10 +25,10 @@ POINTS = {
     6: (0, 0.5, -0.5, 1, -1, 2, -2),
     7: (0.25, -0.25, 0.625, -0.625, 1, -1, 2.5, -2.5),
 }
-"""For each length m of Winograd's output tiles, where its polynomials are evaluated.
+"""The points at which Winograd's polynomials are evaluated, for each length m of its output tiles.
 
-Of the sets of small multiples of 1/8 that lie as symmetric as they can, those with the smallest rounding
-errors in a search. The errors grow with m; the tests hold each to its bound.
+A search over nearly symmetric sets of small multiples of 1/8 found these sets: they have the smallest rounding
+errors. The errors grow with m; the tests compare each with its bound.
 """
 
 
@@ -43,8 +43,11 @@ class Kernel(Protocol):
 
 
 class Im2col:
-    """Windows as the rows of a matrix, after Chellapilla, Puri and Simard, "High performance
-    convolutional neural networks for document processing" (2006): a product for each row of the output."""
+    """Windows as the rows of a matrix, after Chellapilla, Puri and Simard, "High performance convolutional neural
+    networks for document processing" (2006): one matrix product per row of the output.
+
+    In the comments, n is the number of rows of a band, and K = KH KW C.
+    """
 
     def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int, dilation: int = 1) -> None:
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
@@ -59,6 +62,7 @@ class Im2col:
         self.columns = []
         for lo, hi in self.bands:
             self.columns.append(self._columns(image, lo, hi, y.shape[1]))
+            # (n, OW N, K) x (K, F) -> (n, OW N, F)
             np.matmul(self.columns[-1], w.reshape(-1, F), out=y[lo:hi].reshape(hi - lo, -1, F))
 
     def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
@@ -66,8 +70,9 @@ class Im2col:
         dw[...] = 0
         for (lo, hi), columns in zip(self.bands, self.columns, strict=True):
             shares = self.workspace.array("shares of dw", (hi - lo, w[..., 0].size, F), dy.dtype)
+            # (n, K, OW N) x (n, OW N, F) -> (n, K, F)
             np.matmul(columns.swapaxes(1, 2), dy[lo:hi].reshape(hi - lo, -1, F), out=shares)
-            dw += shares.sum(axis=0).reshape(w.shape)
+            dw += shares.sum(axis=0).reshape(w.shape)  # (n, K, F) -> (KH, KW, C, F)
         if dx is not None:
             self._scatter(dy, w, dx)
 
@@ -76,26 +81,27 @@ class Im2col:
         (KH, KW), (_, _, N, C), s, d = self.kernel_size, image.shape, self.stride, self.dilation
         sides = extent(KH, d), extent(KW, d)
         rows = image[lo * s : (hi - 1) * s + sides[0]]
-        windows = sliding_window_view(rows, sides, axis=(0, 1))[::s, ::s, ..., ::d, ::d]  # (.., OW, N, C, KH, KW)
+        windows = sliding_window_view(rows, sides, axis=(0, 1))[::s, ::s, ..., ::d, ::d]  # (n, OW, N, C, KH, KW)
         n = hi - lo
         if C > 1:
             columns = self.workspace.array(f"columns {lo}", (n, OW, N, KH, KW, C), image.dtype)
-            np.copyto(columns, windows.transpose(0, 1, 2, 4, 5, 3))
+            np.copyto(columns, windows.transpose(0, 1, 2, 4, 5, 3))  # (n, OW, N, KH, KW, C)
             return columns.reshape(n, OW * N, KH * KW * C)
         planes = self.workspace.array(f"columns {lo}", (KH, KW, n, OW, N), image.dtype)  # long runs to copy
-        np.copyto(planes, windows[:, :, :, 0].transpose(3, 4, 0, 1, 2))
-        return planes.reshape(KH * KW, n, OW * N).transpose(1, 2, 0)
+        np.copyto(planes, windows[:, :, :, 0].transpose(3, 4, 0, 1, 2))  # (KH, KW, n, OW, N)
+        return planes.reshape(KH * KW, n, OW * N).transpose(1, 2, 0)  # (n, OW N, KH KW)
 
     def _scatter(self, dy: Array, w: Array, dx: Array) -> None:
-        """Fill ``dx``: each output pixel's gradient goes back to the pixels of its window."""
+        """Fill ``dx``: add the gradient of each output pixel to the pixels of its window."""
         (H, W, N, C), (OH, OW, _, F), (KH, KW) = dx.shape, dy.shape, self.kernel_size
         p, s, d = self.padding, self.stride, self.dilation
         spread = self.workspace.array("spread", (H + 2 * p, W + 2 * p, N, C), dx.dtype)
         spread[...] = 0
         shares = self.workspace.array("shares", (KH, KW, OH, OW, N, C), dx.dtype)
+        # (OH OW N, F) x (KH KW, F, C) -> (KH KW, OH OW N, C)
         np.matmul(flat(dy), w.reshape(KH * KW, C, F).transpose(0, 2, 1), out=shares.reshape(KH * KW, -1, C))
         for i, j in np.ndindex(KH, KW):
-            spread[strided(i * d, OH, s), strided(j * d, OW, s)] += shares[i, j]
+            spread[strided(i * d, OH, s), strided(j * d, OW, s)] += shares[i, j]  # (OH, OW, N, C)
         dx[...] = spread[p : p + H, p : p + W]
 
 
@@ -106,14 +112,17 @@ class Winograd:
 
         y = A^T [(G g G^T) * (B^T d B)] A
 
-    where * is a product of matrices over the channels, one for each of the (m+2)^2 places of a tile: for
-    m = 7 there are 1.65 multiplications an output instead of 9. The gradients are the adjoint of this
+    where * is a matrix product over the channels, one for each of the (m+2)^2 positions in a tile: for
+    m = 7 this takes 1.65 multiplications per output instead of 9. The gradients are the adjoint of this
     formula, and use the same transformed inputs.
 
-    A^T, B^T and G, too, are applied as products of matrices, first over the rows of a tile, then over its
+    A^T, B^T and G are applied as matrix products too, first over the rows of a tile, then over its
     columns: at every pixel a batch has a long run of numbers, and the product of a small matrix with such
-    runs takes little more than one pass over memory. A tile that reaches over the border has matrices of
+    runs takes little more than one pass over memory. A tile that extends beyond the border has matrices of
     its own, without multiplications by zeros and without unused results.
+
+    In the comments, a = m+2; a tile covers h by v pixels of the image and gives p by q outputs; T tiles are
+    multiplied at once; N C is one axis of N * C numbers.
     """
 
     def __init__(self, shape: Shape, padding: int) -> None:
@@ -129,9 +138,10 @@ class Winograd:
     def forward(self, x: Array, w: Array, y: Array) -> None:
         (_, W, N, C), F, a = x.shape, w.shape[-1], self.m + 2
         (AT, BT, _), array, kernels = cook_toom(self.m, x.dtype), self.workspace.array, self._transform_kernels(w)
-        x, y = pixels(x), pixels(y)
+        x, y = pixels(x), pixels(y)  # (H, W, N C), (OH, OW, N F)
         rows = array("rows", (a, W, N * C), x.dtype)
         for i, top in enumerate(self.down):
+            # (a, h) x (W, h, N C) -> (W, a, N C)
             np.matmul(BT[:, top.within], x[top.inputs].swapaxes(0, 1), out=rows.swapaxes(0, 1))
             for k, group in enumerate(self.across):
                 T = len(group)
@@ -139,66 +149,76 @@ class Winograd:
                 products = array("products", (a, a, T * N * F), x.dtype)
                 half = array("half", (top.height, a, T, N * F), x.dtype)
                 for j, left in enumerate(group):
+                    # (a, v) x (a, v, N C) -> (a, a, N C)
                     np.matmul(BT[:, left.within], rows[:, left.inputs], out=inputs[:, :, j])
+                # (a a, T N, C) x (a a, C, F) -> (a a, T N, F)
                 np.matmul(inputs.reshape(a * a, T * N, C), kernels, out=products.reshape(a * a, T * N, F))
+                # (p, a) x (a, a, T N F) -> (a, p, T N F)
                 np.matmul(AT[: top.height], products.swapaxes(0, 1), out=pixels(half).swapaxes(0, 1))
                 for j, left in enumerate(group):
+                    # (q, a) x (p, a, N F) -> (p, q, N F)
                     np.matmul(AT[: left.height], half[:, :, j], out=y[top.outputs, left.outputs])
 
     def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         (_, OW, N, F), W, C, a = dy.shape, self.width, w.shape[2], self.m + 2
         (AT, _, G), array = cook_toom(self.m, dy.dtype), self.workspace.array
-        kernels = self._transform_kernels(w.swapaxes(2, 3).copy())  # BLAS is slower where it has to transpose
+        kernels = self._transform_kernels(w.swapaxes(2, 3).copy())  # (a a, F, C); BLAS is slower if it transposes
         dkernels, share = (array(key, (a * a, C, F), w.dtype) for key in ("dkernels", "share"))
-        dy = pixels(dy)
+        dy = pixels(dy)  # (OH, OW, N F)
         half, rows = array("half", (a, OW, N * F), dy.dtype), array("rows", (a, W, N * C), dy.dtype)
         for i, top in enumerate(self.down):
+            # (a, p) x (OW, p, N F) -> (OW, a, N F)
             np.matmul(AT[: top.height].T, dy[top.outputs].swapaxes(0, 1), out=half.swapaxes(0, 1))
             for k, group in enumerate(self.across):
                 T = len(group)
                 dproducts = array("products", (a, a, T, N * F), dy.dtype)
                 for j, left in enumerate(group):
+                    # (a, q) x (a, q, N F) -> (a, a, N F)
                     np.matmul(AT[: left.height].T, half[:, left.outputs], out=dproducts[:, :, j])
-                inputs = array(f"inputs {i} {k}", (a * a, T * N, C), dy.dtype).swapaxes(1, 2)
+                inputs = array(f"inputs {i} {k}", (a * a, T * N, C), dy.dtype).swapaxes(1, 2)  # (a a, C, T N)
+                # (a a, C, T N) x (a a, T N, F) -> (a a, C, F)
                 np.matmul(inputs, dproducts.reshape(a * a, T * N, F), out=share if i or k else dkernels)
                 if i or k:
                     dkernels += share
                 if dx is not None:
                     dinputs = array("dinputs", (a, a, T, N * C), dy.dtype)
+                    # (a a, T N, F) x (a a, F, C) -> (a a, T N, C)
                     np.matmul(dproducts.reshape(a * a, T * N, F), kernels, out=dinputs.reshape(a * a, T * N, C))
                     for j, left in enumerate(group):
-                        self._add_tile(left, dinputs[:, :, j], rows)
+                        self._add_tile(left, dinputs[:, :, j], rows)  # (a, a, N C) into (a, W, N C)
             if dx is not None:
-                self._add_tile(top, rows.swapaxes(0, 1), pixels(dx).swapaxes(0, 1))
+                self._add_tile(top, rows.swapaxes(0, 1), pixels(dx).swapaxes(0, 1))  # (W, a, N C) into (W, H, N C)
+        # (3, a) x (a, a C F) -> (3, a C F); then (3, a) x (3, a, C F) -> (3, 3, C F)
         np.matmul(G.T, np.matmul(G.T, dkernels.reshape(a, -1)).reshape(3, a, -1), out=dw.reshape(3, 3, -1))
 
     def _add_tile(self, tile: "Tile", values: Array, out: Array) -> None:
-        """B times the values (.., m + 2, L) of a tile, to its place in (.., H, L), where earlier tiles may be."""
-        B, old = cook_toom(self.m, out.dtype)[1][:, tile.within].T, tile.overlap
-        place = out[..., tile.inputs, :]
-        np.matmul(B[old:], values, out=place[..., old:, :])
+        """Write B times the values (.., a, L) of a tile into ``out`` (.., H, L), and add where earlier tiles lie."""
+        B, old = cook_toom(self.m, out.dtype)[1][:, tile.within].T, tile.overlap  # (h, a)
+        target = out[..., tile.inputs, :]  # (.., h, L)
+        np.matmul(B[old:], values, out=target[..., old:, :])  # (h - old, a) x (.., a, L) -> (.., h - old, L)
         if old:
-            share = self.workspace.array("overlap", (*place.shape[:-2], old, place.shape[-1]), out.dtype)
-            np.matmul(B[:old], values, out=share)
-            place[..., :old, :] += share
+            share = self.workspace.array("overlap", (*target.shape[:-2], old, target.shape[-1]), out.dtype)
+            np.matmul(B[:old], values, out=share)  # (old, a) x (.., a, L) -> (.., old, L)
+            target[..., :old, :] += share
 
     def _transform_kernels(self, w: Array) -> Array:
-        """G g G^T, the last two axes as those of ``w``."""
+        """G g G^T of ``w`` (3, 3, C, F): (a a, C, F)."""
         (_, _, G), (_, _, C, F), a = cook_toom(self.m, w.dtype), w.shape, self.m + 2
-        half = np.matmul(G, w.reshape(3, -1)).reshape(a, 3, -1)
+        half = np.matmul(G, w.reshape(3, -1)).reshape(a, 3, -1)  # (a, 3) x (3, 3 C F) -> (a, 3, C F)
+        # (a, 3) x (a, 3, C F) -> (a, a, C F), as (a a, C, F)
         return np.matmul(G, half, out=self.workspace.array("kernels", (a, a, C * F), w.dtype)).reshape(a * a, C, F)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile's place along one side of the image.
+    """The position of a tile along one side of the image.
 
     Attributes:
         inputs: the pixels of the image that it covers.
-        within: their positions among its m + 2; the others lie outside.
-        overlap: the number of its first pixels that are the last ones of the tile before.
+        within: the positions of these pixels in the tile, among m + 2; the other positions lie outside the image.
+        overlap: the number of its first pixels that the tile before it covers too.
         outputs: the pixels of the output that it gives.
-        height: the number of those; m, except for the last tile.
+        height: the number of these outputs; m, except for the last tile.
     """
 
     inputs: slice
@@ -210,14 +230,14 @@ class Tile:
 
 def tiles(length: int, outputs: int, m: int, padding: int) -> list[Tile]:
     """The tiles along a side of ``length`` pixels."""
-    found, end = [], 0
+    side, end = [], 0
     for first in range(0, outputs, m):
         start, last = first - padding, min(first + m, outputs)
         lo, hi = (min(max(pixel, 0), length) for pixel in (start, start + m + 2))
         inside = slice(lo - start, hi - start)
-        found.append(Tile(slice(lo, hi), inside, min(max(end - lo, 0), hi - lo), slice(first, last), last - first))
+        side.append(Tile(slice(lo, hi), inside, min(max(end - lo, 0), hi - lo), slice(first, last), last - first))
         end = hi
-    return found
+    return side
 
 
 @cache
@@ -240,7 +260,7 @@ def cook_toom(m: int, dtype: np.dtype[Any]) -> tuple[Array, Array, Array]:
 
 
 def padded(workspace: Workspace, x: Array, padding: int, size: tuple[int, int]) -> Array:
-    """Images (H, W, N, C) in zeros of a larger size, ``padding`` from the top and the left."""
+    """Images (H, W, N, C) in an array of zeros of a larger size, ``padding`` pixels from the top and the left."""
     (H, W, N, C), p = x.shape, padding
     image = workspace.array("padded", (*size, N, C), x.dtype)
     for border in (image[:p], image[p + H :], image[p : p + H, :p], image[p : p + H, p + W :]):
@@ -260,18 +280,18 @@ def flat(y: Array) -> Array:
 
 
 def bands(rows: int, bytes_a_row: int) -> list[tuple[int, int]]:
-    """Runs of rows, (start, stop), each of at most BAND bytes or of one row."""
+    """Intervals of rows, (start, stop), each of at most BAND bytes, or of one row."""
     step = max(1, BAND // bytes_a_row)
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def extent(kernel_size: int, dilation: int) -> int:
-    """The pixels that a kernel spans along one side, ``dilation`` from one of its positions to the next."""
+    """The number of pixels that a kernel spans along one side; its positions lie ``dilation`` pixels apart."""
     return dilation * (kernel_size - 1) + 1
 
 
 def output_length(length: int, kernel_size: int, stride: int, padding: int = 0, dilation: int = 1) -> int:
-    """How many windows fit along one side of an image."""
+    """The number of windows that fit along one side of an image."""
     return (length + 2 * padding - extent(kernel_size, dilation)) // stride + 1
 
 

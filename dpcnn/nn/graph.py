@@ -1,4 +1,4 @@
-"""How the layers of a network are connected: a list in which each layer names the layers before it that it takes."""
+"""The connections of a network's layers: each layer names the earlier layers whose outputs it takes."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ from dpcnn.nn.layer import Layer
 from dpcnn.nn.merging import Merge
 
 IMAGES = -1
-"""In place of the number of a layer: the network's input."""
+"""The number of the network's input, among the numbers of layers."""
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 

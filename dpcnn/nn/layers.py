@@ -94,7 +94,7 @@ class Conv2d(Layer):
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array | None:
             if self.bias:
-                np.sum(dy, axis=(0, 1, 2), out=grads["b"])
+                np.sum(dy, axis=(0, 1, 2), out=grads["b"])  # (OH, OW, N, F) -> (F,)
             dx = self.workspace.array("dx", x.shape, x.dtype) if self.needs_input_grad else None
             self.algorithm.backward(dy, params["w"], grads["w"], dx)
             return dx
@@ -124,6 +124,7 @@ class Dropout(Layer):
         *pixel, N, C = x.shape
         kept = (rng.bits(self.number, x.size // N) >= self.threshold).reshape(N, *pixel, C)
         mask = self.workspace.array("mask", x.shape, x.dtype)
+        # (N, H, W, C) -> (H, W, N, C)
         np.multiply(np.moveaxis(kept, 0, -2), x.dtype.type(65536 / (65536 - self.threshold)), out=mask)
         y = np.multiply(x, mask, out=self.workspace.array("y", x.shape, x.dtype))
 
@@ -143,14 +144,14 @@ class Flatten(Layer):
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
         y = self.workspace.array("y", (N, H, W, C), x.dtype)
-        np.copyto(y, x.transpose(2, 0, 1, 3))
+        np.copyto(y, x.transpose(2, 0, 1, 3))  # (H, W, N, C) -> (N, H, W, C)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx = self.workspace.array("dx", x.shape, x.dtype)
-            np.copyto(dx, dy.reshape(N, H, W, C).transpose(1, 2, 0, 3))
+            np.copyto(dx, dy.reshape(N, H, W, C).transpose(1, 2, 0, 3))  # (N, H W C) -> (H, W, N, C)
             return dx
 
-        return y.reshape(N, -1), backward
+        return y.reshape(N, -1), backward  # (N, H W C)
 
 
 class Linear(Layer):
@@ -172,31 +173,33 @@ class Linear(Layer):
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         w = params["w"]
         y = self.workspace.array("y", (len(x), self.features), x.dtype)
-        np.matmul(x, w, out=y)
+        np.matmul(x, w, out=y)  # (N, C) x (C, F) -> (N, F)
         if self.bias:
             y += params["b"]
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array | None:
-            """Some rows of ``w`` at a time, where products can be small, and with C, the longest side, in front."""
+            """Multiply some rows of ``w`` at a time if this gives small products, with C, the longest side, first."""
             N, (C, F) = len(x), w.shape
             rows = block_rows(C, N * F)
+            # (C / rows, rows, N) x (N, F) -> (C / rows, rows, F)
             np.matmul(x.T.reshape(-1, rows, N), dy, out=grads["w"].reshape(-1, rows, F))
             if self.bias:
-                np.sum(dy, axis=0, out=grads["b"])
+                np.sum(dy, axis=0, out=grads["b"])  # (N, F) -> (F,)
             if not self.needs_input_grad:
                 return None
             dy_transposed = self.workspace.array("dy transposed", (F, N), dy.dtype)
-            np.copyto(dy_transposed, dy.T)
+            np.copyto(dy_transposed, dy.T)  # (N, F) -> (F, N)
             dx = self.workspace.array("dx", (C, N), x.dtype)
+            # (C / rows, rows, F) x (F, N) -> (C / rows, rows, N)
             np.matmul(w.reshape(-1, rows, F), dy_transposed, out=dx.reshape(-1, rows, N))
-            return dx.T
+            return dx.T  # (N, C)
 
         return y, backward
 
 
 @cache
 def block_rows(rows: int, multiplications_a_row: int) -> int:
-    """The most rows, a divisor of ``rows``, that make a small product; all where those would be few."""
+    """The largest divisor of ``rows`` that makes a small product; ``rows`` itself if that divisor is below 24."""
     most = min(rows, TUNING.small_product // multiplications_a_row)
     best = max((divisor for divisor in range(1, most + 1) if rows % divisor == 0), default=0)
     return best if best >= 24 else rows

@@ -24,7 +24,7 @@ class Merge(Layer):
         raise NotImplementedError
 
     def merge(self, inputs: Sequence[Array]) -> tuple[Array, Split]:
-        """The output for ``inputs``, and the function ``backward(dy) -> [dx, ...]``: an array of its own per input."""
+        """The output for ``inputs``, and the function ``backward(dy) -> [dx, ...]``: a separate array per input."""
         raise NotImplementedError
 
 

@@ -95,8 +95,8 @@ MODELS: dict[str, Spec] = {
 def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
     """Make the layers of a network with this number of classes.
 
-    A linear layer without ``features`` has one output per class. A dropout layer without ``p`` drops
-    ``dropout``, and is left out where that is 0.
+    A linear layer without ``features`` has one output per class. A dropout layer without ``p`` has
+    the probability ``dropout``, and is left out if that is 0.
 
     Raises:
         ConfigError: a layer of an unknown kind, or with an unknown option or a wrong value.

@@ -9,9 +9,8 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.arrays import Array, Shape, Vector
 from dpcnn.base.machine import memory_left
 from dpcnn.base.rng import WEIGHTS, SampleRng, generator
 from dpcnn.base.timing import Timer
@@ -22,8 +21,6 @@ from dpcnn.nn.layer import Layer
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.merging import Merge
 
-Vector = NDArray[np.float32]
-
 UFUNC_BUFFER = 512
 """Elements that NumPy works on at a time where an array is not contiguous.
 
@@ -33,9 +30,9 @@ the pixels of a batch have fewer.
 
 
 MOST_PARAMETERS, MOST_ACTIVATIONS = 1 << 28, 1 << 26
-"""Of a network, in elements: its parameters, and the outputs of all layers for an image.
+"""The largest number of parameters, and of elements in the outputs of all layers for one image.
 
-So that a recipe or a checkpoint of a few bytes can't ask for any amount of memory.
+They limit the memory that a recipe or a checkpoint of a few bytes can request.
 """
 
 
@@ -50,11 +47,11 @@ class Network:
         running_stats: start, stop and momentum of the elements that are running means: see :class:`Parameter`.
         shapes: of each layer's output, without N.
         activations: elements of all layers' outputs for an image.
-        timer: where the time of :meth:`gradient` goes.
+        timer: measures the phases of :meth:`gradient`.
         parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
 
     Raises:
-        ConfigError: the images are too small for the layers, these don't fit each other, or there is too much of them.
+        ConfigError: the images are too small for the layers, these do not fit each other, or the network is too large.
     """
 
     def __init__(self, input_shape: Shape, layers: Sequence[Layer]) -> None:
@@ -146,7 +143,7 @@ class Network:
         if needed > left:
             raise ConfigError(
                 f"the network needs about {needed / 1e9:.1f} GB for {images} images at once on each of {processes} "
-                f"processes, but only {left / 1e9:.1f} GB are left here; take fewer images or processes, or more memory"
+                f"processes, but only {left / 1e9:.1f} GB are free here; use fewer images or processes, or more memory"
             )
 
     def views(self, params: Array) -> dict[str, Array]:
@@ -177,12 +174,12 @@ class Network:
             CheckpointError: their names or shapes differ.
         """
         expected = {parameter.name: parameter.shape for parameter in self.parameters}
-        found = {name: array.shape for name, array in parameters.items()}
-        if found != expected:
-            odd = next(name for name in [*expected, *found] if found.get(name) != expected.get(name))
+        given = {name: array.shape for name, array in parameters.items()}
+        if given != expected:
+            name = next(name for name in [*expected, *given] if given.get(name) != expected.get(name))
             raise CheckpointError(
-                f"the checkpoint is of another model: {odd} is {found.get(odd, 'absent')} there and "
-                f"{expected.get(odd, 'absent')} here; use the model that it was made with"
+                f"the checkpoint is of another model: {name} is {given.get(name, 'absent')} in the checkpoint and "
+                f"{expected.get(name, 'absent')} in the model; use the model of the checkpoint's run"
             )
 
     def _pixels(self, images: Array, dtype: np.dtype[Any]) -> Array:
@@ -274,7 +271,7 @@ class Network:
     def outputs(self, params: Array, images: Array) -> Iterator[tuple[str, dict[str, Array], Array]]:
         """Each layer's name, weights and output for images (N, *input_shape), in order; see :mod:`dpcnn.nn.layer`.
 
-        An output is valid until the next one is asked for.
+        An output is valid until the next one is computed.
         """
         outputs = self._forward(params, images)
         for name, weights, (output, _) in zip(self.names, self._named(params), outputs, strict=True):
@@ -291,7 +288,7 @@ class Network:
 
 @contextmanager
 def ufunc_buffer(size: int) -> Iterator[None]:
-    """Another size of NumPy's buffer for a while."""
+    """A block in which NumPy's buffer has ``size`` elements."""
     before = np.setbufsize(size)
     try:
         yield

@@ -12,7 +12,7 @@ from dpcnn.errors import ConfigError
 from dpcnn.nn.layer import Backward, Layer, Parameter, at_least, at_most
 
 MOST_SIZE = 255
-"""Channels that a local response normalisation adds up."""
+"""The largest ``size`` of a local response normalisation."""
 
 
 class BatchNorm(Layer):
@@ -20,7 +20,7 @@ class BatchNorm(Layer):
 
     Ioffe and Szegedy, "Batch normalization" (2015), algorithm 1. In training, mean and variance are those of the
     microbatch ("ghost batches": Hoffer, Hubara and Soudry, "Train longer, generalize better", 2017, algorithm 1), so
-    a microbatch's gradient is a function of it and the weights alone, on whatever rank. In evaluation they are
+    a microbatch's gradient is a function of it and the weights alone, on any rank. In evaluation they are
     running means of the microbatches' means and variances: these are parameters too, and travel with the gradients.
 
     Weights "w", "b", "mean" and "variance", each (C,).
@@ -45,14 +45,14 @@ class BatchNorm(Layer):
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         *pixel, N, C = x.shape
         count = prod(pixel) * N
-        rows = x.reshape(-1, N * C)  # long ones: a channel's values are C apart
+        rows = x.reshape(-1, N * C)  # (L, N C): long rows, with a channel's values C apart
         y, spare = (self.workspace.array(key, x.shape, x.dtype) for key in ("y", "spare"))
-        centred, scratch = y.reshape(rows.shape), spare.reshape(rows.shape)
+        centred, scratch = y.reshape(rows.shape), spare.reshape(rows.shape)  # (L, N C)
 
         mean, variance = params["mean"], params["variance"]
         if rng is not None:
             mean = channel_sums(rows, C) / count
-        np.subtract(rows, np.tile(mean, N), out=centred)
+        np.subtract(rows, np.tile(mean, N), out=centred)  # (L, N C) - (N C,)
         if rng is not None:
             variance = channel_sums(np.square(centred, out=scratch), C) / count
         deviation = np.sqrt(variance + self.epsilon)
@@ -63,7 +63,7 @@ class BatchNorm(Layer):
             """dx = w / deviation * (dy - (sum of dy) / count - z * (sum of dy z) / count), z being the normalised x."""
             normal = np.subtract(rows, np.tile(mean, N), out=scratch)
             normal *= np.tile(1 / deviation, N)
-            dx = dy.reshape(rows.shape)
+            dx = dy.reshape(rows.shape)  # (L, N C)
             grads["b"][...] = channel_sums(dx, C)
             grads["w"][...] = channel_sums(np.multiply(dx, normal, out=centred), C)
             grads["mean"][...] = N * mean
@@ -74,7 +74,7 @@ class BatchNorm(Layer):
                 dx -= normal
                 dx -= np.tile(grads["b"] / count, N)
             dx *= np.tile(params["w"] / deviation, N)
-            return dx.reshape(x.shape)
+            return dx.reshape(x.shape)  # (H, W, N, C) or (N, C)
 
         return y, backward
 
@@ -99,11 +99,11 @@ class SampleNorm(Layer):
         return shape
 
     def means(self, values: Array) -> Array:
-        """The means of the parts of each sample, of a shape that broadcasts to that of :meth:`parted` values."""
+        """The means of the parts of each sample; their shape broadcasts to that of ``values``."""
         raise NotImplementedError
 
     def parted(self, x: Array) -> Array:
-        """A view of (H, W, N, C) or (N, C) in which the parts of a sample have axes of their own."""
+        """A view of (H, W, N, C) or (N, C) with separate axes for the parts of a sample."""
         raise NotImplementedError
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
@@ -137,7 +137,7 @@ class LayerNorm(SampleNorm):
     eq. 4; on images as in Liu et al., "A ConvNet for the 2020s" (2022), section 2.6."""
 
     def means(self, values: Array) -> Array:
-        return np.asarray(values.mean(axis=-1, keepdims=True))
+        return np.asarray(values.mean(axis=-1, keepdims=True))  # (H, W, N, 1) or (N, 1)
 
     def parted(self, x: Array) -> Array:
         return x
@@ -158,16 +158,16 @@ class GroupNorm(SampleNorm):
         return super().build(shape)
 
     def means(self, values: Array) -> Array:
-        return np.asarray(values.mean(axis=(0, 3), keepdims=True))  # (pixels, N, groups, C / groups)
+        return np.asarray(values.mean(axis=(0, 3), keepdims=True))  # (1, N, groups, 1)
 
     def parted(self, x: Array) -> Array:
         *pixel, N, C = x.shape
-        return x.reshape(prod(pixel), N, self.groups, C // self.groups)
+        return x.reshape(prod(pixel), N, self.groups, C // self.groups)  # (H W, N, groups, C / groups)
 
 
 def channel_sums(rows: Array, channels: int) -> Array:
     """The sum of each channel, (C,), of rows (L, N * C)."""
-    sums: Array = rows.sum(axis=0).reshape(-1, channels).sum(axis=0)
+    sums: Array = rows.sum(axis=0).reshape(-1, channels).sum(axis=0)  # (L, N C) -> (N, C) -> (C,)
     return sums
 
 
@@ -183,7 +183,7 @@ class LocalResponseNorm(Layer):
         at_least(1, size=size)
         at_most(MOST_SIZE, size=size)
         if size % 2 == 0:
-            raise ConfigError(f"size: must be odd, as many channels on either side, not {size}")
+            raise ConfigError(f"size: must be odd, for equally many channels on both sides, not {size}")
         if not (k > 0 and alpha >= 0):
             raise ConfigError(f"k, alpha: must be above 0 and at least 0, not {k} and {alpha}")
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
@@ -196,7 +196,7 @@ class LocalResponseNorm(Layer):
         power = elementary.power(scale, -self.beta, out=self.workspace.array("power", x.shape, x.dtype))
         np.multiply(x, power, out=y)
         kept = self.workspace.array("x", x.shape, x.dtype)
-        kept[...] = x  # a layer behind may write over y, and one in front over x
+        kept[...] = x  # the next layer may overwrite y, and the layer before x
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             """dx_c = dy_c / s_c^beta - 2 alpha beta x_c * (the sum of dy x / s^(beta + 1) around c)."""
@@ -210,7 +210,7 @@ class LocalResponseNorm(Layer):
         return y, backward
 
     def _around(self, values: Array, out: Array) -> None:
-        """The sum over the channels around each channel, as many as there are."""
+        """The sum over the channels around each channel, without those beyond the first and last."""
         out[...] = values
         for shift in range(1, min(self.size // 2, values.shape[-1] - 1) + 1):
             out[..., shift:] += values[..., :-shift]

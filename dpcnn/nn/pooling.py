@@ -29,7 +29,7 @@ class Pool2d(Layer):
         return *self.output, C
 
     def padded(self, x: Array, value: float) -> Array:
-        """``x`` itself, or in a border of ``value``."""
+        """``x``, inside a border of ``value`` if there is padding."""
         if not self.padding:
             return x
         (H, W, N, C), p = x.shape, self.padding
@@ -44,7 +44,7 @@ class Pool2d(Layer):
         return image[p : len(image) - p, p : image.shape[1] - p]
 
     def places(self, OH: int, OW: int) -> list[tuple[slice, slice]]:
-        """For each place of a window, row by row, the pixels that are there in all windows."""
+        """For each position in a window, row by row, the pixels at this position in all windows."""
         return [
             (strided(i, OH, self.stride), strided(j, OW, self.stride))
             for i, j in np.ndindex(self.kernel_size, self.kernel_size)
@@ -60,7 +60,7 @@ class Pool2d(Layer):
 
 
 class MaxPool2d(Pool2d):
-    """The largest value of each window; its gradient goes to the first place that holds it."""
+    """The largest value of each window; its gradient goes to the first position that holds it."""
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         x = self.padded(x, -np.inf)
@@ -69,10 +69,10 @@ class MaxPool2d(Pool2d):
         first, *others = self.places(OH, OW)
         y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
         larger = self.workspace.array("larger", (len(others), *y.shape), np.dtype(bool))
-        largest = x[first]
-        for place, flags in zip(others, larger, strict=True):
-            np.greater(x[place], largest, out=flags)  # than all places before it
-            largest = np.maximum(largest, x[place], out=y)
+        largest = x[first]  # (OH, OW, N, C)
+        for position, flags in zip(others, larger, strict=True):
+            np.greater(x[position], largest, out=flags)  # than at all positions before
+            largest = np.maximum(largest, x[position], out=y)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
@@ -81,12 +81,12 @@ class MaxPool2d(Pool2d):
                 dx[...] = 0
             left, share = (self.workspace.array(key, dy.shape, dy.dtype) for key in ("left", "share"))
             untaken = dy
-            for place, flags in zip(reversed(others), larger[::-1], strict=True):
-                share = dx[place] if tiled else share
+            for position, flags in zip(reversed(others), larger[::-1], strict=True):
+                share = dx[position] if tiled else share  # (OH, OW, N, C)
                 np.multiply(untaken, flags, out=share)
                 untaken = np.subtract(untaken, share, out=left)
                 if not tiled:
-                    dx[place] += share
+                    dx[position] += share
             if tiled:
                 dx[first] = untaken
             else:
@@ -103,20 +103,20 @@ class AvgPool2d(Pool2d):
         x = self.padded(x, 0.0)
         H, W, N, C = x.shape
         OH, OW = self.output
-        places = self.places(OH, OW)
+        positions = self.places(OH, OW)
         share = x.dtype.type(1 / self.kernel_size**2)
         y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
-        y[...] = x[places[0]]
-        for place in places[1:]:
-            y += x[place]
+        y[...] = x[positions[0]]  # (OH, OW, N, C)
+        for position in positions[1:]:
+            y += x[position]
         y *= share
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
             dx[...] = 0
             dy *= share
-            for place in places:
-                dx[place] += dy
+            for position in positions:
+                dx[position] += dy
             return self.without_border(dx)
 
         return y, backward
@@ -133,12 +133,12 @@ class GlobalAvgPool(Layer):
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
         y = self.workspace.array("y", (N, C), x.dtype)
-        np.sum(x.reshape(H * W, N * C), axis=0, out=y.reshape(N * C))
+        np.sum(x.reshape(H * W, N * C), axis=0, out=y.reshape(N * C))  # (H W, N C) -> (N C,)
         y *= x.dtype.type(1 / self.pixels)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
-            dx[...] = dy * dy.dtype.type(1 / self.pixels)
+            dx[...] = dy * dy.dtype.type(1 / self.pixels)  # (N, C) -> (H, W, N, C)
             return dx
 
         return y, backward

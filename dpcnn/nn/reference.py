@@ -1,15 +1,12 @@
-"""The layers and the optimizer Adam, written as their definitions: slow, and plain enough to be believed.
+"""The layers and the optimizer Adam, written as their definitions: slow, but simple enough to check by reading.
 
 The tests compare the fast code with these functions. Shapes: see layer.py.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from dpcnn.base.arrays import Array
 
 
 def conv2d(x: Array, w: Array, stride: int = 1, padding: int = 0, groups: int = 1, dilation: int = 1) -> Array:

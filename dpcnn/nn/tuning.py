@@ -1,4 +1,4 @@
-"""The shapes of matrix products, for each numerics: whatever else decides them is a network's own shapes."""
+"""Constants that decide the shapes of matrix products, together with the network's shapes, for each numerics."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from dpcnn.base import startup
 
 @dataclass(frozen=True)
 class Tuning:
-    """Constants that decide speed, and with it bits.
+    """Constants for speed, which change the last bits of results.
 
     Attributes:
         winograd_tiles: tiles of a row of Winograd's convolution that are multiplied at once.
-        small_product: the most multiplications in one of the products that a linear layer's gradient consists of.
+        small_product: the largest number of multiplications in one product of a linear layer's gradient.
     """
 
     winograd_tiles: int

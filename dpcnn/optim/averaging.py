@@ -1,12 +1,7 @@
 """The exponential moving average of the weights."""
 
-from typing import Any
-
-from numpy.typing import NDArray
-
+from dpcnn.base.arrays import Vector
 from dpcnn.optim.optimizers import UPDATE_BLOCK
-
-Vector = NDArray[Any]
 
 
 def update_average(ema: Vector, params: Vector, step: int, decay: float) -> None:

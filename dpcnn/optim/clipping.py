@@ -1,11 +1,9 @@
 """Clipping of the gradient by its norm, with the same bits on any number of ranks."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[Any]
+from dpcnn.base.arrays import Vector
 
 
 def squares(vector: Vector, block: int) -> NDArray[np.float64]:

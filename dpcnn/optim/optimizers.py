@@ -12,13 +12,10 @@ from math import sqrt
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dpcnn.base.arrays import Workspace, zeros
+from dpcnn.base.arrays import Vector, Workspace, zeros
 from dpcnn.base.elementary import whole_power
 from dpcnn.base.options import check_options, option
-
-Vector = NDArray[Any]
 
 UPDATE_BLOCK = 32_768
 """Elements updated at a time, so that an optimizer's passes run in the cache."""

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array
 from dpcnn.base.timing import Timer
 from dpcnn.errors import KINDS, DpcnnError, LaunchError
 
-Array = NDArray[Any]
 Runs = tuple[Sequence[int], Sequence[int]]
 T = TypeVar("T")
 
@@ -277,7 +276,7 @@ class Communicator(SerialComm):
         os._exit(status)
 
 
-def by_host(mpi: Any, comm: Any) -> tuple[Any, Any]:
+def by_node(mpi: Any, comm: Any) -> tuple[Any, Any]:
     """The ranks of ``comm``, numbered so that those of a host follow each other; and those that share its memory."""
     node = split_nodes(mpi, comm)
     (first,) = node.Get_group().Translate_ranks([0], comm.Get_group())

@@ -11,19 +11,16 @@ Both exchanges add the gradients of a rank along the tree of :mod:`dpcnn.paralle
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dpcnn.base.arrays import zeros
+from dpcnn.base.arrays import Vector, zeros
 from dpcnn.base.timing import Timer
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.layout import Layout, Message
 from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import Subtree, owned, tree_sum
 
-Vector = NDArray[Any]
 Gradient = Callable[[int, Vector], None]
 
 
@@ -31,24 +28,24 @@ class Exchange:
     """What all exchanges have in common.
 
     Attributes:
-        host: the ranks that share the memory of the parameters with this one.
-        elements: the elements of the vector that the ranks of ``host`` update.
+        node: the ranks that share the memory of the parameters with this one.
+        elements: the elements of the vector that the ranks of ``node`` update.
         shard: those that this rank updates.
         unique: those elements of the sum, counted from the start of ``shard``, that are this rank's alone: over all
             ranks, each element of the vector occurs exactly once. For what is summed over the whole vector.
-        whole: whether the ranks update all elements of the vector together. If not, the rest was on a host whose
+        whole: whether the ranks update all elements of the vector together. If not, the rest was on a node whose
             ranks have all died.
         timer: where the time of ``sum`` and ``fetch`` goes.
     """
 
-    host: SerialComm
+    node: SerialComm
     elements: slice
     shard: slice
     unique: slice
     whole = True
 
     def __init__(self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None) -> None:
-        """``elements``: those that this host has updated before it lost a rank; None: divide the vector anew."""
+        """``elements``: those that this node has updated before it lost a rank; None: divide the vector anew."""
         self.comm, self.size, self.timer = comm, size, timer
         self._spares: list[Vector] = []
 
@@ -82,25 +79,25 @@ class Exchange:
         tree_sum(subtree, leaf, add)
 
     def fetch(self, params: Vector) -> None:
-        """Fetch the elements of ``params``, (size,), that the ranks of other hosts have updated.
+        """Fetch the elements of ``params``, (size,), that the ranks of other nodes have updated.
 
-        The ranks of ``host`` fetch them together, into the memory that they share. They see the whole vector after
+        The ranks of ``node`` fetch them together, into the memory that they share. They see the whole vector after
         their next barrier, or commit.
         """
         raise NotImplementedError
 
     def publish(self, params: Vector) -> None:
-        """Fetch these elements, and wait until all ranks of ``host`` have."""
+        """Fetch these elements, and wait until all ranks of ``node`` have."""
         self.fetch(params)
         with self.timer("waiting"):
-            self.host.barrier()
+            self.node.barrier()
 
     def gather(self, shard: Vector) -> Vector | None:
         """A whole (size,) vector of every rank's part of it, on rank 0; None elsewhere."""
         raise NotImplementedError
 
     def scatter(self, whole: Vector | None, shard: Vector) -> None:
-        """The reverse of :meth:`collect`."""
+        """The reverse of :meth:`gather`."""
         raise NotImplementedError
 
 
@@ -115,7 +112,7 @@ class ExactExchange(Exchange):
 
     def __init__(self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None) -> None:
         super().__init__(comm, size, timer, elements)
-        self.host = comm.node()
+        self.node = comm.node()
         self._layout = self._agreed_layout(elements)
         self._home = self._layout.node_of(comm.rank)
         self.whole = self._layout.whole()
@@ -125,14 +122,14 @@ class ExactExchange(Exchange):
         self.bounds = [0, *(self._layout.shard(rank)[1] for rank in range(comm.size))]
         self._slice = slice(*self._layout.slice(comm.rank))
         self._updates = self._layout.updates(comm.rank)
-        self._buffers: list[Vector] = []  # by row number: (ranks of the host, size)
-        self._received: list[Vector] = []  # by row number: (hosts, width of the part)
+        self._buffers: list[Vector] = []  # by row number: (ranks of the node, size)
+        self._received: list[Vector] = []  # by row number: (nodes, width of the part)
         self._plans: dict[int, tuple[list[list[Subtree]], list[Message]]] = {}
 
     def _agreed_layout(self, elements: slice | None) -> Layout:
-        """The layout of all ranks, from what each knows of its host."""
+        """The layout of all ranks, from what each knows of its node."""
         own = [elements.start, elements.stop] if elements else None
-        places = self.comm.allgather_obj([self.host.rank, self.host.size, own])
+        places = self.comm.allgather_obj([self.node.rank, self.node.size, own])
         firsts = [(rank, size, kept) for rank, (local, size, kept) in enumerate(places) if local == 0]
         ranges = tuple((kept[0], kept[1]) for *_, kept in firsts if kept)
         return Layout(self.size, tuple((rank, rank + size) for rank, size, _ in firsts), ranges)
@@ -141,7 +138,7 @@ class ExactExchange(Exchange):
         for subtree, row in self._own_buffers(count):
             self._add_up(subtree, row, gradient)
         with self.timer("waiting"):
-            self.host.barrier()  # its rows are full
+            self.node.barrier()  # its rows are full
         with self.timer("exchange"):
             return self._sum(count)
 
@@ -150,9 +147,9 @@ class ExactExchange(Exchange):
         held = owned(leaves, self.comm.size)
         first, end = self._layout.nodes[self._home]
         while len(self._buffers) < max(len(held[rank]) for rank in range(first, end)):
-            self._buffers.append(shared_array(self.host, (self.host.size, self.size), np.float32))
+            self._buffers.append(shared_array(self.node, (self.node.size, self.size), np.float32))
         return [
-            (subtree, rows[self.host.rank]) for subtree, rows in zip(held[self.comm.rank], self._buffers, strict=False)
+            (subtree, rows[self.node.rank]) for subtree, rows in zip(held[self.comm.rank], self._buffers, strict=False)
         ]
 
     def _sum(self, leaves: int) -> Vector:
@@ -187,7 +184,7 @@ class ExactExchange(Exchange):
         return known
 
     def fetch(self, params: Vector) -> None:
-        if len(self._layout.nodes) > 1:  # each rank fetches its slice of the vector for its host
+        if len(self._layout.nodes) > 1:  # each rank fetches its slice of the vector for its node
             with self.timer("exchange"):
                 self.comm.alltoall(params, self._updates.sent, params, self._updates.received)
 
@@ -203,7 +200,7 @@ class AllreduceExchange(Exchange):
 
     def __init__(self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None) -> None:
         super().__init__(comm, size, timer, elements)
-        self.host = SerialComm()
+        self.node = SerialComm()
         self.shard = self.elements = slice(0, size)
         self.unique = slice(0, size if comm.rank == 0 else 0)
         self._total, self._row = np.empty((2, size), np.float32)

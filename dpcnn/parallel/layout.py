@@ -75,7 +75,7 @@ class Layout:
         return start + lo, start + hi
 
     def whole(self) -> bool:
-        """Whether the ranges of the nodes make up the vector; not so, where a node has lost all its ranks."""
+        """Whether the ranges of the nodes make up the vector; false if a node has lost all its ranks."""
         bounds = [self.elements(node) for node in range(len(self.nodes))]
         starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]
         return starts == [0, *stops[:-1]] and stops[-1] == self.size
@@ -96,27 +96,27 @@ class Layout:
         Message k carries subtree number k of each node. A rank sends from the array of its slice, and
         receives into an array (nodes, width of its shard).
         """
-        here, shard = self.slice(rank), self.shard(rank)
+        own, shard = self.slice(rank), self.shard(rank)
         everyone, of_nodes = range(self.ranks), self.of_nodes(leaves)
         messages = []
         for number in range(max(map(len, of_nodes))):
             holds = [number < len(subtrees) for subtrees in of_nodes]
-            sent = [overlap(here, self.shard(r)) if holds[self.node_of(rank)] else (here[0], 0) for r in everyone]
+            sent = [overlap(own, self.shard(r)) if holds[self.node_of(rank)] else (own[0], 0) for r in everyone]
             received = [overlap(self.slice(r), shard) if holds[self.node_of(r)] else (shard[0], 0) for r in everyone]
             width = shard[1] - shard[0]
-            places = [self.node_of(r) * width + start - shard[0] for r, (start, _) in enumerate(received)]
-            messages.append(Message(runs(sent, [start - here[0] for start, _ in sent]), runs(received, places)))
+            offsets = [self.node_of(r) * width + start - shard[0] for r, (start, _) in enumerate(received)]
+            messages.append(Message(runs(sent, [start - own[0] for start, _ in sent]), runs(received, offsets)))
         return messages
 
     def updates(self, rank: int) -> Message:
         """The last message of a step: shards of the vector, to the ranks of other nodes that fetch them."""
-        here, everyone = self.node_of(rank), range(self.ranks)
-        sent = [overlap(self.slice(r), self.shard(rank)) if self.node_of(r) != here else (0, 0) for r in everyone]
-        received = [overlap(self.slice(rank), self.shard(r)) if self.node_of(r) != here else (0, 0) for r in everyone]
+        node, everyone = self.node_of(rank), range(self.ranks)
+        sent = [overlap(self.slice(r), self.shard(rank)) if self.node_of(r) != node else (0, 0) for r in everyone]
+        received = [overlap(self.slice(rank), self.shard(r)) if self.node_of(r) != node else (0, 0) for r in everyone]
         return Message(runs(sent, [start for start, _ in sent]), runs(received, [start for start, _ in received]))
 
 
-def runs(overlaps: Sequence[Interval], places: Sequence[int]) -> Runs:
+def runs(overlaps: Sequence[Interval], offsets: Sequence[int]) -> Runs:
     """Counts and offsets for MPI; the offset of an empty interval is 0."""
     counts = tuple(count for _, count in overlaps)
-    return counts, tuple(place if count else 0 for place, count in zip(places, counts, strict=True))
+    return counts, tuple(offset if count else 0 for offset, count in zip(offsets, counts, strict=True))

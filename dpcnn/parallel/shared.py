@@ -11,13 +11,13 @@ import os
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array, Shape
 from dpcnn.errors import LaunchError
 from dpcnn.parallel.comm import SerialComm
 
 
-def shared_array(node: SerialComm, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+def shared_array(node: SerialComm, shape: Shape, dtype: Any) -> Array:
     """An array of zeros that is the same memory on every rank of ``node``.
 
     The memory is reserved here, so that a lack of it is an error now and not a bus error later.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpcnn.parallel.comm import Communicator, SerialComm, by_host, library_version
+from dpcnn.parallel.comm import Communicator, SerialComm, by_node, library_version
 from dpcnn.parallel.launch import Launch, check_limits, detect, mismatch
 from dpcnn.parallel.survival import ENABLED, SETTINGS
 from dpcnn.parallel.ulfm import UlfmCommunicator
@@ -33,7 +33,7 @@ def world() -> SerialComm:
     if launch and launch.size > 1 and mpi.COMM_WORLD.size == 1:
         raise mismatch(launch, library_version(mpi), _library_path())
     mpi.pickle.__init__(lambda value: json.dumps(value).encode(), lambda data: json.loads(bytes(data)))
-    return UlfmCommunicator(mpi) if survives else Communicator(mpi, *by_host(mpi, mpi.COMM_WORLD))
+    return UlfmCommunicator(mpi) if survives else Communicator(mpi, *by_node(mpi, mpi.COMM_WORLD))
 
 
 def _survives(environment: Mapping[str, str]) -> bool:

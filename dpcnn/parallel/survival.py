@@ -28,7 +28,7 @@ ENABLED = "OMPI_MCA_mpi_ft_enable"
 """Environment variable that ``mpirun --with-ft ulfm`` sets for its ranks."""
 
 SETTINGS = {
-    "OMPI_MCA_coll": "^han,adapt",  # these hide the death of a rank on another host
+    "OMPI_MCA_coll": "^han,adapt",  # these hide the death of a rank on another node
     "OMPI_MCA_mpi_preconnect_mpi": "1",  # a first connection during a recovery can wait for the dead
     "OMPI_MCA_mpi_add_procs_cutoff": "1024",
 }

@@ -67,7 +67,7 @@ def tree_sum(subtree: Subtree, value: Callable[[Subtree], T | None], add: Callab
     """The sum of a subtree: ``value(subtree)`` if that is known, otherwise the sum of its two halves.
 
     Args:
-        subtree: of the tree.
+        subtree: the subtree to add up.
         value: a subtree's known sum, or None; never None for a leaf.
         add: combines a left and a right sum; called in the order of the tree.
     """

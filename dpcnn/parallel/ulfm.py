@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from dpcnn.parallel.comm import Communicator, by_host, split_nodes
+from dpcnn.parallel.comm import Communicator, by_node, split_nodes
 from dpcnn.parallel.survival import Surviving
 
 LAST_MESSAGES = 0.1  # seconds in which the last messages of a process arrive
@@ -22,7 +22,7 @@ class UlfmCommunicator(Surviving, Communicator):
     def __init__(self, mpi: Any) -> None:
         Surviving.__init__(self)
         Communicator.__init__(self, mpi, mpi.COMM_WORLD)
-        comm, node = self.transact(lambda: by_host(mpi, self._comm))
+        comm, node = self.transact(lambda: by_node(mpi, self._comm))
         self._become(comm)
         self._node, self.members = Communicator(mpi, node), range(self.size)
         self.losses.clear()  # who died before ranks had numbers has none

@@ -1,1 +1,1 @@
-"""Pictures and pages of runs."""
+"""Figures and HTML reports of runs."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array
 from dpcnn.base.files import write_file
 from dpcnn.data.dataset import Samples
 from dpcnn.errors import printable
@@ -18,13 +18,13 @@ from dpcnn.training.evaluation import Answers
 STYLES = ("o--", "s-", "^:")
 NAMES = {"train": "training"}
 MOST_PICTURES, MOST_NUMBERED, MOST_POINTS = 64, 40, 5_000
-"""Filters or maps in a picture; classes of a confusion matrix with numbers; points of a curve."""
+"""The most filters or maps in a picture, classes in a confusion matrix with counts, and points of a curve."""
 
 MISSING = "nothing drawn: matplotlib is not installed (pip install 'dpcnn[plot]')"
 
 
 def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: bool = False) -> str:
-    """Draw images a second over ranks, a line for each kind of scaling, to STEM.png and STEM.svg.
+    """Draw images per second over ranks, with a line for each kind of scaling, to STEM.png and STEM.svg.
 
     With ``log``, both axes are logarithmic.
 
@@ -35,8 +35,8 @@ def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: boo
     if figure is None:
         return MISSING
     axes = figure.subplots()
-    for (kind, found), mark in zip(speeds.items(), "os^", strict=False):
-        axes.plot(list(found), list(found.values()), f"{mark}-", label=kind)
+    for (kind, rates), mark in zip(speeds.items(), "os^", strict=False):
+        axes.plot(list(rates), list(rates.values()), f"{mark}-", label=kind)
     first = next(iter(speeds.values()))
     start = next(iter(first))
     axes.plot(
@@ -44,9 +44,9 @@ def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: boo
         [first[start] * ranks / start for ranks in first],
         ":",
         color="grey",
-        label="as many times as ranks",
+        label="linear speed-up",
     )
-    axes.set(xlabel="ranks", ylabel="images a second")
+    axes.set(xlabel="ranks", ylabel="images per second")
     if log:
         axes.set(xscale="log", yscale="log")
     else:
@@ -59,7 +59,7 @@ def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: boo
 def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
     """Draw loss and accuracy of runs over their epochs, to STEM.png and STEM.svg.
 
-    With ``narrow``, one above the other.
+    With ``narrow``, loss is drawn above accuracy, otherwise beside it.
 
     Returns:
         A line with the names of the files, or with the reason why there are none.
@@ -86,10 +86,10 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
             axes.plot(
                 fine, [event[key] for event in steps], color=of_steps, alpha=0.4, lw=1, label=f"{label}single steps"
             )
-            for place, (kind, style) in enumerate(zip(kinds, STYLES, strict=False)):
-                color = f"C{number if len(runs) > 1 else place}"
-                told = [event for event in epochs if f"{kind}_{key}" in event]
-                x, y = ([event["step"] / steps_per_epoch for event in told], [event[f"{kind}_{key}"] for event in told])
+            for index, (kind, style) in enumerate(zip(kinds, STYLES, strict=False)):
+                color = f"C{number if len(runs) > 1 else index}"
+                rows = [event for event in epochs if f"{kind}_{key}" in event]
+                x, y = ([event["step"] / steps_per_epoch for event in rows], [event[f"{kind}_{key}"] for event in rows])
                 axes.plot(x, y, style, color=color, label=f"{label}{NAMES.get(kind, kind)}")
     positive = all(y > 0 for line in loss.lines for y in line.get_ydata())
     loss.set(xlabel="epoch", ylabel="loss", yscale="log" if positive else "linear", title="loss")
@@ -97,7 +97,7 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
     accuracy.set_ylim(max(0.0, 1 - 1.2 * (1 - worst) - 0.001), 1.0005)  # the first steps may lie below
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
-    if len(runs) > 1:  # too many lines for a legend beside them
+    if len(runs) > 1:  # too many lines for a legend inside the axes
         figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     else:
         loss.legend()
@@ -106,20 +106,20 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
 
 
 def thinned(events: list[Event]) -> list[Event]:
-    """At most MOST_POINTS events, evenly spaced, the last one included: a picture shows no more."""
+    """At most MOST_POINTS events, evenly spaced, with the last one: a picture can't show more."""
     every = -(-len(events) // MOST_POINTS)
     return events[::-1][::every][::-1] if events else []
 
 
 def plain(text: str) -> str:
-    """Text for a picture, in which no dollar begins a formula."""
+    """Text for a picture, with dollars escaped, so that they do not enclose a formula."""
     return printable(text).replace("$", r"\$")
 
 
-def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:
+def draw_confusion(confusion: Array, stem: Path) -> str:
     """Draw the confusion matrix, (classes, classes) counts, to STEM.png and STEM.svg.
 
-    Shades are of the mistakes; the counts on the diagonal are right.
+    Only mistakes are shaded. The diagonal has the counts of the samples that are classified right.
 
     Returns:
         A line with the names of the files, or with the reason why there are none.
@@ -131,7 +131,7 @@ def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:
     mistakes = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
     most = max(1, mistakes.max())
     axes.imshow(mistakes, cmap="Greys", vmin=0, vmax=most)
-    axes.set(xlabel="predicted class", ylabel="right class")
+    axes.set(xlabel="predicted class", ylabel="true class")
     if len(confusion) <= MOST_NUMBERED:
         axes.set(xticks=range(len(confusion)), yticks=range(len(confusion)))
         for (row, column), count in np.ndenumerate(confusion):
@@ -141,15 +141,13 @@ def draw_confusion(confusion: NDArray[Any], stem: Path) -> str:
     return save(figure, stem, "confusion matrix")
 
 
-def draw_mistakes(
-    answers: Answers, samples: Samples, indices: NDArray[Any], most: int, stem: Path, columns: int = 8
-) -> str:
+def draw_mistakes(answers: Answers, samples: Samples, indices: Array, most: int, stem: Path, columns: int = 8) -> str:
     """Draw the images with the highest losses among those classified wrong, to STEM.png and STEM.svg.
 
     Args:
-        indices: (n,) the numbers of the samples that were answered.
+        indices: (n,) the indices of the samples in ``answers``.
         most: the largest number of pictures.
-        columns: of the picture.
+        columns: the number of images side by side.
 
     Returns:
         A line with the names of the files, or with the reason why there are none.
@@ -171,7 +169,7 @@ def draw_mistakes(
     return save(figure, stem, "worst mistakes")
 
 
-def draw_filters(before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
+def draw_filters(before: Array, after: Array, stem: Path) -> str:
     """Draw a layer's filters (h, w, F) before and after training, each in its own shades, to STEM.png and STEM.svg.
 
     Returns:
@@ -187,7 +185,7 @@ def draw_filters(before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
     return save(figure, stem, "filters")
 
 
-def draw_maps(image: NDArray[Any], before: NDArray[Any], after: NDArray[Any], stem: Path) -> str:
+def draw_maps(image: Array, before: Array, after: Array, stem: Path) -> str:
     """Draw an image (H, W), and a layer's output for it (h, w, F) before and after training, to STEM.png and STEM.svg.
 
     Returns:
@@ -206,15 +204,15 @@ def draw_maps(image: NDArray[Any], before: NDArray[Any], after: NDArray[Any], st
     return save(figure, stem, "feature maps")
 
 
-def _before_and_after(figures: Sequence[Any], before: NDArray[Any], after: NDArray[Any], columns: int) -> None:
-    """Pictures (h, w, n) before and after training, in a figure each."""
+def _before_and_after(figures: Sequence[Any], before: Array, after: Array, columns: int) -> None:
+    """Draw pictures (h, w, n) before and after training, each in a figure."""
     for figure, pictures, title in zip(figures, (before, after), ("before", "after"), strict=True):
         figure.suptitle(f"{title} training")
         _grid(figure, pictures, columns)
 
 
-def _grid(figure: Any, pictures: NDArray[Any], columns: int) -> None:
-    """Pictures (h, w, n) side by side in one, each from its least value, white, to its greatest, black."""
+def _grid(figure: Any, pictures: Array, columns: int) -> None:
+    """Draw pictures (h, w, n) side by side, each scaled from its minimum, white, to its maximum, black."""
     h, w, n = pictures.shape
     rows, gap = -(-n // columns), max(1, h // 12)
     whole = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap), np.nan)
@@ -228,10 +226,8 @@ def _grid(figure: Any, pictures: NDArray[Any], columns: int) -> None:
 
 
 def new_figure(width: float, height: float = 4) -> Any:
-    """A figure of that many inches, or None without Matplotlib."""
-    os.environ["MPLBACKEND"] = (
-        "Agg"  # before it is imported: it refuses to, where this names a backend that is not there
-    )
+    """A figure of ``width`` by ``height`` inches, or None if Matplotlib is not installed."""
+    os.environ["MPLBACKEND"] = "Agg"  # before the import, which fails if this names a missing backend
     try:
         import matplotlib
     except ImportError:
@@ -243,7 +239,7 @@ def new_figure(width: float, height: float = 4) -> Any:
 
 
 def save(figure: Any, stem: Path, what: str) -> str:
-    """Write a figure, and say where."""
+    """Write a figure to STEM.png and STEM.svg, and return a line with the paths."""
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for path in paths:
         picture = io.BytesIO()

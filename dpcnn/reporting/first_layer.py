@@ -1,22 +1,19 @@
-"""Pictures of the first layer with weights: its filters, and its output for an image."""
+"""Arrays of the first layer with weights: its filters, and its output for an image."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array, Vector
 from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import ConfigError
-from dpcnn.nn.network import Network, Vector
+from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.figures import draw_filters, draw_maps
 from dpcnn.runs.checkpoint import Checkpoint
 
-Picture = NDArray[Any]
 
-
-def read_test_image(data: str, number: int) -> NDArray[Any]:
+def read_test_image(data: str, number: int) -> Array:
     """The image (1, H, W, C), uint8, of a test sample.
 
     Args:
@@ -34,7 +31,7 @@ def read_test_image(data: str, number: int) -> NDArray[Any]:
     return image
 
 
-def draw_first_layer(checkpoint: Checkpoint, image: NDArray[Any], out: Path) -> list[str]:
+def draw_first_layer(checkpoint: Checkpoint, image: Array, out: Path) -> list[str]:
     """Draw the first layer's filters and its output for an image, before and after training.
 
     Args:
@@ -58,7 +55,7 @@ def draw_first_layer(checkpoint: Checkpoint, image: NDArray[Any], out: Path) -> 
     return lines
 
 
-def first_layer(network: Network, params: Vector, image: NDArray[Any]) -> tuple[Picture | None, Picture | None]:
+def first_layer(network: Network, params: Vector, image: Array) -> tuple[Array | None, Array | None]:
     """The filters (h, w, F) of the first layer with weights, and its output (h, w, F) for an image (1, H, W, C).
 
     The filters of a linear layer of all pixels have the shape of the image. None: not a picture.

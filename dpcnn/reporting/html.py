@@ -59,13 +59,13 @@ def picture(folder: Path, name: str, text: str) -> str:
 
 
 def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
-    """A table that scrolls by itself where it is wider than the page."""
+    """An HTML table, which scrolls if it is wider than the page."""
     lines = [f"<tr>{''.join(f'<th>{escape(str(cell))}</th>' for cell in header)}</tr>"]
     lines += [f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows]
     return '<div class="table"><table>\n' + "\n".join(lines) + "\n</table></div>\n"
 
 
 def facts(values: Mapping[str, Any]) -> str:
-    """A table of names and values, a line each."""
+    """An HTML table of names and values, one row each."""
     lines = [f"<tr><th>{escape(key)}</th><td>{escape(str(value))}</td></tr>" for key, value in values.items()]
     return '<table class="facts">\n' + "\n".join(lines) + "\n</table>\n"

@@ -25,7 +25,7 @@ from dpcnn.runs.progress import Progress
 from dpcnn.training.examination import Examination
 
 MISTAKES, COLUMNS = 25, 5
-"""The most images, and the columns, of the picture of the worst mistakes."""
+"""The largest number of images, and the number of columns, in the picture of the worst mistakes."""
 
 
 def check_matplotlib() -> None:
@@ -38,46 +38,46 @@ def check_matplotlib() -> None:
         raise LaunchError("a report needs pictures: matplotlib is not installed; pip install 'dpcnn[plot]'")
 
 
-def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, found: Examination) -> str:
+def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, examination: Examination) -> str:
     """The HTML page of a run and its checkpoint.
 
     Args:
         folder: the run's folder.
         path: the checkpoint's path.
         checkpoint: the checkpoint that the page is about.
-        found: its examination on the test samples.
+        examination: the examination of the checkpoint on the test samples.
 
     Raises:
         CheckpointError: a file of the run's folder is not as the run wrote it.
     """
     events = read_events(folder.metrics)
     with TemporaryDirectory(prefix="dpcnn-report-") as work:
-        draw(folder, checkpoint, found, Path(work))
-        sections = [*results(events, found, Path(work)), *circumstances(folder, checkpoint)]
-    return document(printable(folder.path.resolve().name), summary(path, checkpoint, found, events), sections)
+        draw(folder, checkpoint, examination, Path(work))
+        sections = [*results(events, examination, Path(work)), *circumstances(folder, checkpoint)]
+    return document(printable(folder.path.resolve().name), summary(path, checkpoint, examination, events), sections)
 
 
-def draw(folder: RunFolder, checkpoint: Checkpoint, found: Examination, out: Path) -> None:
+def draw(folder: RunFolder, checkpoint: Checkpoint, examination: Examination, out: Path) -> None:
     """Draw the page's pictures into a folder."""
     draw_curves([folder.path], out / "curves", narrow=True)
-    draw_confusion(found.confusion, out / "confusion")
-    draw_mistakes(found.answers, found.samples, found.indices, MISTAKES, out / "mistakes", COLUMNS)
-    draw_first_layer(checkpoint, found.samples.take(np.array([0]))[0], out)
+    draw_confusion(examination.confusion, out / "confusion")
+    draw_mistakes(examination.answers, examination.samples, examination.indices, MISTAKES, out / "mistakes", COLUMNS)
+    draw_first_layer(checkpoint, examination.samples.take(np.array([0]))[0], out)
 
 
-def results(events: Sequence[Event], found: Examination, drawn: Path) -> list[Section]:
+def results(events: Sequence[Event], examination: Examination, drawn: Path) -> list[Section]:
     """The sections on the results; ``drawn`` is the folder of the pictures."""
     epochs = [event for event in events if event["event"] == "epoch"]
     pictures = (
-        ("Confusion matrix", "confusion", "counts of right class by predicted class"),
-        ("The worst mistakes", "mistakes", "right class as predicted class"),
+        ("Confusion matrix", "confusion", "counts of true class by predicted class"),
+        ("The worst mistakes", "mistakes", "true class as predicted class"),
         ("Filters of the first layer", "filters", "before and after training"),
         ("Feature maps", "maps", "feature maps before and after training"),
     )
     return [
         Section("Epochs", table(*epoch_rows(epochs)) if epochs else "", wide=True),
         Section("Loss and accuracy", picture(drawn, "curves", "loss and accuracy over the epochs")),
-        Section("Classes, on the test samples", table(CLASS_HEADER, class_rows(found.results))),
+        Section("Classes, on the test samples", table(CLASS_HEADER, class_rows(examination.results))),
         *(Section(title, picture(drawn, name, text)) for title, name, text in pictures),
     ]
 
@@ -94,13 +94,13 @@ def circumstances(folder: RunFolder, checkpoint: Checkpoint) -> list[Section]:
     ]
 
 
-def summary(path: Path, checkpoint: Checkpoint, found: Examination, events: Sequence[Event]) -> dict[str, Any]:
+def summary(path: Path, checkpoint: Checkpoint, examination: Examination, events: Sequence[Event]) -> dict[str, Any]:
     """The facts at the top of the page."""
-    progress, results = checkpoint.progress, found.results
+    progress, results = checkpoint.progress, examination.results
     return {
         "network": f"{checkpoint.config.model}, {checkpoint.network().size:,} parameters",
-        "checkpoint": f"{path.name}: after {progress.step:,} steps, {progress.epochs} epochs; the figures, pictures "
-        "and classes on this page are of this one",
+        "checkpoint": f"{path.name}: after {progress.step:,} steps, {progress.epochs} epochs; all figures, pictures "
+        "and tables of classes on this page belong to it",
         "test accuracy": f"{results['accuracy']:.4f}: {results['correct']:,} of {results['samples']:,} "
         f"of {results['data']}",
         **achieved(events, checkpoint.config.monitor),
@@ -112,7 +112,7 @@ def summary(path: Path, checkpoint: Checkpoint, found: Examination, events: Sequ
 
 
 def achieved(events: Sequence[Event], monitor: str) -> dict[str, str]:
-    """How good the run became on the validation samples, and how far it came."""
+    """The best validation accuracy of the run, and the number of its epochs and steps."""
     progress = Progress(events=list(events))
     best, last = progress.best(monitor) or {}, (progress.epoch_events or [{"epoch": 0, "step": 0}])[-1]
     end = "" if any(event["event"] == "end" for event in events) else "; the run is not complete"
@@ -133,9 +133,9 @@ def ranks_table(folder: RunFolder) -> str:
     if not folder.times.exists():
         return ""
     try:
-        told = Table(load_json(read_bytes(folder.times, MOST_JSON)))
-        rows = [[rank, *times_of(of_rank)] for rank, of_rank in enumerate(told.tables("ranks"))]
-        library = told.name("mpi")
+        times = Table(load_json(read_bytes(folder.times, MOST_JSON)))
+        rows = [[rank, *times_of(of_rank)] for rank, of_rank in enumerate(times.tables("ranks"))]
+        library = times.name("mpi")
     except OSError as error:
         raise CheckpointError(f"{folder.times}: {error.strerror}; delete it") from None
     except FieldError as error:
@@ -156,7 +156,7 @@ def times_of(rank: Table) -> list[str]:
 
 
 def layers_table(checkpoint: Checkpoint) -> str:
-    """The network's layers, the shapes of their outputs, and the numbers of their parameters."""
+    """A table of the network's layers, their output shapes and their numbers of parameters."""
     network = checkpoint.network()
     rows = [
         [name, " x ".join(map(str, shape)), f"{sum(prod(p.shape) for p in layer.parameters):,}"]

@@ -21,7 +21,7 @@ def class_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def class_table(results: Mapping[str, Any]) -> str:
-    """The rows of :func:`class_rows` as text, and how often each class was predicted."""
+    """The rows of :func:`class_rows` as text, with the confusion matrix."""
     rows = [
         (*row, *(str(count or ".") for count in counts))
         for row, counts in zip(class_rows(results), results["confusion"], strict=True)

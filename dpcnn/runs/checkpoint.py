@@ -23,9 +23,8 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
-from dpcnn.base.arrays import Shape
+from dpcnn.base.arrays import Array, Shape, Vector
 from dpcnn.base.fields import FieldError, Table, load_json, name
 from dpcnn.base.files import Folder, open_plain
 from dpcnn.config import Config, from_dict
@@ -34,17 +33,15 @@ from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.runs.progress import Progress
 
-Vector = NDArray[np.float32]
-
 MAGIC = b"dpcnn checkpoint 4\n"
 BLOCK = 512
 LAST, BEST = "last.h5", "best.h5"
 STEP = re.compile(r"step-(\d{8,16})\.h5")
 MOST_STATE = 32 << 20
-"""Bytes of the state, whose JSON may take 30 times as much memory."""
+"""The largest size of the state in bytes; the parsed JSON may take 30 times as much memory."""
 
 MOST_SIDE = 1 << 16
-"""Pixels of an image's side, and classes, at most."""
+"""The largest height or width of an image in pixels, and the largest number of classes."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,11 @@ class Checkpoint:
         parameters: by full name, in order.
         optimizer: the optimizer's flat vectors by name.
         progress: the progress of the run, with its metrics so far.
-        config: of the run, the seed included.
+        config: the configuration of the run, including the seed.
         image_shape, classes: the shape (H, W, C) of the images, and the number of classes.
         data: the data set's checksum.
         weights_sha256: of the flat parameter vector.
-        fingerprint: of the numerics that it was made with.
+        fingerprint: that of the numerics of the run.
     """
 
     parameters: dict[str, Vector]
@@ -73,15 +70,15 @@ class Checkpoint:
     fingerprint: dict[str, Any]
 
     def network(self) -> Network:
-        """The network that the parameters are of.
+        """The network to which the parameters belong.
 
         Raises:
-            ConfigError: the configuration's layers don't fit each other, or the images.
+            ConfigError: the configuration's layers do not fit each other or the images.
         """
         return self.config.network(self.image_shape, self.classes)
 
     def state(self) -> dict[str, Any]:
-        """All but the arrays, as JSON has it."""
+        """Everything except the arrays, as values for JSON."""
         return {
             "progress": asdict(self.progress),
             "config": self.config.as_dict(),
@@ -97,10 +94,10 @@ def content(checkpoint: Checkpoint) -> tuple[bytes, memoryview]:
     """The bytes of a checkpoint's file: its first block, and the HDF5 file."""
     image = io.BytesIO()
     with h5py.File(image, "w", userblock_size=BLOCK, libver="earliest", track_order=True) as file:
-        for group, arrays in (("parameters", checkpoint.parameters), ("optimizer", checkpoint.optimizer)):
-            place = file.create_group(group, track_order=True)
+        for title, arrays in (("parameters", checkpoint.parameters), ("optimizer", checkpoint.optimizer)):
+            group = file.create_group(title, track_order=True)
             for key, array in arrays.items():
-                place.create_dataset(key, data=array, track_times=False)
+                group.create_dataset(key, data=array, track_times=False)
         file.create_dataset("state", data=np.frombuffer(json.dumps(checkpoint.state()).encode(), np.uint8))
     body = image.getbuffer()[BLOCK:]
     return _head(body), body
@@ -166,7 +163,7 @@ def _verified(path: Path) -> bytes:
         raise CheckpointError(f"{path}: {error.strerror}; give a checkpoint's path") from None
     if whole[:BLOCK] != _head(memoryview(whole)[BLOCK:]):
         raise CheckpointError(
-            f"{path}: damaged: its {len(whole)} bytes don't fit their sha256; "
+            f"{path}: damaged: its {len(whole)} bytes do not match their sha256; "
             "delete it, and --resume continues from the one before"
         )
     return whole
@@ -187,7 +184,7 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
     shape, classes = state.integers("image_shape", 3, least=1, most=MOST_SIDE), state.integer("classes", 1, MOST_SIDE)
     network = config.network(shape, classes)
     if 4 * network.size > room:
-        raise FieldError(f"{network.size:,} parameters, for which the file has no room")
+        raise FieldError(f"{network.size:,} parameters are more than the file can hold")
     parameters = {
         parameter.name: _array(_group(file, "parameters"), parameter.name, np.float32, parameter.shape, room)
         for parameter in network.parameters
@@ -195,7 +192,7 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
     optimizer = _group(file, "optimizer")
     names = [*OPTIMIZERS[config.optimizer].state_names, *(["ema"] if config.ema_decay else [])]
     if len(names) * 4 * network.size > room:
-        raise FieldError("the optimizer's vectors, for which the file has no room")
+        raise FieldError("the optimizer's arrays are larger than the file")
     stored = [name for name in names if name in optimizer]
     if stored and stored != names:
         raise FieldError(f"optimizer: expected {', '.join(names)}, found {', '.join(stored)}")
@@ -211,42 +208,42 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
         fingerprint=_fingerprint(state.table("fingerprint")),
     )
     if checkpoint.weights_sha256 != _sha256(parameters):
-        raise FieldError("weights_sha256: the parameters have another")
+        raise FieldError("weights_sha256: does not match the parameters")
     return checkpoint
 
 
-def _fingerprint(told: Table) -> dict[str, Any]:
+def _fingerprint(table: Table) -> dict[str, Any]:
     """The values of :func:`dpcnn.base.numerics.fingerprint`."""
-    features = [name(feature, "fingerprint.cpu_features") for feature in told.items("cpu_features", 1000)]
-    return {"numpy": told.name("numpy"), "blas": told.name("blas"), "cpu_features": features} | {
-        "machine": told.name("machine")
+    features = [name(feature, "fingerprint.cpu_features") for feature in table.items("cpu_features", 1000)]
+    return {"numpy": table.name("numpy"), "blas": table.name("blas"), "cpu_features": features} | {
+        "machine": table.name("machine")
     }
 
 
 def _group(file: h5py.File, name: str) -> h5py.Group:
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Group):
-        raise FieldError(f"no group {name!r} of its own")
+        raise FieldError(f"expected a group {name!r} in the file itself")
     return file[name]
 
 
-def _array(group: h5py.Group, key: str, dtype: Any, shape: Shape, room: int) -> NDArray[Any]:
-    """A dataset that really lies in the file, uncompressed, of finite numbers; -1 in ``shape``: any length."""
+def _array(group: h5py.Group, key: str, dtype: Any, shape: Shape, room: int) -> Array:
+    """Read a dataset that the file itself stores, uncompressed, with finite values; -1 in ``shape``: any length."""
     where = f"{group.name.rstrip('/')}/{key}"
     if not isinstance(group.get(key, getlink=True), h5py.HardLink) or not isinstance(group[key], h5py.Dataset):
-        raise FieldError(f"{where}: a link or no dataset; it is not followed")
+        raise FieldError(f"{where}: expected a dataset in the file itself, not a link")
     dataset = group[key]
     if dataset.dtype != dtype or dataset.is_virtual or dataset.external or dataset.chunks or not dataset.size:
         raise FieldError(f"{where}: expected plain {np.dtype(dtype)} values in the file itself")
     if dataset.shape != shape and shape != (-1,):
         raise FieldError(
-            f"the checkpoint is of another model: {key} is {dataset.shape} there and {shape} here; "
-            "use the model that it was made with"
+            f"the checkpoint is of another model: {key} is {dataset.shape} in the checkpoint and {shape} in the model; "
+            "use the model of the checkpoint's run"
         )
     if dataset.id.get_offset() is None or dataset.nbytes > room:
-        raise FieldError(f"{where}: {dataset.nbytes:,} bytes, for which the file has no room")
+        raise FieldError(f"{where}: {dataset.nbytes:,} bytes are more than the file can hold")
     array = np.asarray(dataset[...])
     if not np.isfinite(array).all():
-        raise FieldError(f"{where}: not all are finite numbers")
+        raise FieldError(f"{where}: some values are not finite")
     return array
 
 
@@ -264,9 +261,9 @@ def step_name(step: int) -> str:
 
 
 def steps(folder: Folder) -> list[str]:
-    """The checkpoints of a folder under the names of their steps, in the order of steps."""
-    found = [(int(match[1]), match[0]) for file in folder.names() if (match := STEP.fullmatch(file))]
-    return [file for _, file in sorted(found)]
+    """The names of a folder's checkpoints ``step-NUMBER.h5``, in the order of their steps."""
+    numbered = [(int(match[1]), match[0]) for file in folder.names() if (match := STEP.fullmatch(file))]
+    return [file for _, file in sorted(numbered)]
 
 
 def prune(folder: Folder, keep: int, best: str | None) -> None:

@@ -18,11 +18,11 @@ from dpcnn.runs.progress import Metrics, Progress
 LINE_SECONDS = 10.0  # between the plain lines of a running epoch
 
 
-class Report:
+class Reporter:
     """Prints nothing.
 
     Attributes:
-        size: bytes of the log file; lines after these are of an action that has not been committed.
+        size: bytes of the log file after the last action that has been committed.
     """
 
     size = 0
@@ -31,18 +31,18 @@ class Report:
         """From here on, write every line to this file too."""
 
     def logged(self) -> int:
-        """Bytes of the log file, as the rank that speaks sees it."""
+        """The size of the log file in bytes, on the rank that prints; 0 on the others."""
         return 0
 
     def commit(self, size: int) -> None:
-        """The end of an action, after which the log file has ``size`` bytes."""
+        """End an action, after which the log file has ``size`` bytes."""
         self.size = size
 
     def retry(self) -> None:
-        """The action is repeated: lines that this rank has said in it already are not said again."""
+        """The action is repeated: do not print again the lines that this rank has printed in it."""
 
     def take_over(self) -> None:
-        """This rank speaks now, in the place of one that has died: drop what that has logged of the action."""
+        """Print from now on for a rank that has died, and remove its lines of the unfinished action from the log."""
 
     def say(self, line: str) -> None:
         """Print a line."""
@@ -57,25 +57,25 @@ class Report:
         """A line of metrics.jsonl has been recorded."""
 
     def end(self) -> None:
-        """Training is over, well or not."""
+        """Training has ended, with or without an error."""
 
 
-class Console(Report):
+class Console(Reporter):
     """Plain lines to stdout, or lines and a bar to the terminal; lines to a log file. Every rank has one.
 
     The bar goes to the terminal itself: Open MPI's mpirun passes on whole lines only.
     """
 
     def __init__(self, speaks: Callable[[], bool]) -> None:
-        """``speaks``: whether this rank is the one that speaks now, rank 0; the others follow what it has to say."""
+        """``speaks`` returns whether this rank prints now. The other ranks count lines and images too."""
         self._speaks = speaks
         self._log: Path | None = None
         self._terminal: TextIO | None = None
         self._out: TextIO | None = None
         self._bar: tqdm[Any] | None = None
-        self._begun = False  # a training, for which no bar has been looked for yet
+        self._begun = False  # training, but no bar has been tried yet
         self._epochs = self._done = self._images = 0
-        self._fresh = self._to_skip = 0  # lines: said in this action; of these, not yet come up again in its repetition
+        self._fresh = self._to_skip = 0  # lines printed in this action; lines to skip in its repetition
         self._started = self._said = time.monotonic()
 
     def log_to(self, path: Path) -> None:
@@ -121,7 +121,7 @@ class Console(Report):
             self._bar, self._terminal, self._out = None, None, sys.stdout
 
     def _open(self) -> None:
-        """Find out where the output goes, the first time that this rank speaks."""
+        """Find out where the output goes, when this rank prints for the first time."""
         if self._out is None:
             self._terminal = open_terminal(terminal(2))
             self._out = self._terminal if self._terminal and terminal(1) == self._terminal.name else sys.stdout
@@ -136,7 +136,7 @@ class Console(Report):
         if self._terminal is not None and os.get_terminal_size(self._terminal.fileno()).columns:
             self._bar = tqdm(
                 total=self._images,
-                initial=self._done,  # of a rank that died
+                initial=self._done,  # images of a rank 0 that has died
                 unit=" images",
                 unit_scale=True,
                 mininterval=0.2,
@@ -175,11 +175,11 @@ class Console(Report):
         if event["event"] != "epoch":
             return
         names = {**{kind: kind for kind in evaluated(event)}, "training": "train"}
-        told = [
+        results = [
             f"{name} accuracy {event[f'{k}_accuracy']:.4f}, loss {event[f'{k}_loss']:.4f}" for name, k in names.items()
         ]
         speed = f"{event['images_per_second']:,.0f} images/s, {event['seconds']:.1f} s"
-        self.say(f"epoch {event['epoch']}/{self._epochs}: {'; '.join([*told, speed])}")
+        self.say(f"epoch {event['epoch']}/{self._epochs}: {'; '.join([*results, speed])}")
 
     def end(self) -> None:
         if self._bar is not None:
@@ -188,7 +188,7 @@ class Console(Report):
 
 
 def terminal(descriptor: int) -> str | None:
-    """The terminal that a job's stdout (1) or stderr (2) ends in, as a path; None for a file or a pipe.
+    """The path of the terminal that shows a job's stdout (1) or stderr (2); None for a file or a pipe.
 
     A launcher receives its ranks' output through pipes, or gives them a terminal of its own. So the
     launcher's own output counts.
@@ -202,7 +202,7 @@ def terminal(descriptor: int) -> str | None:
 
 
 def open_terminal(path: str | None) -> TextIO | None:
-    """The terminal for writing, if there is one and it lets us."""
+    """Open a terminal for writing; None if there is none or it can't be opened."""
     try:
         return open(path, "w", encoding="utf-8", errors="backslashreplace") if path else None
     except OSError:

@@ -1,4 +1,4 @@
-"""The lines of a run's ``metrics.jsonl``, one JSON object each: how they are read, and shown as a table."""
+"""The lines of a run's ``metrics.jsonl``, one JSON object each, and their table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,47 +15,47 @@ KINDS = ("validation", "test")
 
 
 MOST_LOSS = 1e38
-"""Of a sample, in float32."""
+"""The largest loss of a sample, which is a float32."""
 
 
 def parse_event(value: Any, where: str) -> Event:
-    """A line of metrics.jsonl that was read, every value of it as :mod:`dpcnn.training.trainer` writes it.
+    """Check that a line of metrics.jsonl has the keys, types and ranges that :mod:`dpcnn.training.trainer` writes.
 
     Raises:
-        FieldError: it is something else.
+        FieldError: the line is not an event of a run.
     """
-    told = Table(value, where)
-    kind = told.name("event")
+    line = Table(value, where)
+    kind = line.name("event")
     if kind == "step":
-        whole, broken = ["step", "epoch"], ["loss", "accuracy", "learning_rate"]
+        integers, floats = ["step", "epoch"], ["loss", "accuracy", "learning_rate"]
     elif kind == "epoch":
-        evaluations = [split for split in KINDS if f"{split}_loss" in told or f"{split}_accuracy" in told]
+        evaluations = [split for split in KINDS if f"{split}_loss" in line or f"{split}_accuracy" in line]
         measured = [f"{split}_{what}" for split in ("train", *evaluations) for what in ("loss", "accuracy")]
-        whole, broken = ["epoch", "step"], [*measured, "learning_rate", "seconds", "images_per_second"]
+        integers, floats = ["epoch", "step"], [*measured, "learning_rate", "seconds", "images_per_second"]
     elif kind == "hash":
-        whole, broken = ["step"], []
-        hashes = told.table("parameters")
+        integers, floats = ["step"], []
+        hashes = line.table("parameters")
         for parameter in hashes:
             hashes.name(parameter)
     elif kind == "death":
-        whole, broken = [], ["seconds"]
-        told.integer("step")
-        told.integer("ranks", 1)
-        for place, lost in enumerate(told.items("lost")):
-            name(lost, f"{where}.lost[{place}]")
+        integers, floats = [], ["seconds"]
+        line.integer("step")
+        line.integer("ranks", 1)
+        for index, lost in enumerate(line.items("lost")):
+            name(lost, f"{where}.lost[{index}]")
     elif kind == "end":
-        whole, broken = ["steps"], ["seconds", *(key for key in ["best_validation_accuracy"] if key in told)]
-        told.sha256("weights_sha256")
+        integers, floats = ["steps"], ["seconds", *(key for key in ["best_validation_accuracy"] if key in line)]
+        line.sha256("weights_sha256")
     else:
         raise FieldError(f"{where}: no event {kind!r}")
-    for key in whole:
-        told.integer(key, 1)
-    for key in broken:
-        told.number(
+    for key in integers:
+        line.integer(key, 1)
+    for key in floats:
+        line.number(
             key, *((0, 1) if key.endswith("accuracy") else (-MOST_LOSS, MOST_LOSS) if "loss" in key else (0, 1e300))
         )
     more = {"hash": ["parameters"], "death": ["step", "ranks", "lost"], "end": ["weights_sha256"]}.get(kind, [])
-    told.only(["event", *whole, *broken, *more])
+    line.only(["event", *integers, *floats, *more])
     event: Event = value
     return event
 
@@ -91,7 +91,7 @@ def read_events(path: Path) -> list[Event]:
     """The lines of metrics.jsonl, except an incomplete one at the end, which a run may be writing.
 
     Raises:
-        CheckpointError: it can't be read, or holds something else.
+        CheckpointError: the file can't be read, or a line is not an event of a run.
     """
     try:
         lines = read_bytes(path, MOST_TEXT).split(b"\n")[:-1]

@@ -3,13 +3,13 @@
 ::
 
     config.toml       the run's options; also a recipe: --recipe RUN/config.toml
-    metrics.jsonl     one JSON object a line
+    metrics.jsonl     one JSON object per line
     log.txt           the lines that were printed
     checkpoints/      step-00001234.h5 .., last.h5 and best.h5 pointing to two of them
     curves.png .svg   loss and accuracy
     tensorboard/      with --tensorboard: event files
     trace.json        with --trace: all ranks on one time line
-    times.json        where each rank's time went, since the run's last start
+    times.json        the time of each rank by phase, since the run's last start
     .lock             the job that trains here now
 """
 
@@ -45,7 +45,7 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class RunFolder:
-    """The files of one run; made and written by rank 0 alone."""
+    """The files of one run; only rank 0 creates and writes them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,28 +55,28 @@ class RunFolder:
         self._lock: Lock | None = None
 
     def check_started(self) -> None:
-        """Make sure that this is the folder of a run, which has written its metrics.
+        """Make sure that this is the folder of a run that has written metrics.
 
         Raises:
             ConfigError: there is no metrics.jsonl.
         """
         if not self.metrics.is_file():
-            raise ConfigError(f"{self.path}: no run's folder: it has no {self.metrics.name}")
+            raise ConfigError(f"{self.path}: not a run's folder: it has no {self.metrics.name}")
 
     def check_idle(self) -> None:
         """Make sure that no other job trains here now.
 
         Raises:
-            CheckpointError: another one does; the message says which, on which host and since when.
+            CheckpointError: another job does; the message has its process, its user, its node and its start.
         """
         with self._locking(), Folder(self.path) as folder:
             folder.check_unlocked(LOCK)
 
     def lock(self) -> str:
-        """Keep other jobs away as long as this process lives, in whatever way it ends.
+        """Lock the folder for this process. The lock ends with the process, even if the process is killed.
 
         Returns:
-            Nothing, or a warning where this file system keeps no locks.
+            An empty string, or a warning if this file system has no locks.
 
         Raises:
             CheckpointError: another job trains here.
@@ -86,9 +86,7 @@ class RunFolder:
         if not self._lock:
             with self._locking(), Folder(self.path) as folder:
                 self._lock = folder.lock(LOCK, holder)
-        return (
-            "" if self._lock else f"warning: {self.path}: no locks here: let no other job train in it at the same time"
-        )
+        return "" if self._lock else f"warning: {self.path}: the file system has no locks: start no second job here"
 
     @contextmanager
     def _locking(self) -> Iterator[None]:
@@ -106,23 +104,24 @@ class RunFolder:
         """Make sure that a new run may begin here.
 
         Raises:
-            CheckpointError: something is here already.
+            CheckpointError: the folder exists and is not empty.
         """
         if self.path.exists() and (not self.path.is_dir() or any(path.name != LOCK for path in self.path.iterdir())):
             what = "belongs to another run" if self.config.exists() else "exists and is not an empty folder"
             raise CheckpointError(f"{self.path}: {what}; give another --out, or continue that run with --resume")
 
     def open(self, config: Config, progress: Progress, fresh: bool, newest: Path | None = None) -> str:
-        """Make the folder, or open it for a run that is resumed, so that its record is that of ``progress``.
+        """Create the folder, or open it to resume its run, and write the events of ``progress`` to metrics.jsonl.
 
         Args:
+            fresh: whether the run is new.
             newest: the checkpoint that was the newest when the run was read.
 
         Returns:
-            Nothing, or a warning: see :meth:`lock`.
+            An empty string, or a warning: see :meth:`lock`.
 
         Raises:
-            CheckpointError: it can't be written, another job trains here, or it is not free for a fresh run.
+            CheckpointError: the folder can't be written, another job trains here, or a new run finds it in use.
         """
         if fresh:
             self.check_free()
@@ -132,32 +131,30 @@ class RunFolder:
             if fresh:
                 self.check_free()  # another job may have been faster
             if newest and newest != self.newest():
-                raise CheckpointError(f"{self.path}: another job has trained here meanwhile; --resume again")
+                raise CheckpointError(f"{self.path}: another job has trained here in the meantime; resume again")
             self._prepare(config, progress)
         except OSError as error:
-            place = error.filename or self.path
-            raise CheckpointError(f"{place}: can't be written ({error.strerror}); give another --out") from None
+            path = error.filename or self.path
+            raise CheckpointError(f"{path}: can't be written ({error.strerror}); give another --out") from None
         return warning
 
     def take_over(self, config: Config, progress: Progress) -> str:
-        """Go on writing here, in the place of a rank of this job that has died, whatever that has left.
+        """Continue writing for a rank of this job that has died, whatever files it left.
 
         Returns:
-            Nothing, or a warning about the lock.
+            An empty string, or a warning about the lock.
         """
         warning = ""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             warning = self.lock()
-        except CheckpointError:  # its host, or the file server, has not noticed the death
-            warning = (
-                f"warning: {self.path}: the lock is still that of a rank that has died: let no other job train here"
-            )
+        except CheckpointError:  # its node, or the file server, has not noticed the death
+            warning = f"warning: {self.path}: a rank that has died still holds the lock: start no second job here"
         self._prepare(config, progress)
         return warning
 
     def _prepare(self, config: Config, progress: Progress) -> None:
-        """Write the configuration and the metrics so far, and remove what a crash has left."""
+        """Write the configuration and the metrics so far, and remove incomplete files."""
         with Folder(self.path) as folder, folder.inside(CHECKPOINTS) as checkpoints:
             folder.check(*WRITTEN)
             if TENSORBOARD in folder.names():
@@ -172,10 +169,10 @@ class RunFolder:
             _point_best(checkpoints, progress.best(config.monitor))
 
     def read_config(self) -> dict[str, Any]:
-        """The options of the run that is here.
+        """The options of the run in this folder.
 
         Raises:
-            CheckpointError: there is no run here.
+            CheckpointError: there is no run, or its config.toml is not valid.
         """
         try:
             return from_dict(load_toml(read_bytes(self.config, MOST_RECIPE)), whole=True).as_dict()
@@ -190,20 +187,20 @@ class RunFolder:
             file.write(_line(event))
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write one of the folder's other files, in one move."""
+        """Write another file of the folder, as a whole or not at all."""
         with Folder(self.path) as folder:
             folder.write(path.name, content)
 
     def newest(self) -> Path | None:
         """The checkpoint of the latest step, or None."""
-        found = [path for path in self.checkpoints.glob("step-*.h5") if STEP.fullmatch(path.name)]
-        return max(found, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
+        checkpoints = [path for path in self.checkpoints.glob("step-*.h5") if STEP.fullmatch(path.name)]
+        return max(checkpoints, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint under the name of its step, move the pointers, delete old checkpoints.
 
         Raises:
-            CheckpointError: it can't be written; the ones before are untouched.
+            CheckpointError: the checkpoint can't be written; older checkpoints are untouched.
         """
         name, config = step_name(checkpoint.progress.step), checkpoint.config
         with self._checkpoints() as folder:
@@ -225,7 +222,7 @@ def remove_leftovers(folder: Folder) -> None:
 
 
 def _point_best(checkpoints: Folder, best: Event | None) -> str | None:
-    """Let best.h5 be the checkpoint of the best epoch, if that is here; returns its name."""
+    """Point best.h5 to the checkpoint of the best epoch, if it exists, and return its name."""
     name = step_name(best["step"]) if best else None
     if name in steps(checkpoints):
         checkpoints.point(BEST, name)
@@ -246,22 +243,22 @@ def _user() -> str:
 
 
 def dated(name: str) -> Path:
-    """A new folder for a run that is given none: runs/NAME-DATE-TIME."""
+    """A new folder for a run without ``--out``: runs/NAME-DATE-TIME."""
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = (stem, *(f"{stem}-{number}" for number in range(2, 100)))
     return next(path for path in map(RUNS.joinpath, names) if not path.exists())
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a user means: of a run's folder, that of the best epoch, or else the last.
+    """The checkpoint at ``path``; for a run's folder, the checkpoint of the best epoch, or otherwise the last one.
 
     Raises:
         CheckpointError: the run has no checkpoint.
     """
     if not path.is_dir():
         return path
-    found = [RunFolder(path).checkpoints / name for name in (BEST, LAST)]
-    for checkpoint in found:
+    candidates = [RunFolder(path).checkpoints / name for name in (BEST, LAST)]
+    for checkpoint in candidates:
         if checkpoint.exists():
             return checkpoint
     raise CheckpointError(f"{path}: a folder without {CHECKPOINTS}/{LAST}; give a run's folder or a checkpoint")

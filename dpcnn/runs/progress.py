@@ -62,16 +62,16 @@ class Progress:
         Raises:
             FieldError: the values have wrong types, or contradict each other.
         """
-        told = Table(values, "progress")
-        told.only(["step", "epochs", "metrics", "epoch_seconds", "seconds", "events"])
-        metrics = told.table("metrics")
+        table = Table(values, "progress")
+        table.only(["step", "epochs", "metrics", "epoch_seconds", "seconds", "events"])
+        metrics = table.table("metrics")
         progress = cls(
-            told.integer("step"),
-            told.integer("epochs"),
+            table.integer("step"),
+            table.integer("epochs"),
             Metrics(metrics.number("loss"), metrics.integer("correct"), metrics.integer("count")),
-            told.number("epoch_seconds", 0),
-            told.number("seconds", 0),
-            [parse_event(event, f"progress.events[{place}]") for place, event in enumerate(told.items("events"))],
+            table.number("epoch_seconds", 0),
+            table.number("seconds", 0),
+            [parse_event(event, f"progress.events[{index}]") for index, event in enumerate(table.items("events"))],
         )
         finished = [event["epoch"] for event in progress.epoch_events]
         if len(finished) != progress.epochs or finished != list(range(1, progress.epochs + 1)):

@@ -52,5 +52,5 @@ def writer_class() -> type:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise LaunchError(f"--tensorboard: {not_installed('tensorboardX', 'tensorboard')}") from None
-    found: type = SummaryWriter
-    return found
+    writer: type = SummaryWriter
+    return writer

@@ -9,14 +9,14 @@ from typing import Any
 from dpcnn.base.timing import Timer
 from dpcnn.parallel.comm import SerialComm
 
-ROUNDS = 21  # of reading all clocks at once
+ROUNDS = 21  # readings of all clocks
 MICROSECONDS = 1e6
 
 
 def clock_offset(comm: SerialComm) -> float:
-    """Seconds by which this rank's clock is ahead of rank 0's: as ranks leave a barrier, they read their clocks.
+    """Seconds by which this rank's clock is ahead of rank 0's. All ranks read their clocks when they leave a barrier.
 
-    The ranks of rank 0's node have its clock. The error is the time by which ranks leave a barrier apart.
+    The ranks of rank 0's node share its clock. The error is the difference between the times of leaving the barrier.
     """
     hosts = comm.allgather_obj(platform.node())
     differences = []
@@ -33,13 +33,13 @@ def merged(comm: SerialComm, timer: Timer, offset: float) -> bytes | None:
     Args:
         offset: of this rank's clock.
     """
-    mine = [[phase, start - offset, end - start] for phase, start, end in timer.recorded]
-    told = comm.gather_obj([platform.node(), mine])
-    if told is None:
+    intervals = [[phase, start - offset, end - start] for phase, start, end in timer.recorded]
+    by_rank = comm.gather_obj([platform.node(), intervals])
+    if by_rank is None:
         return None
-    first = min((start for _, rows in told for _, start, _ in rows), default=0.0)
+    first = min((start for _, rows in by_rank for _, start, _ in rows), default=0.0)
     events: list[dict[str, Any]] = []
-    for rank, (host, rows) in enumerate(told):
+    for rank, (host, rows) in enumerate(by_rank):
         events.append({"name": "process_name", "ph": "M", "pid": rank, "args": {"name": f"rank {rank} on {host}"}})
         events += [
             {

@@ -4,8 +4,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from dpcnn.base.arrays import Vector
 from dpcnn.errors import DriftError
-from dpcnn.nn.network import Vector
 
 Hashes = dict[str, str]
 
@@ -25,10 +25,10 @@ def check_drift(by_rank: Sequence[Hashes | None], step: int) -> None:
     (usual, _), *others = Counter(seen.values()).most_common()
     if not others:
         return
-    odd = [rank for rank, hashes in seen.items() if hashes != usual]
-    name = next(ours[0] for ours, theirs in zip(usual, seen[odd[0]], strict=True) if ours != theirs)
+    drifted = [rank for rank, hashes in seen.items() if hashes != usual]
+    name = next(one[0] for one, other in zip(usual, seen[drifted[0]], strict=True) if one != other)
     raise DriftError(
-        f"step {step}: rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} of {len(by_rank)} "
-        f"see{'s' * (len(odd) == 1)} other parameters than the rest, first in {name}: a fault of memory, of the "
+        f"step {step}: rank{'s' * (len(drifted) > 1)} {', '.join(map(str, drifted))} of {len(by_rank)} "
+        f"see{'s' * (len(drifted) == 1)} other parameters than the rest, first in {name}: a fault of memory, of the "
         "network or of the exchange; no checkpoint of it was written; continue with --resume, without that node"
     )

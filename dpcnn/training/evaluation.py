@@ -5,11 +5,11 @@ from math import fsum
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array, Vector
 from dpcnn.data.dataset import Samples
 from dpcnn.nn.losses import Loss
-from dpcnn.nn.network import Network, Vector
+from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.tree import chunks, split_evenly
 from dpcnn.runs.progress import Metrics
@@ -23,24 +23,24 @@ class Answers:
     """The answers of a network for some samples, in their order.
 
     Attributes:
-        labels: (n,) the right classes.
+        labels: (n,) the true classes.
         predicted: (n,) the classes with the highest logits.
         correct: (n,) whether each is classified right, by the loss's own measure.
         losses: (n,) the loss of each.
     """
 
-    labels: NDArray[Any]
-    predicted: NDArray[Any]
-    correct: NDArray[Any]
-    losses: NDArray[Any]
+    labels: Array
+    predicted: Array
+    correct: Array
+    losses: Array
 
     @property
     def metrics(self) -> Metrics:
         """Their sums: ``math.fsum`` is exact, so the result does not depend on an order."""
         return Metrics(fsum(self.losses), int(self.correct.sum()), len(self.labels))
 
-    def confusion(self, classes: int) -> NDArray[Any]:
-        """(classes, classes) counts: by row the right class, by column the predicted one."""
+    def confusion(self, classes: int) -> Array:
+        """(classes, classes) counts: by row the true class, by column the predicted one."""
         counts = np.zeros((classes, classes), np.int64)
         np.add.at(counts, (self.labels, self.predicted), 1)
         return counts
@@ -51,7 +51,7 @@ def evaluate(comm: SerialComm, network: Network, params: Vector, samples: Sample
 
     Args:
         indices: (n,) the indices of the samples, as an array or any sequence.
-        loss: as in training.
+        loss: the loss of the training.
 
     Returns:
         The same on every rank: each sample once.
@@ -59,7 +59,7 @@ def evaluate(comm: SerialComm, network: Network, params: Vector, samples: Sample
     indices = np.asarray(indices)
     blocks = chunks(len(indices), EVALUATION_BLOCK)
     bounds = [
-        blocks[place][0] if place < len(blocks) else len(indices) for place in split_evenly(len(blocks), comm.size)
+        blocks[block][0] if block < len(blocks) else len(indices) for block in split_evenly(len(blocks), comm.size)
     ]
     row = np.empty((max(np.diff(bounds)), 4))
     first, end = bounds[comm.rank : comm.rank + 2]
@@ -72,5 +72,5 @@ def evaluate(comm: SerialComm, network: Network, params: Vector, samples: Sample
                 row[start - first : stop - first] = np.stack(columns, axis=1)
     with network.timer("waiting"):
         rows = comm.allgather(row)
-    told = np.concatenate([rows[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
-    return Answers(told[:, 0].astype(np.int64), told[:, 1].astype(np.int64), told[:, 2].astype(bool), told[:, 3])
+    table = np.concatenate([rows[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
+    return Answers(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2].astype(bool), table[:, 3])

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array
 from dpcnn.base.numerics import check
 from dpcnn.config import Config, from_dict
 from dpcnn.data.dataset import Samples, find_data, load
@@ -29,14 +29,14 @@ class Examination:
         samples: the samples of the split's files.
         indices: (n,) the indices of the samples that the network answered.
         answers: the answers, in the order of ``indices``.
-        confusion: (classes, classes) counts: by row the right class, by column the predicted one.
-        results: the figures, ready for JSON; rank 0 alone has the checkpoint's path and step in them.
+        confusion: (classes, classes) counts: by row the true class, by column the predicted one.
+        results: the figures, ready for JSON; only rank 0 has the checkpoint's path and step in them.
     """
 
     samples: Samples
-    indices: NDArray[Any]
+    indices: Array
     answers: Answers
-    confusion: NDArray[Any]
+    confusion: Array
     results: dict[str, Any]
 
 
@@ -93,7 +93,7 @@ def examine(
 
 
 def _load(comm: SerialComm, data: str, split: str) -> Samples:
-    """The samples of the files in which a split lies; rank 0 prints a warning if the ranks can't share memory."""
+    """The samples of the files that contain a split; rank 0 prints a warning if the ranks can't share memory."""
     with comm.fail_together():
         folder = find_data(data)
     warning = share_or_part(comm)
@@ -102,14 +102,14 @@ def _load(comm: SerialComm, data: str, split: str) -> Samples:
     return load(folder, "test" if split == "test" else "train", comm)
 
 
-def _indices(samples: Samples, config: Config, split: str) -> NDArray[Any]:
-    """The numbers of a split's samples: all of them, or those that the run held back for validation."""
+def _indices(samples: Samples, config: Config, split: str) -> Array:
+    """The indices of a split's samples: all of them, or those that the run held back for validation."""
     if split == "test":
         return np.arange(len(samples))
     return hold_out(samples.labels, config.validation, config.holdout, config.seed).validation
 
 
-def _figures(answers: Answers, confusion: NDArray[Any]) -> dict[str, Any]:
+def _figures(answers: Answers, confusion: Array) -> dict[str, Any]:
     metrics = answers.metrics
     return {
         "samples": metrics.count,
@@ -121,11 +121,11 @@ def _figures(answers: Answers, confusion: NDArray[Any]) -> dict[str, Any]:
     }
 
 
-def class_scores(confusion: NDArray[Any]) -> list[dict[str, Any]]:
+def class_scores(confusion: Array) -> list[dict[str, Any]]:
     """The number of samples, the precision and the recall of each class.
 
     Args:
-        confusion: (classes, classes) counts: by row the right class, by column the predicted one.
+        confusion: (classes, classes) counts: by row the true class, by column the predicted one.
 
     Returns:
         A dictionary per class. Precision is None for a class that was never predicted, and recall is None for a

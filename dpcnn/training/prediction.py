@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array
 from dpcnn.base.numerics import check
 from dpcnn.data.pictures import open_pictures, read_pictures
 from dpcnn.errors import DataError
@@ -34,7 +34,7 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
             images = read_pictures(source, known.image_shape)
         network.check_memory(min(EVALUATION_BLOCK, len(images)))
         for start, stop in chunks(len(images), EVALUATION_BLOCK):
-            rows: NDArray[Any] = loss.probabilities(network.logits(params, images[start:stop]).astype(np.float64))
+            rows: Array = loss.probabilities(network.logits(params, images[start:stop]).astype(np.float64))
             if not np.isfinite(rows).all():
                 raise DataError(f"{path}: the network's answer is not finite: its weights are too large for this file")
             for number, row in enumerate(rows, start):

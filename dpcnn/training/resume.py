@@ -28,7 +28,7 @@ class Start:
         path, checkpoint: the checkpoint to continue from, if any; only rank 0 has read it.
         config: of the run that is resumed, as a dict, if any.
         newest: the newest checkpoint in the folder, if any.
-        fingerprint: of the numerics that the checkpoint was made with.
+        fingerprint: the checkpoint's fingerprint of numerics, if any.
     """
 
     folder: RunFolder = field(default_factory=lambda: RunFolder(Path()))
@@ -39,7 +39,7 @@ class Start:
     fingerprint: dict[str, Any] | None = None
 
     def shared(self, comm: SerialComm) -> "Start":
-        """Rank 0's start, on every rank of ``comm``; but for the checkpoint itself."""
+        """Rank 0's start on every rank of ``comm``, without the checkpoint itself."""
         paths = [path and str(path) for path in (self.folder.path, self.path, self.newest)]
         made_with = self.checkpoint and self.checkpoint.fingerprint
         (folder, path, newest), config, made_with = comm.broadcast_obj([paths, self.config, made_with])
@@ -54,10 +54,11 @@ class Start:
 
 
 def find_start(options: Namespace) -> Start:
-    """Read off the disk where the command line says to begin.
+    """Find the start that the command line asks for, from the files on disk.
 
     Raises:
-        CheckpointError: there is nothing to resume, or it can't be used.
+        CheckpointError: there is nothing to resume, or a file can't be used.
+        ConfigError: ``--resume auto`` without ``--out``.
     """
     if options.resume == "auto" and not options.out:
         raise ConfigError("--resume auto: give the run's folder: --out")
@@ -106,10 +107,10 @@ def newest_run() -> RunFolder:
     Raises:
         CheckpointError: there is none.
     """
-    found = [path for path in RUNS.glob("*/config.toml")]
-    if not found:
+    configs = [path for path in RUNS.glob("*/config.toml")]
+    if not configs:
         raise CheckpointError(f"{RUNS}/: no run to resume; give --resume a checkpoint or --out a run's folder")
-    return RunFolder(max(found, key=lambda path: path.stat().st_mtime).parent)
+    return RunFolder(max(configs, key=lambda path: path.stat().st_mtime).parent)
 
 
 def wanted_numerics(options: Namespace) -> str:
@@ -129,7 +130,7 @@ def wanted_numerics(options: Namespace) -> str:
     return read_recipe(options.recipe or RECIPE).numerics
 
 
-def choose_config(options: Namespace, stored: dict[str, Any] | None, place: str) -> Config:
+def choose_config(options: Namespace, stored: dict[str, Any] | None, folder: str) -> Config:
     """The recipe's options, or those of the run that is resumed, with the flags that were typed.
 
     Raises:
@@ -139,7 +140,7 @@ def choose_config(options: Namespace, stored: dict[str, Any] | None, place: str)
     if stored is None:
         recipe = read_recipe(options.recipe or RECIPE)
         return with_cut(override(recipe, options), recipe, given(options))
-    of_run = from_dict(stored, f"{place}: ")
+    of_run = from_dict(stored, f"{folder}: ")
     asked = override(read_recipe(options.recipe) if options.recipe else of_run, options)
     before, after = of_run.as_dict(), asked.as_dict()
     free = {option.name for option in options_of(Config) if option.metadata["free"]}
@@ -149,7 +150,7 @@ def choose_config(options: Namespace, stored: dict[str, Any] | None, place: str)
         if was != now and (bound or name not in free):
             why = f", as the schedule {of_run.schedule} spans all epochs" if bound else ""
             raise ConfigError(
-                f"{flag_of(name)}: {place} was started with {was}, and can't be resumed with {now}{why}; "
+                f"{flag_of(name)}: {folder} was started with {was}, and can't be resumed with {now}{why}; "
                 "drop the flag or start a new run"
             )
     return asked

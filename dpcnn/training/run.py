@@ -25,33 +25,33 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
         draw: draws the curves at the end.
         started: when this process started, in seconds since 1970.
     """
-    report = Console(lambda: comm.rank == 0)
-    comm.on_loss(report.retry)
+    reporter = Console(lambda: comm.rank == 0)
+    comm.on_loss(reporter.retry)
     stop = comm.transact(lambda: _stop(comm, options, started))
     listen(stop, comm.abort)
     apart = comm.transact(lambda: share_or_part(comm))
     if apart:
-        report.say(apart)
+        reporter.say(apart)
     comm.survives = comm.survives and options.survive == "yes"
-    watch = comm.transact(lambda: Watch(comm, options.stall_timeout, report.say))
+    watch = comm.transact(lambda: Watch(comm, options.stall_timeout, reporter.say))
     comm.on_loss(watch.renew)
-    trainer, start = comm.transact(lambda: set_up(comm, options, report, stop))
+    trainer, start = comm.transact(lambda: set_up(comm, options, reporter, stop))
     comm.on_loss(trainer.assemble)
-    report.commit(comm.transact(lambda: open_run(trainer, start, report)))
+    reporter.commit(comm.transact(lambda: open_run(trainer, start, reporter)))
     if watch.warning:
-        report.say(watch.warning)
+        reporter.say(watch.warning)
     watch.follow(trainer.timer, lambda: trainer.progress.step)
     offset = comm.transact(lambda: clock_offset(comm)) if options.trace else 0.0
     trainer.timer.record(TRACED * options.trace)
     finished = trainer.fit()
     if options.trace:
-        trainer.transact(lambda: write_trace(trainer, report, offset))
-    peak = trainer.transact(lambda: write_times(trainer, report))
+        trainer.transact(lambda: write_trace(trainer, reporter, offset))
+    peak = trainer.transact(lambda: write_times(trainer, reporter))
     if finished:
-        trainer.transact(lambda: finish(trainer, report, peak, None if options.no_curves else draw))
+        trainer.transact(lambda: finish(trainer, reporter, peak, None if options.no_curves else draw))
     else:
-        trainer.transact(lambda: say_stopped(trainer, report))
-    ignore()  # all is saved: the status should say so, and not how Python was ended
+        trainer.transact(lambda: say_stopped(trainer, reporter))
+    ignore()  # everything is saved: a signal must not change the exit status now
     watch.close(comm.finalize)
     return DONE if finished else RESUMABLE
 

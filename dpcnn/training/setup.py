@@ -12,14 +12,14 @@ from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.survival import survival
-from dpcnn.runs.console import Report
+from dpcnn.runs.console import Reporter
 from dpcnn.runs.tensorboard import writer_class
 from dpcnn.training.resume import Start, choose_config, find_start
 from dpcnn.training.trainer import Trainer
 
 
-def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> tuple[Trainer, Start]:
-    """Everything before the first step, but for the run's folder: options, data, network, state.
+def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop) -> tuple[Trainer, Start]:
+    """Everything before the first step, except the run's folder: options, data, network, state.
 
     Nothing is written before everything that the user gave has been checked.
     """
@@ -30,8 +30,8 @@ def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> 
                 writer_class()
             start = find_start(options)
     start = start.shared(comm)
-    report.log_to(start.folder.log)
-    report.size = comm.broadcast_obj(report.logged())
+    reporter.log_to(start.folder.log)
+    reporter.size = comm.broadcast_obj(reporter.logged())
     with comm.fail_together():
         config = choose_config(options, start.config, str(start.folder.path))
         check(config.numerics)
@@ -41,11 +41,13 @@ def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> 
     samples = load(data, "train", comm)
     with comm.fail_together():
         if start.checkpoint and start.checkpoint.data != samples.manifest.checksum:
-            raise CheckpointError(f"{start.path}: made with other data than {data}; give --data the one it knows")
+            raise CheckpointError(
+                f"{start.path}: trained on other data than {data}; give --data the data set of the run"
+            )
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(config.microbatch, config.batch), comm.node().size)
     test = load(data, "test", comm) if config.test else None
-    trainer = Trainer(comm, config, network, samples, start.folder, report, stop, test, options.tensorboard)
+    trainer = Trainer(comm, config, network, samples, start.folder, reporter, stop, test, options.tensorboard)
     if start.path:
         trainer.restore(start.checkpoint)
     trainer.origin, trainer.min_ranks = start.path, options.min_ranks
@@ -55,25 +57,25 @@ def set_up(comm: SerialComm, options: Namespace, report: Report, stop: Stop) -> 
     return trainer, start
 
 
-def open_run(trainer: Trainer, start: Start, report: Report) -> int:
-    """Begin to write in the run's folder, and say what the run is.
+def open_run(trainer: Trainer, start: Start, reporter: Reporter) -> int:
+    """Open the run's folder for writing, and print the opening lines.
 
     Returns:
-        The bytes of the log file.
+        The size of the log file in bytes.
     """
     comm = trainer.comm
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
     with comm.fail_together():
         if comm.rank == 0:
-            fresh = start.config is None and not comm.repeated  # else it may be of a rank 0 that has died
+            fresh = start.config is None and not comm.repeated  # if repeated, a rank 0 that has died may have opened it
             if comm.repeated and not trainer.record.leads:
-                report.take_over()
+                reporter.take_over()
             warning = start.folder.open(trainer.config, trainer.progress, fresh, start.newest)
             trainer.record.begin(trainer.progress)
             for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
                 if line:
-                    report.say(line)
-    size: int = comm.broadcast_obj(report.logged())
+                    reporter.say(line)
+    size: int = comm.broadcast_obj(reporter.logged())
     return size
 
 
@@ -93,8 +95,8 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     ]
     if start.path:
         complete = progress.epochs >= trainer.last_epoch
-        place = "the run is complete" if complete else f"epoch {progress.epochs + 1}, step {progress.step}"
-        lines.append(f"resuming from {start.path.name}: {place}")
+        state = "the run is complete" if complete else f"epoch {progress.epochs + 1}, step {progress.step}"
+        lines.append(f"resuming from {start.path.name}: {state}")
         if start.fingerprint != numerics:
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
     elif start.config is not None:

@@ -3,7 +3,7 @@
 Together with its configuration and data this decides the rest of the run. A checkpoint is a copy of it.
 
 The vectors are there twice. A step reads ``now`` and writes ``next``; :meth:`State.commit` exchanges the two. So a
-step that a death interrupts has changed nothing, and is done again. The ranks of a host share the memory of the
+step that a death interrupts has changed nothing, and is done again. The ranks of a node share the memory of the
 vectors, so a part outlives the rank that updates it.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dpcnn.nn.network import Vector
+from dpcnn.base.arrays import Vector
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.layout import SHARD_BLOCK
 from dpcnn.parallel.shared import shared_array
@@ -27,26 +27,26 @@ Vectors = Mapping[str, Vector]
 
 
 class State:
-    """The state of a run on one host.
+    """The state of a run on one node.
 
     Attributes:
-        elements: the elements of the vectors that the ranks of this host update.
+        elements: the elements of the vectors that the ranks of this node update.
         now: by name, the vectors after the last committed step, float32: the parameters, of (size,), and all others, of
             the elements ``elements``.
         next: the same, of the step that is being done; between steps, memory for anybody.
         progress: where the run is.
     """
 
-    def __init__(self, names: Sequence[str], size: int, host: SerialComm, elements: slice) -> None:
-        """``names``: of the vectors besides the parameters; ``host``: the ranks that share the memory."""
+    def __init__(self, names: Sequence[str], size: int, node: SerialComm, elements: slice) -> None:
+        """``names``: of the vectors besides the parameters; ``node``: the ranks that share the memory."""
         self.elements, self.progress = elements, Progress()
         self._sizes = {PARAMETERS: size, **dict.fromkeys(names, elements.stop - elements.start)}
-        self.now: Vectors = self._allocate(host)
+        self.now: Vectors = self._allocate(node)
         self.next: Vectors = {}
 
-    def renew(self, host: SerialComm) -> None:
-        """Make ``next`` anew for the ranks of ``host``: what a step has begun there is lost."""
-        self.next = self._allocate(host)
+    def renew(self, node: SerialComm) -> None:
+        """Make ``next`` anew for the ranks of ``node``: what a step has begun there is lost."""
+        self.next = self._allocate(node)
 
     def commit(self) -> None:
         """The end of a step: ``next`` becomes ``now``."""
@@ -56,10 +56,10 @@ class State:
         """Elements of the parameters, counted from the start of ``elements``, as the other vectors count them."""
         return slice(shard.start - self.elements.start, shard.stop - self.elements.start)
 
-    def _allocate(self, host: SerialComm) -> Vectors:
+    def _allocate(self, node: SerialComm) -> Vectors:
         starts, room = {}, 0
         for number, (name, size) in enumerate(self._sizes.items()):
             starts[name] = room + number * STAGGER
             room += -(-(size + len(self._sizes) * STAGGER) // SHARD_BLOCK) * SHARD_BLOCK
-        memory = shared_array(host, (room,), np.float32)
+        memory = shared_array(node, (room,), np.float32)
         return {name: memory[starts[name] : starts[name] + size] for name, size in self._sizes.items()}

@@ -4,10 +4,11 @@ from dataclasses import asdict
 
 import numpy as np
 
+from dpcnn.base.arrays import Vector
 from dpcnn.base.numerics import fingerprint
 from dpcnn.config import Config
 from dpcnn.errors import CheckpointError, DivergenceError
-from dpcnn.nn.network import Network, Vector
+from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exchange import EXCHANGES
@@ -37,7 +38,7 @@ class Team:
         if not self.exchange.whole:
             self.exchange = make(comm, network.size, network.timer)
         self.state = self._initial() if state is None or self.new else state
-        self.state.renew(self.exchange.host)
+        self.state.renew(self.exchange.node)
         self.shard = self.exchange.shard
         self.own = self.state.within(self.shard)
         self.update = Update(config, network, self.shard)
@@ -46,7 +47,7 @@ class Team:
         """The state before the first step."""
         config, exchange = self.config, self.exchange
         names = [*OPTIMIZERS[config.optimizer].state_names, *([AVERAGE] if config.ema_decay else [])]
-        state = State(names, self.network.size, exchange.host, exchange.elements)
+        state = State(names, self.network.size, exchange.node, exchange.elements)
         shard, initial = exchange.shard, self.network.initialise(config.seed, config.init, config.init_std)
         state.now[PARAMETERS][shard] = initial[shard]
         if config.ema_decay:
@@ -76,7 +77,7 @@ class Team:
         Raises:
             DriftError: on every rank, where they are not.
         """
-        first = self.exchange.host.rank == 0  # of those that share a copy
+        first = self.exchange.node.rank == 0  # of those that share a copy
         hashes = tensor_hashes(self.network.views(self.state.now[PARAMETERS])) if first else None
         by_rank = self.comm.allgather_obj(hashes)
         check_drift(by_rank, self.state.progress.step)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Vector
 from dpcnn.base.numerics import check
 from dpcnn.base.rng import SampleRng, permutation
 from dpcnn.cluster.stopping import Stop
@@ -25,14 +26,14 @@ from dpcnn.data.augment import Augment
 from dpcnn.data.dataset import Samples
 from dpcnn.data.holdout import hold_out
 from dpcnn.errors import DivergenceError
-from dpcnn.nn.network import Network, Vector
+from dpcnn.nn.network import Network
 from dpcnn.optim.clipping import squares
 from dpcnn.optim.schedules import SCHEDULES
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.layout import SHARD_BLOCK
 from dpcnn.parallel.tree import chunks
 from dpcnn.runs.checkpoint import Checkpoint, read, weights_sha256
-from dpcnn.runs.console import Report
+from dpcnn.runs.console import Reporter
 from dpcnn.runs.events import Event
 from dpcnn.runs.folder import RunFolder
 from dpcnn.runs.progress import Metrics, Progress
@@ -72,7 +73,7 @@ class Trainer:
         network: Network,
         samples: Samples,
         run: RunFolder,
-        report: Report,
+        reporter: Reporter,
         stop: Stop | None = None,
         test: Samples | None = None,
         tensorboard: bool = False,
@@ -80,8 +81,8 @@ class Trainer:
         """``stop`` says when to end before the run's end; ``test`` samples are evaluated after each epoch."""
         check(config.numerics)
         self.comm, self.config, self.network, self.samples, self.test = comm, config, network, samples, test
-        self.run, self.report, self.stop = run, report, stop or Stop()
-        self.record = Record(run, report, tensorboard)
+        self.run, self.reporter, self.stop = run, reporter, stop or Stop()
+        self.record = Record(run, reporter, tensorboard)
         self.holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)
         self.training = len(self.holdout.training)
         self.steps_per_epoch = math.ceil(self.training / config.batch)
@@ -113,25 +114,25 @@ class Trainer:
             CheckpointError: on every rank.
         """
         left = self.images(self.last_step) - self.images(self.progress.step)
-        self.report.begin(self.progress, self.config.epochs, left)
+        self.reporter.begin(self.progress, self.config.epochs, left)
         try:
             with np.errstate(all="ignore"):  # what is not finite is found by the step itself, and named
                 while not self._over:
                     commit = self.transact(self.next_action)
                     commit()
         finally:
-            self.report.end()
+            self.reporter.end()
         return not self._stopping
 
     def transact(self, action: Callable[[], T]) -> T:
         """Do an action on all living ranks: see :meth:`dpcnn.parallel.comm.SerialComm.transact`."""
 
         def begin() -> T:
-            self._size_of_log = self.report.size
+            self._size_of_log = self.reporter.size
             return action()
 
         result = self.comm.transact(begin, self.timer)
-        self.report.commit(self._size_of_log)
+        self.reporter.commit(self._size_of_log)
         return result
 
     def next_action(self) -> Commit:
@@ -204,7 +205,7 @@ class Trainer:
         """Say why the run ends before its last epoch, if it does; record its end."""
         with self.writing("report"):
             if self._out_of_patience and self.progress.epochs < self.last_epoch:
-                self.report.say(self._out_of_patience)
+                self.reporter.say(self._out_of_patience)
         sha256, best = weights_sha256(self.team.weights()), self.progress.best(self.config.monitor) or {}
 
         def commit() -> None:
@@ -304,7 +305,7 @@ class Trainer:
         self._to_compare = self._due(self.config.drift_check_every)
         self._to_save = decision.stop or self._due(self.config.checkpoint_every)
         with self.timer("report"):
-            self.report.step(progress, metrics, rate)
+            self.reporter.step(progress, metrics, rate)
         if progress.step % max(1, self.steps_per_epoch // STEP_EVENTS) == 0:
             progress.events.append(
                 {
@@ -379,7 +380,7 @@ class Trainer:
                 if self.comm.rank == 0:
                     self.record.lead(self.config, self.progress)
                 yield
-            self._size_of_log = self.comm.broadcast_obj(self.report.logged())
+            self._size_of_log = self.comm.broadcast_obj(self.reporter.logged())
 
     def check_drift(self) -> Commit:
         """Compare what the ranks see, and record it."""

@@ -1,17 +1,15 @@
 """The update of a rank's shard of the parameters, from its shard of the summed gradient."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Vector
 from dpcnn.config import Config
 from dpcnn.nn.network import Network
 from dpcnn.optim.averaging import update_average
 from dpcnn.optim.clipping import clip_coefficient
 
-Vector = NDArray[Any]
 Parts = Mapping[str, Vector]
 
 

@@ -38,7 +38,7 @@ def same(found: np.ndarray, expected: np.ndarray) -> None:
 
 for kind, bitwise_or in ((ExactExchange, same), (AllreduceExchange, close)):
     exchange = kind(comm, SIZE, Timer())
-    vector = shared_array(exchange.host, (SIZE,), np.float32)
+    vector = shared_array(exchange.node, (SIZE,), np.float32)
     for step, leaves in enumerate((1, 2, 3, 4, 5, 7, 8, 13, 3, 16)):
         expected = tree(0, leaves, step)
         total = exchange.sum(leaves, lambda number, out, step=step: np.copyto(out, leaf(number, step)))

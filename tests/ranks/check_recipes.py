@@ -8,7 +8,7 @@ from pathlib import Path
 import dpcnn.parallel.start
 from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
-from dpcnn.runs.console import Report
+from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer
 
@@ -19,7 +19,7 @@ samples = load(find_data("mnist"), "train", comm)
 for path in sorted((files("dpcnn") / "recipes").iterdir(), key=lambda path: path.stem):
     config = replace(read_recipe(str(path)), microbatch=7)  # which divides no batch
     network = config.network((28, 28, 1), 10)
-    trainer = Trainer(comm, config, network, samples, RunFolder(Path()), Report())
+    trainer = Trainer(comm, config, network, samples, RunFolder(Path()), Reporter())
     for _ in range(STEPS):
         trainer.transact(trainer.train_step)()
     parts = trainer.team.parts(trainer.state.now)
