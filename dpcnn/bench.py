@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from dpcnn.base.files import write_file
-from dpcnn.cli import DONE, Parser, add_config_flags, given, override, run_command
+from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import Config, read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.comparison import Jobs, scaling, versus
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.measure import measure_job
+from dpcnn.flags import add_config_flags, given, override
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 from dpcnn.training.resume import RECIPE

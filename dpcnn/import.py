@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base.arrays import Shape
-from dpcnn.cli import DONE, Parser, add_import, check_free, run_command
+from dpcnn.cli import DONE, Parser, check_free, run_command
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
+from dpcnn.flags import add_import
 from dpcnn.interop.metadata import Description
 from dpcnn.interop.safetensors import from_safetensors
 from dpcnn.parallel.comm import SerialComm

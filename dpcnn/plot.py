@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base.files import Folder
-from dpcnn.cli import DONE, Parser, add_import, run_command
+from dpcnn.cli import DONE, Parser, run_command
+from dpcnn.flags import add_import
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.figures import draw_curves
 from dpcnn.reporting.first_layer import draw_first_layer, read_test_image

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base.files import write_file
-from dpcnn.cli import DONE, Parser, add_import, run_command
+from dpcnn.cli import DONE, Parser, run_command
+from dpcnn.flags import add_import
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.page import check_matplotlib, page
 from dpcnn.runs.folder import RunFolder, numerics_of

@@ -8,9 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dpcnn.base.files import write_file
-from dpcnn.cli import DONE, Parser, retype, run_command
+from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.published import PUBLISHED, Trainings, check_recipe, table
+from dpcnn.flags import retype
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 

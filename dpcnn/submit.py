@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from dpcnn.base.options import flag_of
-from dpcnn.cli import DONE, Parser, override, parse, run_command
+from dpcnn.cli import DONE, Parser, parse, run_command
 from dpcnn.cluster.batch import SCHEDULERS, BatchJob, environment
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
+from dpcnn.flags import override
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.training.resume import RECIPE
 from dpcnn.training.run import training_parser

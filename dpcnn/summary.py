@@ -8,11 +8,12 @@ from math import prod
 
 from dpcnn.base.arrays import Shape
 from dpcnn.base.text import text
-from dpcnn.cli import DONE, Parser, add_import, run_command
+from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import Config, read_recipe
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import ConfigError
+from dpcnn.flags import add_import
 from dpcnn.nn.graph import IMAGES
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm

@@ -10,11 +10,12 @@ from pathlib import Path
 from dpcnn.base import startup
 from dpcnn.base.files import write_file
 from dpcnn.base.numerics import check
-from dpcnn.cli import DONE, FAULT, Parser, add_config_flags, given, run_command
+from dpcnn.cli import DONE, FAULT, Parser, run_command
 from dpcnn.errors import ConfigError
 from dpcnn.evidence import golden, receipts
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.proof import Training, differences, run_all, table, verdict
+from dpcnn.flags import add_config_flags, given
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 

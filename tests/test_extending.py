@@ -181,5 +181,5 @@ def test_the_commands_of_the_page_under_mpirun(folder, small):
 def test_every_command_is_found_and_says_what_it_does():
     folder = ROOT / "dpcnn"
     files = {path.stem for path in folder.glob("*.py")} | {"data"}
-    assert set(commands()) == files - {"__init__", "__main__", "cli", "config", "errors"}
+    assert set(commands()) == files - {"__init__", "__main__", "cli", "config", "errors", "flags"}
     assert all(text and json.dumps(text) for text in commands().values())

@@ -10,7 +10,7 @@ import pytest
 import dpcnn
 
 PACKAGE = Path(dpcnn.__file__).parent
-ROOMS = "errors base nn optim config parallel cli data cluster runs training interop reporting evidence".split()
+ROOMS = "errors base nn optim config flags parallel cli data cluster runs training interop reporting evidence".split()
 """A file imports only from its own room and those before it; a command from all, but from no other command."""
 
 ONLY_IN = {

@@ -142,7 +142,7 @@ def test_a_file_system_that_hangs_is_told_of_rank_0_alone(endless, tmp_path):
     assert result.status in ENDED
     (line,) = [line for line in result.err.splitlines() if line.startswith("dpcnn: hang: ")]
     assert "rank 0 on " in line and "has made no progress for " in line and ": report, after step " in line
-    assert "rank 1" not in line and "rank 2" not in line and "in record" in result.err
+    assert "rank 1" not in line and "rank 2" not in line and "in write_record" in result.err
 
 
 DYING = """

@@ -18,10 +18,8 @@ thread and needs no network. After a death, the threads start anew. Only where t
 is out of reach, does the job end.
 """
 
-import math
 import os
 import platform
-import select
 import signal
 import sys
 import threading
@@ -33,14 +31,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpcnn.base.timing import Timer
+from dpcnn.cluster.child import BEAT, STACKS, end_after
 from dpcnn.cluster.datagrams import BETWEEN, END, PHASES, START, Message
 from dpcnn.cluster.links import Link, connect
 from dpcnn.cluster.verdict import ENDING, Report, Verdict, judge, silent, stuck
 from dpcnn.errors import printable
 from dpcnn.parallel.comm import SerialComm
 
-BEAT = 0.5  # seconds
-STACKS = 1.0  # seconds in which ranks must answer when they are asked for their stacks
 FRAMES = 10  # of a stack, the innermost
 COPIES = 5  # of the last message of a rank: messages get lost
 BETWEEN_COPIES = 0.01  # seconds
@@ -295,37 +292,3 @@ class Watch:
         for _ in range(COPIES):
             self._send(message)
             time.sleep(BETWEEN_COPIES)
-
-
-def end_after(seconds: float, line: str) -> int | None:
-    """Leave a child process that ends this one, with a line to stderr, if it does not end by itself in time.
-
-    Seconds in which both are suspended don't count.
-
-    Returns:
-        A descriptor: each byte that is written there starts the time anew. None: there is no child.
-    """
-    waiting, beating = os.pipe()  # its other end is closed when this process ends
-    watched = os.getpid()
-    try:
-        child = os.fork()
-    except OSError:  # no memory for it: then nobody notices
-        return None
-    if child:
-        os.close(waiting)
-        return beating
-    try:
-        os.dup2(waiting, 3)
-        os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # whose end launchers may be waiting for
-        left = math.ceil(seconds / BEAT)
-        while left:
-            left -= 1
-            if select.select([3], [], [], BEAT)[0]:
-                if not os.read(3, 1024):
-                    os._exit(0)
-                left = math.ceil(seconds / BEAT)
-        if select.select([], [2], [], STACKS)[1]:
-            os.write(2, line.encode())
-        os.kill(watched, signal.SIGKILL)
-    finally:
-        os._exit(0)

@@ -12,7 +12,7 @@ from dpcnn.base.fields import load_json
 from dpcnn.base.files import read_bytes
 from dpcnn.base.text import markdown
 from dpcnn.config import Config
-from dpcnn.errors import LaunchError
+from dpcnn.errors import ConfigError, LaunchError
 from dpcnn.evidence.jobs import config_words, run
 from dpcnn.evidence.measure import Result
 from dpcnn.reporting.figures import draw_scaling
@@ -68,8 +68,11 @@ class Jobs:
     def measure_torch(self, ranks: int, batch: int, layout: str) -> float:
         """Images per second of PyTorch DDP; ``batch`` is per rank."""
         words = ["--ranks", ranks, "--batch", batch, "--steps", self.steps, "--layout", layout]
-        smoothing = self.config.parts["label_smoothing"]
-        words += ["--model", self.config.model, "--data", self.config.data, "--smoothing", smoothing]
+        config = self.config
+        if config.layers or config.loss != "cross-entropy":
+            raise ConfigError("--versus: PyTorch's side has the networks of --model and cross-entropy only")
+        smoothing = config.parts["label_smoothing"]
+        words += ["--model", config.model, "--data", config.data, "--smoothing", smoothing]
         return float(run("dpcnn.evidence.peers.torch_ddp", *map(str, words)).strip().splitlines()[-1])
 
 

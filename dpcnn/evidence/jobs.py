@@ -8,8 +8,8 @@ from typing import Any
 
 from dpcnn.base.fields import digits
 from dpcnn.base.startup import environment
-from dpcnn.cli import retype
 from dpcnn.errors import ConfigError, LaunchError
+from dpcnn.flags import retype
 
 MOST = 2**31 - 1
 """The largest number of ranks or nodes, seed or batch."""

@@ -66,7 +66,7 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
         seconds = time_steps(comm, trainer, steps)
         peak = max(peak, sgemm_peak(comm))
         shares = [trainer.timer.seconds[phase] / seconds for phase in STEP_PHASES]
-    speed = min(config.batch, trainer.training) * steps / seconds
+    speed = min(config.batch, trainer.plan.training) * steps / seconds
     return {
         "config": config.as_dict(),
         "images_per_second": speed,

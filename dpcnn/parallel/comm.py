@@ -1,8 +1,7 @@
 """The ranks of a run, and the few operations between them that training needs.
 
-:class:`Communicator` has these operations by MPI; :class:`SerialComm` is the same for one rank without MPI. Methods
-ending in ``_obj`` carry small objects as JSON, the others carry NumPy arrays. A *shard* is a rank's part of a vector,
-from ``bounds[rank]`` to ``bounds[rank + 1]``.
+:class:`Communicator` has them by MPI; :class:`SerialComm` is the same for one rank. Methods ending in ``_obj`` carry
+JSON, the others NumPy arrays. A *shard* is a rank's part of a vector, ``bounds[rank]`` to ``bounds[rank + 1]``.
 """
 
 import os

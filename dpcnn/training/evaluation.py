@@ -1,13 +1,15 @@
 """Distributed evaluation: every sample is classified once, with the same result on any number of ranks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import fsum
+from math import fsum, isfinite
 from typing import Any
 
 import numpy as np
 
 from dpcnn.base.arrays import Array, Vector
 from dpcnn.data.dataset import Samples
+from dpcnn.errors import DivergenceError
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
@@ -74,3 +76,22 @@ def evaluate(comm: SerialComm, network: Network, params: Vector, samples: Sample
         rows = comm.allgather(row)
     table = np.concatenate([rows[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
     return Answers(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2].astype(bool), table[:, 3])
+
+
+def evaluate_sets(
+    comm: SerialComm, network: Network, params: Vector, sets: Mapping[str, tuple[Samples, Any]], loss: Loss, epoch: int
+) -> dict[str, float]:
+    """NAME_loss and NAME_accuracy for each set of samples with its indices, unless it is empty.
+
+    Raises:
+        DivergenceError: on every rank, if a loss is not finite; ``epoch`` is for its message.
+    """
+    results: dict[str, float] = {}
+    for name, (samples, indices) in sets.items():
+        if not len(indices):
+            continue
+        metrics = evaluate(comm, network, params, samples, indices, loss).metrics
+        if not isfinite(metrics.loss):
+            raise DivergenceError(f"epoch {epoch}: the {name} loss is not finite; try a smaller --lr")
+        results |= {f"{name}_loss": metrics.mean_loss, f"{name}_accuracy": metrics.accuracy}
+    return results

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dpcnn.base.options import flag_of, options_of
-from dpcnn.cli import given, override
 from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.flags import given, override
 from dpcnn.optim.schedules import OVER_ALL_EPOCHS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, read, step_name

@@ -4,9 +4,10 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from dpcnn.cli import DONE, RESUMABLE, Parser, add_config_flags
+from dpcnn.cli import DONE, RESUMABLE, Parser
 from dpcnn.cluster.stopping import Stop, ignore, job_end, listen
 from dpcnn.cluster.watch import Watch
+from dpcnn.flags import add_config_flags
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.console import Console

@@ -82,26 +82,26 @@ def open_run(trainer: Trainer, start: Start, reporter: Reporter) -> int:
 def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> list[str]:
     """The lines that a run prints before it trains."""
     config, comm, progress, data = trainer.config, trainer.comm, trainer.progress, trainer.samples.manifest
-    held, how = len(trainer.holdout.validation), {"stratified": ", drawn from each class by seed", "last": ""}
+    held, how = len(trainer.plan.holdout.validation), {"stratified": ", drawn from each class by seed", "last": ""}
     lines = [
         f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
-        f"{trainer.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
+        f"{trainer.plan.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
         f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}"
         f"{', portable numerics' * (config.numerics == 'portable')}",
-        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps; batch {config.batch} in microbatches of "
+        f"{config.epochs} epochs of {trainer.plan.steps_per_epoch} steps; batch {config.batch} in microbatches of "
         f"{config.microbatch}; {config.optimizer}, rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
         *([survival(comm)] if comm.size > 1 else []),
         f"run folder: {start.folder.path}",
     ]
     if start.path:
-        complete = progress.epochs >= trainer.last_epoch
+        complete = progress.epochs >= trainer.plan.last_epoch
         state = "the run is complete" if complete else f"epoch {progress.epochs + 1}, step {progress.step}"
         lines.append(f"resuming from {start.path.name}: {state}")
         if start.fingerprint != numerics:
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
     elif start.config is not None:
         lines.append("no checkpoint yet: starting from step 0")
-    lines += trainer.holdout.remarks
+    lines += trainer.plan.holdout.remarks
     if config.microbatch > config.batch:
         lines.append(f"--microbatch {config.microbatch} is above the batch: each batch is one microbatch, of one rank")
     if reasons := deviations():

@@ -1,7 +1,7 @@
-"""What the ranks tell each other in a step, once all gradients are added up: one small message from each to all."""
+"""A step: gradients, their sum, one decision of all ranks, one update."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -9,8 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Vector
+from dpcnn.errors import DivergenceError
+from dpcnn.optim.clipping import squares
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.layout import SHARD_BLOCK
+from dpcnn.parallel.tree import chunks
 from dpcnn.runs.progress import Metrics, total
+from dpcnn.training.divergence import divergence
+from dpcnn.training.gradient import MicrobatchGradient
+from dpcnn.training.plan import Plan
+from dpcnn.training.state import PARAMETERS
+from dpcnn.training.team import Team
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,24 @@ class Sums:
     stop: bool
     finite: bool
     waited: float
+
+
+def sums_of(results: Sequence[tuple[float, int]], gradient: Vector, unique: Vector, stop: bool, waited: float) -> Sums:
+    """The sums of this rank.
+
+    Args:
+        results: of each of its microbatches, the summed loss and the number of images that are classified right.
+        gradient: its shard of the summed gradient.
+        unique: the elements of the gradient for the norm; empty if it is not needed.
+    """
+    return Sums(
+        losses=[loss for loss, _ in results],
+        correct_counts=[correct for _, correct in results],
+        squares=squares(unique, SHARD_BLOCK),
+        stop=stop,
+        finite=bool(np.isfinite(gradient.sum())),
+        waited=waited,
+    )
 
 
 @dataclass(frozen=True)
@@ -92,3 +120,45 @@ def message(microbatches: int, blocks: int) -> np.dtype[Any]:
             ("squares", np.float64, (blocks,)),
         ]
     )
+
+
+def take_step(
+    team: Team, plan: Plan, microbatch_gradient: MicrobatchGradient, stop: Callable[[], bool], lr: float
+) -> Decision:
+    """Take a step on every rank of the team, from ``team.state.now`` to ``team.state.next``.
+
+    Args:
+        stop: whether this rank was asked to stop.
+
+    Returns:
+        The decision of all ranks.
+
+    Raises:
+        DivergenceError: on every rank, before the update.
+    """
+    state, exchange, progress, timer = team.state, team.exchange, team.state.progress, team.network.timer
+    params = state.now[PARAMETERS]
+    batch = plan.batch(progress.epochs, progress.step)
+    microbatches = chunks(len(batch), team.config.microbatch)
+    results: list[tuple[float, int]] = []
+
+    def gradient_of(number: int, out: Vector) -> None:
+        results.append(microbatch_gradient(params, progress.epochs, batch[slice(*microbatches[number])], out))
+
+    grads = exchange.sum(len(microbatches), gradient_of)
+    means = team.update.take_running_means(params[team.shard], grads, len(batch))
+    blocks = team.blocks if team.config.max_grad_norm else 0  # for the norm
+    sums = sums_of(results, grads, grads[exchange.unique] if blocks else grads[:0], stop(), timer.seconds["waiting"])
+    with timer("waiting"):
+        decision = decide(team.comm, sums, len(microbatches), blocks, len(batch))
+    if not decision.finite:
+        where = divergence(team.comm, team.network, params, microbatch_gradient.samples, batch, microbatches)
+        raise DivergenceError(
+            f"step {progress.step + 1}, epoch {progress.epochs + 1}: the loss is not finite; {where}; "
+            f"the last checkpoint stays as it was; try a smaller --lr than {team.config.lr:g}"
+        )
+    with timer("optimizer"):
+        now, after = team.shards(state.now), team.shards(state.next)
+        team.update(now, after, grads, progress.step + 1, lr, decision.norm, len(batch), means)
+    exchange.fetch(state.next[PARAMETERS])
+    return decision

@@ -33,7 +33,7 @@ def write_times(trainer: Trainer, reporter: Reporter) -> float:
         "host": platform.node(),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "seconds": trainer.timer.rounded(),
-        "waited_for": round(float(trainer.waited_for[comm.members[comm.rank]]), 3),
+        "waited_for": round(float(trainer.waiting.seconds[comm.members[comm.rank]]), 3),
     }
     ranks = comm.allgather_obj(facts)
     with trainer.writing("report"):
@@ -55,7 +55,7 @@ def finish(trainer: Trainer, reporter: Reporter, peak: float, draw: Draw | None)
             if draw:
                 reporter.say(draw([folder], folder / "curves"))
             seconds = sum(event["seconds"] for event in progress.epoch_events)
-            speed = trainer.images(progress.step) / max(seconds, 1e-3)  # the seconds are rounded to milliseconds
+            speed = trainer.plan.images(progress.step) / max(seconds, 1e-3)  # the seconds are rounded to milliseconds
             results = [f"{kind} accuracy {last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last) or ["train"]]
             if best and "validation_accuracy" in best:
                 results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"

@@ -1,5 +1,6 @@
 """The team: the living ranks of a run, and all that depends on how many they are."""
 
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -12,6 +13,7 @@ from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exchange import EXCHANGES
+from dpcnn.parallel.layout import SHARD_BLOCK
 from dpcnn.runs.checkpoint import Checkpoint, weights_sha256
 from dpcnn.runs.progress import Progress
 from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
@@ -27,6 +29,7 @@ class Team:
         new: whether the team has initialised it, because there was none, or a part of it is lost.
         exchange: which adds up gradients, and tells which elements this rank updates.
         update: the update of these elements.
+        blocks: the most blocks of elements that are unique to a rank.
     """
 
     def __init__(self, comm: SerialComm, config: Config, network: Network, state: State | None) -> None:
@@ -42,6 +45,8 @@ class Team:
         self.shard = self.exchange.shard
         self.own = self.state.within(self.shard)
         self.update = Update(config, network, self.shard)
+        unique = self.exchange.unique
+        self.blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / SHARD_BLOCK)))
 
     def _initial(self) -> State:
         """The state before the first step."""

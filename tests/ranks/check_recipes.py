@@ -22,8 +22,8 @@ for path in sorted((files("dpcnn") / "recipes").iterdir(), key=lambda path: path
     trainer = Trainer(comm, config, network, samples, RunFolder(Path()), Reporter())
     for _ in range(STEPS):
         trainer.transact(trainer.train_step)()
-    parts = trainer.team.parts(trainer.state.now)
-    collected = [trainer.team.exchange.gather(part) for name, part in parts.items() if name != "parameters"]
+    shards = trainer.team.shards(trainer.state.now)
+    collected = [trainer.team.exchange.gather(shard) for name, shard in shards.items() if name != "parameters"]
     if comm.rank == 0:
         digest = hashlib.sha256(trainer.params.tobytes())
         for vector in collected:

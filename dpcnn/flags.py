@@ -1,0 +1,127 @@
+"""The flags for the options of a run, and ``--import``."""
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import Field
+from typing import Any
+
+from dpcnn.base.options import flag_of, options_of, types_of
+from dpcnn.config import OWN_NAMES, Config, from_dict, is_module_name, part_names
+from dpcnn.errors import ConfigError
+from dpcnn.nn.losses import LOSSES
+from dpcnn.optim.optimizers import OPTIMIZERS
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each option of a run, of its optimizer and of its loss; flags that are not typed have no value."""
+    add_import(parser)
+    for each in options_of(Config):
+        _add_flag(parser, each, types_of(Config)[each.name], f"(default {each.default})")
+    for title, kinds in (("optimizers", OPTIMIZERS), ("losses", LOSSES)):
+        group = parser.add_argument_group(f"options of the {title}")
+        for name, owners in _owners(kinds).items():
+            each = next(each for each in options_of(owners[0][1]) if each.name == name)
+            defaults = {each.default for _, kind in owners for each in options_of(kind) if each.name == name}
+            default = f"; default {each.default}" if len(defaults) == 1 else ""
+            of = ", ".join(owner for owner, _ in owners)
+            _add_flag(group, each, types_of(owners[0][1])[name], f"(for {of}{default})")
+
+
+def _owners(kinds: Mapping[str, type[Any]]) -> dict[str, list[tuple[str, type[Any]]]]:
+    """For each option of some optimizers or losses, those that have it."""
+    owners: dict[str, list[tuple[str, type[Any]]]] = {}
+    for owner, kind in kinds.items():
+        for each in options_of(kind):
+            owners.setdefault(each.name, []).append((owner, kind))
+    return owners
+
+
+def _add_flag(group: Any, option: Field[Any], kind: type[Any], note: str) -> None:
+    flag, text = flag_of(option.name), option.metadata["help"].replace("%", "%%")
+    if kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        return
+    choices = sorted(option.metadata["choices"] or ())
+    metavar = "|".join(choices) or {int: "N", float: "X", str: "NAME"}[kind]
+    group.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=f"{text} {note}".rstrip())
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Add the flag ``--import``: see :func:`import_modules`."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="MODULE",
+        help="first import your own module, which adds layers, optimizers or losses; can be repeated",
+    )
+
+
+def import_modules(words: Sequence[str]) -> None:
+    """Import the modules that ``--import`` names in a command line, from the current folder or wherever Python looks.
+
+    Raises:
+        ConfigError: there is no such module, or it fails.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_import(parser)
+    try:
+        names = parser.parse_known_args(words)[0].imports
+    except (AttributeError, argparse.ArgumentError):  # none, or one without a value: the command's own parser says so
+        return
+    if "" not in sys.path:
+        sys.path.append("")  # last: so that no file of the current folder hides a library
+    for name in names:
+        if not is_module_name(name):
+            raise ConfigError(f"--import: expected the name of a module, as in an import statement, not {name[:60]!r}")
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"--import {name}: no module {error.name!r} here or installed") from None
+        except (Exception, SystemExit) as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise ConfigError(
+                f"--import {name}: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+            ) from None
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """The values of the config flags that were typed, by name."""
+    names = {*OWN_NAMES, *part_names()}
+    return {name: value for name, value in vars(options).items() if name in names}
+
+
+def retype(flags: dict[str, Any]) -> list[str]:
+    """The words of config flags, for a command that starts another command."""
+    words = []
+    for name, value in flags.items():
+        if name == "imports":
+            words += [f"--import={module}" for module in value]
+        elif isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{flag_of(name)[2:]}")
+        else:
+            words += [flag_of(name), str(value)]
+    return words
+
+
+def override(config: Config, options: argparse.Namespace) -> Config:
+    """A copy of a config, with the values of the flags that were typed.
+
+    Another model drops the layers of the config; another optimizer or loss drops those of its options that it does not
+    have.
+    """
+    typed = given(options)
+    values = {**config.as_dict(), **typed}
+    if "model" in typed:
+        values["layers"] = []
+    values["imports"] = list(dict.fromkeys([*config.imports, *typed.get("imports", [])]))
+    for key, kinds in (("optimizer", OPTIMIZERS), ("loss", LOSSES)):
+        if values[key] != getattr(config, key) and values[key] in kinds:
+            dropped = {each.name for each in options_of(kinds[getattr(config, key)])}
+            kept = {each.name for each in options_of(kinds[values[key]])} | set(typed)
+            values = {name: value for name, value in values.items() if name not in dropped - kept}
+    return from_dict(values)

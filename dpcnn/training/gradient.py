@@ -1,0 +1,33 @@
+"""The gradient of a microbatch: its samples, their augmentation, and the network."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dpcnn.base.arrays import Vector
+from dpcnn.base.rng import SampleRng
+from dpcnn.config import Config
+from dpcnn.data.augment import Augment
+from dpcnn.data.dataset import Samples
+from dpcnn.nn.network import Network
+
+
+class MicrobatchGradient:
+    """Computes gradients of the samples of a run."""
+
+    def __init__(self, config: Config, network: Network, samples: Samples) -> None:
+        self._seed, self._network, self.samples = config.seed, network, samples
+        self._augment = Augment(network.input_shape, config.shift, config.rotation, config.zoom, config.elastic)
+        self._loss = config.make_loss()
+
+    def __call__(self, params: Vector, epoch: int, indices: NDArray[Any], out: Vector) -> tuple[float, int]:
+        """Write the gradient of the summed loss of some samples into ``out``, (network.size,).
+
+        Returns:
+            The summed loss, and the number of samples that are classified right.
+        """
+        with self._network.timer("data"):
+            images, labels = self.samples.take(indices)
+            rng = SampleRng(self._seed, epoch, indices)
+            images = self._augment(images, rng)
+        return self._network.gradient(params, images, labels, self._loss, out, rng)

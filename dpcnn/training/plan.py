@@ -1,0 +1,57 @@
+"""The plan of a run: which samples a step takes, its learning rate, and when epochs and the run end."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpcnn.base.rng import permutation
+from dpcnn.config import Config
+from dpcnn.data.dataset import Samples
+from dpcnn.data.holdout import hold_out
+from dpcnn.optim.schedules import SCHEDULES
+
+
+class Plan:
+    """The plan of a run, a function of its configuration and its samples.
+
+    Attributes:
+        holdout: the training samples and the validation samples.
+        training: the number of training samples.
+        steps_per_epoch, last_step, last_epoch: counted from 1.
+    """
+
+    def __init__(self, config: Config, samples: Samples) -> None:
+        self.config = config
+        self.holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)
+        self.training = len(self.holdout.training)
+        self.steps_per_epoch = math.ceil(self.training / config.batch)
+        self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
+        self.last_epoch = math.ceil(self.last_step / self.steps_per_epoch)
+        self._order: tuple[int, NDArray[np.int64]] = -1, np.empty(0, np.int64)
+
+    def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """The indices of the samples of a step in an epoch; both are counted from 0."""
+        within = step % self.steps_per_epoch
+        return self.order(epoch)[within * self.config.batch : (within + 1) * self.config.batch]
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The indices of all training samples in the order of an epoch, counted from 0."""
+        if self._order[0] != epoch:
+            self._order = epoch, self.holdout.training[permutation(self.config.seed, epoch, self.training)]
+        return self._order[1]
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        config = self.config
+        factor = SCHEDULES[config.schedule](step / self.steps_per_epoch, config.epochs, config.gamma)
+        return config.lr * factor * min(1.0, (step + 1) / (config.warmup + 1))
+
+    def images(self, step: int) -> int:
+        """The number of images in the first ``step`` steps of the run."""
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return epochs * self.training + steps * self.config.batch
+
+    def epoch_ends(self, epochs: int, step: int) -> bool:
+        """Whether the epoch after ``epochs`` epochs ends after ``step`` steps, or the run does."""
+        return step >= min((epochs + 1) * self.steps_per_epoch, self.last_step)
