@@ -103,7 +103,7 @@ def test_three_real_ranks_survive_the_fourth(quick, tmp_path, victim):
     result = job.wait()
     assert result.status == 0, result.err
     assert "survives the death of ranks" in result.out
-    assert re.search(rf"rank {victim} on \S+ died after step \d+: 3 ranks go on", result.out)
+    assert re.search(rf"rank {victim} on \S+ died after step \d+: 3 ranks continue", result.out)
     assert training(*flags, "--out", tmp_path / "undisturbed").status == 0
     assert left_by(tmp_path / "run")["weights"] == left_by(tmp_path / "undisturbed")["weights"]
     assert left_by(tmp_path / "run")["events"] == left_by(tmp_path / "undisturbed")["events"]

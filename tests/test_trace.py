@@ -6,7 +6,7 @@ import time
 from commands import training
 
 from dpcnn.base.timing import PHASES
-from dpcnn.training.summary import straggler_bill
+from dpcnn.training.times import straggler_bill
 from dpcnn.training.trainer import Trainer
 
 

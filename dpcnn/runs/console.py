@@ -171,7 +171,7 @@ class Console(Reporter):
     def event(self, event: Event) -> None:
         if event["event"] == "death":
             who = f"{', '.join(event['lost'])} died after step {event['step']}"
-            self.say(f"{who}: {event['ranks']} ranks go on, after {event['seconds']:.2f} s")
+            self.say(f"{who}: {event['ranks']} ranks continue, after {event['seconds']:.2f} s")
         if event["event"] != "epoch":
             return
         names = {**{kind: kind for kind in evaluated(event)}, "training": "train"}

@@ -14,7 +14,8 @@ from dpcnn.runs.console import Console
 from dpcnn.runs.folder import TENSORBOARD
 from dpcnn.runs.trace import clock_offset
 from dpcnn.training.setup import open_run, set_up
-from dpcnn.training.summary import Draw, finish, say_stopped, write_times, write_trace
+from dpcnn.training.summary import Draw, finish, say_stopped
+from dpcnn.training.times import write_times, write_trace
 
 TRACED = 100_000  # intervals of time per rank in a trace
 
