@@ -61,8 +61,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
 def draw(found: Examination, folder: Path) -> None:
     """Draw the confusion matrix and the worst mistakes, and print the names of the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    print(draw_confusion(found.confusion, folder / "confusion"))
-    print(draw_mistakes(found.answers, found.samples, found.indices, MISTAKES, folder / "mistakes"))
+    print(draw_confusion(found, folder / "confusion"))
+    print(draw_mistakes(found, MISTAKES, folder / "mistakes"))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 from dpcnn.base.arrays import Shape
 from dpcnn.cli import DONE, Parser, check_free, run_command
 from dpcnn.config import read_recipe
+from dpcnn.data.classes import numbered, read_names
+from dpcnn.data.shards import CROP, RESIZE
 from dpcnn.errors import ConfigError
 from dpcnn.flags import add_import
 from dpcnn.interop.metadata import Description
@@ -36,6 +38,14 @@ def make_parser() -> Parser:
         "--classes", type=int, default=10, metavar="N", help="with --recipe: the number of classes (default 10)"
     )
     parser.add_argument(
+        "--names",
+        metavar="A,B,..|FILE",
+        help="with --recipe: class names, in place of --classes; a file has one per line",
+    )
+    parser.add_argument(
+        "--resize", choices=RESIZE, default=CROP, help="with --recipe: how predict resizes pictures (default crop)"
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the checkpoint (default ./NAME.h5 for NAME.safetensors)"
     )
     add_import(parser)
@@ -56,7 +66,10 @@ def command(comm: SerialComm, options: Namespace) -> int:
 
 def described(options: Namespace) -> Description:
     """The network that --recipe, --image-shape and --classes describe."""
-    return Description(read_recipe(options.recipe), image_shape(options.image_shape), options.classes, step=0)
+    if not 1 <= options.classes <= MOST_SIDE:
+        raise ConfigError(f"--classes: must be from 1 to {MOST_SIDE}, not {options.classes}")
+    names = read_names(options.names) if options.names else numbered(options.classes)
+    return Description(read_recipe(options.recipe), image_shape(options.image_shape), names, options.resize, step=0)
 
 
 def image_shape(text: str) -> Shape:

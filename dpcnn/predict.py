@@ -8,16 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
-from dpcnn.errors import printable
+from dpcnn.errors import ConfigError, printable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.folder import numerics_of
 from dpcnn.training.prediction import predictions
 
 SHOWN = 3
-"""Classes per line of text."""
+"""Classes per line of text, unless ``--top`` says otherwise."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +30,9 @@ def make_parser() -> Parser:
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="a PNG, JPEG, IDX or NPZ file; -: read from stdin"
     )
+    parser.add_argument(
+        "--top", type=int, default=SHOWN, metavar="K", help=f"the number of classes per line of text (default {SHOWN})"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON object per image, one per line")
     form.add_argument("--csv", action="store_true", help="print comma-separated values, with a header line")
@@ -40,18 +41,20 @@ def make_parser() -> Parser:
 
 def command(comm: SerialComm, options: Namespace) -> int:
     """Predict on rank 0; the other ranks of ``comm`` wait for its success or its error."""
-    show = print_json if options.json else print_csv if options.csv else print_text
     with comm.fail_together():
+        if options.top < 1:
+            raise ConfigError(f"--top: must be at least 1, not {options.top}")
         if comm.rank == 0:
-            show(predictions(options.checkpoint, options.files))
+            found = predictions(options.checkpoint, options.files)
+            print_json(found) if options.json else print_csv(found) if options.csv else print_text(found, options.top)
     return DONE
 
 
-def print_text(found: Iterable[dict[str, Any]]) -> None:
-    """Print a line per image: its likeliest classes and their probabilities."""
+def print_text(found: Iterable[dict[str, Any]], top: int) -> None:
+    """Print a line per image: its ``top`` likeliest classes and their probabilities."""
     for each in found:
-        p = np.array(each["probabilities"])
-        likeliest = ", ".join(f"{number} ({p[number]:.4f})" for number in np.argsort(-p, kind="stable")[:SHOWN])
+        ordered = sorted(each["probabilities"].items(), key=lambda item: -item[1])
+        likeliest = ", ".join(f"{name} ({probability:.4f})" for name, probability in ordered[:top])
         print(f"{printable(each['file'])}{' image ' + str(each['image']) if each['image'] else ''}: {likeliest}")
 
 
@@ -66,8 +69,9 @@ def print_csv(found: Iterable[dict[str, Any]]) -> None:
     rows = csv.writer(sys.stdout, lineterminator="\n")
     for place, each in enumerate(found):
         if not place:
-            rows.writerow(["file", "image", "class", *(f"p{number}" for number in range(len(each["probabilities"])))])
-        rows.writerow([each["file"], each["image"], each["class"], *(f"{p:.6g}" for p in each["probabilities"])])
+            rows.writerow(["file", "image", "class", *(f"p({name})" for name in each["probabilities"])])
+        found_class = each["file"], each["image"], each["name"]
+        rows.writerow([*found_class, *(f"{p:.6g}" for p in each["probabilities"].values())])
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ EPOCH = {
 }  # fmt: skip
 
 
+NAMES = ("cat", "größer", "dog, small", "3")
+
+
 def example(step: int = 12) -> Checkpoint:
     config = Config(model="a few weights", layers=LAYERS, seed=3)
     network = config.network((8, 9, 1), 4)
@@ -39,7 +42,16 @@ def example(step: int = 12) -> Checkpoint:
     progress = Progress(step, 1, Metrics(0.1 + 0.2, 5, 7), 1.5, 2.5, [EPOCH | {"step": step}])
     numerics = {"numpy": "2", "blas": "some", "cpu_features": ["AVX2"], "machine": "x86_64"}
     return Checkpoint(
-        network.views(vector), optimizer, progress, config, (8, 9, 1), 4, "d" * 64, weights_sha256(vector), numerics
+        network.views(vector),
+        optimizer,
+        progress,
+        config,
+        (8, 9, 1),
+        NAMES,
+        "crop",
+        "d" * 64,
+        weights_sha256(vector),
+        numerics,
     )
 
 
@@ -195,6 +207,15 @@ FORGERIES = {
     "an image without channels": (edited_state(image_shape=[28, 28]), "image_shape: expected 3 whole numbers"),
     "sides without bounds": (edited_state(image_shape=[10**9, 9, 1]), "image_shape: expected a whole number from 1"),
     "classes without bounds": (edited_state(classes=10**12), "classes: expected a whole number from 1"),
+    "a class without a name": (edited_state(class_names=["a", "b", "c"]), "class_names: expected 4 names, not 3"),
+    "a name twice": (edited_state(class_names=["a", "b", "c", "b"]), "class_names: two classes have the name 'b'"),
+    "a name for the terminal": (
+        edited_state(class_names=["a", "b", "c", "\x1b[2J"]),
+        "class_names: expected a name of",
+    ),
+    "a name without end": (edited_state(class_names=["a", "b", "c", "d" * 300]), "class_names: expected a name of"),
+    "names of another kind": (edited_state(class_names={"a": 1}), "class_names: expected a list"),
+    "an unknown way to resize": (edited_state(resize="stretch"), "resize: expected crop or mnist, not 'stretch'"),
     "infinity": (edited_state(classes=float("inf")), "Infinity is no number"),
     "a model of two lines": (edited_config(model="x\ntouch PWNED\n#"), "--model: expected a name of printable"),
     "a terminal's escape": (edited_config(model="\x1b[2J"), "--model: expected a name of printable"),

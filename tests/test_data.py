@@ -18,7 +18,7 @@ from dpcnn.base.rng import SHUFFLE, permutation
 from dpcnn.data import inputs
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.shards import MANIFEST, read_manifest
-from dpcnn.data.sources import read_source
+from dpcnn.data.sources import Source, read_source
 from dpcnn.errors import ConfigError, DataError
 from dpcnn.parallel.comm import SerialComm
 
@@ -36,8 +36,14 @@ FORMS = ["idx", "idx.gz", "csv", "csv with header", "npz"]
 def test_every_form_gives_the_same_samples(form, tmp_path):
     source = read_source(write_source(tmp_path / "source", form))
     for split, (images, labels) in {"train": synthetic(300, 1), "test": synthetic(80, 2)}.items():
-        np.testing.assert_array_equal(source.splits[split][0][..., 0], images)
-        np.testing.assert_array_equal(source.splits[split][1], labels)
+        found_images, found_labels = whole(source, split)
+        np.testing.assert_array_equal(found_images[..., 0], images)
+        np.testing.assert_array_equal(found_labels, labels)
+
+
+def whole(source: Source, split: str) -> list[np.ndarray]:
+    """All images and labels of a split of a source."""
+    return [np.concatenate(parts) for parts in zip(*source.blocks(split, 0, source.samples(split)), strict=True)]
 
 
 @pytest.mark.parametrize("layout", [[], ["--contiguous"]])
@@ -163,15 +169,18 @@ def test_info_counts_and_verifies(small):
     _, labels = synthetic(700, 1)
     for ranks in (1, 3):
         text = data("info", small, ranks=ranks).out
-        train = next(line for line in text.splitlines() if line.startswith("train"))
-        assert train.split()[1:] == [*map(str, np.bincount(labels, minlength=10)), "700", "3"]
+        rows = [line.split() for line in text.splitlines()]
+        assert [row[:2] for row in rows[3:13]] == [[str(n), str(c)] for n, c in enumerate(np.bincount(labels))]
+        assert ["all", "700", "150"] in rows and ["shards", "3", "1"] in rows
         assert "images 12 x 12 x 1, 10 classes" in text and "every shard verified" in text
 
 
 def test_the_committed_mnist_is_the_real_one():
     text = data("info", MNIST).out.splitlines()
-    assert text[2].split() == "train 5923 6742 5958 6131 5842 5421 5918 6265 5851 5949 60000 8".split()
-    assert text[3].split() == "test 980 1135 1032 1010 982 892 958 1028 974 1009 10000 2".split()
+    columns = list(zip(*(line.split() for line in text[1:15] if "-" not in line), strict=True))
+    assert columns[0] == ("class", *map(str, range(10)), "all", "shards")
+    assert columns[1] == ("train", *"5923 6742 5958 6131 5842 5421 5918 6265 5851 5949 60000 8".split())
+    assert columns[2] == ("test", *"980 1135 1032 1010 982 892 958 1028 974 1009 10000 2".split())
     samples = load(MNIST, "train", SerialComm())
     assert samples.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert hashlib.sha256(struct.pack(">IIII", 2051, 60000, 28, 28) + samples.pieces[0].tobytes()).hexdigest() == (

@@ -12,6 +12,7 @@ from dpcnn.training.evaluation import Answers
 from dpcnn.training.examination import class_scores
 
 LABELS, PREDICTED = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1])
+NAMES = ("cat", "dog", "a fish", "3")
 ANSWERS = Answers(LABELS, PREDICTED, LABELS == PREDICTED, np.array([0.1, 0.2, 3, 0.1, 2, 4]))
 
 
@@ -20,19 +21,21 @@ def test_counts_by_hand():
     assert confusion.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     assert (ANSWERS.metrics.correct, ANSWERS.metrics.count) == (3, 6)
     assert ANSWERS.metrics.mean_loss == pytest.approx(9.4 / 6)
-    first, second, third, fourth = class_scores(confusion)
-    assert first == {"class": 0, "samples": 3, "precision": 2 / 3, "recall": 2 / 3}
-    assert second == {"class": 1, "samples": 2, "precision": 1 / 3, "recall": 1 / 2}
-    assert third == {"class": 2, "samples": 1, "precision": None, "recall": 0}
-    assert fourth == {"class": 3, "samples": 0, "precision": None, "recall": None}
+    first, second, third, fourth = class_scores(confusion, NAMES[: len(confusion)])
+    assert first == {"class": 0, "name": "cat", "samples": 3, "precision": 2 / 3, "recall": 2 / 3}
+    assert second == {"class": 1, "name": "dog", "samples": 2, "precision": 1 / 3, "recall": 1 / 2}
+    assert third == {"class": 2, "name": "a fish", "samples": 1, "precision": None, "recall": 0}
+    assert fourth == {"class": 3, "name": "3", "samples": 0, "precision": None, "recall": None}
 
 
 def test_the_table_class_scores():
     confusion = ANSWERS.confusion(3)
-    lines = class_table({"classes": class_scores(confusion), "confusion": confusion.tolist()}).splitlines()
-    assert lines[0].split() == ["class", "samples", "precision", "recall", "as", "0", "as", "1", "as", "2"]
-    assert lines[2].split() == ["0", "3", "0.6667", "0.6667", "2", "1", "."]
-    assert lines[4].split() == ["2", "1", "-", "0.0000", ".", "1", "."]
+    lines = class_table(
+        {"classes": class_scores(confusion, NAMES[: len(confusion)]), "confusion": confusion.tolist()}
+    ).splitlines()
+    assert lines[0].split() == "class samples precision recall as cat as dog as a fish".split()
+    assert lines[2].split() == ["cat", "3", "0.6667", "0.6667", "2", "1", "."]
+    assert lines[4].split() == ["a", "fish", "1", "-", "0.0000", ".", "1", "."]
 
 
 @pytest.fixture(scope="module")

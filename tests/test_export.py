@@ -10,6 +10,7 @@ from commands import command
 from conftest import ROOT
 
 from dpcnn.config import Config, from_dict, read_recipe
+from dpcnn.data.classes import numbered
 from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import ConfigError
 from dpcnn.interop.metadata import Description
@@ -45,7 +46,7 @@ def fresh(recipe):
             view[...] = np.random.default_rng(len(view)).standard_normal(view.shape)
         if "norm" in name and name.endswith((".w", ".variance")):
             view[...] = np.random.default_rng(len(view)).uniform(0.5, 2, view.shape)
-    checkpoint = Checkpoint(parameters, {}, Progress(), config, (28, 28, 1), 10, "", "", {})
+    checkpoint = Checkpoint(parameters, {}, Progress(), config, (28, 28, 1), numbered(10), "mnist", "", "", {})
     return checkpoint, lambda x: network.logits(vector, x).copy()
 
 
@@ -217,7 +218,7 @@ def test_a_pytorch_model_s_tensors_are_brought_in(tmp_path):
         {"kind": "scale"}, {"kind": "conv2d", "filters": 4, "kernel_size": 3}, {"kind": "batchnorm"},
         {"kind": "flatten"}, {"kind": "linear", "bias": True},
     ]  # fmt: skip
-    description = Description(Config(model="theirs", layers=layers), (28, 28, 1), 10, step=0)
+    description = Description(Config(model="theirs", layers=layers), (28, 28, 1), numbered(10), "crop", step=0)
     found = from_safetensors(tmp_path / "net.safetensors", description)
     network, x = found.network(), images(20)
     net = torch.nn.Sequential(parts["conv2d1"], parts["batchnorm1"], torch.nn.Flatten(), parts["linear1"]).eval()

@@ -172,7 +172,7 @@ def read_npz(file: Input) -> list[np.ndarray]:
     ("content", "message"),
     [
         (npz(a=np.zeros(9, np.uint8))[:-30], "can't be read as NPZ"),
-        (npz(a=np.array([{}], object)), "a.npy holds object, not plain numbers"),
+        (npz(a=np.array([{}], object)), "a.npy holds object, not plain numbers or short text"),
         (npz(a=np.zeros(3, "M8[s]")), "not plain numbers"),
         (npz(a=np.zeros(3, [("x", "u1")])), "not plain numbers"),
         (zipped("a.npy", npy("(1,)", "'|V0'")), "not plain numbers"),
@@ -228,7 +228,7 @@ KERAS |= {key.replace("train", "test"): array for key, array in KERAS.items()}
     [
         ({"y_train": np.array([0, 1, 2, 300, 4, 5])}, "labels up to 255 (256 classes) are supported, found 300"),
         ({"y_train": np.array([0, 1, 2, -3, 4, 5])}, "labels up to 255 (256 classes) are supported, found -3"),
-        ({"y_test": np.zeros(6)}, "expected labels of whole numbers, not float64"),
+        ({"y_test": np.zeros(6)}, "expected labels of whole numbers or text, not float64"),
         (
             {"x_train": np.zeros((6, 4, 4), np.float32)},
             "expected uint8 images 0..255 (n, H, W, C), not float32; multiply by 255 and convert",
@@ -239,7 +239,10 @@ KERAS |= {key.replace("train", "test"): array for key, array in KERAS.items()}
         ({"x_train": np.zeros((0, 4, 4), np.uint8), "y_train": np.zeros(0, int)}, "expected one at least"),
         ({"x_train": np.zeros((6, 1, 70_000), np.uint8)}, "of sides up to 65,536"),
         ({"x_test": np.zeros((6, 4, 5), np.uint8)}, "training images are (4, 4, 1), test images (4, 5, 1)"),
-        ({"y_test": None}, "holds no y_test; expected an NPZ file with x_train, y_train, x_test, y_test"),
+        (
+            {"y_test": None},
+            "holds no y_test; expected an NPZ file with x_train and y_train, and perhaps x_test and y_test",
+        ),
     ],
 )
 def test_arrays_that_are_no_data_set(arrays, message, tmp_path):

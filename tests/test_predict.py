@@ -252,7 +252,7 @@ def test_digits_as_pictures_and_as_arrays(mlp_checkpoint, tmp_path):
     result = command("predict", *words, ranks=2)
     assert result.status == 0, result.err
     found = [json.loads(line) for line in result.out.splitlines()]
-    assert len(found) == 121 and all(abs(sum(each["probabilities"]) - 1) < 1e-9 for each in found)
+    assert len(found) == 121 and all(abs(sum(each["probabilities"].values()) - 1) < 1e-9 for each in found)
     pictures, raw = [each["class"] for each in found[:60]], [each["class"] for each in found[61:]]
     assert found[60]["class"] == found[0]["class"] and found[120]["image"] == 59
     assert (np.array(raw) == labels).mean() > 0.8
@@ -268,7 +268,7 @@ def test_text_csv_and_stdin(mlp_checkpoint, tmp_path):
     assert done.stdout.decode().startswith("-: 7 (0.")
     result = command("predict", mlp_checkpoint, tmp_path / "seven.png", "--csv")
     header, row = csv.reader(result.out.splitlines())
-    assert header[:4] == ["file", "image", "class", "p0"] and row[:3] == [str(tmp_path / "seven.png"), "0", "7"]
+    assert header[:4] == ["file", "image", "class", "p(0)"] and row[:3] == [str(tmp_path / "seven.png"), "0", "7"]
     result = command("predict", mlp_checkpoint, tmp_path / "nowhere.png", ranks=2)
     assert result.status == 2
     assert result.errors == [

@@ -3,14 +3,17 @@
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dpcnn.base import fields
 from dpcnn.cli import DONE, Parser, run_command
+from dpcnn.data.classes import read_names
 from dpcnn.data.downloads import DOWNLOADS
 from dpcnn.data.info import info
 from dpcnn.data.prepare import SHARDS, Target, fetch_and_prepare, prepare
-from dpcnn.data.shards import MOST_SHARDS
+from dpcnn.data.shards import CROP, MOST_SHARDS, RESIZE
+from dpcnn.data.sources import TEST_PART, SourceOptions
 from dpcnn.errors import ConfigError
 from dpcnn.parallel.comm import SerialComm
 
@@ -30,6 +33,26 @@ def make_parser() -> Parser:
     )
     make.add_argument("--out", type=Path, required=True, help="the new data set's folder")
     make.add_argument("--name", help="the data set's name (default: that of the folder)")
+    make.add_argument(
+        "--names", metavar="A,B,..|FILE", help="class names: separated by commas, or a text file with one per line"
+    )
+    make.add_argument(
+        "--resize",
+        choices=RESIZE,
+        default=CROP,
+        help="how pictures become images, now and in predict: crop, or mnist for single characters (default crop)",
+    )
+    make.add_argument(
+        "--layout", choices=("hwc", "chw"), help="arrays: whether height and width or the channels come first"
+    )
+    make.add_argument(
+        "--test",
+        type=float,
+        metavar="N",
+        help="for a source without test samples: draw so many, or this fraction, from each class in proportion "
+        f"(default {TEST_PART})",
+    )
+    make.add_argument("--seed", type=int, default=0, help="draws the test samples (default 0)")
     get = actions.add_parser("fetch", help="download, check and prepare a data set")
     get.add_argument("name", choices=sorted(DOWNLOADS))
     get.add_argument("--out", type=Path, help="the new data set's folder (default data/NAME)")
@@ -58,6 +81,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
     out = options.out or Path("data") / options.name
     target = Target(out, options.name, options.shards, options.contiguous, options.shuffle)
     if options.command == "prepare":
+        with comm.fail_together():
+            target = replace(target, options=source_options(options))
         prepare(comm, options.source, target, print)
     else:
         fetch_and_prepare(comm, options.name, options.mirror, target, print)
@@ -75,6 +100,21 @@ def check(options: Namespace) -> None:
         raise ConfigError(str(error)) from None
     if options.command == "fetch" and not (options.mirror or "http:").startswith(("http:", "https:")):
         raise ConfigError(f"--mirror: expected an address http://.. or https://.., not {options.mirror!r}")
+
+
+def source_options(options: Namespace) -> SourceOptions:
+    """How to read the source.
+
+    Raises:
+        ConfigError: an option is wrong.
+    """
+    try:
+        test = None if options.test is None else fields.number(options.test, "--test", 0)
+        seed = fields.integer(options.seed, "--seed")
+    except fields.FieldError as error:
+        raise ConfigError(str(error)) from None
+    names = read_names(options.names) if options.names else None
+    return SourceOptions(names, options.layout, test, seed, options.resize)
 
 
 if __name__ == "__main__":

@@ -11,48 +11,13 @@ from numpy.typing import NDArray
 
 from dpcnn.data.inputs import check_memory
 from dpcnn.data.layout import Layout, read_images, read_labels, read_layout
+from dpcnn.data.rows import FileImages
 from dpcnn.data.shards import MANIFEST, Images, Manifest, ShardFile, read_manifest
 from dpcnn.errors import DataError, printable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import shared_array
 
 Indices = NDArray[Any]
-
-
-class FileImages:
-    """Images that stay in their file; the requested ones are read on demand.
-
-    They are not mapped: a file that is shortened meanwhile gives an error, and not a signal that ends the process.
-
-    Attributes:
-        shape: (n, H, W, C).
-        dtype: uint8.
-        file: in which they lie.
-
-    Args:
-        file: an open shard.
-        place: of the first image's first byte in it.
-        shape: (n, H, W, C).
-    """
-
-    dtype, ndim = np.dtype(np.uint8), 4
-
-    def __init__(self, file: ShardFile, place: int, shape: tuple[int, ...]) -> None:
-        self.file, self.shape, self._place = file, shape, place
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, indices: Indices) -> Images:
-        """The images (len(indices), H, W, C) of these indices, as a new array."""
-        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"numbers from {indices.min()} to {indices.max()}, but there are {len(self)} images")
-        images = np.empty((len(indices), *self.shape[1:]), np.uint8)
-        size = images[:1].nbytes
-        flat = images.reshape(-1).data
-        for row, number in enumerate(indices.tolist()):
-            self.file.read(flat[row * size : (row + 1) * size], self._place + number * size)
-        return images
 
 
 @dataclass(frozen=True)
@@ -117,7 +82,7 @@ class Samples:
             DataError: a file's bytes have changed.
         """
         for images in self.pieces:
-            if isinstance(images, FileImages):
+            if isinstance(images, FileImages) and isinstance(images.file, ShardFile):
                 images.file.check_unchanged()
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dpcnn.base.files import Folder, open_plain
+from dpcnn.data.classes import Names
 from dpcnn.data.inputs import BLOCK, digest, reason
+from dpcnn.data.shards import CROP, MNIST
 from dpcnn.errors import DataError
 
 MOST_DOWNLOAD = 1 << 30
@@ -19,18 +21,31 @@ MOST_DOWNLOAD = 1 << 30
 
 @dataclass(frozen=True)
 class Download:
-    """A set to be fetched: mirrors, each a base address, and files with their digests."""
+    """A set to be fetched.
+
+    Attributes:
+        mirrors: base addresses.
+        digests: "sha256:.." or "md5:.." by file name.
+        licence: of the data.
+        class_names: None: the labels' numbers.
+        resize: how a picture becomes an image of this set, see :data:`dpcnn.data.shards.RESIZE`.
+    """
 
     mirrors: tuple[str, ...]
-    digests: dict[str, str]  # "sha256:.." or "md5:.." by file name
+    digests: dict[str, str]
     licence: str
+    class_names: Names | None = None
+    resize: str = CROP
 
 
 FILES = tuple(f"{prefix}-{kind}-ubyte.gz" for prefix in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
 
-def _download(mirrors: tuple[str, ...], kind: str, digests: Sequence[str], licence: str) -> Download:
-    return Download(mirrors, {name: f"{kind}:{digest}" for name, digest in zip(FILES, digests, strict=True)}, licence)
+def _download(
+    mirrors: tuple[str, ...], kind: str, digests: Sequence[str], licence: str, names: str = "", resize: str = CROP
+) -> Download:
+    by_name = {name: f"{kind}:{digest}" for name, digest in zip(FILES, digests, strict=True)}
+    return Download(mirrors, by_name, licence, tuple(names.split(",")) if names else None, resize)
 
 
 DOWNLOADS = {
@@ -47,6 +62,7 @@ DOWNLOADS = {
             "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
         ),
         "CC BY-SA 3.0, Yann LeCun and Corinna Cortes",
+        resize=MNIST,
     ),
     "fashion-mnist": _download(
         ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
@@ -58,6 +74,7 @@ DOWNLOADS = {
             "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
         ),
         "MIT, Zalando SE",
+        "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot",
     ),
     "kmnist": _download(
         ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
@@ -69,6 +86,7 @@ DOWNLOADS = {
             "7320c461ea6c1c855c0b718fb2a4b134",
         ),
         "CC BY-SA 4.0, ROIS-DS Center for Open Data in the Humanities",
+        "o,ki,su,tsu,na,ha,ma,ya,re,wo",
     ),
 }
 

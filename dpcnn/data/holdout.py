@@ -53,9 +53,13 @@ def hold_out(labels: NDArray[np.integer], amount: float, how: str, seed: int) ->
     return Holdout(np.flatnonzero(~held), np.flatnonzero(held), tuple(remarks))
 
 
-def stratified(labels: NDArray[np.integer], count: int, seed: int) -> Indices:
+VALIDATION, TEST = 0, 1
+"""Which samples are drawn: each has its own random keys."""
+
+
+def stratified(labels: NDArray[np.integer], count: int, seed: int, purpose: int = VALIDATION) -> Indices:
     """The indices of ``count`` samples: per class its share by largest remainders, with the lowest random keys."""
-    keys = philox(seed, HOLDOUT, 0).random_raw(len(labels))
+    keys = philox(seed, HOLDOUT, purpose).random_raw(len(labels))
     classes, sizes = np.unique(labels, return_counts=True)
     shares, remainders = np.divmod(sizes * count, len(labels))
     shares[np.argsort(-remainders, kind="stable")[: count - shares.sum()]] += 1

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.text import text
 from dpcnn.data.dataset import check_labels, find_data
 from dpcnn.data.layout import read_labels, read_layout
 from dpcnn.data.shards import SPLITS, Manifest, Shard, ShardFile, read_manifest
@@ -41,16 +42,20 @@ def _count(folder: Path, shard: Shard, manifest: Manifest) -> Counts:
     return np.bincount(labels, minlength=manifest.classes)
 
 
+def rows(manifest: Manifest, counts: list[list[int]]) -> list[list[str]]:
+    """A row for each class with its samples by split, then the sums, and the number of shards."""
+    by_class = [[name, *map(str, each)] for name, *each in zip(manifest.class_names, *counts, strict=True)]
+    shards = [str(len(manifest.splits[split])) for split in SPLITS]
+    return [*by_class, ["all", *(str(sum(each)) for each in counts)], ["shards", *shards]]
+
+
 def info_lines(folder: Path, manifest: Manifest, counts: list[list[int]]) -> list[str]:
     """The description of a verified data set; ``counts``: samples by split and class."""
     lines = [
         f"{folder}: {manifest.name}, images {' x '.join(map(str, manifest.image_shape))}, {manifest.classes} classes, "
         f"{'compressed' if manifest.compressed else 'contiguous'}",
-        "class   " + "".join(f"{number:>8}" for number in range(manifest.classes)) + "     all  shards",
+        *text(("class", *SPLITS), rows(manifest, counts)).splitlines(),
     ]
-    for split, row in zip(SPLITS, counts, strict=True):
-        shards = len(manifest.splits[split])
-        lines.append(f"{split:<8}" + "".join(f"{count:>8}" for count in row) + f"{sum(row):>8}{shards:>8}")
-    lines += [f"source: {name} {text}" for name, text in manifest.source.items()]
+    lines += [f"source: {name} {value}" for name, value in manifest.source.items()]
     lines.append(f"every shard verified; data {manifest.checksum}")
     return lines

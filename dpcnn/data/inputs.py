@@ -52,6 +52,36 @@ def reason(error: BaseException) -> str:
     return printable(str(error) or type(error).__name__)[:200]
 
 
+class Reader:
+    """Reads an open file from any place, as long as there is this object.
+
+    Args:
+        path: for messages.
+        file: open for reading; this object works on after it is closed.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self.path, self._descriptor = path, os.dup(file.fileno())
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def read(self, out: memoryview, place: int) -> None:
+        """Fill ``out`` with the bytes from ``place`` on.
+
+        Raises:
+            DataError: they can't be read, or the file is too short.
+        """
+        while out.nbytes:
+            try:
+                count = os.preadv(self._descriptor, [out], place)
+            except OSError as error:
+                raise DataError(f"{self.path}: can't be read ({error.strerror}); get the file again") from None
+            if not count:
+                raise DataError(f"{self.path}: ends too early; get the file again")
+            out, place = out[count:], place + count
+
+
 class Input:
     """A file's bytes in their order, unpacked if the file is gzip.
 
@@ -60,6 +90,7 @@ class Input:
     Attributes:
         path: for messages.
         size: bytes of the file as it is stored.
+        packed: whether the file is gzip.
 
     Args:
         path: for messages.
@@ -82,9 +113,13 @@ class Input:
     def rewind(self) -> None:
         """Go back to the first byte."""
         self._file.seek(0)
-        self._packed = self._file.read(2) == b"\x1f\x8b"
+        self.packed = self._file.read(2) == b"\x1f\x8b"
         self._file.seek(0)
-        self._stream: Any = gzip.GzipFile(fileobj=self._file) if self._packed else self._file
+        self._stream: Any = gzip.GzipFile(fileobj=self._file) if self.packed else self._file
+
+    def reader(self) -> Reader:
+        """Reads the file as it is stored, from any place; also after this object is closed."""
+        return Reader(self.path, self._file)
 
     def head(self, count: int) -> bytes:
         """The first bytes; afterwards, reading begins with them again."""
@@ -98,7 +133,7 @@ class Input:
         try:
             found: bytes = self._stream.read(count)
         except (OSError, EOFError, zlib.error) as error:
-            what = "unpacked" if self._packed else "read"
+            what = "unpacked" if self.packed else "read"
             raise DataError(f"{self.path}: can't be {what} ({reason(error)}); get the file again") from None
         return found
 
@@ -109,7 +144,7 @@ class Input:
     def plain(self) -> IO[bytes]:
         """The unpacked file from its first byte on, seekable; a packed file is unpacked into memory."""
         self.rewind()
-        if not self._packed:
+        if not self.packed:
             return self._file
         unpacked = io.BytesIO()
         while block := self.read(BLOCK):

@@ -6,7 +6,7 @@ hostile file makes the library reserve memory for them.
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dpcnn.base.arrays import Shape
 from dpcnn.data.inputs import reason
+from dpcnn.data.rows import FileImages
 from dpcnn.data.shards import MANIFEST, Images, Manifest, Shard, ShardFile
 from dpcnn.errors import DataError
+from dpcnn.parallel.tree import chunks
 
 CHUNK_BYTES = 1 << 20
 """Bytes of a chunk, unless a single image is larger."""
@@ -41,15 +44,30 @@ class Layout:
     labels: int
 
 
-def write_shard(path: Path, images: Images, labels: Images, compressed: bool) -> None:
-    """Write one shard: its bytes depend on nothing but the arguments and the HDF5 library."""
+def write_shard(path: Path, blocks: Iterable[tuple[Images, Images]], shape: Shape, compressed: bool) -> None:
+    """Write one shard: its bytes depend on nothing but the samples and the HDF5 library.
+
+    Args:
+        blocks: images and labels, some at a time; all but the last have a multiple of :func:`most_rows`.
+        shape: (samples, H, W, C) of all images.
+    """
     filters: dict[str, Any] = {}
     if compressed:
-        rows = min(len(images), most_rows(images[0].nbytes))
-        filters = {"chunks": (rows, *images.shape[1:]), "compression": "gzip", "compression_opts": 9}
+        rows = min(shape[0], most_rows(math.prod(shape[1:])))
+        filters = {"chunks": (rows, *shape[1:]), "compression": "gzip", "compression_opts": 9}
     with h5py.File(path, "w", libver="earliest", locking=False) as file:
-        file.create_dataset("images", data=images, track_times=False, **filters)
+        labels = _write_images(file.create_dataset("images", shape, np.uint8, track_times=False, **filters), blocks)
         file.create_dataset("labels", data=labels, track_times=False)
+
+
+def _write_images(dataset: h5py.Dataset, blocks: Iterable[tuple[Images, Images]]) -> Images:
+    """Write the images of ``blocks`` and return the labels. The dataset is closed afterwards: it is in no variable."""
+    labels, start = np.empty(len(dataset), np.uint8), 0
+    for images, of_images in blocks:
+        stop = start + len(images)
+        dataset[start:stop], labels[start:stop] = images, of_images
+        start = stop
+    return labels
 
 
 def most_rows(image_bytes: int) -> int:
@@ -138,11 +156,32 @@ def read_images(file: ShardFile, layout: Layout, out: Images) -> None:
     Raises:
         DataError: a chunk can't be unpacked.
     """
+    for start, images in _chunks(file, layout, out.shape):
+        out[start : start + layout.rows] = images
+
+
+def image_blocks(file: ShardFile, layout: Layout, shape: Shape, compressed: bool) -> Iterator[Images]:
+    """The images (samples, H, W, C) of a shard, some at a time.
+
+    Raises:
+        DataError: they can't be read.
+    """
+    if compressed:
+        for _, images in _chunks(file, layout, shape):
+            yield images
+        return
+    stored = FileImages(file, layout.images, shape)
+    for start, stop in chunks(shape[0], most_rows(math.prod(shape[1:]))):
+        yield stored[np.arange(start, stop)]
+
+
+def _chunks(file: ShardFile, layout: Layout, shape: Shape) -> Iterator[tuple[int, Images]]:
+    """The chunks of a compressed shard, each with the index of its first image."""
+    size = layout.rows * math.prod(shape[1:])
     with _opened(file) as opened:
-        for start in range(0, len(out), layout.rows):
-            rows = out[start : start + layout.rows]
-            flat = np.frombuffer(_unpacked(_packed(opened["images"], start), layout.rows * out[0].nbytes), np.uint8)
-            rows[...] = flat.reshape(-1, *out.shape[1:])[: len(rows)]
+        for start, stop in chunks(shape[0], layout.rows):
+            flat = np.frombuffer(_unpacked(_packed(opened["images"], start), size), np.uint8)
+            yield start, flat.reshape(-1, *shape[1:])[: stop - start]
 
 
 def _unpacked(packed: bytes, size: int) -> bytes:

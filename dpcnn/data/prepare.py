@@ -1,20 +1,23 @@
 """New data sets: all ranks write the source as shards, and a manifest describes them."""
 
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 
+import numpy as np
+
 from dpcnn.base import fields
-from dpcnn.data.downloads import DOWNLOADS, Download, fetch
+from dpcnn.data.downloads import DOWNLOADS, fetch
 from dpcnn.data.inputs import check_memory
-from dpcnn.data.layout import write_shard
+from dpcnn.data.layout import image_blocks, read_labels, read_layout, write_shard
 from dpcnn.data.shards import MOST_SHARDS, SPLITS, Manifest, Shard, ShardFile, write_manifest
-from dpcnn.data.sources import Source, read_source
+from dpcnn.data.sources import Source, SourceOptions, read_source
 from dpcnn.errors import DataError, printable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.tree import split_evenly
@@ -36,6 +39,7 @@ class Target:
         shards: of the training split; those of other splits have about the same size.
         contiguous: whether the samples are stored without compression.
         shuffle: the seed of a random order of the samples of each split; None: the order of the source.
+        options: how to read the source.
     """
 
     out: Path
@@ -43,6 +47,7 @@ class Target:
     shards: int = SHARDS
     contiguous: bool = False
     shuffle: int | None = None
+    options: SourceOptions = field(default_factory=SourceOptions)
 
     def check_free(self) -> None:
         """Make sure that nothing would be overwritten.
@@ -61,7 +66,7 @@ def prepare(comm: SerialComm, path: Path, target: Target, say: Say) -> None:
     """
     with comm.fail_together():
         target.check_free()
-        source = read_source(path)
+        source = read_source(path, target.options)
     write_set(comm, source, target, say)
 
 
@@ -78,9 +83,9 @@ def fetch_and_prepare(comm: SerialComm, name: str, mirror: str | None, target: T
     with comm.fail_together():
         if comm.rank == 0:
             mirrors = (mirror,) if mirror else known.mirrors
-            fetch(Download(mirrors, known.digests, known.licence), folder, say)
+            fetch(replace(known, mirrors=mirrors), folder, say)
     with comm.fail_together():
-        source = read_source(folder)
+        source = read_source(folder, SourceOptions(names=known.class_names, resize=known.resize))
         source.origin["licence"] = known.licence
     write_set(comm, source, target, say)
     with comm.fail_together():
@@ -143,7 +148,8 @@ def _write_shards(folder: Path, comm: SerialComm, source: Source, jobs: list[Job
     with comm.fail_together():
         for number in range(comm.rank, len(jobs), comm.size):
             split, name, start, stop = jobs[number]
-            write_shard(folder / name, *source.part(split, start, stop), compressed=compressed)
+            shape = (stop - start, *source.image_shape)
+            write_shard(folder / name, source.blocks(split, start, stop), shape, compressed)
             with ShardFile(folder, Shard(name, stop - start, "")) as file:
                 written[str(number)] = [name, stop - start, file.sha256()], file.size
     found = {int(number): told for part in comm.allgather_obj(written) for number, told in part.items()}
@@ -154,6 +160,7 @@ def _write_shards(folder: Path, comm: SerialComm, source: Source, jobs: list[Job
 def _write_manifest(folder: Path, source: Source, written: Written, target: Target) -> Manifest:
     splits = {split: tuple(shard for shard, _ in each) for split, each in written.items()}
     manifest = describe(source, splits, target)
+    manifest = replace(manifest, content={split: content_sha256(folder, manifest, split) for split in SPLITS})
     for split, each in written.items():
         _check_readable(target.out, manifest, split, sum(size for _, size in each))
     write_manifest(folder, manifest)
@@ -161,17 +168,34 @@ def _write_manifest(folder: Path, source: Source, written: Written, target: Targ
 
 
 def describe(source: Source, splits: dict[str, tuple[Shard, ...]], target: Target) -> Manifest:
-    """The manifest of a data set."""
-    height, width, channels = source.splits["train"][0].shape[1:]
+    """The manifest of a data set, still without the checksums of its content."""
+    height, width, channels = source.image_shape
     return Manifest(
         name=target.name or printable(target.out.name)[: fields.MOST_NAME],
         image_shape=(height, width, channels),
-        classes=1 + max(int(labels.max()) for _, labels in source.splits.values()),
+        class_names=source.class_names,
+        resize=source.resize,
         compressed=not target.contiguous,
         splits=splits,
-        content={split: source.sha256(split) for split in SPLITS},
+        content=dict.fromkeys(SPLITS, ""),
         source=source.origin,
     )
+
+
+def content_sha256(folder: Path, manifest: Manifest, split: str) -> str:
+    """The sha256 of all images' bytes and then all labels', as they are read from the shards."""
+    found, every_label = hashlib.sha256(), []
+    for shard in manifest.splits[split]:
+        with ShardFile(folder, shard) as file:
+            layout = read_layout(file, shard, manifest)
+            for images in image_blocks(file, layout, (shard.samples, *manifest.image_shape), manifest.compressed):
+                found.update(images.data)
+            labels = np.empty(shard.samples, np.uint8)
+            read_labels(file, layout, labels)
+            every_label.append(labels)
+    for labels in every_label:
+        found.update(labels.data)
+    return found.hexdigest()
 
 
 def _check_readable(out: Path, manifest: Manifest, split: str, size: int) -> None:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from dpcnn.base import fields
 from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.base.files import MOST_JSON, Folder, open_plain, read_bytes
+from dpcnn.data.classes import MOST_CLASSES, Names, numbered, parse_names
 from dpcnn.data.inputs import digest, reason
 from dpcnn.errors import DataError
 
@@ -33,7 +34,15 @@ Images = NDArray[np.uint8]
 FORMAT = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
-MOST_SIDE, MOST_CLASSES = 1 << 16, 256
+CROP, MNIST = "crop", "mnist"
+RESIZE = (CROP, MNIST)
+"""Ways in which a picture of any size becomes an image.
+
+"crop": the largest rectangle of the image's proportions around the picture's centre is resized.
+"mnist": the character that is drawn in it is centred as in MNIST.
+"""
+
+MOST_SIDE = 1 << 16
 MOST_BYTES = 1 << 40
 """Bytes of a split's images: no honest manifest asks for more."""
 
@@ -57,7 +66,8 @@ class Manifest:
     Attributes:
         name: of the data set.
         image_shape: (H, W, C).
-        classes: labels are 0 .. classes - 1.
+        class_names: the name of each class; numbers if the source has none. Labels are indices of it.
+        resize: how a picture becomes an image of this set, see :data:`RESIZE`.
         compressed: whether shards are compressed, and so are read into memory, or contiguous, and
             so are read sample by sample.
         splits: "train" and "test", each a list of shards in the order of samples.
@@ -68,11 +78,17 @@ class Manifest:
 
     name: str
     image_shape: tuple[int, int, int]
-    classes: int
+    class_names: Names
+    resize: str
     compressed: bool
     splits: dict[str, tuple[Shard, ...]]
     content: dict[str, str]
     source: dict[str, str]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes; labels are 0 .. classes - 1."""
+        return len(self.class_names)
 
     @property
     def image_bytes(self) -> int:
@@ -109,7 +125,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         DataError: it would be refused when it is read.
         OSError: it can't be written.
     """
-    content = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1).encode() + b"\n"
+    content = json.dumps({"format": FORMAT, "classes": manifest.classes, **asdict(manifest)}, indent=1).encode() + b"\n"
     parse_manifest(folder / MANIFEST, content)
     with Folder(folder) as opened:
         opened.write(MANIFEST, content)
@@ -155,15 +171,29 @@ def _parse(told: Table) -> Manifest:
     names = [shard.file for shards in splits.values() for shard in shards]
     if len(set(names)) < len(names):
         raise FieldError("splits: a shard is named twice")
+    classes = told.integer("classes", 1, MOST_CLASSES)
     return Manifest(
         name=told.name("name"),
         image_shape=(height, width, channels),
-        classes=told.integer("classes", 1, MOST_CLASSES),
+        class_names=parse_names(told, classes) if "class_names" in told else numbered(classes),
+        resize=parse_resize(told) if "resize" in told else CROP,
         compressed=told.flag("compressed"),
         splits=splits,
         content={split: told.table("content").sha256(split) for split in SPLITS},
         source=_parse_source(told.table("source")),
     )
+
+
+def parse_resize(table: Table) -> str:
+    """The value ``resize`` of a file.
+
+    Raises:
+        FieldError: it is not one of :data:`RESIZE`.
+    """
+    resize = table.name("resize")
+    if resize not in RESIZE:
+        raise FieldError(f"resize: expected {' or '.join(RESIZE)}, not {resize[:60]!r}")
+    return resize
 
 
 def _parse_split(told: Table, split: str, image_bytes: int) -> tuple[Shard, ...]:

@@ -1,24 +1,53 @@
-"""Where data comes from: folders of IDX or CSV files, and NPZ files. All of it is untrusted."""
+"""Where data comes from: folders of IDX, CSV or NPY files, and NPZ files. All of it is untrusted."""
 
-import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import SHUFFLE, permutation
+from dpcnn.data.classes import Names, number_labels
 from dpcnn.data.formats import read_csv, read_idx
+from dpcnn.data.holdout import TEST, stratified
 from dpcnn.data.inputs import Input, open_input
-from dpcnn.data.npz import ZIP, read_arrays, read_headers
-from dpcnn.data.shards import MOST_CLASSES, MOST_SIDE, SPLITS, Images
-from dpcnn.errors import DataError, printable
+from dpcnn.data.layout import most_rows
+from dpcnn.data.npz import ZIP, read_headers, read_npy, read_or_keep
+from dpcnn.data.shards import CROP, MOST_SIDE, SPLITS, Images
+from dpcnn.errors import ConfigError, DataError, printable
 from dpcnn.parallel.tree import chunks
 
-HASHED = 1024  # samples at once
+BLOCK_CHUNKS = 8
+"""Chunks of a shard whose images are in memory at once."""
+
+TEST_PART = 0.1
+"""The part of the samples that are test samples, if the source does not say which are."""
+
+CHANNELS = (1, 3, 4)
+"""Numbers of channels by which the layout of an array is recognised."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the user says about a source.
+
+    Attributes:
+        names: of the classes; None: the source's own, or numbers.
+        layout: "hwc" or "chw", the order of height, width and channels in arrays; None: it must be clear.
+        test: how many samples are test samples, or below 1 the fraction of all; None: see :data:`TEST_PART`.
+        seed: draws the test samples.
+        resize: how a picture becomes an image of this set, see :data:`dpcnn.data.shards.RESIZE`.
+    """
+
+    names: Names | None = None
+    layout: str | None = None
+    test: float | None = None
+    seed: int = 0
+    resize: str = CROP
 
 
 @dataclass
@@ -26,85 +55,136 @@ class Source:
     """Images and labels as a source has them.
 
     Attributes:
-        splits: for each split, images (n, H, W, C) and labels (n,), both uint8.
+        images: for each split, uint8 (n, H, W, C), or (n, C, H, W) with ``channels_first``; arrays of numbers index it.
+        labels: for each split (n,), uint8.
+        class_names: the name of each class.
+        resize: how a picture becomes an image of this set, see :data:`dpcnn.data.shards.RESIZE`.
         origin: the names of the source and their values, for people.
-        orders: for each split, the order (n,) in which samples are to be taken; none where it is the source's.
+        channels_first: whether the channels come before height and width in ``images``.
+        orders: for each split, the numbers of its samples in their order; none where it is the source's order.
     """
 
-    splits: dict[str, tuple[Images, Images]]
+    images: dict[str, Any]
+    labels: dict[str, Array]
+    class_names: Names
+    resize: str
     origin: dict[str, str]
-    orders: dict[str, NDArray[Any]] = field(default_factory=dict)
+    channels_first: bool = False
+    orders: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def image_shape(self) -> Shape:
+        """(H, W, C)."""
+        shape: Shape = self.images["train"].shape[1:]
+        return (*shape[1:], shape[0]) if self.channels_first else shape
+
+    def draw_test(self, amount: float, seed: int) -> None:
+        """Take the test samples from the training samples: from each class in proportion to its size, by the seed.
+
+        Raises:
+            ConfigError: none would be left for training or for the test.
+        """
+        labels = self.labels["train"]
+        count = int(amount) if amount >= 1 else round(amount * len(labels))
+        if not 0 < count < len(labels):
+            raise ConfigError(f"--test {amount:g}: {count:,} of {len(labels):,} samples; expected some, and not all")
+        of_test = np.zeros(len(labels), bool)
+        of_test[stratified(labels, count, seed, TEST)] = True
+        self.images["test"], self.labels["test"] = self.images["train"], labels
+        self.orders = {"train": np.flatnonzero(~of_test), "test": np.flatnonzero(of_test)}
+        self.origin["test samples"] = f"{count}, drawn from each class by seed {seed}"
 
     def shuffle(self, seed: int) -> None:
-        """Take the samples of each split in a random order, a function of the seed alone."""
+        """Put the samples of each split in a random order, a function of the seed alone."""
         for number, split in enumerate(SPLITS):
-            self.orders[split] = permutation(seed, number, self.samples(split), SHUFFLE)
+            samples = self.samples(split)
+            order = self.orders.get(split, np.arange(samples))
+            self.orders[split] = order[permutation(seed, number, samples, SHUFFLE)]
         self.origin["order"] = f"shuffled by seed {seed}"
 
     def samples(self, split: str) -> int:
         """How many samples a split has."""
-        return len(self.splits[split][1])
+        return len(self.orders.get(split, self.labels[split]))
 
-    def part(self, split: str, start: int, stop: int) -> tuple[Images, Images]:
-        """A run of a split's samples, in their order: images (n, H, W, C) and labels (n,)."""
-        images, labels = self.splits[split]
-        if split in self.orders:
-            indices = self.orders[split][start:stop]
-            return images[indices], labels[indices]
-        return images[start:stop], labels[start:stop]
-
-    def sha256(self, split: str) -> str:
-        """The sha256 of all images' bytes and then all labels', in their order."""
-        found = hashlib.sha256()
-        for which in (0, 1):
-            for start, stop in chunks(self.samples(split), HASHED):
-                found.update(np.ascontiguousarray(self.part(split, start, stop)[which]).data)
-        return found.hexdigest()
+    def blocks(self, split: str, start: int, stop: int) -> Iterator[tuple[Images, Images]]:
+        """A run of a split's samples, in their order: images (n, H, W, C) and labels (n,), some at a time."""
+        for first, end in chunks(stop - start, BLOCK_CHUNKS * most_rows(math.prod(self.image_shape))):
+            numbers = np.arange(start + first, start + end)
+            indices = self.orders[split][numbers] if split in self.orders else numbers
+            images = self.images[split][indices]
+            yield np.moveaxis(images, 1, -1) if self.channels_first else images, self.labels[split][indices]
 
 
 IDX_NAMES = {"train": "train", "test": "t10k"}
 CSV_NAMES = {"train": "mnist_train.csv", "test": "mnist_test.csv"}
 KEYS = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
 CSV_FOLDER = f"a folder with {' and '.join(CSV_NAMES.values())}"
-NPZ_FILE = f"an NPZ file with {', '.join(key for keys in KEYS.values() for key in keys)}"
+NPZ_FILE = "an NPZ file with x_train and y_train, and perhaps x_test and y_test"
+Pairs = dict[str, tuple[Any, Array]]
+"""For each split, images and labels as they are in the source."""
 
 
-def read_source(path: Path) -> Source:
-    """Read a folder of IDX files, a folder of CSV files, or an NPZ file.
+def read_source(path: Path, options: SourceOptions | None = None) -> Source:
+    """Read a folder of IDX, CSV or NPY files, or an NPZ file.
 
     Raises:
-        DataError: there is no known source, or it is damaged.
+        DataError: nothing known is there, or what is there is damaged.
+        ConfigError: the options do not fit it.
     """
-    source = _read_npz(path) if path.is_file() else _read_folder(path)
-    shapes = [source.splits[split][0].shape[1:] for split in SPLITS]
-    if shapes[0] != shapes[1]:
-        raise DataError(f"{path}: training images are {shapes[0]}, test images {shapes[1]}; expected the same shape")
+    options = options or SourceOptions()
+    pairs, origin = _read_npz(path) if path.is_file() else _read_folder(path)
+    images = {split: _checked(path, *pair) for split, pair in pairs.items()}
+    labels, names = number_labels(path, {split: pair[1] for split, pair in pairs.items()}, options.names)
+    source = Source(images, labels, names, options.resize, origin, channels_first=options.layout == "chw")
+    shapes = {split: each.shape[1:] for split, each in images.items()}
+    if len(set(shapes.values())) > 1:
+        raise DataError(
+            f"{path}: training images are {shapes['train']}, test images {shapes['test']}; expected the same shape"
+        )
+    if options.layout is None:
+        _check_layout(path, shapes["train"])
+    if "test" not in images:
+        source.draw_test(TEST_PART if options.test is None else options.test, options.seed)
+    elif options.test is not None:
+        raise ConfigError(f"--test: {path} has test samples of its own; drop the option")
     return source
 
 
-def _read_folder(path: Path) -> Source:
+def _check_layout(path: Path, shape: Shape) -> None:
+    """Refuse images (a, b, c) that look like (C, H, W)."""
+    if shape[0] in CHANNELS and shape[2] not in CHANNELS:
+        raise DataError(
+            f"{path}: images {shape} look like (channels, height, width); give --layout chw, or --layout hwc if they "
+            "are (height, width, channels)"
+        )
+
+
+def _read_folder(path: Path) -> tuple[Pairs, dict[str, str]]:
     if not path.is_dir():
         raise DataError(f"{path}: no folder and no plain file; expected {NPZ_FILE}, or a folder of IDX or CSV files")
-    known: list[tuple[Callable[[Path, str], list[Path]], Callable[[Sequence[Input]], tuple[Images, Images]]]]
-    known = [(_idx_files, _read_idx_pair), (_csv_files, _read_csv)]
+    known: list[tuple[Callable[[Path, str], list[Path]], Callable[[Sequence[Input]], tuple[Any, Array]]]]
+    known = [(_idx_files, _read_idx_pair), (_csv_files, _read_csv), (_npy_files, _read_npy_pair)]
     for names, read in known:
-        files = {split: names(path, split) for split in SPLITS}
-        if all(files.values()):
+        files = {split: found for split in SPLITS if (found := names(path, split))}
+        if "train" in files:
             return _read_files(files, read)
     raise DataError(
         f"{path}: expected train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
-        f"t10k-labels-idx1-ubyte (.gz or not), or {' and '.join(CSV_NAMES.values())}"
+        f"t10k-labels-idx1-ubyte (.gz or not), {' and '.join(CSV_NAMES.values())}, or x_train.npy and y_train.npy"
     )
 
 
-def _read_files(files: dict[str, list[Path]], read: Callable[[Sequence[Input]], tuple[Images, Images]]) -> Source:
-    source = Source({}, {})
+def _read_files(
+    files: dict[str, list[Path]], read: Callable[[Sequence[Input]], tuple[Any, Array]]
+) -> tuple[Pairs, dict[str, str]]:
+    pairs: Pairs = {}
+    origin: dict[str, str] = {}
     for split, paths in files.items():
         with ExitStack() as opened:
             inputs = [opened.enter_context(open_input(path)) for path in paths]
-            source.origin |= {each.path.name: f"sha256 {each.sha256()}" for each in inputs}
-            source.splits[split] = _checked(paths[0], *read(inputs))
-    return source
+            origin |= {each.path.name: f"sha256 {each.sha256()}" for each in inputs}
+            pairs[split] = read(inputs)
+    return pairs, origin
 
 
 def _idx_files(folder: Path, split: str) -> list[Path]:
@@ -117,6 +197,11 @@ def _csv_files(folder: Path, split: str) -> list[Path]:
     name = CSV_NAMES[split]
     found = _first(folder / name, folder / f"{name}.gz")
     return [found] if found else []
+
+
+def _npy_files(folder: Path, split: str) -> list[Path]:
+    found = [folder / f"{key}.npy" for key in KEYS[split]]
+    return found if all(path.is_file() for path in found) else []
 
 
 def _first(*paths: Path) -> Path | None:
@@ -132,7 +217,12 @@ def _read_csv(files: Sequence[Input]) -> tuple[Images, Images]:
     return read_csv(files[0])
 
 
-def _read_npz(path: Path) -> Source:
+def _read_npy_pair(files: Sequence[Input]) -> tuple[Any, Array]:
+    images, labels = map(read_npy, files)
+    return images, labels
+
+
+def _read_npz(path: Path) -> tuple[Pairs, dict[str, str]]:
     """An NPZ file with Keras' keys."""
     with open_input(path) as file:
         if file.head(2) != ZIP:
@@ -140,38 +230,27 @@ def _read_npz(path: Path) -> Source:
             raise DataError(f"{path}: {what}; expected {CSV_FOLDER}, a folder of IDX files, or {NPZ_FILE}")
         origin = {printable(path.name)[:255]: f"sha256 {file.sha256()}"}
         headers = read_headers(file)
-        missing = [key for keys in KEYS.values() for key in keys if key not in headers]
+        wanted = {split: keys for split, keys in KEYS.items() if split == "train" or set(keys) & set(headers)}
+        missing = [key for keys in wanted.values() for key in keys if key not in headers]
         if missing:
             raise DataError(f"{path}: holds no {missing[0]}; expected {NPZ_FILE}")
-        arrays = read_arrays(file, [headers[key] for keys in KEYS.values() for key in keys])
-    return Source({split: _checked(path, *arrays[2 * n : 2 * n + 2]) for n, split in enumerate(KEYS)}, origin)
+        arrays = {key: headers[key] for keys in wanted.values() for key in keys}
+        found = dict(zip(arrays, read_or_keep(file, arrays.values()), strict=True))
+    return {split: (found[x], found[y]) for split, (x, y) in wanted.items()}, origin
 
 
-def _checked(path: Path, images: NDArray[Any], labels: NDArray[Any]) -> tuple[Images, Images]:
-    """The images as (n, H, W, C) of bytes, the labels as (n,) of bytes."""
+def _checked(path: Path, images: Any, labels: Array) -> Any:
+    """The images as (n, H, W, C) of bytes, one for each label."""
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels):
+    if images.ndim != 4 or not labels.ndim or len(images) != len(labels):
         raise DataError(
             f"{path}: images {images.shape} and labels {labels.shape} don't belong together; "
             "expected images (n, H, W) or (n, H, W, C), and labels (n,)"
         )
-    if not images.size or max(images.shape[1:]) > MOST_SIDE:
+    if not images.shape[0] or min(images.shape) < 1 or max(images.shape[1:]) > MOST_SIDE:
         raise DataError(f"{path}: images {images.shape}: expected one at least, of sides up to {MOST_SIDE:,}")
     if images.dtype != np.uint8:
         scale = "multiply by 255 and convert" if images.dtype.kind == "f" else "convert them"
         raise DataError(f"{path}: expected uint8 images 0..255 (n, H, W, C), not {images.dtype}; {scale}")
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"{path}: expected labels of whole numbers, not {labels.dtype}; convert them")
-    return images, _bytes(path, labels)
-
-
-def _bytes(path: Path, labels: NDArray[Any]) -> Images:
-    least, most = int(labels.min()), int(labels.max())
-    if least < 0 or most >= MOST_CLASSES:
-        found = most if least >= 0 else least
-        raise DataError(
-            f"{path}: labels up to {MOST_CLASSES - 1} ({MOST_CLASSES} classes) are supported, found {found}; "
-            "number the classes from 0"
-        )
-    return labels.astype(np.uint8, copy=False)
+    return images

@@ -18,8 +18,9 @@ from dpcnn.base.files import write_file
 from dpcnn.base.numerics import describe, deviations, fingerprint
 from dpcnn.base.text import text
 from dpcnn.config import from_dict, read_recipe
+from dpcnn.data.classes import numbered
 from dpcnn.data.dataset import Samples
-from dpcnn.data.shards import Manifest
+from dpcnn.data.shards import CROP, Manifest
 from dpcnn.errors import ConfigError, nearest
 from dpcnn.nn.losses import LOSSES
 from dpcnn.optim.optimizers import OPTIMIZERS
@@ -96,7 +97,8 @@ def random_samples() -> Samples:
     draws = np.random.Philox(0).random_raw(STEPS * 128 * (SIDE * SIDE // 8 + 1)).reshape(STEPS * 128, -1)
     images = draws[:, 1:].astype("<u8").view(np.uint8).reshape(-1, SIDE, SIDE, 1)
     labels = (draws[:, 0] % CLASSES).astype(np.uint8)
-    manifest = Manifest("random", (SIDE, SIDE, 1), CLASSES, True, {}, {"train": "", "test": ""}, {})
+    names = numbered(CLASSES)
+    manifest = Manifest("random", (SIDE, SIDE, 1), names, CROP, True, {}, {"train": "", "test": ""}, {})
     return Samples(manifest, (images,), np.array([0, len(images)]), labels)
 
 

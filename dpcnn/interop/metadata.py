@@ -9,6 +9,8 @@ from dpcnn import __version__
 from dpcnn.base.arrays import Shape
 from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.config import Config, from_dict
+from dpcnn.data.classes import Names, parse_names
+from dpcnn.data.shards import parse_resize
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.runs.checkpoint import MOST_SIDE, Checkpoint
 
@@ -20,13 +22,15 @@ class Description:
     Attributes:
         config: the configuration, with the layers.
         image_shape: (H, W, C) of the images.
-        classes: the number of classes.
+        class_names: the name of each class.
+        resize: how a picture becomes an image for the network, see :data:`dpcnn.data.shards.RESIZE`.
         step: the number of steps that the weights were trained for.
     """
 
     config: Config
     image_shape: Shape
-    classes: int
+    class_names: Names
+    resize: str
     step: int
 
 
@@ -41,6 +45,8 @@ def to_metadata(checkpoint: Checkpoint) -> dict[str, str]:
         "config": checkpoint.config.as_dict(),
         "image_shape": list(checkpoint.image_shape),
         "classes": checkpoint.classes,
+        "class_names": list(checkpoint.class_names),
+        "resize": checkpoint.resize,
         "step": checkpoint.progress.step,
         "weights_sha256": checkpoint.weights_sha256,
     }
@@ -64,7 +70,8 @@ def from_metadata(path: Path, metadata: Mapping[str, str]) -> Description:
         return Description(
             from_dict(values.table("config").all(), "config.", whole=True),
             values.integers("image_shape", 3, least=1, most=MOST_SIDE),
-            values.integer("classes", 1, MOST_SIDE),
+            parse_names(values, values.integer("classes", 1, MOST_SIDE)),
+            parse_resize(values),
             values.integer("step"),
         )
     except (FieldError, ConfigError) as error:

@@ -48,7 +48,7 @@ def from_safetensors(path: Path, description: Description | None = None) -> Chec
     """
     tensors, metadata = read_tensors(path)
     description = description or from_metadata(path, metadata)
-    network = description.config.network(description.image_shape, description.classes)
+    network = description.config.network(description.image_shape, len(description.class_names))
     pairs = torch_names(network)
     _check_shapes(path, tensors, pairs, description.config.model)
     params = network.flat({twin.ours: twin.from_torch(tensors[twin.theirs]) for twin in pairs})
@@ -58,7 +58,8 @@ def from_safetensors(path: Path, description: Description | None = None) -> Chec
         progress=Progress(step=description.step),
         config=description.config,
         image_shape=network.input_shape,
-        classes=network.classes,
+        class_names=description.class_names,
+        resize=description.resize,
         data="",
         weights_sha256=weights_sha256(params),
         fingerprint=fingerprint(),

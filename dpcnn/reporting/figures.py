@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ import numpy as np
 
 from dpcnn.base.arrays import Array
 from dpcnn.base.files import write_file
-from dpcnn.data.dataset import Samples
+from dpcnn.data.shards import MNIST
 from dpcnn.errors import printable
 from dpcnn.runs.events import Event, evaluated, read_events
-from dpcnn.training.evaluation import Answers
+from dpcnn.training.examination import Examination
 
 STYLES = ("o--", "s-", "^:")
 NAMES = {"train": "training"}
-MOST_PICTURES, MOST_NUMBERED, MOST_POINTS = 64, 40, 5_000
-"""The most filters or maps in a picture, classes in a confusion matrix with counts, and points of a curve."""
+MOST_PICTURES, MOST_NUMBERED, MOST_POINTS, MOST_LETTERS = 64, 40, 5_000, 14
+"""The most filters or maps in a picture, classes in a confusion matrix with counts, points of a curve, and
+characters of a class's name."""
 
 MISSING = "nothing drawn: matplotlib is not installed (pip install 'dpcnn[plot]')"
 
@@ -116,8 +118,13 @@ def plain(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def draw_confusion(confusion: Array, stem: Path) -> str:
-    """Draw the confusion matrix, (classes, classes) counts, to STEM.png and STEM.svg.
+def short(name: str) -> str:
+    """The name of a class for a picture: its beginning if it is long."""
+    return plain(name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…")
+
+
+def draw_confusion(examination: Examination, stem: Path) -> str:
+    """Draw the confusion matrix of an examination to STEM.png and STEM.svg.
 
     Only mistakes are shaded. The diagonal has the counts of the samples that are classified right.
 
@@ -127,13 +134,15 @@ def draw_confusion(confusion: Array, stem: Path) -> str:
     figure = new_figure(width=6, height=5.5)
     if figure is None:
         return MISSING
-    axes = figure.subplots()
+    axes, confusion = figure.subplots(), examination.confusion
     mistakes = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
     most = max(1, mistakes.max())
     axes.imshow(mistakes, cmap="Greys", vmin=0, vmax=most)
     axes.set(xlabel="predicted class", ylabel="true class")
     if len(confusion) <= MOST_NUMBERED:
-        axes.set(xticks=range(len(confusion)), yticks=range(len(confusion)))
+        names = [short(name) for name in examination.class_names]
+        axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(range(len(names)), names)
         for (row, column), count in np.ndenumerate(confusion):
             color = "white" if mistakes[row, column] > most / 2 else "black"
             weight = "bold" if row == column else "normal"
@@ -141,17 +150,17 @@ def draw_confusion(confusion: Array, stem: Path) -> str:
     return save(figure, stem, "confusion matrix")
 
 
-def draw_mistakes(answers: Answers, samples: Samples, indices: Array, most: int, stem: Path, columns: int = 8) -> str:
+def draw_mistakes(examination: Examination, most: int, stem: Path, columns: int = 8) -> str:
     """Draw the images with the highest losses among those classified wrong, to STEM.png and STEM.svg.
 
     Args:
-        indices: (n,) the indices of the samples in ``answers``.
         most: the largest number of pictures.
         columns: the number of images side by side.
 
     Returns:
         A line with the names of the files, or with the reason why there are none.
     """
+    answers, names = examination.answers, examination.class_names
     wrong = np.flatnonzero(answers.predicted != answers.labels)
     worst = wrong[np.argsort(-answers.losses[wrong], kind="stable")][:most]
     if not len(worst):
@@ -160,24 +169,42 @@ def draw_mistakes(answers: Answers, samples: Samples, indices: Array, most: int,
     figure = new_figure(width=1.1 * columns, height=1.3 * rows)
     if figure is None:
         return MISSING
-    images, _ = samples.take(indices[worst])
-    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+    images, _ = examination.samples.take(examination.indices[worst])
+    shades = shades_of(examination.resize)
+    lines = "\n" if max(map(len, names)) > 2 else " "
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
         axes.axis("off")
     for axes, number, image in zip(grid.flat, worst, images, strict=False):
-        axes.imshow(image if image.shape[-1] in (3, 4) else image.mean(axis=-1), cmap="Greys")
-        axes.set_title(f"{answers.labels[number]} as {answers.predicted[number]}", fontsize=9)
+        _show(axes, image, shades)
+        right, predicted = short(names[answers.labels[number]]), short(names[answers.predicted[number]])
+        axes.set_title(f"{right}{lines}as {predicted}", fontsize=9 if lines == " " else 7)
     return save(figure, stem, "worst mistakes")
 
 
+def shades_of(resize: str) -> str:
+    """The colour map of grey images: dark ink on white for MNIST's characters, which are light on dark."""
+    return "Greys" if resize == MNIST else "gray"
+
+
+def _show(axes: Any, image: Array, shades: str) -> None:
+    """Show an image (H, W, C), uint8: in colour, or the mean of its channels."""
+    axes.axis("off")
+    axes.imshow(image if image.shape[-1] in (3, 4) else image.mean(axis=-1), cmap=shades, vmin=0, vmax=255)
+
+
 def draw_filters(before: Array, after: Array, stem: Path) -> str:
-    """Draw a layer's filters (h, w, F) before and after training, each in its own shades, to STEM.png and STEM.svg.
+    """Draw a layer's filters before and after training, each in its own shades, to STEM.png and STEM.svg.
+
+    Args:
+        before, after: (h, w, F), or in colour (h, w, F, 3).
 
     Returns:
         A line with the names of the files, or with the reason why there are none.
     """
-    before, after = before[..., :MOST_PICTURES], after[..., :MOST_PICTURES]
-    columns = min(before.shape[-1], 5)
-    rows = -(-before.shape[-1] // columns)
+    before, after = before[:, :, :MOST_PICTURES], after[:, :, :MOST_PICTURES]
+    columns = min(before.shape[2], 5)
+    rows = -(-before.shape[2] // columns)
     figure = new_figure(width=1 + 1.6 * columns, height=0.5 + 0.8 * rows)
     if figure is None:
         return MISSING
@@ -185,21 +212,26 @@ def draw_filters(before: Array, after: Array, stem: Path) -> str:
     return save(figure, stem, "filters")
 
 
-def draw_maps(image: Array, before: Array, after: Array, stem: Path) -> str:
-    """Draw an image (H, W), and a layer's output for it (h, w, F) before and after training, to STEM.png and STEM.svg.
+def draw_maps(image: Array, before: Array, after: Array, shades: str, stem: Path) -> str:
+    """Draw an image, and a layer's output for it before and after training, to STEM.png and STEM.svg.
+
+    Args:
+        image: (H, W, C), uint8.
+        before, after: (h, w, F).
+        shades: the colour map of a grey image, see :func:`shades_of`.
 
     Returns:
         A line with the names of the files, or with the reason why there are none.
     """
-    before, after = before[..., :MOST_PICTURES], after[..., :MOST_PICTURES]
-    columns = min(before.shape[-1], 4)
-    rows = -(-before.shape[-1] // columns)
+    before, after = before[:, :, :MOST_PICTURES], after[:, :, :MOST_PICTURES]
+    columns = min(before.shape[2], 4)
+    rows = -(-before.shape[2] // columns)
     figure = new_figure(width=2 + 1.8 * columns, height=0.5 + 0.9 * rows)
     if figure is None:
         return MISSING
     parts = figure.subfigures(1, 3, width_ratios=(2, 0.9 * columns, 0.9 * columns))
     parts[0].suptitle("image")
-    _grid(parts[0], image[..., None], 1)
+    _show(parts[0].subplots(), image, shades)
     _before_and_after(parts[1:], before, after, columns)
     return save(figure, stem, "feature maps")
 
@@ -212,12 +244,16 @@ def _before_and_after(figures: Sequence[Any], before: Array, after: Array, colum
 
 
 def _grid(figure: Any, pictures: Array, columns: int) -> None:
-    """Draw pictures (h, w, n) side by side, each scaled from its minimum, white, to its maximum, black."""
-    h, w, n = pictures.shape
+    """Draw pictures side by side, each scaled from its minimum to its maximum.
+
+    Args:
+        pictures: (h, w, n), from white to black; or in colour (h, w, n, 3).
+    """
+    h, w, n, *colours = pictures.shape
     rows, gap = -(-n // columns), max(1, h // 12)
-    whole = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap), np.nan)
+    whole = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, *colours), 1.0 if colours else 0.0)
     for number in range(n):
-        picture = pictures[..., number] - pictures[..., number].min()
+        picture = pictures[:, :, number] - pictures[:, :, number].min()
         top, left = number // columns * (h + gap), number % columns * (w + gap)
         whole[top : top + h, left : left + w] = picture / (picture.max() or 1)
     axes = figure.subplots()
@@ -243,6 +279,8 @@ def save(figure: Any, stem: Path, what: str) -> str:
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     for path in paths:
         picture = io.BytesIO()
-        figure.savefig(picture, format=path.suffix[1:], dpi=150)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # in names of scripts that the font lacks
+            figure.savefig(picture, format=path.suffix[1:], dpi=150)
         write_file(path, picture.getvalue())
     return f"{what} drawn: {' and '.join(map(str, paths))}"

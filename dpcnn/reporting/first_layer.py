@@ -9,7 +9,7 @@ from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import ConfigError
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.reporting.figures import draw_filters, draw_maps
+from dpcnn.reporting.figures import draw_filters, draw_maps, shades_of
 from dpcnn.runs.checkpoint import Checkpoint
 
 
@@ -51,20 +51,25 @@ def draw_first_layer(checkpoint: Checkpoint, image: Array, out: Path) -> list[st
         return ["no filters drawn: the filters of the first layer with parameters do not have the shape of an image"]
     lines = [draw_filters(before, after, out / "filters")]
     if map_before is not None and map_after is not None:
-        lines.append(draw_maps(image[0].mean(axis=-1), map_before, map_after, out / "maps"))
+        lines.append(draw_maps(image[0], map_before, map_after, shades_of(checkpoint.resize), out / "maps"))
     return lines
 
 
 def first_layer(network: Network, params: Vector, image: Array) -> tuple[Array | None, Array | None]:
-    """The filters (h, w, F) of the first layer with weights, and its output (h, w, F) for an image (1, H, W, C).
+    """The filters of the first layer with weights, and its output (h, w, F) for an image (1, H, W, C).
 
     The filters of a linear layer of all pixels have the shape of the image. None: not a picture.
     """
     H, W, C = network.input_shape
     for _, weights, output in network.outputs(params, image):
         if "w" in weights and weights["w"].ndim == 4:
-            return weights["w"].mean(axis=2), output[:, :, 0].copy()
+            return _picture(weights["w"]), output[:, :, 0].copy()
         if weights:
             whole = "w" in weights and weights["w"].ndim == 2 and len(weights["w"]) == H * W * C
-            return (weights["w"].reshape(H, W, C, -1).mean(axis=2) if whole else None), None
+            return (_picture(weights["w"].reshape(H, W, C, -1)) if whole else None), None
     raise AssertionError("every network has weights")
+
+
+def _picture(weights: Array) -> Array:
+    """Filters (h, w, C, F) as pictures: in colour (h, w, F, 3) if C is 3, otherwise their channels' mean (h, w, F)."""
+    return weights.transpose(0, 1, 3, 2) if weights.shape[2] == 3 else weights.mean(axis=2)

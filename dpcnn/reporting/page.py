@@ -60,8 +60,8 @@ def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, examination: Exa
 def draw(folder: RunFolder, checkpoint: Checkpoint, examination: Examination, out: Path) -> None:
     """Draw the page's pictures into a folder."""
     draw_curves([folder.path], out / "curves", narrow=True)
-    draw_confusion(examination.confusion, out / "confusion")
-    draw_mistakes(examination.answers, examination.samples, examination.indices, MISTAKES, out / "mistakes", COLUMNS)
+    draw_confusion(examination, out / "confusion")
+    draw_mistakes(examination, MISTAKES, out / "mistakes", COLUMNS)
     draw_first_layer(checkpoint, examination.samples.take(np.array([0]))[0], out)
 
 

@@ -12,7 +12,7 @@ def class_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A row per class under :data:`CLASS_HEADER`, of :attr:`dpcnn.training.examination.Examination.results`."""
     return [
         (
-            str(scores["class"]),
+            scores["name"],
             str(scores["samples"]),
             *("-" if scores[key] is None else f"{scores[key]:.4f}" for key in ("precision", "recall")),
         )

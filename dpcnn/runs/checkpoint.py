@@ -28,6 +28,8 @@ from dpcnn.base.arrays import Array, Shape, Vector
 from dpcnn.base.fields import FieldError, Table, load_json, name
 from dpcnn.base.files import Folder, open_plain
 from dpcnn.config import Config, from_dict
+from dpcnn.data.classes import Names, parse_names
+from dpcnn.data.shards import parse_resize
 from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
@@ -53,7 +55,9 @@ class Checkpoint:
         optimizer: the optimizer's flat vectors by name.
         progress: the progress of the run, with its metrics so far.
         config: the configuration of the run, including the seed.
-        image_shape, classes: the shape (H, W, C) of the images, and the number of classes.
+        image_shape: (H, W, C) of the images.
+        class_names: the name of each class.
+        resize: how a picture becomes an image for the network, see :data:`dpcnn.data.shards.RESIZE`.
         data: the data set's checksum.
         weights_sha256: of the flat parameter vector.
         fingerprint: that of the numerics of the run.
@@ -64,10 +68,16 @@ class Checkpoint:
     progress: Progress
     config: Config
     image_shape: tuple[int, ...]
-    classes: int
+    class_names: Names
+    resize: str
     data: str
     weights_sha256: str
     fingerprint: dict[str, Any]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
 
     def network(self) -> Network:
         """The network to which the parameters belong.
@@ -84,6 +94,8 @@ class Checkpoint:
             "config": self.config.as_dict(),
             "image_shape": list(self.image_shape),
             "classes": self.classes,
+            "class_names": list(self.class_names),
+            "resize": self.resize,
             "data": self.data,
             "weights_sha256": self.weights_sha256,
             "fingerprint": self.fingerprint,
@@ -191,9 +203,9 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
     }
     optimizer = _group(file, "optimizer")
     names = [*OPTIMIZERS[config.optimizer].state_names, *(["ema"] if config.ema_decay else [])]
-    if len(names) * 4 * network.size > room:
-        raise FieldError("the optimizer's arrays are larger than the file")
     stored = [name for name in names if name in optimizer]
+    if len(stored) * 4 * network.size > room:
+        raise FieldError("the optimizer's arrays are larger than the file")
     if stored and stored != names:
         raise FieldError(f"optimizer: expected {', '.join(names)}, found {', '.join(stored)}")
     checkpoint = Checkpoint(
@@ -202,7 +214,8 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
         Progress.from_dict(state.value("progress")),
         config,
         shape,
-        classes,
+        class_names=parse_names(state, classes),
+        resize=parse_resize(state),
         data=state.text("data") and state.sha256("data"),
         weights_sha256=state.sha256("weights_sha256"),
         fingerprint=_fingerprint(state.table("fingerprint")),

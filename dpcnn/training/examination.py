@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 from dpcnn.base.arrays import Array
 from dpcnn.base.numerics import check
 from dpcnn.config import Config, from_dict
+from dpcnn.data.classes import Names, numbered
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
+from dpcnn.data.shards import Manifest
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import share_or_part
@@ -30,6 +33,8 @@ class Examination:
         indices: (n,) the indices of the samples that the network answered.
         answers: the answers, in the order of ``indices``.
         confusion: (classes, classes) counts: by row the true class, by column the predicted one.
+        class_names: the name of each class.
+        resize: how a picture becomes an image for the network, see :data:`dpcnn.data.shards.RESIZE`.
         results: the figures, ready for JSON; only rank 0 has the checkpoint's path and step in them.
     """
 
@@ -37,6 +42,8 @@ class Examination:
     indices: Array
     answers: Answers
     confusion: Array
+    class_names: Names
+    resize: str
     results: dict[str, Any]
 
 
@@ -68,13 +75,15 @@ def examine(
     Raises:
         ConfigError, CheckpointError, DataError: on every rank.
     """
-    config = from_dict(comm.broadcast_obj(checkpoint and checkpoint.config.as_dict()))
+    state = comm.broadcast_obj(checkpoint and [checkpoint.config.as_dict(), checkpoint.class_names, checkpoint.resize])
+    config, class_names, resize = from_dict(state[0]), tuple(state[1]), state[2]
     samples = _load(comm, data or config.data, split)
     indices = _indices(samples, config, split)
     with comm.fail_together():
         check(config.numerics)
         if not len(indices):
             raise ConfigError(f"{path}: its run held no samples back for validation; give --split test")
+        check_classes(path, class_names, samples.manifest)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(EVALUATION_BLOCK, len(indices)), comm.node().size)
         params = network.flat(checkpoint.parameters) if checkpoint else np.empty(network.size, np.float32)
@@ -87,9 +96,22 @@ def examine(
     source = {"checkpoint": str(path), "step": checkpoint.progress.step} if checkpoint else {}
     source |= {"data": samples.manifest.name, "split": split}
     seconds = round(time.perf_counter() - started, 3)
-    return Examination(
-        samples, indices, answers, confusion, {**source, **_figures(answers, confusion), "seconds": seconds}
-    )
+    figures = {**source, **_figures(answers, confusion, class_names), "seconds": seconds}
+    return Examination(samples, indices, answers, confusion, class_names, resize, figures)
+
+
+def check_classes(path: Path, names: Names, data: Manifest) -> None:
+    """Refuse data whose classes have other names than those of a checkpoint; numbers go with any names.
+
+    Raises:
+        ConfigError: the names differ.
+    """
+    known = [each for each in (names, data.class_names) if each != numbered(len(each))]
+    if len(known) == 2 and known[0] != known[1]:
+        one, other = next((a, b) for a, b in zip_longest(*known, fillvalue="missing") if a != b)
+        raise ConfigError(
+            f"{path}: its class {one!r} is {other!r} in {data.name}; prepare the data with the --names of the training"
+        )
 
 
 def _load(comm: SerialComm, data: str, split: str) -> Samples:
@@ -109,23 +131,24 @@ def _indices(samples: Samples, config: Config, split: str) -> Array:
     return hold_out(samples.labels, config.validation, config.holdout, config.seed).validation
 
 
-def _figures(answers: Answers, confusion: Array) -> dict[str, Any]:
+def _figures(answers: Answers, confusion: Array, names: Names) -> dict[str, Any]:
     metrics = answers.metrics
     return {
         "samples": metrics.count,
         "correct": metrics.correct,
         "accuracy": metrics.accuracy,
         "loss": metrics.mean_loss,
-        "classes": class_scores(confusion),
+        "classes": class_scores(confusion, names),
         "confusion": confusion.tolist(),
     }
 
 
-def class_scores(confusion: Array) -> list[dict[str, Any]]:
+def class_scores(confusion: Array, names: Names) -> list[dict[str, Any]]:
     """The number of samples, the precision and the recall of each class.
 
     Args:
         confusion: (classes, classes) counts: by row the true class, by column the predicted one.
+        names: of the classes.
 
     Returns:
         A dictionary per class. Precision is None for a class that was never predicted, and recall is None for a
@@ -135,6 +158,7 @@ def class_scores(confusion: Array) -> list[dict[str, Any]]:
     return [
         {
             "class": number,
+            "name": names[number],
             "samples": int(of_class[number]),
             "precision": right[number] / predicted[number] if predicted[number] else None,
             "recall": right[number] / of_class[number] if of_class[number] else None,

@@ -8,6 +8,7 @@ import numpy as np
 
 from dpcnn.base.arrays import Array
 from dpcnn.base.numerics import check
+from dpcnn.data.classes import Names
 from dpcnn.data.pictures import open_pictures, read_pictures
 from dpcnn.errors import DataError
 from dpcnn.parallel.tree import chunks
@@ -20,7 +21,8 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
     """Predict the images of files, one file after the other.
 
     Yields:
-        For each image its file, its number in the file, its class, and the probabilities of all classes.
+        For each image its "file", its number in the file as "image", its "class" and the "name" of that, and the
+        "probabilities" by the name of each class.
 
     Raises:
         CheckpointError, DataError, ConfigError: the checkpoint or a file can't be used.
@@ -38,4 +40,10 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
             if not np.isfinite(rows).all():
                 raise DataError(f"{path}: the network's answer is not finite: its weights are too large for this file")
             for number, row in enumerate(rows, start):
-                yield {"file": str(path), "image": number, "class": int(row.argmax()), "probabilities": row.tolist()}
+                yield {"file": str(path), "image": number, **_answer(row, known.class_names)}
+
+
+def _answer(row: Array, names: Names) -> dict[str, Any]:
+    """The class of an image with the probabilities (classes,) in ``row``."""
+    best = int(row.argmax())
+    return {"class": best, "name": names[best], "probabilities": dict(zip(names, row.tolist(), strict=True))}

@@ -8,6 +8,7 @@ import numpy as np
 from dpcnn.base.arrays import Vector
 from dpcnn.base.numerics import fingerprint
 from dpcnn.config import Config
+from dpcnn.data.shards import Manifest
 from dpcnn.errors import CheckpointError, DivergenceError
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
@@ -89,13 +90,13 @@ class Team:
         of_first: Hashes = by_rank[0]
         return of_first
 
-    def checkpoint(self, data: str) -> Checkpoint | None:
+    def checkpoint(self, data: Manifest) -> Checkpoint | None:
         """A checkpoint of the state, on rank 0; None elsewhere.
 
         Its parameters are the weights to use, and the parameters of a run with an average take the place of that.
 
         Args:
-            data: the checksum of the data set.
+            data: the manifest of the data set.
 
         Raises:
             DivergenceError: on rank 0, where the weights are not finite.
@@ -116,8 +117,9 @@ class Team:
             self.state.progress,
             self.config,
             self.network.input_shape,
-            self.network.classes,
-            data,
+            data.class_names,
+            data.resize,
+            data.checksum,
             weights_sha256(weights),
             fingerprint(),
         )

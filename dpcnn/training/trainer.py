@@ -270,7 +270,7 @@ class Trainer:
             check_data(self.comm, self.timer, self.samples, self.test)
             self.team.compare()
         with self.stop.saving(), self.writing("checkpoint"):
-            checkpoint = self.team.checkpoint(self.samples.manifest.checksum)
+            checkpoint = self.team.checkpoint(self.samples.manifest)
             if checkpoint:
                 self.run.save(checkpoint)
         return self._saved

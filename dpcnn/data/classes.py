@@ -1,0 +1,153 @@
+"""Classes: their names, and labels of every kind as the numbers of their classes."""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dpcnn.base import fields
+from dpcnn.base.arrays import Array
+from dpcnn.base.fields import FieldError, Table
+from dpcnn.base.files import read_bytes
+from dpcnn.errors import ConfigError, DataError
+
+Names = tuple[str, ...]
+
+MOST_CLASSES = 256
+MOST_NAMES_FILE = 1 << 20
+"""The largest size of a file of class names in bytes."""
+
+
+def numbered(classes: int) -> Names:
+    """The names of classes that have none of their own: "0", "1" and so on."""
+    return tuple(map(str, range(classes)))
+
+
+def check_names(names: Iterable[object], where: str) -> Names:
+    """Class names that are different, printable and at most 255 characters long.
+
+    Args:
+        where: the beginning of a message.
+
+    Raises:
+        FieldError: a name is wrong, or there are two of the same name.
+    """
+    checked: dict[str, None] = {}
+    for name in names:
+        if fields.name(name, where) in checked:
+            raise FieldError(f"{where}: two classes have the name {name!r}")
+        checked[str(name)] = None
+    return tuple(checked)
+
+
+def parse_names(table: Table, classes: int) -> Names:
+    """The value ``class_names`` of a file: a name for each class.
+
+    Raises:
+        FieldError: the names are wrong, or not as many as the classes.
+    """
+    names = check_names(table.items("class_names"), "class_names")
+    if len(names) != classes:
+        raise FieldError(f"class_names: expected {classes} names, not {len(names)}")
+    return names
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of their classes: by value if all are whole numbers, otherwise by their characters."""
+    names = list(names)
+    numbers = {name: fields.digits(name) for name in names}
+    return sorted(names, key=lambda name: (numbers[name] or 0, name) if None not in numbers.values() else (0, name))
+
+
+def read_names(text: str) -> Names:
+    """The class names of ``--names``: separated by commas, or the lines of a text file.
+
+    Raises:
+        ConfigError: a name is wrong, or the file can't be read.
+    """
+    try:
+        found = read_bytes(Path(text), MOST_NAMES_FILE).decode().splitlines() if os.path.isfile(text) else None
+        return check_names(map(str.strip, found or text.split(",")), "--names")
+    except OSError as error:
+        raise ConfigError(f"--names: {text}: {error.strerror}; give the names themselves, as in cat,dog") from None
+    except (FieldError, UnicodeDecodeError) as error:
+        raise ConfigError(str(error) if isinstance(error, FieldError) else f"--names: {text}: not UTF-8") from None
+
+
+def number_labels(path: Path, labels: Mapping[str, Array], names: Names | None) -> tuple[dict[str, Array], Names]:
+    """The labels of each split as the numbers of their classes, and the names of the classes.
+
+    Args:
+        path: the source, for messages.
+        labels: for each split (n,) or (n, 1) of integers or strings, or one-hot (n, classes).
+        names: the class names that the user gives. None: those of strings in their order; otherwise numbers.
+
+    Returns:
+        Labels (n,), uint8; and the names of all classes.
+
+    Raises:
+        DataError: the labels are of another kind, negative, too many, or without a name.
+    """
+    flat = {split: _flat(path, each) for split, each in labels.items()}
+    if any(each.dtype.kind == "U" for each in flat.values()):
+        return _of_strings(path, flat, names)
+    least = min(int(each.min()) for each in flat.values())
+    most = max(int(each.max()) for each in flat.values())
+    if least < 0 or most >= MOST_CLASSES:
+        raise DataError(
+            f"{path}: labels up to {MOST_CLASSES - 1} ({MOST_CLASSES} classes) are supported, found "
+            f"{most if least >= 0 else least}; number the classes from 0"
+        )
+    columns = max((each.shape[1] for each in labels.values() if each.ndim == 2), default=1)
+    found = names or numbered(max(most + 1, columns if columns > 1 else 0))
+    if len(found) <= most:
+        raise DataError(f"{path}: labels up to {most}, but --names has {len(found)} names; give one for each class")
+    return {split: each.astype(np.uint8, copy=False) for split, each in flat.items()}, found
+
+
+def _flat(path: Path, labels: Array) -> Array:
+    """Labels (n,) of integers or strings, of any array that :func:`number_labels` takes."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    elif labels.ndim == 2 and labels.dtype.kind in "buif":
+        if labels.shape[1] > MOST_CLASSES:
+            raise DataError(f"{path}: one-hot labels of {labels.shape[1]} classes; {MOST_CLASSES} are supported")
+        if not (((labels == 0) | (labels == 1)).all() and (np.count_nonzero(labels, axis=1) == 1).all()):
+            raise DataError(f"{path}: labels {labels.shape}: expected one-hot rows, with a single 1 and zeros")
+        labels = labels.argmax(axis=1)
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    if labels.dtype.kind not in "iuU" or labels.ndim != 1:
+        raise DataError(f"{path}: expected labels of whole numbers or text, not {labels.dtype} {labels.shape}")
+    return labels
+
+
+def _of_strings(path: Path, labels: Mapping[str, Array], names: Names | None) -> tuple[dict[str, Array], Names]:
+    if any(each.dtype.kind != "U" for each in labels.values()):
+        raise DataError(f"{path}: some labels are text and some are numbers; expected one kind")
+    if not all(map(_is_unicode, labels.values())):
+        raise DataError(f"{path}: labels that are no text; change the labels")
+    try:
+        found = in_order({name for each in labels.values() for name in np.unique(each).tolist()})
+        checked = names or check_names(found, f"{path}: labels")
+    except FieldError as error:
+        raise DataError(f"{error}; change the labels") from None
+    unknown = [name for name in found if name not in checked]
+    if unknown:
+        raise DataError(f"{path}: the label {unknown[0][:60]!r} is not in --names")
+    if len(checked) > MOST_CLASSES:
+        raise DataError(f"{path}: {len(checked)} classes; at most {MOST_CLASSES} are supported")
+    numbers = {name: number for number, name in enumerate(checked)}
+    told = {}
+    for split, each in labels.items():
+        unique, inverse = np.unique(each, return_inverse=True)
+        told[split] = np.array([numbers[name] for name in unique.tolist()], np.uint8)[inverse]
+    return told, checked
+
+
+def _is_unicode(labels: Array) -> bool:
+    """Whether the elements of a text array are characters: Python can't read others."""
+    codes = np.ascontiguousarray(labels).view(np.dtype(np.uint32).newbyteorder(labels.dtype.byteorder))
+    return int(codes.max(initial=0)) <= sys.maxunicode

@@ -1,0 +1,58 @@
+"""Images that stay in their file and are read on demand."""
+
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+
+from dpcnn.base.arrays import Array, Shape
+from dpcnn.data.shards import Images
+
+
+class Readable(Protocol):
+    """An open file that can be read from any place."""
+
+    def read(self, out: memoryview, place: int) -> None:
+        """Fill ``out`` with the bytes from ``place`` on."""
+
+
+class FileImages:
+    """Images in a file, one after the other.
+
+    They are not mapped: a file that is shortened meanwhile gives an error, and not a signal that ends the process.
+
+    Attributes:
+        shape: (n, H, W, C).
+        dtype: uint8.
+        file: in which they lie.
+
+    Args:
+        file: open for reading.
+        place: of the first image's first byte in it.
+        shape: (n, H, W, C).
+    """
+
+    dtype, ndim = np.dtype(np.uint8), 4
+
+    def __init__(self, file: Readable, place: int, shape: Shape) -> None:
+        self.file, self.shape, self._place = file, shape, place
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, indices: Array) -> Images:
+        """The images (len(indices), H, W, C) of these indices, as a new array."""
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"numbers from {indices.min()} to {indices.max()}, but there are {len(self)} images")
+        images = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        size = images[:1].nbytes
+        flat = images.reshape(-1).data
+        for start, stop in _runs(indices):
+            self.file.read(flat[start * size : stop * size], self._place + int(indices[start]) * size)
+        return images
+
+
+def _runs(indices: Array) -> list[tuple[int, int]]:
+    """The intervals (start, stop) of ``indices`` in which each number follows the one before: one read for each."""
+    bounds = [0, *(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]
+    return list(pairwise(bounds)) if len(indices) else []
