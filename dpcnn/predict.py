@@ -1,4 +1,4 @@
-"""Predict the classes of images: dpcnn predict RUN|CHECKPOINT FILE..."""
+"""Predict the classes of images: dpcnn predict RUN|CHECKPOINT FILE|FOLDER..."""
 
 import csv
 import json
@@ -28,7 +28,11 @@ def make_parser() -> Parser:
     parser = Parser(prog="dpcnn.predict", description=__doc__)
     add_checkpoint(parser)
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="a PNG, JPEG, IDX or NPZ file; -: read from stdin"
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE|FOLDER",
+        help="a PNG, JPEG, WebP, TIFF, IDX or NPZ file, or a folder of such files; -: read from stdin",
     )
     parser.add_argument(
         "--top", type=int, default=SHOWN, metavar="K", help=f"the number of classes per line of text (default {SHOWN})"
@@ -45,9 +49,14 @@ def command(comm: SerialComm, options: Namespace) -> int:
         if options.top < 1:
             raise ConfigError(f"--top: must be at least 1, not {options.top}")
         if comm.rank == 0:
-            found = predictions(options.checkpoint, options.files)
+            found = predictions(options.checkpoint, options.files, tell_skipped)
             print_json(found) if options.json else print_csv(found) if options.csv else print_text(found, options.top)
     return DONE
+
+
+def tell_skipped(line: str) -> None:
+    """Print a line about a file that is skipped, to stderr."""
+    print(line, file=sys.stderr)
 
 
 def print_text(found: Iterable[dict[str, Any]], top: int) -> None:

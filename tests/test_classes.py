@@ -9,8 +9,9 @@ from sources import edit_manifest, synthetic
 
 from dpcnn.data.classes import in_order, number_labels, read_names
 from dpcnn.data.dataset import load
+from dpcnn.data.reading import read_source
 from dpcnn.data.shards import MANIFEST, read_manifest
-from dpcnn.data.sources import SourceOptions, read_source
+from dpcnn.data.sources import SourceOptions
 from dpcnn.errors import ConfigError, DataError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read
@@ -91,9 +92,9 @@ def test_given_names_decide_the_order_of_strings(tmp_path):
         (np.zeros((2, 300)), None, "one-hot labels of 300 classes; 256 are supported"),
         (np.zeros((2, 2, 2), int), None, "expected labels of whole numbers or text, not int64 (2, 2, 2)"),
         (np.array([0, 2]), ("a", "b"), "labels up to 2, but --names has 2 names"),
-        (np.array(["a", "c"]), ("a", "b"), "the label 'c' is not in --names"),
-        (np.array(["a", "\x1b[2J"]), None, "labels: expected a name of printable characters"),
-        (np.array(["a", ""]), None, "labels: expected a name of printable characters"),
+        (np.array(["a", "c"]), ("a", "b"), "the class 'c' is not in --names"),
+        (np.array(["a", "\x1b[2J"]), None, "class names: expected a name of printable characters"),
+        (np.array(["a", ""]), None, "class names: expected a name of printable characters"),
         (np.array([str(n) for n in range(257)]), None, "257 classes; at most 256"),
         (np.array([0x61, 0x110000], np.uint32).view("U1"), None, "change the labels"),
     ],

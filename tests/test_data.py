@@ -17,8 +17,9 @@ from sources import edit_manifest, synthetic, write_source
 from dpcnn.base.rng import SHUFFLE, permutation
 from dpcnn.data import inputs
 from dpcnn.data.dataset import Samples, find_data, load
+from dpcnn.data.reading import read_source
 from dpcnn.data.shards import MANIFEST, read_manifest
-from dpcnn.data.sources import Source, read_source
+from dpcnn.data.sources import Source
 from dpcnn.errors import ConfigError, DataError
 from dpcnn.parallel.comm import SerialComm
 
@@ -405,8 +406,9 @@ def test_damaged_sources_are_named(tmp_path):
             read_source(source)
     with pytest.raises(DataError, match="no folder and no plain file"):
         read_source(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="expected train-images-idx3-ubyte"):
-        read_source(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="expected a folder of pictures for each class, or train-images-idx3-ubyte"):
+        read_source(tmp_path / "empty")
 
 
 def test_a_failed_prepare_leaves_nothing(tmp_path):

@@ -17,7 +17,7 @@ ONLY_IN = {
     "mpi4py": {"parallel.start"},
     "h5py": {"data.layout", "runs.checkpoint"},
     "matplotlib": {"reporting.figures"},
-    "PIL": {"data.pictures"},
+    "PIL": {"data.decoding", "data.characters"},
     "onnx": {"interop.onnx"},
     "safetensors": {"interop.safetensors"},
     "tensorboardX": {"runs.tensorboard"},

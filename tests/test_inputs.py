@@ -26,8 +26,8 @@ from dpcnn.data.dataset import load
 from dpcnn.data.formats import read_csv, read_idx
 from dpcnn.data.inputs import Input, allowance
 from dpcnn.data.npz import read_arrays, read_headers
+from dpcnn.data.reading import read_source
 from dpcnn.data.shards import MANIFEST, parse_manifest, read_manifest
-from dpcnn.data.sources import read_source
 from dpcnn.data.stage import stage
 from dpcnn.errors import DataError
 from dpcnn.parallel.comm import SerialComm
@@ -254,7 +254,9 @@ def test_arrays_that_are_no_data_set(arrays, message, tmp_path):
 def test_a_single_file_that_is_no_source(tmp_path):
     (tmp_path / "mydata.csv").write_text("5,1,2,3,4\n")
     told = refused(read_source, tmp_path / "mydata.csv")
-    assert "a single CSV file is no source; expected a folder with mnist_train.csv and mnist_test.csv" in told
+    assert (
+        "line 1 has 5 values; expected lines of file,label in UTF-8; for pixels, a folder with mnist_train.csv" in told
+    )
     write_idx(tmp_path / "x.idx", np.zeros((2, 3, 3), np.uint8))
     assert "not an NPZ file" in refused(read_source, tmp_path / "x.idx")
 
@@ -263,7 +265,7 @@ def test_a_single_file_that_is_no_source(tmp_path):
 
 IMPORTS = (
     "from pathlib import Path\nfrom dpcnn.data.pictures import open_pictures, read_pictures\n"
-    "from dpcnn.data.dataset import load\nfrom dpcnn.data.sources import read_source\n"
+    "from dpcnn.data.dataset import load\nfrom dpcnn.data.reading import read_source\n"
     "from dpcnn.data.stage import stage\nfrom dpcnn.parallel.comm import SerialComm\n"
 )
 
@@ -277,9 +279,9 @@ def test_pipes_and_devices_are_refused_at_once(kind, small, tmp_path):
         path.unlink(missing_ok=True)
         os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     for code, message in (
-        (f"read_source(Path({str(folder)!r}))", "expected train-images-idx3-ubyte"),
+        (f"read_source(Path({str(folder)!r}))", "or train-images-idx3-ubyte"),
         (f"read_source(Path({str(tmp_path / 'x.npz')!r}))", "no folder and no plain file"),
-        (f"read_pictures(open_pictures(Path({str(tmp_path / 'x.npz')!r})), (28, 28, 1))", "not a plain file"),
+        (f"read_pictures(open_pictures(Path({str(tmp_path / 'x.npz')!r})), (28, 28, 1), 'mnist')", "not a plain file"),
         (
             f"load(Path({str(shards)!r}), 'test', SerialComm())",
             "test-00.h5: not a plain file, but manifest.json names it",

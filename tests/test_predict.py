@@ -15,9 +15,10 @@ import pytest
 from commands import command
 from conftest import ROOT, environment
 
+from dpcnn.data.characters import like_mnist
 from dpcnn.data.dataset import find_data, load
 from dpcnn.data.inputs import Input
-from dpcnn.data.pictures import like_mnist, open_pictures, read_pictures
+from dpcnn.data.pictures import open_pictures, read_pictures
 from dpcnn.errors import DataError
 from dpcnn.nn.losses import softmax
 from dpcnn.parallel.comm import SerialComm
@@ -41,7 +42,7 @@ def enlarged(digit, times=4, canvas=(300, 220), at=(150, 20)):
 
 
 def pictures(content: bytes, shape) -> np.ndarray:
-    return read_pictures(Input(HERE, io.BytesIO(content)), shape)
+    return read_pictures(Input(HERE, io.BytesIO(content)), shape, "mnist")
 
 
 def png(picture) -> bytes:
@@ -103,9 +104,9 @@ IDX = b"\0\0\x08\x03" + np.array([2, 28, 28], ">u4").tobytes() + bytes(2 * 784)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected a PNG, JPEG, IDX or NPZ file; it starts with b''"),
-        (b"GIF89a", "expected a PNG, JPEG, IDX or NPZ file; it starts with b'GIF8'"),
-        (png(enlarged(np.full((28, 28), 200)))[:-40], "can't be read as a PNG or JPEG"),
+        (b"", "expected a PNG, JPEG, WebP, TIFF, IDX or NPZ file; it starts with b''"),
+        (b"GIF89a", "expected a PNG, JPEG, WebP, TIFF, IDX or NPZ file; it starts with b'GIF8'"),
+        (png(enlarged(np.full((28, 28), 200)))[:-40], "can't be read as a picture"),
         (png(np.full((50, 40), 255)), "nothing is drawn in it"),
         (IDX[:-1], "its header says (2, 28, 28)"),
         (gzip.compress(IDX)[:-9], "can't be unpacked"),
@@ -174,7 +175,7 @@ def test_the_largest_picture_takes_less_than_a_gigabyte(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom dpcnn.data.pictures import open_pictures, read_pictures\n"
         "from dpcnn.errors import DataError\n"
-        "try: read_pictures(open_pictures(Path(sys.argv[1])), (28, 28, 1))\n"
+        "try: read_pictures(open_pictures(Path(sys.argv[1])), (28, 28, 1), 'mnist')\n"
         "except DataError as error: print(error)\n"
         "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )

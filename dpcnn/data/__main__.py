@@ -17,6 +17,9 @@ from dpcnn.data.sources import TEST_PART, SourceOptions
 from dpcnn.errors import ConfigError
 from dpcnn.parallel.comm import SerialComm
 
+MOST_SIZE = 4096
+"""The largest side of images that are made of pictures."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
@@ -27,20 +30,31 @@ def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.data", description=__doc__)
     actions = parser.add_subparsers(dest="command", required=True, metavar="prepare|fetch|info")
-    make = actions.add_parser("prepare", help="make a data set from IDX files, CSV files or an NPZ file")
+    make = actions.add_parser("prepare", help="make a data set from pictures or arrays")
     make.add_argument(
-        "source", type=Path, help="a folder of IDX or CSV files (also .gz), or an NPZ file with the keys of Keras"
+        "source",
+        type=Path,
+        help="a folder of pictures per class, or a CSV file of file,label; or a folder of IDX, CSV or NPY "
+        "files, or an NPZ file with the keys of Keras",
     )
     make.add_argument("--out", type=Path, required=True, help="the new data set's folder")
     make.add_argument("--name", help="the data set's name (default: that of the folder)")
     make.add_argument(
         "--names", metavar="A,B,..|FILE", help="class names: separated by commas, or a text file with one per line"
     )
+    make.add_argument("--size", metavar="HxW", help="pictures: the height and width of the images, as in 64x64")
+    make.add_argument(
+        "--colour", choices=("rgb", "grey"), default="rgb", help="pictures: the colours of the images (default rgb)"
+    )
+    make.add_argument(
+        "--strict", action="store_true", help="pictures: fail if one can't be read, instead of skipping it"
+    )
     make.add_argument(
         "--resize",
         choices=RESIZE,
         default=CROP,
-        help="how pictures become images, now and in predict: crop, or mnist for single characters (default crop)",
+        help="how pictures become images, here and in predict: the centre is cropped, or a single character is centred "
+        "as in MNIST (default crop)",
     )
     make.add_argument(
         "--layout", choices=("hwc", "chw"), help="arrays: whether height and width or the channels come first"
@@ -114,7 +128,20 @@ def source_options(options: Namespace) -> SourceOptions:
     except fields.FieldError as error:
         raise ConfigError(str(error)) from None
     names = read_names(options.names) if options.names else None
-    return SourceOptions(names, options.layout, test, seed, options.resize)
+    size = image_size(options.size) if options.size else None
+    return SourceOptions(names, options.layout, test, seed, options.resize, size, options.colour, options.strict)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """The height and width of ``--size``.
+
+    Raises:
+        ConfigError: it is not HxW.
+    """
+    sides = [fields.digits(word) for word in text.split("x")]
+    if len(sides) != 2 or not all(side and side <= MOST_SIZE for side in sides):
+        raise ConfigError(f"--size: expected a height and a width up to {MOST_SIZE}, as in 64x64, not {text[:60]!r}")
+    return int(sides[0] or 0), int(sides[1] or 0)
 
 
 if __name__ == "__main__":

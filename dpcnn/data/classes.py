@@ -129,22 +129,35 @@ def _of_strings(path: Path, labels: Mapping[str, Array], names: Names | None) ->
         raise DataError(f"{path}: some labels are text and some are numbers; expected one kind")
     if not all(map(_is_unicode, labels.values())):
         raise DataError(f"{path}: labels that are no text; change the labels")
-    try:
-        found = in_order({name for each in labels.values() for name in np.unique(each).tolist()})
-        checked = names or check_names(found, f"{path}: labels")
-    except FieldError as error:
-        raise DataError(f"{error}; change the labels") from None
-    unknown = [name for name in found if name not in checked]
-    if unknown:
-        raise DataError(f"{path}: the label {unknown[0][:60]!r} is not in --names")
-    if len(checked) > MOST_CLASSES:
-        raise DataError(f"{path}: {len(checked)} classes; at most {MOST_CLASSES} are supported")
-    numbers = {name: number for number, name in enumerate(checked)}
+    numbers = assign_numbers(path, {name for each in labels.values() for name in np.unique(each).tolist()}, names)
     told = {}
     for split, each in labels.items():
         unique, inverse = np.unique(each, return_inverse=True)
         told[split] = np.array([numbers[name] for name in unique.tolist()], np.uint8)[inverse]
-    return told, checked
+    return told, tuple(numbers)
+
+
+def assign_numbers(path: Path, found: set[str], names: Names | None) -> dict[str, int]:
+    """The number of each class, in the order of numbers.
+
+    Args:
+        path: the source, for messages.
+        found: the names of the classes in the source.
+        names: all names in the order that the user gives; None: the order is that of :func:`in_order`.
+
+    Raises:
+        DataError: a name is wrong or unknown, or there are too many.
+    """
+    try:
+        checked = names or check_names(in_order(found), f"{path}: class names")
+    except FieldError as error:
+        raise DataError(f"{error}; change the labels") from None
+    unknown = [name for name in in_order(found) if name not in checked]
+    if unknown:
+        raise DataError(f"{path}: the class {unknown[0][:60]!r} is not in --names")
+    if len(checked) > MOST_CLASSES:
+        raise DataError(f"{path}: {len(checked)} classes; at most {MOST_CLASSES} are supported")
+    return {name: number for number, name in enumerate(checked)}
 
 
 def _is_unicode(labels: Array) -> bool:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from dpcnn.data.inputs import check_memory
 from dpcnn.data.layout import Layout, read_images, read_labels, read_layout
 from dpcnn.data.rows import FileImages
-from dpcnn.data.shards import MANIFEST, Images, Manifest, ShardFile, read_manifest
+from dpcnn.data.shard_files import ShardFile
+from dpcnn.data.shards import MANIFEST, Images, Manifest, read_manifest
 from dpcnn.errors import DataError, printable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import shared_array

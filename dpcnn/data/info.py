@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from dpcnn.base.text import text
 from dpcnn.data.dataset import check_labels, find_data
 from dpcnn.data.layout import read_labels, read_layout
-from dpcnn.data.shards import SPLITS, Manifest, Shard, ShardFile, read_manifest
+from dpcnn.data.shard_files import ShardFile
+from dpcnn.data.shards import SPLITS, Manifest, Shard, read_manifest
 from dpcnn.parallel.comm import SerialComm
 
 Counts = NDArray[np.int64]

@@ -18,7 +18,8 @@ import numpy as np
 from dpcnn.base.arrays import Shape
 from dpcnn.data.inputs import reason
 from dpcnn.data.rows import FileImages
-from dpcnn.data.shards import MANIFEST, Images, Manifest, Shard, ShardFile
+from dpcnn.data.shard_files import ShardFile
+from dpcnn.data.shards import MANIFEST, Images, Manifest, Shard
 from dpcnn.errors import DataError
 from dpcnn.parallel.tree import chunks
 

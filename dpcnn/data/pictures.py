@@ -1,8 +1,7 @@
-"""Pictures to predict: PNG and JPEG of single characters, made like MNIST's, and IDX and NPZ of many. All untrusted."""
+"""Images to predict: picture files, and IDX and NPZ files of many images. All untrusted."""
 
 import io
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.base.arrays import Shape
+from dpcnn.data.decoding import MOST_BYTES, is_picture, read_image
 from dpcnn.data.formats import IDX_BYTES, read_idx
-from dpcnn.data.inputs import Input, open_input, reason
+from dpcnn.data.inputs import Input, open_input
 from dpcnn.data.npz import ZIP, read_arrays, read_headers
 from dpcnn.data.shards import Images
 from dpcnn.errors import DataError, printable
-
-MOST_PIXELS, MOST_SIDE = 32_000_000, 20_000
-MOST_BYTES = 256 << 20
-"""The most bytes of a PNG or JPEG file, or of stdin."""
-
-MOST_SCANS = 100
-"""Scans of a JPEG file: each costs a pass over all pixels, and honest files have a dozen."""
-
-KEPT_SIDE = 2048
-"""Larger pictures are first reduced by a whole number, to about this many pixels per side."""
-
-INK = 0.2
-"""Of the strongest ink, how much a pixel needs to count as drawn upon, where the drawing's edges are looked for."""
-
-Picture = NDArray[np.float64]
 
 
 def open_pictures(path: Path) -> Input:
@@ -46,10 +31,10 @@ def open_pictures(path: Path) -> Input:
     return Input(path, io.BytesIO(content))
 
 
-def read_pictures(source: Input, shape: Shape) -> Images:
+def read_pictures(source: Input, shape: Shape, resize: str) -> Images:
     """The images (n, H, W, C) of a file, uint8, of the shape (H, W, C) that a network takes.
 
-    IDX and NPZ images are taken as they are; PNG and JPEG go through :func:`like_mnist`.
+    IDX and NPZ images must have that shape; pictures go through :func:`dpcnn.data.decoding.read_image`.
 
     Raises:
         DataError: it is none of these, damaged, too large, of another shape, or empty.
@@ -59,12 +44,10 @@ def read_pictures(source: Input, shape: Shape) -> Images:
         images: NDArray[Any] = read_idx(source)
     elif start[:2] == ZIP:
         images = _of_npz(source, shape)
-    elif start == b"\x89PNG" or start[:2] == b"\xff\xd8":
-        if shape[-1] != 1:
-            raise DataError(f"{path}: this network takes images of {shape}; PNG and JPEG are for grey ones")
-        return like_mnist(path, _grey(source), (shape[0], shape[1]))[None, :, :, None]
+    elif is_picture(start):
+        return read_image(source, shape, resize)[None]
     else:
-        raise DataError(f"{path}: expected a PNG, JPEG, IDX or NPZ file; it starts with {start!r}")
+        raise DataError(f"{path}: expected a PNG, JPEG, WebP, TIFF, IDX or NPZ file; it starts with {start!r}")
     _check_kind(path, images.dtype, images.shape, shape)
     return images[..., None] if images.ndim == 3 else images
 
@@ -85,100 +68,3 @@ def _of_npz(source: Input, shape: Shape) -> NDArray[Any]:
     (header,) = found.values()
     _check_kind(source.path, header.dtype, header.shape, shape)
     return read_arrays(source, [header])[0]
-
-
-def like_mnist(path: Path, picture: Picture, size: tuple[int, int]) -> Images:
-    """A character as MNIST has it: light on dark, in a box of 5/7 of the image, its centre of mass in the middle.
-
-    LeCun et al., "Gradient-based learning applied to document recognition" (1998), section III.A: 20 of 28 pixels.
-
-    Args:
-        picture: (h, w) grey values, dark on light or light on dark; the border tells which.
-        size: (H, W) of the image to make.
-
-    Returns:
-        (H, W) uint8.
-
-    Raises:
-        DataError: nothing is drawn.
-    """
-    from PIL import Image
-
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    background = float(np.median(border))
-    sign = -1 if background > picture.mean() else 1
-    ink = np.clip(sign * (picture - background), 0, None)
-    if ink.max() < 16:  # of 255: less is noise
-        raise DataError(f"{path}: nothing is drawn in it; expected one character, darker or lighter than its ground")
-    ink *= 255 / ink.max()
-    rows, columns = (np.flatnonzero((ink > INK * 255).any(axis=axis)) for axis in (1, 0))
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    box = min(size) * 5 / 7
-    scale = box / max(ink.shape)
-    height, width = (max(1, round(scale * side)) for side in ink.shape)
-    way = Image.Resampling.BOX if scale <= 1 else Image.Resampling.BILINEAR
-    small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), way))
-    made = np.zeros(size, np.uint8)
-    places = [_start(small.sum(axis=1 - axis), small.shape[axis], size[axis]) for axis in (0, 1)]
-    made[places[0] : places[0] + height, places[1] : places[1] + width] = np.clip(small.round(), 0, 255)
-    return made
-
-
-def _start(mass: NDArray[Any], length: int, room: int) -> int:
-    """The start of a drawing along an axis, so that its centre of mass is at pixel room / 2, if it fits."""
-    centre = float((mass * np.arange(length)).sum() / mass.sum())
-    return min(max(round(room / 2 - centre), 0), room - length)
-
-
-def _grey(source: Input) -> Picture:
-    """A PNG or JPEG as grey values 0..255, upright, with transparent pixels as white."""
-    path = source.path
-    try:
-        from PIL import Image
-    except ImportError:
-        raise DataError(f"{path}: PNG and JPEG need Pillow; get it: pip install 'dpcnn[pictures]'") from None
-    content = source.plain().read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES or (content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") > MOST_SCANS):
-        raise DataError(f"{path}: at most {MOST_BYTES:,} bytes and {MOST_SCANS} scans are read; save it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # from Pillow, about sizes and metadata
-            with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
-                _check_size(path, *picture.size)
-                return _levels(picture)
-    except Image.DecompressionBombError:
-        raise _too_large(path, "too many") from None
-    except DataError:
-        raise
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        raise DataError(f"{path}: can't be read as a PNG or JPEG ({reason(error)}); get the file again") from None
-
-
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MOST_PIXELS or max(width, height) > MOST_SIDE:
-        raise _too_large(path, f"{width} x {height}")
-
-
-def _too_large(path: Path, pixels: str) -> DataError:
-    return DataError(
-        f"{path}: {pixels} pixels; at most {MOST_PIXELS:,} are read, and {MOST_SIDE:,} a side: make it smaller"
-    )
-
-
-def _levels(picture: Any) -> Picture:
-    """The grey values of an open picture whose size has been checked."""
-    from PIL import Image, ImageOps
-
-    ImageOps.exif_transpose(picture, in_place=True)
-    if picture.mode.startswith("I"):  # 16 bits
-        return np.asarray(_shrunk(picture.convert("I")), np.float64) * (255 / 65535)
-    if not picture.has_transparency_data:
-        return np.asarray(_shrunk(picture.convert("L")), np.float64)
-    layered = _shrunk(picture.convert("RGBA"))
-    white = Image.new("RGBA", layered.size, "white")
-    return np.asarray(Image.alpha_composite(white, layered).convert("L"), np.float64)
-
-
-def _shrunk(picture: Any) -> Any:
-    factor = -(-max(picture.size) // KEPT_SIDE)
-    return picture.reduce(factor) if factor > 1 else picture

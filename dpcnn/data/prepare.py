@@ -1,32 +1,33 @@
 """New data sets: all ranks write the source as shards, and a manifest describes them."""
 
-import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from math import ceil
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
 from dpcnn.base import fields
+from dpcnn.base.files import write_file
 from dpcnn.data.downloads import DOWNLOADS, fetch
 from dpcnn.data.inputs import check_memory
-from dpcnn.data.layout import image_blocks, read_labels, read_layout, write_shard
-from dpcnn.data.shards import MOST_SHARDS, SPLITS, Manifest, Shard, ShardFile, write_manifest
-from dpcnn.data.sources import Source, SourceOptions, read_source
+from dpcnn.data.reading import read_source
+from dpcnn.data.shards import SPLITS, Manifest, Shard, write_manifest
+from dpcnn.data.sources import Source, SourceOptions
+from dpcnn.data.writing import Say, Written, content_sha256, plan, write_shards
 from dpcnn.errors import DataError, printable
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.parallel.tree import split_evenly
 
 SHARDS = 8
 
-Say = Callable[[str], None]
-Job = tuple[str, str, int, int]
-"""A shard to write: split, file name, first sample, end."""
+SKIPPED = "skipped.txt"
+"""The file of a data set that lists the pictures of the source that could not be read."""
+
+SHOWN = 20
+"""The most skipped files that are printed."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,63 @@ def fetch_and_prepare(comm: SerialComm, name: str, mirror: str | None, target: T
 
 def write_set(comm: SerialComm, source: Source, target: Target, say: Say) -> None:
     """Write shards and manifest in a new folder beside ``target.out``, and move them there when all are complete."""
+    check_same(comm, source)
     if target.shuffle is not None:
         source.shuffle(target.shuffle)
     jobs = plan(source, target.shards)
     with _new_folder(comm, target.out) as folder:
-        written = _write_shards(folder, comm, source, jobs, not target.contiguous)
+        written = write_shards(folder, comm, source, jobs, not target.contiguous, say)
+        faults = sorted(chain.from_iterable(comm.allgather_obj(source.faults)))
         with comm.fail_together():
             if comm.rank == 0:
+                check_written(source, written, faults)
+                if faults:
+                    write_file(folder / SKIPPED, "".join(f"{fault}\n" for fault in faults).encode())
                 manifest = _write_manifest(folder, source, written, target)
                 folder.rename(target.out)
-                say(f"{target.out}: {sum(map(manifest.samples, SPLITS)):,} samples in {len(jobs)} shards")
+                for line in [*summary_of(faults, target.out), f"{target.out}: {summary_of_shards(manifest)}"]:
+                    say(line)
+
+
+def check_same(comm: SerialComm, source: Source) -> None:
+    """Make sure that all ranks see the same files and decode them alike.
+
+    Raises:
+        DataError: on every rank, if they do not.
+    """
+    mine = [source.origin, {split: source.samples(split) for split in SPLITS}, source.class_names]
+    first = comm.broadcast_obj(mine)
+    with comm.fail_together():
+        if json.dumps(mine) != json.dumps(first):
+            raise DataError(
+                f"rank {comm.rank} sees {mine[:2]}, but rank 0 sees {first[:2]}; give all ranks the same files"
+            )
+
+
+def check_written(source: Source, written: Written, faults: list[str]) -> None:
+    """Make sure that each split has samples, and record how many were skipped.
+
+    Raises:
+        DataError: none of the pictures of a split could be read.
+    """
+    for split, shards in written.items():
+        if not shards:
+            raise DataError(f"none of the {split} pictures can be read; the first: {faults[0]}")
+    if faults:
+        source.origin["skipped"] = f"{len(faults):,} files that can't be read, listed in {SKIPPED}"
+
+
+def summary_of(faults: list[str], out: Path) -> list[str]:
+    """The lines on the files that were skipped: the first of them, and how many there are."""
+    if not faults:
+        return []
+    return [*(f"skipped {fault}" for fault in faults[:SHOWN]), f"{len(faults):,} files skipped, see {out / SKIPPED}"]
+
+
+def summary_of_shards(manifest: Manifest) -> str:
+    """How many samples and shards there are."""
+    shards = sum(map(len, manifest.splits.values()))
+    return f"{sum(map(manifest.samples, SPLITS)):,} samples in {shards} shards"
 
 
 @contextmanager
@@ -122,39 +170,6 @@ def _new_folder(comm: SerialComm, out: Path) -> Iterator[Path]:
     finally:
         if comm.rank == 0:
             shutil.rmtree(room, ignore_errors=True)
-
-
-def plan(source: Source, shards: int) -> list[Job]:
-    """All shards of a data set: ``shards`` of the training split, and test shards of about the same size."""
-    jobs = []
-    for split in SPLITS:
-        samples = source.samples(split)
-        count = min(samples, MOST_SHARDS, max(1, ceil(shards * samples / source.samples("train"))))
-        bounds = split_evenly(samples, count)
-        digits = max(2, len(str(count - 1)))
-        jobs += [
-            (split, f"{split}-{number:0{digits}}.h5", bounds[number], bounds[number + 1]) for number in range(count)
-        ]
-    return jobs
-
-
-Written = dict[str, list[tuple[Shard, int]]]
-"""The shards of each split, and the size of each file in bytes."""
-
-
-def _write_shards(folder: Path, comm: SerialComm, source: Source, jobs: list[Job], compressed: bool) -> Written:
-    """Write this rank's shards; the result, on every rank, describes all of them."""
-    written = {}
-    with comm.fail_together():
-        for number in range(comm.rank, len(jobs), comm.size):
-            split, name, start, stop = jobs[number]
-            shape = (stop - start, *source.image_shape)
-            write_shard(folder / name, source.blocks(split, start, stop), shape, compressed)
-            with ShardFile(folder, Shard(name, stop - start, "")) as file:
-                written[str(number)] = [name, stop - start, file.sha256()], file.size
-    found = {int(number): told for part in comm.allgather_obj(written) for number, told in part.items()}
-    shards = [(Shard(*told), size) for _, (told, size) in sorted(found.items())]
-    return {split: [shard for job, shard in zip(jobs, shards, strict=True) if job[0] == split] for split in SPLITS}
 
 
 def _write_manifest(folder: Path, source: Source, written: Written, target: Target) -> Manifest:
@@ -180,22 +195,6 @@ def describe(source: Source, splits: dict[str, tuple[Shard, ...]], target: Targe
         content=dict.fromkeys(SPLITS, ""),
         source=source.origin,
     )
-
-
-def content_sha256(folder: Path, manifest: Manifest, split: str) -> str:
-    """The sha256 of all images' bytes and then all labels', as they are read from the shards."""
-    found, every_label = hashlib.sha256(), []
-    for shard in manifest.splits[split]:
-        with ShardFile(folder, shard) as file:
-            layout = read_layout(file, shard, manifest)
-            for images in image_blocks(file, layout, (shard.samples, *manifest.image_shape), manifest.compressed):
-                found.update(images.data)
-            labels = np.empty(shard.samples, np.uint8)
-            read_labels(file, layout, labels)
-            every_label.append(labels)
-    for labels in every_label:
-        found.update(labels.data)
-    return found.hexdigest()
 
 
 def _check_readable(out: Path, manifest: Manifest, split: str, size: int) -> None:

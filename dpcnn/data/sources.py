@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,9 @@ class SourceOptions:
         test: how many samples are test samples, or below 1 the fraction of all; None: see :data:`TEST_PART`.
         seed: draws the test samples.
         resize: how a picture becomes an image of this set, see :data:`dpcnn.data.shards.RESIZE`.
+        size: (H, W) of the images that pictures become.
+        colour: "rgb" or "grey", of these images.
+        strict: whether a picture that can't be read is an error, and is not skipped.
     """
 
     names: Names | None = None
@@ -48,6 +51,9 @@ class SourceOptions:
     test: float | None = None
     seed: int = 0
     resize: str = CROP
+    size: tuple[int, int] | None = None
+    colour: str = "rgb"
+    strict: bool = False
 
 
 @dataclass
@@ -62,6 +68,7 @@ class Source:
         origin: the names of the source and their values, for people.
         channels_first: whether the channels come before height and width in ``images``.
         orders: for each split, the numbers of its samples in their order; none where it is the source's order.
+        faults: the samples that this rank has left out, each with the reason.
     """
 
     images: dict[str, Any]
@@ -71,6 +78,9 @@ class Source:
     origin: dict[str, str]
     channels_first: bool = False
     orders: dict[str, Array] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    skips: ClassVar = False
+    """Whether :meth:`take` may leave out samples."""
 
     @property
     def image_shape(self) -> Shape:
@@ -78,12 +88,20 @@ class Source:
         shape: Shape = self.images["train"].shape[1:]
         return (*shape[1:], shape[0]) if self.channels_first else shape
 
-    def draw_test(self, amount: float, seed: int) -> None:
-        """Take the test samples from the training samples: from each class in proportion to its size, by the seed.
+    def with_test(self, path: Path, options: SourceOptions) -> "Source":
+        """This source with test samples: drawn from the training samples if it has none of its own.
 
         Raises:
-            ConfigError: none would be left for training or for the test.
+            ConfigError: it has some, and more are asked for; or none would be left for training.
         """
+        if "test" not in self.labels:
+            self._draw_test(TEST_PART if options.test is None else options.test, options.seed)
+        elif options.test is not None:
+            raise ConfigError(f"--test: {path} has test samples of its own; drop the option")
+        return self
+
+    def _draw_test(self, amount: float, seed: int) -> None:
+        """Take the test samples from the training samples: from each class in proportion to its size, by the seed."""
         labels = self.labels["train"]
         count = int(amount) if amount >= 1 else round(amount * len(labels))
         if not 0 < count < len(labels):
@@ -111,8 +129,12 @@ class Source:
         for first, end in chunks(stop - start, BLOCK_CHUNKS * most_rows(math.prod(self.image_shape))):
             numbers = np.arange(start + first, start + end)
             indices = self.orders[split][numbers] if split in self.orders else numbers
-            images = self.images[split][indices]
-            yield np.moveaxis(images, 1, -1) if self.channels_first else images, self.labels[split][indices]
+            yield self.take(split, indices)
+
+    def take(self, split: str, indices: Array) -> tuple[Images, Images]:
+        """The images (n, H, W, C) and labels (n,) with these indices in the source's own order."""
+        images = self.images[split][indices]
+        return np.moveaxis(images, 1, -1) if self.channels_first else images, self.labels[split][indices]
 
 
 IDX_NAMES = {"train": "train", "test": "t10k"}
@@ -124,14 +146,15 @@ Pairs = dict[str, tuple[Any, Array]]
 """For each split, images and labels as they are in the source."""
 
 
-def read_source(path: Path, options: SourceOptions | None = None) -> Source:
+def read_arrays_source(path: Path, options: SourceOptions) -> Source:
     """Read a folder of IDX, CSV or NPY files, or an NPZ file.
 
     Raises:
         DataError: nothing known is there, or what is there is damaged.
         ConfigError: the options do not fit it.
     """
-    options = options or SourceOptions()
+    if options.size or options.strict:
+        raise ConfigError(f"--size and --strict are for pictures, but {path} holds arrays; drop the options")
     pairs, origin = _read_npz(path) if path.is_file() else _read_folder(path)
     images = {split: _checked(path, *pair) for split, pair in pairs.items()}
     labels, names = number_labels(path, {split: pair[1] for split, pair in pairs.items()}, options.names)
@@ -143,11 +166,7 @@ def read_source(path: Path, options: SourceOptions | None = None) -> Source:
         )
     if options.layout is None:
         _check_layout(path, shapes["train"])
-    if "test" not in images:
-        source.draw_test(TEST_PART if options.test is None else options.test, options.seed)
-    elif options.test is not None:
-        raise ConfigError(f"--test: {path} has test samples of its own; drop the option")
-    return source
+    return source.with_test(path, options)
 
 
 def _check_layout(path: Path, shape: Shape) -> None:
@@ -160,17 +179,14 @@ def _check_layout(path: Path, shape: Shape) -> None:
 
 
 def _read_folder(path: Path) -> tuple[Pairs, dict[str, str]]:
-    if not path.is_dir():
-        raise DataError(f"{path}: no folder and no plain file; expected {NPZ_FILE}, or a folder of IDX or CSV files")
-    known: list[tuple[Callable[[Path, str], list[Path]], Callable[[Sequence[Input]], tuple[Any, Array]]]]
-    known = [(_idx_files, _read_idx_pair), (_csv_files, _read_csv), (_npy_files, _read_npy_pair)]
-    for names, read in known:
+    for names, read in KINDS:
         files = {split: found for split in SPLITS if (found := names(path, split))}
         if "train" in files:
             return _read_files(files, read)
     raise DataError(
-        f"{path}: expected train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
-        f"t10k-labels-idx1-ubyte (.gz or not), {' and '.join(CSV_NAMES.values())}, or x_train.npy and y_train.npy"
+        f"{path}: expected a folder of pictures for each class, or train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+        f"t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (.gz or not), {' and '.join(CSV_NAMES.values())}, or "
+        "x_train.npy and y_train.npy"
     )
 
 
@@ -222,12 +238,21 @@ def _read_npy_pair(files: Sequence[Input]) -> tuple[Any, Array]:
     return images, labels
 
 
+KINDS: list[tuple[Callable[[Path, str], list[Path]], Callable[[Sequence[Input]], tuple[Any, Array]]]]
+KINDS = [(_idx_files, _read_idx_pair), (_csv_files, _read_csv), (_npy_files, _read_npy_pair)]
+"""For each kind of folder, the functions that find and read the files of a split."""
+
+
+def is_folder_of_arrays(folder: Path) -> bool:
+    """Whether the training samples of one of :data:`KINDS` are in a folder."""
+    return any(names(folder, "train") for names, _ in KINDS)
+
+
 def _read_npz(path: Path) -> tuple[Pairs, dict[str, str]]:
     """An NPZ file with Keras' keys."""
     with open_input(path) as file:
         if file.head(2) != ZIP:
-            what = "a single CSV file is no source" if path.suffix.lower() == ".csv" else "not an NPZ file"
-            raise DataError(f"{path}: {what}; expected {CSV_FOLDER}, a folder of IDX files, or {NPZ_FILE}")
+            raise DataError(f"{path}: not an NPZ file; expected {NPZ_FILE}, or a folder of IDX, CSV or picture files")
         origin = {printable(path.name)[:255]: f"sha256 {file.sha256()}"}
         headers = read_headers(file)
         wanted = {split: keys for split, keys in KEYS.items() if split == "train" or set(keys) & set(headers)}

@@ -1,24 +1,35 @@
-"""The classes that a checkpoint's network predicts for pictures."""
+"""The classes that a checkpoint's network predicts for images."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dpcnn.base.arrays import Array
+from dpcnn.base.arrays import Array, Vector
 from dpcnn.base.numerics import check
 from dpcnn.data.classes import Names
 from dpcnn.data.pictures import open_pictures, read_pictures
-from dpcnn.errors import DataError
+from dpcnn.data.shards import Images
+from dpcnn.errors import DataError, printable
+from dpcnn.nn.losses import Loss
+from dpcnn.nn.network import Network
 from dpcnn.parallel.tree import chunks
-from dpcnn.runs.checkpoint import read
+from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
 from dpcnn.training.evaluation import EVALUATION_BLOCK
 
+Say = Callable[[str], None]
 
-def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+
+def predictions(checkpoint: Path, paths: Sequence[Path], say: Say) -> Iterator[dict[str, Any]]:
     """Predict the images of files, one file after the other.
+
+    Args:
+        checkpoint: a checkpoint, or a run's folder.
+        paths: files; or folders, whose files that can't be read are skipped.
+        say: is called with a line for each file that is skipped.
 
     Yields:
         For each image its "file", its number in the file as "image", its "class" and the "name" of that, and the
@@ -31,16 +42,44 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
     check(known.config.numerics)
     network = known.network()
     params, loss = network.flat(known.parameters), known.config.make_loss()
-    for path in files:
-        with open_pictures(path) as source:
-            images = read_pictures(source, known.image_shape)
-        network.check_memory(min(EVALUATION_BLOCK, len(images)))
-        for start, stop in chunks(len(images), EVALUATION_BLOCK):
-            rows: Array = loss.probabilities(network.logits(params, images[start:stop]).astype(np.float64))
-            if not np.isfinite(rows).all():
-                raise DataError(f"{path}: the network's answer is not finite: its weights are too large for this file")
-            for number, row in enumerate(rows, start):
-                yield {"file": str(path), "image": number, **_answer(row, known.class_names)}
+    for path, within_folder in files_of(paths):
+        try:
+            images = _images(path, known)
+        except DataError as error:
+            if not within_folder:
+                raise
+            say(f"skipped {printable(str(error))}")
+            continue
+        for number, row in enumerate(_rows(path, network, params, loss, images)):
+            yield {"file": str(path), "image": number, **_answer(row, known.class_names)}
+
+
+def files_of(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
+    """Each file, and whether it is one of a folder: of that, all files at any depth in the order of names, but for
+    hidden ones."""
+    for path in paths:
+        if not path.is_dir():
+            yield path, False
+            continue
+        for folder, names, files in os.walk(path):
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            yield from ((Path(folder, file), True) for file in sorted(files) if not file.startswith("."))
+
+
+def _images(path: Path, known: Checkpoint) -> Images:
+    """The images of a file as the network takes them."""
+    with open_pictures(path) as source:
+        return read_pictures(source, known.image_shape, known.resize)
+
+
+def _rows(path: Path, network: Network, params: Vector, loss: Loss, images: Images) -> Iterator[Array]:
+    """The probabilities (classes,) for each image."""
+    network.check_memory(min(EVALUATION_BLOCK, len(images)))
+    for start, stop in chunks(len(images), EVALUATION_BLOCK):
+        rows: Array = loss.probabilities(network.logits(params, images[start:stop]).astype(np.float64))
+        if not np.isfinite(rows).all():
+            raise DataError(f"{path}: the network's answer is not finite: its weights are too large for this file")
+        yield from rows
 
 
 def _answer(row: Array, names: Names) -> dict[str, Any]:

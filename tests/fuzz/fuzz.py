@@ -143,7 +143,14 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 def make_base(base: Path) -> None:
     """Real files of every kind, as the commands write them."""
-    others = ["matplotlib.figure", "onnx", "safetensors.numpy", "PIL.ImageOps"]
+    others = [
+        "matplotlib.figure",
+        "onnx",
+        "safetensors.numpy",
+        "PIL.ImageOps",
+        "PIL.TiffImagePlugin",
+        "PIL.WebPImagePlugin",
+    ]
     for name in [*others, *(f"dpcnn.{name}" for name in COMMANDS)]:
         importlib.import_module(name)  # once, and not in each child
     make_sources(base)

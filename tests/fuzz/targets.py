@@ -72,7 +72,7 @@ def make_sources(base: Path) -> None:
     arrays = {f"x_{split}": images[split] for split in images} | {f"y_{split}": labels[split] for split in images}
     np.savez(base / "plain.npz", **arrays)
     np.savez_compressed(base / "packed.npz", **arrays)
-    for kind in ("idx", "idxgz", "csv"):
+    for kind in ("idx", "idxgz", "csv", "npy"):
         (base / kind).mkdir()
     for split, prefix in (("train", "train"), ("test", "t10k")):
         for what, array in (("images-idx3", images[split]), ("labels-idx1", labels[split])):
@@ -85,6 +85,15 @@ def make_sources(base: Path) -> None:
     Image.fromarray(255 - images["train"][0]).resize((60, 70)).save(base / "four.png")
     Image.fromarray(images["train"][1]).resize((60, 70)).convert("RGBA").save(base / "alpha.png")
     Image.fromarray(images["train"][2]).resize((64, 64)).save(base / "four.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0")
+    for number in range(6):
+        form = ("png", "jpg", "webp", "tif", "lzw.tif", "jpg.tif")[number]
+        folder = base / "photos" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        options = {"compression": {"lzw.tif": "tiff_lzw", "jpg.tif": "jpeg"}.get(form)} if "tif" in form else {}
+        Image.fromarray(np.repeat(images["train"][number][..., None], 3, axis=2)).save(folder / f"0.{form}", **options)
+    (base / "list.csv").write_text("file,label\nphotos/a/0.png,x\nphotos/b/0.jpg,y\nphotos/a/0.webp,y\nfour.png,x\n")
+    np.save(base / "npy" / "x_train.npy", images["train"])
+    np.save(base / "npy" / "y_train.npy", np.array(list("xyz"))[labels["train"]])
     (base / "recipe.toml").write_text(RECIPE)
 
 
@@ -130,10 +139,11 @@ def an_odd_file(folder: Path, rng: Rng) -> Case:
     return ALL[rng.integers(len(ALL))].split(), 0
 
 
+PREPARE = "data prepare SOURCE --size 12x12 --colour grey --test 0.3 --out new"
 ODD = """
 run/metrics.jsonl run/log.txt run/config.toml run/times.json run/.lock run/checkpoints/last.h5 run/checkpoints/best.h5
 set/train-00.h5 set/manifest.json recipe.toml four.png net.safetensors plain.npz bench.json
-idx/train-images-idx3-ubyte csv/mnist_train.csv
+idx/train-images-idx3-ubyte csv/mnist_train.csv photos/a/0.png list.csv npy/x_train.npy
 """.split()
 NEW = "train --recipe recipe.toml --data set --max-steps 1 --no-curves --out new"
 MAPPED = NEW.replace("data set", "data mapped")
@@ -141,6 +151,7 @@ RESUME = "train --resume --out run --max-steps 0 --no-curves"
 ALL = [
     *(NEW, RESUME, "report run", "plot run", "evaluate run", "data info set", "predict run four.png"),
     *("import net.safetensors --out net.h5", "data prepare plain.npz --out new", "data prepare idx --out new"),
+    *(PREPARE.replace("SOURCE", "photos"), PREPARE.replace("SOURCE", "list.csv"), "predict run photos"),
     *("data prepare csv --out new", "forecast --fit bench.json"),
 ]
 CHECKPOINT = ["run/checkpoints/step-00000006.h5"]
@@ -149,6 +160,7 @@ OF_A_CHECKPOINT = [
     *(f"export FILE --format {kind} --out x" for kind in ("npz", "onnx", "safetensors")),
     "train --resume FILE --out new --max-steps 1 --no-curves --data set",
 ]
+PHOTOS = [f"photos/{file}" for file in ("a/0.png", "b/0.jpg", "a/0.webp", "b/0.tif", "a/0.lzw.tif", "b/0.jpg.tif")]
 IDX = ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
 TARGETS = [
     Target("checkpoint", 25, a_file(mutate.checkpoint, CHECKPOINT, OF_A_CHECKPOINT)),
@@ -170,6 +182,9 @@ TARGETS = [
         a_file(mutate.any_bytes, ["plain.npz", "packed.npz"], ["data prepare FILE --out new", "predict run FILE"]),
     ),
     Target("picture", 15, a_file(mutate.any_bytes, ["four.png", "alpha.png", "four.jpg"], ["predict run FILE"])),
+    Target("photos", 15, a_file(mutate.any_bytes, PHOTOS, [PREPARE.replace("SOURCE", "photos"), "predict run photos"])),
+    Target("list", 4, a_file(mutate.text, ["list.csv"], [PREPARE.replace("SOURCE", "list.csv")])),
+    Target("npy", 5, a_file(mutate.any_bytes, ["npy/x_train.npy", "npy/y_train.npy"], ["data prepare npy --out new"])),
     Target("safetensors", 6, a_file(mutate.any_bytes, ["net.safetensors"], ["import FILE --out net.h5"])),
     Target("measurements", 3, a_file(mutate.as_json, ["bench.json"], ["forecast --fit FILE"])),
     Target("odd", 6, an_odd_file),

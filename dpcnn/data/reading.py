@@ -1,0 +1,28 @@
+"""The kinds of sources, each with its reader."""
+
+import os
+from pathlib import Path
+
+from dpcnn.data.folders import read_pictures_folder, read_pictures_list
+from dpcnn.data.sources import NPZ_FILE, Source, SourceOptions, is_folder_of_arrays, read_arrays_source
+from dpcnn.errors import DataError
+
+
+def read_source(path: Path, options: SourceOptions | None = None) -> Source:
+    """Read a source of arrays or of pictures.
+
+    Raises:
+        DataError: nothing known is there, or what is there is damaged.
+        ConfigError: the options do not fit it.
+    """
+    options = options or SourceOptions()
+    if path.is_file():
+        pictures = path.suffix.lower() == ".csv"
+        return read_pictures_list(path, options) if pictures else read_arrays_source(path, options)
+    if not path.is_dir():
+        raise DataError(f"{path}: no folder and no plain file; expected {NPZ_FILE}, or a folder")
+    with os.scandir(path) as entries:
+        classes = any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+    if classes and not is_folder_of_arrays(path):
+        return read_pictures_folder(path, options)
+    return read_arrays_source(path, options)

@@ -1,0 +1,127 @@
+"""The shards of a new data set, written by all ranks, some samples at a time."""
+
+import hashlib
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+
+from dpcnn.base.arrays import Shape
+from dpcnn.data.inputs import Reader
+from dpcnn.data.layout import image_blocks, most_rows, read_labels, read_layout, write_shard
+from dpcnn.data.rows import FileImages
+from dpcnn.data.shard_files import ShardFile
+from dpcnn.data.shards import MOST_SHARDS, SPLITS, Images, Manifest, Shard
+from dpcnn.data.sources import BLOCK_CHUNKS, Source
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.tree import chunks, split_evenly
+
+Say = Callable[[str], None]
+Job = tuple[str, str, int, int]
+"""A shard to write: split, file name, first sample, end."""
+
+Blocks = Iterator[tuple[Images, Images]]
+"""Images (n, H, W, C) and labels (n,), some at a time."""
+
+SECONDS = 10.0
+"""Between two lines on the progress."""
+
+
+def plan(source: Source, shards: int) -> list[Job]:
+    """All shards of a data set: ``shards`` of the training split, and test shards of about the same size."""
+    jobs = []
+    for split in SPLITS:
+        samples = source.samples(split)
+        count = min(samples, MOST_SHARDS, max(1, ceil(shards * samples / source.samples("train"))))
+        bounds = split_evenly(samples, count)
+        digits = max(2, len(str(count - 1)))
+        jobs += [
+            (split, f"{split}-{number:0{digits}}.h5", bounds[number], bounds[number + 1]) for number in range(count)
+        ]
+    return jobs
+
+
+Written = dict[str, list[tuple[Shard, int]]]
+"""The shards of each split, and the size of each file in bytes."""
+
+
+def write_shards(
+    folder: Path, comm: SerialComm, source: Source, jobs: list[Job], compressed: bool, say: Say
+) -> Written:
+    """Write this rank's shards; the result, on every rank, describes all of them."""
+    written = {}
+    mine = sum(stop - start for _, _, start, stop in jobs[comm.rank :: comm.size])
+    pace = Pace(None if comm.rank else say, mine)
+    with comm.fail_together():
+        for number in range(comm.rank, len(jobs), comm.size):
+            split, name, start, stop = jobs[number]
+            blocks, samples = pace.counted(source.blocks(split, start, stop)), stop - start
+            if source.skips:
+                blocks, samples = spooled(folder, blocks, source.image_shape)
+            if not samples:
+                continue
+            write_shard(folder / name, blocks, (samples, *source.image_shape), compressed)
+            with ShardFile(folder, Shard(name, samples, "")) as file:
+                written[str(number)] = [name, samples, file.sha256()], file.size
+    found = {int(number): told for part in comm.allgather_obj(written) for number, told in part.items()}
+    shards = [(jobs[number][0], Shard(*told), size) for number, (told, size) in sorted(found.items())]
+    return {split: [(shard, size) for of, shard, size in shards if of == split] for split in SPLITS}
+
+
+def spooled(folder: Path, blocks: Blocks, image_shape: Shape) -> tuple[Blocks, int]:
+    """Blocks of samples through a nameless file in ``folder``: the same samples, and how many they are."""
+    labels = [np.zeros(0, np.uint8)]
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for images, of_images in blocks:
+            file.write(images.data)
+            labels.append(of_images)
+        file.flush()
+        every = np.concatenate(labels)
+        stored = FileImages(Reader(folder, file), 0, (len(every), *image_shape))
+    parts = chunks(len(every), BLOCK_CHUNKS * most_rows(math.prod(image_shape)))
+    return ((stored[np.arange(start, stop)], every[start:stop]) for start, stop in parts), len(every)
+
+
+class Pace:
+    """Says from time to time how far this rank has come.
+
+    Args:
+        say: prints a line; None: nothing is said.
+        samples: the number of all samples of this rank.
+    """
+
+    def __init__(self, say: Say | None, samples: int) -> None:
+        self._say, self._samples, self._done = say, samples, 0
+        self._started = self._said = time.monotonic()
+
+    def counted(self, blocks: Blocks) -> Blocks:
+        """The same blocks."""
+        for block in blocks:
+            yield block
+            self._done += len(block[0])
+            now = time.monotonic()
+            if self._say and now - self._said > SECONDS:
+                self._said = now
+                speed = self._done / (now - self._started)
+                part = self._done / self._samples
+                self._say(f"rank 0 has written {part:.0%} of its {self._samples:,} images, {speed:,.0f} images/s")
+
+
+def content_sha256(folder: Path, manifest: Manifest, split: str) -> str:
+    """The sha256 of all images' bytes and then all labels', as they are read from the shards."""
+    found, every_label = hashlib.sha256(), []
+    for shard in manifest.splits[split]:
+        with ShardFile(folder, shard) as file:
+            layout = read_layout(file, shard, manifest)
+            for images in image_blocks(file, layout, (shard.samples, *manifest.image_shape), manifest.compressed):
+                found.update(images.data)
+            labels = np.empty(shard.samples, np.uint8)
+            read_labels(file, layout, labels)
+            every_label.append(labels)
+    for labels in every_label:
+        found.update(labels.data)
+    return found.hexdigest()
