@@ -1,4 +1,4 @@
-"""Pictures to predict: PNG and JPEG of single characters, made like MNIST's, and IDX and NPZ of many. All untrusted."""
+"""Pictures to predict, all untrusted: characters in PNG or JPEG, made like those of MNIST, and images in IDX or NPZ."""
 
 import io
 import sys
@@ -21,13 +21,13 @@ MOST_BYTES = 256 << 20
 """The most bytes of a PNG or JPEG file, or of stdin."""
 
 MOST_SCANS = 100
-"""Scans of a JPEG file: each costs a pass over all pixels, and honest files have a dozen."""
+"""The most scans of a JPEG file: each costs a pass over all pixels, and usual files have about a dozen."""
 
 KEPT_SIDE = 2048
 """Larger pictures are first reduced by a whole number, to about this many pixels per side."""
 
 INK = 0.2
-"""Of the strongest ink, how much a pixel needs to count as drawn upon, where the drawing's edges are looked for."""
+"""The fraction of the strongest ink from which on a pixel belongs to the drawing, when its edges are located."""
 
 Picture = NDArray[np.float64]
 
@@ -47,12 +47,12 @@ def open_pictures(path: Path) -> Input:
 
 
 def read_pictures(source: Input, shape: Shape) -> Images:
-    """The images (n, H, W, C) of a file, uint8, of the shape (H, W, C) that a network takes.
+    """The images (n, H, W, C) of a file, uint8, for a network with the input shape (H, W, C).
 
-    IDX and NPZ images are taken as they are; PNG and JPEG go through :func:`like_mnist`.
+    IDX and NPZ images are not changed; PNG and JPEG go through :func:`like_mnist`.
 
     Raises:
-        DataError: it is none of these, damaged, too large, of another shape, or empty.
+        DataError: the file has another format or shape, or is damaged, too large or empty.
     """
     path, start = source.path, source.head(4)
     if start[:3] == IDX_BYTES:
@@ -61,7 +61,7 @@ def read_pictures(source: Input, shape: Shape) -> Images:
         images = _of_npz(source, shape)
     elif start == b"\x89PNG" or start[:2] == b"\xff\xd8":
         if shape[-1] != 1:
-            raise DataError(f"{path}: this network takes images of {shape}; PNG and JPEG are for grey ones")
+            raise DataError(f"{path}: this network takes images of {shape}; PNG and JPEG are read as grey images")
         return like_mnist(path, _grey(source), (shape[0], shape[1]))[None, :, :, None]
     else:
         raise DataError(f"{path}: expected a PNG, JPEG, IDX or NPZ file; it starts with {start!r}")
@@ -69,38 +69,38 @@ def read_pictures(source: Input, shape: Shape) -> Images:
     return images[..., None] if images.ndim == 3 else images
 
 
-def _check_kind(path: Path, dtype: np.dtype[Any], found: Shape, shape: Shape) -> None:
-    """Refuse images that are not uint8 (n, H, W, C), or (n, H, W) for a single channel, of a network's shape."""
-    each = (*found[1:], 1) if len(found) == 3 else found[1:]
+def _check_kind(path: Path, dtype: np.dtype[Any], actual: Shape, shape: Shape) -> None:
+    """Refuse images unless they are uint8 (n, H, W, C), or (n, H, W) for one channel, with a network's shape."""
+    each = (*actual[1:], 1) if len(actual) == 3 else actual[1:]
     if dtype != np.uint8 or each != shape:
         raise DataError(f"{path}: {dtype} images of {each}; this network takes uint8 of {shape}")
 
 
 def _of_npz(source: Input, shape: Shape) -> NDArray[Any]:
     """The one array of an NPZ file that holds images: of three dimensions or four."""
-    found = {name: header for name, header in read_headers(source).items() if len(header.shape) in (3, 4)}
-    if len(found) != 1:
-        names = printable(", ".join(found))[:200] or "none"
+    images = {name: header for name, header in read_headers(source).items() if len(header.shape) in (3, 4)}
+    if len(images) != 1:
+        names = printable(", ".join(images))[:200] or "none"
         raise DataError(f"{source.path}: expected one array of images (n, H, W), found {names}")
-    (header,) = found.values()
+    (header,) = images.values()
     _check_kind(source.path, header.dtype, header.shape, shape)
     return read_arrays(source, [header])[0]
 
 
 def like_mnist(path: Path, picture: Picture, size: tuple[int, int]) -> Images:
-    """A character as MNIST has it: light on dark, in a box of 5/7 of the image, its centre of mass in the middle.
+    """Make a character like those of MNIST: light on dark, in a box of 5/7 of the image, its centre of mass centred.
 
     LeCun et al., "Gradient-based learning applied to document recognition" (1998), section III.A: 20 of 28 pixels.
 
     Args:
-        picture: (h, w) grey values, dark on light or light on dark; the border tells which.
+        picture: (h, w) grey values, dark on light or light on dark; the border shows which.
         size: (H, W) of the image to make.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        DataError: nothing is drawn.
+        DataError: the picture is blank.
     """
     from PIL import Image
 
@@ -109,19 +109,19 @@ def like_mnist(path: Path, picture: Picture, size: tuple[int, int]) -> Images:
     sign = -1 if background > picture.mean() else 1
     ink = np.clip(sign * (picture - background), 0, None)
     if ink.max() < 16:  # of 255: less is noise
-        raise DataError(f"{path}: nothing is drawn in it; expected one character, darker or lighter than its ground")
+        raise DataError(f"{path}: the picture is blank; expected one character, darker or lighter than its background")
     ink *= 255 / ink.max()
     rows, columns = (np.flatnonzero((ink > INK * 255).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     box = min(size) * 5 / 7
     scale = box / max(ink.shape)
     height, width = (max(1, round(scale * side)) for side in ink.shape)
-    way = Image.Resampling.BOX if scale <= 1 else Image.Resampling.BILINEAR
-    small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), way))
-    made = np.zeros(size, np.uint8)
-    places = [_start(small.sum(axis=1 - axis), small.shape[axis], size[axis]) for axis in (0, 1)]
-    made[places[0] : places[0] + height, places[1] : places[1] + width] = np.clip(small.round(), 0, 255)
-    return made
+    resampling = Image.Resampling.BOX if scale <= 1 else Image.Resampling.BILINEAR
+    small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((width, height), resampling))
+    image = np.zeros(size, np.uint8)
+    starts = [_start(small.sum(axis=1 - axis), small.shape[axis], size[axis]) for axis in (0, 1)]
+    image[starts[0] : starts[0] + height, starts[1] : starts[1] + width] = np.clip(small.round(), 0, 255)
+    return image
 
 
 def _start(mass: NDArray[Any], length: int, room: int) -> int:

@@ -45,7 +45,7 @@ class Target:
     shuffle: int | None = None
 
     def check_free(self) -> None:
-        """Make sure that nothing would be overwritten.
+        """Make sure that nothing will be overwritten.
 
         Raises:
             DataError: ``out`` exists.
@@ -104,19 +104,19 @@ def write_set(comm: SerialComm, source: Source, target: Target, say: Say) -> Non
 
 @contextmanager
 def _new_folder(comm: SerialComm, out: Path) -> Iterator[Path]:
-    """An empty folder beside ``out``, for a block that moves it away or fails."""
-    room = ""
+    """An empty folder beside ``out``, for a block that moves it. It is removed if the block fails."""
+    parent = ""
     with comm.fail_together():
         if comm.rank == 0:
             out.parent.mkdir(parents=True, exist_ok=True)
-            room = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
-            os.mkdir(Path(room, "set"))  # with the permissions of any new folder, while the room is private
-    room = comm.broadcast_obj(room)
+            parent = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
+            os.mkdir(Path(parent, "set"))  # with the usual permissions; its parent is private
+    parent = comm.broadcast_obj(parent)
     try:
-        yield Path(room, "set")
+        yield Path(parent, "set")
     finally:
         if comm.rank == 0:
-            shutil.rmtree(room, ignore_errors=True)
+            shutil.rmtree(parent, ignore_errors=True)
 
 
 def plan(source: Source, shards: int) -> list[Job]:
@@ -146,8 +146,8 @@ def _write_shards(folder: Path, comm: SerialComm, source: Source, jobs: list[Job
             write_shard(folder / name, *source.part(split, start, stop), compressed=compressed)
             with ShardFile(folder, Shard(name, stop - start, "")) as file:
                 written[str(number)] = [name, stop - start, file.sha256()], file.size
-    found = {int(number): told for part in comm.allgather_obj(written) for number, told in part.items()}
-    shards = [(Shard(*told), size) for _, (told, size) in sorted(found.items())]
+    records = {int(number): record for of_rank in comm.allgather_obj(written) for number, record in of_rank.items()}
+    shards = [(Shard(*record), size) for _, (record, size) in sorted(records.items())]
     return {split: [shard for job, shard in zip(jobs, shards, strict=True) if job[0] == split] for split in SPLITS}
 
 
@@ -175,7 +175,7 @@ def describe(source: Source, splits: dict[str, tuple[Shard, ...]], target: Targe
 
 
 def _check_readable(out: Path, manifest: Manifest, split: str, size: int) -> None:
-    """Refuse a data set that compresses so well that it would be refused when it is loaded."""
+    """Refuse a data set that :func:`dpcnn.data.dataset.load` would refuse, because it compresses too well."""
     if manifest.compressed:
         needed = manifest.samples(split) * (manifest.image_bytes + 1)
         check_memory(f"{out} ({split})", needed, size, "prepare it with --contiguous")

@@ -1,4 +1,4 @@
-"""A data set's folder: HDF5 shards, and ``manifest.json``, which vouches for every byte of them.
+"""A data set's folder: HDF5 shards, and ``manifest.json`` with their checksums.
 
 ::
 
@@ -6,7 +6,7 @@
     train-00.h5 ..      each with "images" (samples, H, W, C) and "labels" (samples,), both uint8
     test-00.h5 ..
 
-The number of shards has nothing to do with the number of ranks.
+The number of shards is independent of the number of ranks.
 """
 
 import hashlib
@@ -35,10 +35,10 @@ MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
 MOST_SIDE, MOST_CLASSES = 1 << 16, 256
 MOST_BYTES = 1 << 40
-"""Bytes of a split's images: no honest manifest asks for more."""
+"""The most bytes of a split's images."""
 
 MOST_SHARDS = 400
-"""Shards of a split: those of contiguous sets stay open, and many systems allow a process 1,024 open files."""
+"""The most shards of a split: those of contiguous sets stay open, and many systems allow a process 1,024 open files."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,11 @@ class Manifest:
         name: of the data set.
         image_shape: (H, W, C).
         classes: labels are 0 .. classes - 1.
-        compressed: whether shards are compressed, and so are read into memory, or contiguous, and
-            so are read sample by sample.
+        compressed: whether shards are compressed and read into memory, or contiguous and read sample by sample.
         splits: "train" and "test", each a list of shards in the order of samples.
         content: for each split, the sha256 of all its images' bytes and then all its labels':
             independent of how it is sharded.
-        source: where the data came from, for people.
+        source: the origin of the data, for people.
     """
 
     name: str
@@ -76,37 +75,37 @@ class Manifest:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of an image."""
+        """The bytes of an image."""
         return math.prod(self.image_shape)
 
     @property
     def checksum(self) -> str:
-        """The data set's identity: a sha256 of its content, whatever its name and its shards."""
+        """The data set's identity: a sha256 of its content, independent of its name and its shards."""
         return _sha256([list(self.image_shape), self.classes, sorted(self.content.items())])
 
     @property
     def digest(self) -> str:
-        """A sha256 of all that is told here, so also of each shard's bytes."""
+        """A sha256 of the manifest, which includes the sha256 of each shard."""
         return _sha256(asdict(self))
 
     def samples(self, split: str) -> int:
-        """How many samples a split has."""
+        """The number of samples of a split."""
         return sum(shard.samples for shard in self.splits[split])
 
     def bounds(self, split: str) -> NDArray[Any]:
-        """The number of each shard's first sample, and the end: (shards + 1,)."""
+        """The index of each shard's first sample, and the end: (shards + 1,)."""
         return np.cumsum([0] + [shard.samples for shard in self.splits[split]])
 
 
-def _sha256(told: Any) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json``, last of all files, so that a folder with one is whole.
+    """Write ``manifest.json`` as the last file, so that a folder with one is complete.
 
     Raises:
-        DataError: it would be refused when it is read.
+        DataError: the manifest is wrong.
         OSError: it can't be written.
     """
     content = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1).encode() + b"\n"
@@ -132,13 +131,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(path: Path, content: bytes) -> Manifest:
-    """The manifest of these bytes.
+    """Read a manifest from its bytes.
 
     Args:
         path: for messages.
 
     Raises:
-        DataError: it is not as it must be.
+        DataError: it is wrong.
     """
     try:
         return _parse(Table(load_json(content)))
@@ -148,47 +147,47 @@ def parse_manifest(path: Path, content: bytes) -> Manifest:
         ) from None
 
 
-def _parse(told: Table) -> Manifest:
-    told.integer("format", FORMAT, FORMAT)
-    height, width, channels = told.integers("image_shape", 3, 1, MOST_SIDE)
-    splits = {split: _parse_split(told.table("splits"), split, height * width * channels) for split in SPLITS}
+def _parse(table: Table) -> Manifest:
+    table.integer("format", FORMAT, FORMAT)
+    height, width, channels = table.integers("image_shape", 3, 1, MOST_SIDE)
+    splits = {split: _parse_split(table.table("splits"), split, height * width * channels) for split in SPLITS}
     names = [shard.file for shards in splits.values() for shard in shards]
     if len(set(names)) < len(names):
-        raise FieldError("splits: a shard is named twice")
+        raise FieldError("splits: a file occurs twice")
     return Manifest(
-        name=told.name("name"),
+        name=table.name("name"),
         image_shape=(height, width, channels),
-        classes=told.integer("classes", 1, MOST_CLASSES),
-        compressed=told.flag("compressed"),
+        classes=table.integer("classes", 1, MOST_CLASSES),
+        compressed=table.flag("compressed"),
         splits=splits,
-        content={split: told.table("content").sha256(split) for split in SPLITS},
-        source=_parse_source(told.table("source")),
+        content={split: table.table("content").sha256(split) for split in SPLITS},
+        source=_parse_source(table.table("source")),
     )
 
 
-def _parse_split(told: Table, split: str, image_bytes: int) -> tuple[Shard, ...]:
-    shards = tuple(_parse_shard(shard) for shard in told.tables(split, MOST_SHARDS))
+def _parse_split(table: Table, split: str, image_bytes: int) -> tuple[Shard, ...]:
+    shards = tuple(_parse_shard(shard) for shard in table.tables(split, MOST_SHARDS))
     if not shards:
-        raise FieldError(f"splits.{split}: expected a shard at least")
+        raise FieldError(f"splits.{split}: expected at least one shard")
     if sum(shard.samples for shard in shards) * image_bytes > MOST_BYTES:
         raise FieldError(f"split {split} is too large")
     return shards
 
 
-def _parse_shard(told: Table) -> Shard:
-    file = told.name("file")
+def _parse_shard(table: Table) -> Shard:
+    file = table.name("file")
     if not re.fullmatch(r"[\w-][\w.-]*\.h5", file):
-        raise FieldError(f"shard name {file!r}")
-    return Shard(file, told.integer("samples", 1, MOST_BYTES), told.sha256("sha256"))
+        raise FieldError(f"invalid file name {file!r}")
+    return Shard(file, table.integer("samples", 1, MOST_BYTES), table.sha256("sha256"))
 
 
-def _parse_source(told: Table) -> dict[str, str]:
+def _parse_source(table: Table) -> dict[str, str]:
     """The names of the source and their values."""
-    return {fields.name(key, "source"): told.name(key) for key in told}
+    return {fields.name(key, "source"): table.name(key) for key in table}
 
 
 class ShardFile:
-    """A shard's open file: the bytes that are verified and those that are read are of the same one.
+    """A shard's open file: the verified bytes and the bytes that are read belong to the same file.
 
     Attributes:
         path: for messages.
@@ -196,10 +195,10 @@ class ShardFile:
 
     Args:
         folder: of the data set.
-        shard: which one.
+        shard: its entry in the manifest.
 
     Raises:
-        DataError: there is no such plain file.
+        DataError: the plain file does not exist.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
@@ -233,52 +232,52 @@ class ShardFile:
 
     @property
     def name(self) -> str:
-        """A path by which a library can open this open file, whatever has become of its name."""
+        """A path by which a library can open this file, even if it has been renamed or removed."""
         return f"/dev/fd/{self._descriptor}"
 
     def verify(self) -> None:
         """Compare the file's bytes with the manifest; DataError if they differ."""
-        found = self.sha256()
-        if found != self._shard.sha256:
+        actual = self.sha256()
+        if actual != self._shard.sha256:
             raise DataError(
-                f"{self.path}: damaged or exchanged: its sha256 is {found[:16]}.., {MANIFEST} says "
+                f"{self.path}: damaged or replaced: its sha256 is {actual[:16]}.., {MANIFEST} says "
                 f"{self._shard.sha256[:16]}..; restore it or prepare again"
             )
 
     def check_unchanged(self) -> None:
-        """Verify the file again if its size or its time of change is another one than when it was opened.
+        """Verify the file again if its size or its time of change has changed since it was opened.
 
         Raises:
             DataError: its bytes have changed.
         """
-        found = self._look()
-        if found == self._state:
+        state = self._look()
+        if state == self._state:
             return
         if self.sha256() != self._shard.sha256:
             raise DataError(
                 f"{self.path}: was changed while it was in use: its sha256 is no longer that of {MANIFEST}; "
                 "restore it or prepare again, then continue with --resume"
             )
-        self._state = found
+        self._state = state
 
-    def read(self, out: memoryview, place: int) -> None:
-        """Fill ``out`` with the bytes from ``place`` on.
+    def read(self, out: memoryview, offset: int) -> None:
+        """Fill ``out`` with the bytes from ``offset`` on.
 
         Raises:
-            DataError: they can't be read, or have gone.
+            DataError: they can't be read, or are missing.
         """
         while out.nbytes:
             try:
-                count = os.preadv(self._descriptor, [out], place)
+                count = os.preadv(self._descriptor, [out], offset)
             except OSError as error:
                 raise DataError(f"{self.path}: can't be read ({error.strerror}); fix this or restore it") from None
             if not count:
                 raise DataError(f"{self.path}: has been shortened while it was in use; restore it or prepare again")
-            out, place = out[count:], place + count
+            out, offset = out[count:], offset + count
 
     def _look(self) -> tuple[int, int]:
-        found = os.fstat(self._descriptor)
-        return found.st_size, found.st_mtime_ns
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
 
     def sha256(self) -> str:
         """The sha256 of the file's bytes, in hexadecimal digits."""

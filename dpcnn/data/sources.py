@@ -1,4 +1,4 @@
-"""Where data comes from: folders of IDX or CSV files, and NPZ files. All of it is untrusted."""
+"""Sources of data sets: folders of IDX or CSV files, and NPZ files. All are untrusted."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -18,17 +18,17 @@ from dpcnn.data.shards import MOST_CLASSES, MOST_SIDE, SPLITS, Images
 from dpcnn.errors import DataError, printable
 from dpcnn.parallel.tree import chunks
 
-HASHED = 1024  # samples at once
+HASHED = 1024  # samples at a time
 
 
 @dataclass
 class Source:
-    """Images and labels as a source has them.
+    """The images and labels of a source.
 
     Attributes:
         splits: for each split, images (n, H, W, C) and labels (n,), both uint8.
         origin: the names of the source and their values, for people.
-        orders: for each split, the order (n,) in which samples are to be taken; none where it is the source's.
+        orders: for each shuffled split, the order (n,) of its samples.
     """
 
     splits: dict[str, tuple[Images, Images]]
@@ -36,17 +36,17 @@ class Source:
     orders: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def shuffle(self, seed: int) -> None:
-        """Take the samples of each split in a random order, a function of the seed alone."""
+        """Shuffle the samples of each split; the order depends only on the seed."""
         for number, split in enumerate(SPLITS):
             self.orders[split] = permutation(seed, number, self.samples(split), SHUFFLE)
         self.origin["order"] = f"shuffled by seed {seed}"
 
     def samples(self, split: str) -> int:
-        """How many samples a split has."""
+        """The number of samples of a split."""
         return len(self.splits[split][1])
 
     def part(self, split: str, start: int, stop: int) -> tuple[Images, Images]:
-        """A run of a split's samples, in their order: images (n, H, W, C) and labels (n,)."""
+        """The samples ``start .. stop - 1`` of a split, in order: images (n, H, W, C) and labels (n,)."""
         images, labels = self.splits[split]
         if split in self.orders:
             indices = self.orders[split][start:stop]
@@ -54,12 +54,12 @@ class Source:
         return images[start:stop], labels[start:stop]
 
     def sha256(self, split: str) -> str:
-        """The sha256 of all images' bytes and then all labels', in their order."""
-        found = hashlib.sha256()
-        for which in (0, 1):
+        """The sha256 of all images' bytes and then all labels', in order."""
+        digest = hashlib.sha256()
+        for kind in (0, 1):
             for start, stop in chunks(self.samples(split), HASHED):
-                found.update(np.ascontiguousarray(self.part(split, start, stop)[which]).data)
-        return found.hexdigest()
+                digest.update(np.ascontiguousarray(self.part(split, start, stop)[kind]).data)
+        return digest.hexdigest()
 
 
 IDX_NAMES = {"train": "train", "test": "t10k"}
@@ -84,7 +84,7 @@ def read_source(path: Path) -> Source:
 
 def _read_folder(path: Path) -> Source:
     if not path.is_dir():
-        raise DataError(f"{path}: no folder and no plain file; expected {NPZ_FILE}, or a folder of IDX or CSV files")
+        raise DataError(f"{path}: not a folder or a plain file; expected {NPZ_FILE}, or a folder of IDX or CSV files")
     known: list[tuple[Callable[[Path, str], list[Path]], Callable[[Sequence[Input]], tuple[Images, Images]]]]
     known = [(_idx_files, _read_idx_pair), (_csv_files, _read_csv)]
     for names, read in known:
@@ -109,14 +109,14 @@ def _read_files(files: dict[str, list[Path]], read: Callable[[Sequence[Input]], 
 
 def _idx_files(folder: Path, split: str) -> list[Path]:
     stems = [f"{IDX_NAMES[split]}-images-idx3-ubyte", f"{IDX_NAMES[split]}-labels-idx1-ubyte"]
-    found = [_first(folder / f"{stem}.gz", folder / stem) for stem in stems]
-    return [path for path in found if path] if all(found) else []
+    paths = [_first(folder / f"{stem}.gz", folder / stem) for stem in stems]
+    return [path for path in paths if path] if all(paths) else []
 
 
 def _csv_files(folder: Path, split: str) -> list[Path]:
     name = CSV_NAMES[split]
-    found = _first(folder / name, folder / f"{name}.gz")
-    return [found] if found else []
+    path = _first(folder / name, folder / f"{name}.gz")
+    return [path] if path else []
 
 
 def _first(*paths: Path) -> Path | None:
@@ -133,10 +133,10 @@ def _read_csv(files: Sequence[Input]) -> tuple[Images, Images]:
 
 
 def _read_npz(path: Path) -> Source:
-    """An NPZ file with Keras' keys."""
+    """Read an NPZ file with the keys of Keras."""
     with open_input(path) as file:
         if file.head(2) != ZIP:
-            what = "a single CSV file is no source" if path.suffix.lower() == ".csv" else "not an NPZ file"
+            what = "a single CSV file is not a source" if path.suffix.lower() == ".csv" else "not an NPZ file"
             raise DataError(f"{path}: {what}; expected {CSV_FOLDER}, a folder of IDX files, or {NPZ_FILE}")
         origin = {printable(path.name)[:255]: f"sha256 {file.sha256()}"}
         headers = read_headers(file)
@@ -153,11 +153,11 @@ def _checked(path: Path, images: NDArray[Any], labels: NDArray[Any]) -> tuple[Im
         images = images[..., None]
     if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels):
         raise DataError(
-            f"{path}: images {images.shape} and labels {labels.shape} don't belong together; "
+            f"{path}: images {images.shape} and labels {labels.shape} do not match; "
             "expected images (n, H, W) or (n, H, W, C), and labels (n,)"
         )
     if not images.size or max(images.shape[1:]) > MOST_SIDE:
-        raise DataError(f"{path}: images {images.shape}: expected one at least, of sides up to {MOST_SIDE:,}")
+        raise DataError(f"{path}: images {images.shape}: expected at least one, with sides up to {MOST_SIDE:,}")
     if images.dtype != np.uint8:
         scale = "multiply by 255 and convert" if images.dtype.kind == "f" else "convert them"
         raise DataError(f"{path}: expected uint8 images 0..255 (n, H, W, C), not {images.dtype}; {scale}")
@@ -169,9 +169,9 @@ def _checked(path: Path, images: NDArray[Any], labels: NDArray[Any]) -> tuple[Im
 def _bytes(path: Path, labels: NDArray[Any]) -> Images:
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= MOST_CLASSES:
-        found = most if least >= 0 else least
+        wrong = most if least >= 0 else least
         raise DataError(
-            f"{path}: labels up to {MOST_CLASSES - 1} ({MOST_CLASSES} classes) are supported, found {found}; "
+            f"{path}: labels up to {MOST_CLASSES - 1} ({MOST_CLASSES} classes) are supported, found {wrong}; "
             "number the classes from 0"
         )
     return labels.astype(np.uint8, copy=False)
