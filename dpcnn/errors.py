@@ -8,9 +8,9 @@
      +- DataError           a data set or its source
      +- CheckpointError     a checkpoint or a run folder
      +- DivergenceError     a loss or a gradient that is not finite
-     +- DriftError          ranks that no longer see the same parameters; exit status 1
+     +- DriftError          ranks that no longer have the same parameters; exit status 1
 
-Anything else that is raised is a fault of the program: the job ends at once with a traceback.
+Any other exception is a bug: the job ends at once with a traceback.
 """
 
 from collections.abc import Collection
@@ -18,12 +18,12 @@ from difflib import get_close_matches
 
 
 class DpcnnError(Exception):
-    """What happened, where, what was expected, and what to do next, in one line."""
+    """An error whose message is one line: the fault, its place, the expected value, and the next step."""
 
     agreed = False
-    """Whether every rank raises this error now, so that the job may end in an orderly way."""
+    """Whether every rank raises this error now, so that the job can end in order."""
     status = 2
-    """The exit status that it leads to."""
+    """The exit status of the command."""
 
 
 class ConfigError(DpcnnError):
@@ -34,7 +34,7 @@ class LaunchError(DpcnnError):
     """The launcher, the MPI library or the environment."""
 
     speaker = True
-    """Whether this process is the one of its job that should say so: without MPI, none knows by itself."""
+    """Whether this process prints the error for its job: without MPI, the ranks can't agree on one."""
 
 
 class DataError(DpcnnError):
@@ -46,13 +46,13 @@ class CheckpointError(DpcnnError):
 
 
 class DivergenceError(DpcnnError):
-    """A loss or a gradient that is not finite: of the sum of all ranks, so all raise it."""
+    """A loss or a gradient that is not finite. It is the sum over all ranks, so all raise the error."""
 
     agreed = True
 
 
 class DriftError(DpcnnError):
-    """Ranks that no longer see the same parameters: all have compared, so all raise it."""
+    """Ranks that no longer have the same parameters. All have compared them, so all raise the error."""
 
     agreed, status = True, 1
 
@@ -94,4 +94,4 @@ _KINDS: tuple[type[DpcnnError], ...] = (
     DriftError,
 )
 KINDS = {kind.__name__: kind for kind in _KINDS}
-"""Every kind by its name."""
+"""Every class by its name."""

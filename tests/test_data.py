@@ -254,8 +254,8 @@ def test_numbers_beyond_the_samples_are_refused(contiguous):
         (np.zeros((4, 12, 12), np.uint8), np.zeros(4, int), "not uint8 (4, 12, 12); convert and reshape them"),
         (np.zeros((4, 12, 12, 1), np.uint8), np.zeros(4), "expected integer labels (4,), one for each image"),
         (np.zeros((4, 12, 12, 1), np.uint8), np.zeros(3, int), "expected integer labels (4,), one for each image"),
-        (np.zeros((5, 12, 12, 1), np.uint8), np.zeros(4, int), "expected the bounds [0, 5], by the images of each"),
-        (np.zeros((4, 12, 12, 1), np.uint8), np.array([0, 1, -1, 9]), "expected labels from 0 to 9, the classes'"),
+        (np.zeros((5, 12, 12, 1), np.uint8), np.zeros(4, int), "expected the bounds [0, 5] from the images of each"),
+        (np.zeros((4, 12, 12, 1), np.uint8), np.array([0, 1, -1, 9]), "expected labels from 0 to 9, one per class"),
     ],
 )
 def test_samples_are_bytes_and_labels_belong_to_them(images, labels, message, small):
@@ -325,7 +325,7 @@ DAMAGE = {
     "flipped at the start": (lambda d: flip(d / "train-01.h5", 3), "train-01.h5: damaged"),
     "flipped in the middle": (lambda d: flip(d / "train-01.h5", 4000), "train-01.h5: damaged"),
     "flipped at the end": (lambda d: flip(d / "train-01.h5", -1), "train-01.h5: damaged"),
-    "exchanged": (lambda d: shutil.copy(d / "train-00.h5", d / "train-01.h5"), "train-01.h5: damaged or exchanged"),
+    "exchanged": (lambda d: shutil.copy(d / "train-00.h5", d / "train-01.h5"), "train-01.h5: damaged or replaced"),
     "wrong shape": (wrong_shape, "train-01.h5: images are uint8 (233, 11, 12, 1), but manifest.json says uint8"),
     "outside": (outside, "train-01.h5: holds no dataset 'images' of its own"),
     "bad label": (bad_label, "train-01.h5: sample 5 has label 10, but there are 10 classes"),
@@ -338,13 +338,13 @@ DAMAGE = {
     "manifest of the future": (lambda d: edit_manifest(d, lambda m: m.update(format=9)), "not a manifest of format 1"),
     "manifest that names a shard twice": (
         lambda d: edit_manifest(d, lambda m: m["splits"]["train"].append(m["splits"]["train"][0])),
-        "a shard is named twice",
+        "a file occurs twice",
     ),
     "a pipe for a shard": (lambda d: pipe(d / "train-01.h5"), "train-01.h5: not a plain file"),
     "a pipe for the manifest": (lambda d: pipe(d / MANIFEST), "no data set"),
     "manifest with a path": (
         lambda d: edit_manifest(d, lambda m: m["splits"]["train"][0].update(file="../train-00.h5")),
-        "shard name '../train-00.h5'",
+        "invalid file name '../train-00.h5'",
     ),
     "manifest with another count": (
         lambda d: edit_manifest(d, lambda m: m["splits"]["train"][0].update(samples=7)),
@@ -404,7 +404,7 @@ def test_damaged_sources_are_named(tmp_path):
         cut(broken)
         with pytest.raises(DataError, match=broken.name):
             read_source(source)
-    with pytest.raises(DataError, match="no folder and no plain file"):
+    with pytest.raises(DataError, match="not a folder or a plain file"):
         read_source(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="expected a folder of pictures for each class, or train-images-idx3-ubyte"):

@@ -241,8 +241,8 @@ def test_files_that_can_t_be_brought_in(tmp_path):
         (tmp_path / name).write_bytes(save({"0.weight": np.zeros(3, np.float32)}, metadata={"dpcnn": text}))
     (tmp_path / "there.h5").touch()
     for words, message in (
-        ([cut], f"{cut}: no safetensors file that can be read ("),
-        ([tmp_path / "none"], f"{tmp_path / 'none'}: no safetensors file that can be read ("),
+        ([cut], f"{cut}: can't be read as safetensors ("),
+        ([tmp_path / "none"], f"{tmp_path / 'none'}: can't be read as safetensors ("),
         ([foreign], f"{foreign}: does not describe its network; give --recipe"),
         ([foreign, "--recipe", "lenet5"], f"{foreign}: conv2d1.w"),
         *(

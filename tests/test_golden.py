@@ -96,7 +96,7 @@ MUTANTS = {
     "the average of the weights": ("all-options", "optim/averaging.py", "/ (10 + step))", "/ (9 + step))"),
     "the momentum of running means": ("accurate", "nn/normalisation.py", "max(1, count - 1)", "count"),
     "the smoothing of elastic fields": ("all-options", "data/augment.py", "SMOOTHNESS = 7", "SMOOTHNESS = 7.001"),
-    "the schedule": ("lenet5", "training/trainer.py", "(step + 1) / (config.warmup + 1)", "(step + 1) / config.warmup"),
+    "the schedule": ("lenet5", "training/plan.py", "(step + 1) / (config.warmup + 1)", "(step + 1) / config.warmup"),
 }
 
 

@@ -64,7 +64,7 @@ def idx(*shape: int, body: int | None = None) -> bytes:
     [
         (idx(2, 3, 4)[:-1], "its header says (2, 3, 4), but 23 bytes follow"),
         (idx(2, 3, 4) + b"x", "its header says (2, 3, 4), but more bytes follow"),
-        (idx(2, 3, 4)[:9], "ends in its header"),
+        (idx(2, 3, 4)[:9], "ends within its header"),
         (idx(2, 12), "not an IDX file of unsigned bytes in 1, 3 or 4 dimensions"),
         (idx(*[1] * 65), "not an IDX file of unsigned bytes in 1, 3 or 4 dimensions"),
         (b"\0\0\x0d\x01\0\0\0\1\0\0\0\0", "not an IDX file of unsigned bytes"),
@@ -99,19 +99,19 @@ def test_idx_of_labels_grey_and_coloured_images():
         ("label,a,b,c,d\n\n5,1,2,3,4\n\n6,1,2,3\n", "line 5: 4 values, but line 3 has 5"),
         ("5,1,2,3,4\n5,1,2,300,4\n", "line 2: 300 is above 255"),
         ("5,1,2,3,4\n5,1,2," + "9" * 6000 + ",4\n", f"line 2: {'9' * 20} is above 255"),
-        ("5,1,2,,4\n", "line 1: '' is no whole number"),
-        ("5,1,2,3 3,4\n", "line 1: '3 3' is no whole number"),
-        ("5,1,2,x,4\n", "line 1: 'x' is no digit or comma"),
-        ("5,1,2,0x1,4\n", "line 1: 'x' is no digit or comma"),
-        ("5,1,2,-3,4\n", "line 1: '-' is no digit or comma"),
-        ("-5,1,2,3,4\n", "line 1: '-' is no digit or comma"),
-        ("5,1,2,3.5,4\n", "line 1: '.' is no digit or comma"),
-        ("inf,1,2,3,4\n", "line 1: 'i' is no digit or comma"),
-        ("label,a,b,c,d\n5,1,2,inf,4\n", "line 2: 'i' is no digit or comma"),
-        ('"5","1","2","3","4"\n', "line 1: '\"' is no digit or comma"),
-        ("5,1,2,\x1b[2J,4\n", r"line 1: '\x1b' is no digit or comma"),
-        ("5,1,2\n", "3 values a line; expected a label and the pixels of a square image"),
-        ("5\n", "1 values a line"),
+        ("5,1,2,,4\n", "line 1: '' is not a whole number"),
+        ("5,1,2,3 3,4\n", "line 1: '3 3' is not a whole number"),
+        ("5,1,2,x,4\n", "line 1: 'x' is not a digit or comma"),
+        ("5,1,2,0x1,4\n", "line 1: 'x' is not a digit or comma"),
+        ("5,1,2,-3,4\n", "line 1: '-' is not a digit or comma"),
+        ("-5,1,2,3,4\n", "line 1: '-' is not a digit or comma"),
+        ("5,1,2,3.5,4\n", "line 1: '.' is not a digit or comma"),
+        ("inf,1,2,3,4\n", "line 1: 'i' is not a digit or comma"),
+        ("label,a,b,c,d\n5,1,2,inf,4\n", "line 2: 'i' is not a digit or comma"),
+        ('"5","1","2","3","4"\n', "line 1: '\"' is not a digit or comma"),
+        ("5,1,2,\x1b[2J,4\n", r"line 1: '\x1b' is not a digit or comma"),
+        ("5,1,2\n", "3 values per line; expected a label and the pixels of a square image"),
+        ("5\n", "1 values per line"),
         ("", "holds no samples"),
         ("\n \n", "holds no samples"),
         ("label,a,b,c,d\n", "holds no samples"),
@@ -123,7 +123,7 @@ def test_csv_files_that_are_not_so(text, message):
 
 
 def test_csv_in_utf_16_is_told():
-    assert "line 1: '\\xff' is no digit or comma; the text is in UTF-16" in refused(
+    assert "line 1: '\\xff' is not a digit or comma; the text is in UTF-16" in refused(
         read_csv, source("5,1,2,3,4\n".encode("utf-16"))
     )
 
@@ -176,13 +176,13 @@ def read_npz(file: Input) -> list[np.ndarray]:
         (npz(a=np.zeros(3, "M8[s]")), "not plain numbers"),
         (npz(a=np.zeros(3, [("x", "u1")])), "not plain numbers"),
         (zipped("a.npy", npy("(1,)", "'|V0'")), "not plain numbers"),
-        (zipped("a.txt", b"text"), "a.txt is no array"),
+        (zipped("a.txt", b"text"), "a.txt is not an array"),
         (zipped("\x1b[2J.npy", b"text"), "can't be read as NPZ"),
-        (zipped("\x1b[2J", b"text"), r"\x1b[2J is no array"),
+        (zipped("\x1b[2J", b"text"), r"\x1b[2J is not an array"),
         (zipped("a.npy", npy("(1,)", body=b"x"), zipfile.ZIP_BZIP2), "encrypted, or compressed otherwise"),
         (encrypted(), "encrypted, or compressed otherwise"),
-        (zipped("a.npy", npy("(2,)", body=b"x")), "its header and its length don't agree"),
-        (zipped("a.npy", npy("(2,)", body=b"xyz")), "its header and its length don't agree"),
+        (zipped("a.npy", npy("(2,)", body=b"x")), "its header and its length disagree"),
+        (zipped("a.npy", npy("(2,)", body=b"xyz")), "its header and its length disagree"),
         (zipped("a.npy", npy("(10**9, 10**9)", body=b"x")), "can't be read as NPZ"),
         (zipped("a.npy", npy("(1000000000, 1000)", body=b"x")), "asks for 1,000,000,000,000 bytes of memory"),
         (zipped("a.npy", npy(f"({2**70},)", body=b"x")), "has the shape"),
@@ -190,7 +190,7 @@ def read_npz(file: Input) -> list[np.ndarray]:
         (zipped("a.npy", npy("(" * 3000)), "can't be read as NPZ"),
         (zipped("a.npy", npy("(1,)", "'|S1000000000000'")), "can't be read as NPZ"),
         (zipped("a.npy", npy("(1,)", version=b"\2\0", length=2**32 - 1, body=bytes(1 << 22))), "can't be read as NPZ"),
-        (zipped("a.npy", npy("(1,)", version=b"\3\0", body=b"x")), "is no plain array"),
+        (zipped("a.npy", npy("(1,)", version=b"\3\0", body=b"x")), "is not a plain array"),
         (zipped("a.npy", npy("(1,)", version=b"\x09\0", body=b"x")), "can't be read as NPZ"),
         (zipped("a.npy", b""), "can't be read as NPZ"),
     ],
@@ -234,10 +234,10 @@ KERAS |= {key.replace("train", "test"): array for key, array in KERAS.items()}
             "expected uint8 images 0..255 (n, H, W, C), not float32; multiply by 255 and convert",
         ),
         ({"x_train": np.zeros((6, 4, 4), np.int64)}, "not int64; convert them"),
-        ({"x_train": np.zeros((5, 4, 4), np.uint8)}, "don't belong together"),
-        ({"x_train": np.zeros((6, 4), np.uint8)}, "don't belong together"),
-        ({"x_train": np.zeros((0, 4, 4), np.uint8), "y_train": np.zeros(0, int)}, "expected one at least"),
-        ({"x_train": np.zeros((6, 1, 70_000), np.uint8)}, "of sides up to 65,536"),
+        ({"x_train": np.zeros((5, 4, 4), np.uint8)}, "do not match"),
+        ({"x_train": np.zeros((6, 4), np.uint8)}, "do not match"),
+        ({"x_train": np.zeros((0, 4, 4), np.uint8), "y_train": np.zeros(0, int)}, "expected at least one"),
+        ({"x_train": np.zeros((6, 1, 70_000), np.uint8)}, "with sides up to 65,536"),
         ({"x_test": np.zeros((6, 4, 5), np.uint8)}, "training images are (4, 4, 1), test images (4, 5, 1)"),
         (
             {"y_test": None},
@@ -280,7 +280,7 @@ def test_pipes_and_devices_are_refused_at_once(kind, small, tmp_path):
         os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     for code, message in (
         (f"read_source(Path({str(folder)!r}))", "or train-images-idx3-ubyte"),
-        (f"read_source(Path({str(tmp_path / 'x.npz')!r}))", "no folder and no plain file"),
+        (f"read_source(Path({str(tmp_path / 'x.npz')!r}))", "not a folder or a plain file"),
         (f"read_pictures(open_pictures(Path({str(tmp_path / 'x.npz')!r})), (28, 28, 1), 'mnist')", "not a plain file"),
         (
             f"load(Path({str(shards)!r}), 'test', SerialComm())",
@@ -310,8 +310,8 @@ def test_pipes_and_devices_are_refused_at_once(kind, small, tmp_path):
         (lambda m: m.update(name="x" * 256), "name: expected a name of printable characters"),
         (lambda m: m.update(compressed=1), "compressed: expected true or false, not 1"),
         (lambda m: m.update(splits=[]), "splits: expected a table"),
-        (lambda m: m["splits"].update(test=[]), "splits.test: expected a shard at least"),
-        (lambda m: m["splits"].update(test=m["splits"]["train"]), "a shard is named twice"),
+        (lambda m: m["splits"].update(test=[]), "splits.test: expected at least one shard"),
+        (lambda m: m["splits"].update(test=m["splits"]["train"]), "a file occurs twice"),
         (lambda m: m["splits"].update(test=[{}] * 401), "401 values; at most 400"),
         (lambda m: m["splits"]["train"][0].update(samples=2.0), "samples: expected a whole number"),
         (lambda m: m["splits"]["train"][0].update(file="a\nb.h5"), "file: expected a name of printable characters"),
@@ -381,18 +381,23 @@ def virtual(file: h5py.File) -> None:
         (lambda f: images(f, written=0), 40, False, "holds only a part of its samples"),
         (lambda f: images(f), 40, True, "images are not compressed by gzip alone"),
         (lambda f: images(f, chunks=(10, 12, 12, 1)), 40, True, "images are not compressed by gzip alone"),
-        (lambda f: images(f, **GZIP), 40, False, "holds samples that are not stored in one run"),
+        (lambda f: images(f, **GZIP), 40, False, "holds samples that are not contiguous"),
         (lambda f: images(f, **GZIP, shuffle=True), 40, True, "images are not compressed by gzip alone"),
         (lambda f: images(f, **{**GZIP, "compression": "lzf"}), 40, True, "images are not compressed by gzip alone"),
-        (lambda f: images(f, **{**GZIP, "chunks": (10, 6, 12, 1)}), 40, True, "are not as prepare makes them"),
+        (lambda f: images(f, **{**GZIP, "chunks": (10, 6, 12, 1)}), 40, True, "differ from those of prepare"),
         (
             lambda f: images(f, 10_000, **{**GZIP, "chunks": (10_000, 12, 12, 1)}),
             10_000,
             True,
-            "are not as prepare makes them",
+            "differ from those of prepare",
         ),
-        (lambda f: images(f, external=[("test-00.h5", 0, 5760)], written=0), 40, False, "not stored in one run"),
-        (virtual, 40, False, "holds samples that are not stored in one run"),
+        (
+            lambda f: images(f, external=[("test-00.h5", 0, 5760)], written=0),
+            40,
+            False,
+            "samples that are not contiguous",
+        ),
+        (virtual, 40, False, "holds samples that are not contiguous"),
         (virtual, 40, True, "images are not compressed by gzip alone"),
         (lambda f: f.create_group("images"), 40, True, "holds no dataset 'images' of its own"),
         (lambda f: f.update(images=h5py.SoftLink("/labels")), 40, True, "holds no dataset 'images' of its own"),
@@ -415,7 +420,7 @@ def test_shards_that_hold_something_else(make, samples, compressed, message, sma
 
 
 @pytest.mark.parametrize(
-    ("length", "message"), [(1 << 20, "a chunk has another size"), (1 << 24, "is not compressed as prepare does it")]
+    ("length", "message"), [(1 << 20, "a chunk has another size"), (1 << 24, "is not compressed like those of prepare")]
 )
 def test_a_chunk_that_unpacks_to_more_is_refused(length, message, small, tmp_path):
     def make(file):

@@ -50,7 +50,7 @@ def test_four_trainings_instead_of_one_are_refused(order, tmp_path):
             assert result.err == ""
         else:
             (line,) = result.errors
-            assert "started 4 processes, but mpi4py loaded" in line and "libmpi" in line and "; type " in line
+            assert "started 4 processes, but mpi4py loaded" in line and "libmpi" in line and "; use " in line
 
 
 def test_open_mpi_s_launcher_with_another_library_is_refused_before_mpi_starts(tmp_path):

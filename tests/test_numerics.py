@@ -92,7 +92,7 @@ def test_numpy_s_version_is_known_before_numpy_is_loaded():
 
 def test_the_processor_is_asked_and_not_linux():
     """On this machine, without emulation, both say the same."""
-    told = cpuid._told(cpuid._cpuinfo())
+    told = cpuid._parse(cpuid._cpuinfo())
     if not told:
         pytest.skip("no x86-64 under Linux")
     assert cpuid.instructions() - {"osxsave"} == told

@@ -107,7 +107,7 @@ IDX = b"\0\0\x08\x03" + np.array([2, 28, 28], ">u4").tobytes() + bytes(2 * 784)
         (b"", "expected a PNG, JPEG, WebP, TIFF, IDX or NPZ file; it starts with b''"),
         (b"GIF89a", "expected a PNG, JPEG, WebP, TIFF, IDX or NPZ file; it starts with b'GIF8'"),
         (png(enlarged(np.full((28, 28), 200)))[:-40], "can't be read as a picture"),
-        (png(np.full((50, 40), 255)), "nothing is drawn in it"),
+        (png(np.full((50, 40), 255)), "the picture is blank"),
         (IDX[:-1], "its header says (2, 28, 28)"),
         (gzip.compress(IDX)[:-9], "can't be unpacked"),
         (npz_file(a=np.zeros((2, 28, 28), np.uint8))[:-30], "can't be read as NPZ"),
@@ -182,7 +182,7 @@ def test_the_largest_picture_takes_less_than_a_gigabyte(tmp_path):
     words = [sys.executable, "-c", code, tmp_path / "large.png"]
     done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=60)
     told, peak = done.stdout.splitlines()
-    assert "nothing is drawn in it" in told and int(peak) < 1_000_000 and not done.stderr
+    assert "the picture is blank" in told and int(peak) < 1_000_000 and not done.stderr
 
 
 def test_a_jpeg_of_endless_scans_is_refused():

@@ -105,7 +105,7 @@ def test_a_script_is_sent_and_not_written_over(tmp_path, monkeypatch):
     assert submit(tmp_path / "run", "--send").status == 0, "the same again"
     written = script.read_text()
     other = submit(tmp_path / "run", "--nodes", "9", "--send")
-    assert other.status == 2 and "another script is there already" in other.errors[0]
+    assert other.status == 2 and "exists already with other content" in other.errors[0]
     assert script.read_text() == written
 
 

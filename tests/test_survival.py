@@ -75,9 +75,16 @@ def examples(number: int):
     return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
-@examples(40)
+@examples(12)
 @given(deaths())
 def test_the_others_end_with_the_same_bits_and_record(data, case):
+    check(data, *case)
+
+
+@pytest.mark.slow
+@examples(100)
+@given(deaths())
+def test_the_others_end_with_the_same_bits_and_record_in_many_cases(data, case):
     check(data, *case)
 
 

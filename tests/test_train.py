@@ -92,7 +92,7 @@ def test_without_shared_memory_everything_goes_over_mpi_and_changes_nothing(alon
     result = run(3, Path(__file__).parent / "ranks" / "no_shared_memory.py", *quick, "--out", tmp_path / "run")
     assert result.status == 0, result.err
     (warning,) = [line for line in result.out.splitlines() if line.startswith("warning: ")]
-    assert "can't share memory (/proc/" in warning and "all goes over MPI" in warning
+    assert "can't share memory (/proc/" in warning and "everything goes over MPI" in warning
     assert timeless(tmp_path / "run") == timeless(alone[0])
 
 

@@ -40,7 +40,7 @@ class Workspace:
         self._buffers: dict[str, Array] = {}
 
     def array(self, key: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
-        """An array of uninitialised values; its memory is that of the last call with this key."""
+        """An uninitialised array, in the memory of the last call with this key."""
         size = prod(shape)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:

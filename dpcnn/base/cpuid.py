@@ -1,6 +1,6 @@
-"""The instructions that this processor has, by its instruction CPUID: Intel, "Software developer's manual", volume 2.
+"""The instruction sets of this processor, from its instruction CPUID: Intel, "Software developer's manual", volume 2.
 
-``/proc/cpuinfo`` describes the host, which under user-mode emulation is another processor.
+Under user-mode emulation, ``/proc/cpuinfo`` describes another processor than the emulated one.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ XGETBV = bytes.fromhex("31c90f01d0c3")
 """``uint32 xgetbv()``: the registers that the operating system saves."""
 
 EXTENDED = 0x80000000
-"""The first leaf of a second range."""
+"""The first leaf of the extended range."""
 
 BITS = {  # leaf, register (0: eax), bit
     "fma": (1, 2, 12),
@@ -43,8 +43,8 @@ AVX = {"fma", "f16c", "avx2"}
 def instructions() -> frozenset[str]:
     """The names of :data:`BITS` that this processor has and the operating system allows, and its vendor.
 
-    Empty where the processor is no x86-64. Where memory can't be executed, as under a strict SELinux, what
-    ``/proc/cpuinfo`` says.
+    Empty if the processor is not x86-64. If memory can't be made executable, as under a strict SELinux, the names come
+    from ``/proc/cpuinfo``.
     """
     if os.name != "posix" or os.uname().machine not in ("x86_64", "amd64"):
         return frozenset()
@@ -52,12 +52,12 @@ def instructions() -> frozenset[str]:
         with machine_code(CPUID, None, *[ctypes.c_void_p] * 3) as cpuid, machine_code(XGETBV, ctypes.c_uint32) as saved:
             return _ask(cpuid, saved)
     except OSError:
-        return _told(_cpuinfo())
+        return _parse(_cpuinfo())
 
 
 @contextmanager
 def machine_code(code: bytes, result: Any, *arguments: Any) -> Iterator[Any]:
-    """A function of these x86-64 instructions, by the System V calling convention."""
+    """Make a function of these x86-64 instructions, with the System V calling convention."""
     with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as memory:
         memory.write(code)
         start = ctypes.c_char.from_buffer(memory)
@@ -66,24 +66,24 @@ def machine_code(code: bytes, result: Any, *arguments: Any) -> Iterator[Any]:
 
 
 def _ask(cpuid: Any, saved: Any) -> frozenset[str]:
-    """What the processor says, by the two functions of :data:`CPUID` and :data:`XGETBV`."""
+    """The instruction sets and the vendor, from the functions of :data:`CPUID` and :data:`XGETBV`."""
 
     def registers(leaf: int) -> list[int]:
-        found = (ctypes.c_uint32 * 4)()
-        cpuid(leaf, 0, ctypes.addressof(found))
-        return list(found)
+        output = (ctypes.c_uint32 * 4)()
+        cpuid(leaf, 0, ctypes.addressof(output))
+        return list(output)
 
-    most, ebx, ecx, edx = registers(0)
+    last, ebx, ecx, edx = registers(0)
     vendor = b"".join(part.to_bytes(4, "little") for part in (ebx, edx, ecx)).decode("ascii", "replace")
-    most_extended = registers(EXTENDED)[0]
-    leaves = {leaf: registers(leaf) for leaf, _, _ in BITS.values() if leaf <= most or EXTENDED < leaf <= most_extended}
-    found = {name for name, (leaf, at, bit) in BITS.items() if leaf in leaves and leaves[leaf][at] >> bit & 1}
-    state = saved() if "osxsave" in found else 0
+    last_extended = registers(EXTENDED)[0]
+    leaves = {leaf: registers(leaf) for leaf, _, _ in BITS.values() if leaf <= last or EXTENDED < leaf <= last_extended}
+    names = {name for name, (leaf, at, bit) in BITS.items() if leaf in leaves and leaves[leaf][at] >> bit & 1}
+    state = saved() if "osxsave" in names else 0
     if state & AVX_STATE != AVX_STATE:
-        found -= AVX
+        names -= AVX
     if state & AVX512_STATE != AVX512_STATE:
-        found = {name for name in found if not name.startswith("avx512")}
-    return frozenset({*found, vendor})
+        names = {name for name in names if not name.startswith("avx512")}
+    return frozenset({*names, vendor})
 
 
 def _cpuinfo() -> str:
@@ -94,6 +94,6 @@ def _cpuinfo() -> str:
         return ""
 
 
-def _told(cpuinfo: str) -> frozenset[str]:
-    """The same of a text in the format of ``/proc/cpuinfo``."""
+def _parse(cpuinfo: str) -> frozenset[str]:
+    """The instruction sets and the vendor in a text in the format of ``/proc/cpuinfo``."""
     return frozenset(cpuinfo.split()) & {*BITS, "AuthenticAMD", "GenuineIntel"}

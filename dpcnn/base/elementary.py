@@ -1,9 +1,9 @@
-"""Elementary functions and normal draws: NumPy's for native numerics, and for portable ones those of this file.
+"""Elementary functions and normal draws: those of NumPy for native numerics, those of this file for portable ones.
 
-NumPy hands float64 and the tails of the normal distribution to the C library, or to loops for AVX-512, and their last
-bits depend on the version: glibc 2.36 and 2.41 give different initial weights. The functions of this file consist of
-additions, multiplications, divisions and square roots alone, which IEEE 754 rounds in one way. Their errors are below 4
-units in the last place for the arguments of this package; those of the draws, below 2e-7 of their value.
+NumPy passes float64 and the tails of the normal distribution to the C library, or to loops for AVX-512. Their last
+bits depend on the version: glibc 2.36 and 2.41 give different initial weights. The functions of this file use only
+additions, multiplications, divisions and square roots, whose rounding IEEE 754 defines. Their errors are below 4 units
+in the last place for the arguments in this package. The relative errors of the draws are below 2e-7.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ LN2_HIGH, LN2_LOW = float.fromhex("0x1.62e42fefap-1"), float.fromhex("0x1.cf79ab
 """ln 2 in two parts, the first of 37 bits, so that its multiples by small whole numbers are exact."""
 
 HALF_PI_HIGH, HALF_PI_LOW = float.fromhex("0x1.921fb544p+0"), float.fromhex("0x1.0b4611a626331p-34")
-"""pi / 2 likewise."""
+"""pi / 2, split in the same way."""
 
 
 SQRT_HALF = 0.7071067811865476
@@ -79,7 +79,7 @@ def portable_cos(x: Any) -> Floats:
 
 
 def portable_power(base: Any, exponent: Any, out: Any = None) -> Any:
-    """``base`` > 0 to the power of ``exponent``, as float64 or into ``out``; its error grows with the logarithm."""
+    """``base`` > 0 to the power of ``exponent``, as float64 or into ``out``; the error grows with the logarithm."""
     value = portable_exp(exponent * portable_log(base))
     if out is None:
         return value
@@ -99,7 +99,7 @@ def portable_whole_power(base: float, exponent: int) -> float:
 
 
 def portable_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Draws of the standard normal distribution: its quantiles at uniform numbers.
+    """Draws from the standard normal distribution: its quantiles at uniform numbers.
 
     Wichura, "The percentage points of the normal distribution" (1988), algorithm AS 241, PPND7.
     """
@@ -127,7 +127,7 @@ CENTRE = (
 )
 MIDDLE = ((0.17023821103, 1.3067284816, 2.7568153900, 1.4234372777), (0.12021132975, 0.73700164250, 1.0))
 FAR = ((0.017337203997, 0.42868294337, 3.0812263860, 6.6579051150), (0.012258202635, 0.24197894225, 1.0))
-"""Of AS 241: numerator and denominator, the highest power first, for the centre and two parts of the tails."""
+"""The coefficients of AS 241, highest power first: numerator and denominator for the centre and for two tails."""
 
 
 def _native_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -2,11 +2,11 @@
 
 ::
 
-    told = Table(load_json(content))
-    shape = told.integers("image_shape", 3, least=1, most=65_536)
-    name = told.name("name")
+    table = Table(load_json(content))
+    shape = table.integers("image_shape", 3, least=1, most=65_536)
+    name = table.name("name")
 
-So a file's values are checked where they come in, and the code behind that needs no checks of its own.
+Values are checked where they enter, so the rest of the code needs no checks.
 """
 
 import json
@@ -19,10 +19,10 @@ from typing import Any
 from dpcnn.errors import unknown_key
 
 MOST_INTEGER = 2**53
-"""The largest whole number that JSON readers in general keep exactly."""
+"""The largest whole number that JSON readers generally represent exactly."""
 
 MOST_DOTS = 200
-"""In a line of TOML: each may open another table, and the time grows with their square."""
+"""The most dots in a line of TOML: each may open a table, and the time grows with their square."""
 
 MOST_DIGITS = 15
 
@@ -30,14 +30,14 @@ MOST_NAME, MOST_TEXT = 255, 100_000  # characters
 
 
 class FieldError(ValueError):
-    """A value that is missing, of the wrong type or out of its bounds: where, and what was expected."""
+    """A value is missing, of the wrong type or out of bounds. The message names it and the expected value."""
 
 
 def load_json(content: bytes | str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        FieldError: it is none, or is nested too deeply; also NaN and infinity, which JSON does not have.
+        FieldError: it is not JSON, is nested too deeply, or holds NaN or infinity.
     """
     try:
         return json.loads(content, parse_constant=_refuse)
@@ -48,14 +48,14 @@ def load_json(content: bytes | str) -> Any:
 
 
 def _refuse(constant: str) -> Any:
-    raise FieldError(f"{constant} is no number")
+    raise FieldError(f"{constant} is not a number")
 
 
 def load_toml(content: bytes) -> dict[str, Any]:
     """The table of a TOML text.
 
     Raises:
-        FieldError: it is none, or is nested too deeply.
+        FieldError: it is not TOML, or is nested too deeply.
     """
     try:
         text = content.decode()
@@ -69,7 +69,7 @@ def load_toml(content: bytes) -> dict[str, Any]:
 
 
 class Table:
-    """A table read from outside. Every method raises FieldError where the value is not as asked for.
+    """A table from outside. Every method raises FieldError if the value is not as requested.
 
     Args:
         value: the value that was read, of any type.
@@ -89,7 +89,7 @@ class Table:
         return iter(self._values)
 
     def all(self) -> dict[str, Any]:
-        """The values as they were read."""
+        """All values, unchecked."""
         return self._values
 
     def only(self, known: Collection[str]) -> None:
@@ -143,7 +143,7 @@ class Table:
         return values
 
     def integers(self, key: str, count: int, least: int = 0, most: int = MOST_INTEGER) -> tuple[int, ...]:
-        """So many whole numbers."""
+        """``count`` whole numbers."""
         values = self.items(key)
         if len(values) != count:
             raise FieldError(f"{self._path(key)}: expected {count} whole numbers, not {_short(values)}")
@@ -155,7 +155,7 @@ class Table:
 
     def tables(self, key: str, most: int = 1_000_000) -> list["Table"]:
         """A list of tables."""
-        return [Table(value, f"{self._path(key)}[{place}]") for place, value in enumerate(self.items(key, most))]
+        return [Table(value, f"{self._path(key)}[{index}]") for index, value in enumerate(self.items(key, most))]
 
     def _typed(self, key: str, kind: type, expected: str) -> Any:
         value = self.value(key)
@@ -184,14 +184,14 @@ def number(value: Any, where: str, least: float = -math.inf, most: float = math.
 
 
 def name(value: Any, where: str) -> str:
-    """A name of something, which people will see: a line of 1 to 255 printable characters, or FieldError."""
+    """A name for display: a line of 1 to 255 printable characters, or FieldError."""
     if not isinstance(value, str) or not 1 <= len(value) <= MOST_NAME or not value.isprintable():
         raise FieldError(f"{where}: expected a name of printable characters, not {_short(value)}")
     return value
 
 
 def _short(value: Any) -> str:
-    """A value in messages: enough of it to be found."""
+    """A short form of a value for messages."""
     if isinstance(value, int) and abs(value) >= 2**64:
         return "a number of more than 64 bits"
     if isinstance(value, list | dict):
@@ -200,5 +200,5 @@ def _short(value: Any) -> str:
 
 
 def digits(text: str) -> int | None:
-    """The whole number that is written as at most 15 digits; None: the text is something else."""
+    """The whole number in a text of at most 15 digits; None for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None

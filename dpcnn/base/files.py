@@ -1,8 +1,8 @@
-"""Every file that this program reads and writes by itself goes through here.
+"""All files that dpcnn itself reads and writes go through this module.
 
-Folders and files may come from somebody else. So dpcnn reads plain files only, and no pipe or device, which could
-hang. It writes a new file under an unpredictable name, relative to an open folder, and moves it to its
-place when it is whole; and no link is followed on the way, as it could lead out of the folder.
+Folders and files may come from others. So dpcnn reads only plain files: a pipe or a device could hang. It writes a
+new file under an unpredictable name, relative to an open folder, and renames it when it is complete. It follows no
+link, which could lead out of the folder.
 
 All functions raise OSError with the path and the reason.
 """
@@ -20,15 +20,15 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 MOST_TEXT, MOST_JSON = 64 << 20, 4 << 20
-"""Bytes of a text of many lines, such as a run's metrics, and of one JSON value that are read at most.
+"""The most bytes of a text of many lines, such as a run's metrics, and of one JSON value.
 
 JSON takes up to 30 times as much memory as text.
 """
 
 MOST_RECIPE = 1 << 20
-"""Bytes of a recipe or a run's config.toml."""
+"""The most bytes of a recipe or a run's config.toml."""
 
-HARD_LINK = "has another name too, a hard link: copy it"
+HARD_LINK = "has another name (a hard link): copy it"
 
 MOST_HOLDER = 300
 """The most bytes of the description in a lock."""
@@ -45,7 +45,7 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
 
 def open_plain(path: Path) -> BinaryIO:
     """A plain file, open for reading. A link to one is followed: nothing is written through it."""
-    _check_plain(os.stat(path).st_mode, path)  # first: opening alone can make a device do something
+    _check_plain(os.stat(path).st_mode, path)  # first: opening a device can have effects
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     file = os.fdopen(descriptor, "rb")
     try:
@@ -68,7 +68,7 @@ def _check_plain(mode: int, path: Path) -> None:
 
 
 class Lock:
-    """A lock that is held as long as there is this object; it has no other use."""
+    """A lock, held until this object is deleted."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -78,10 +78,10 @@ class Lock:
 
 
 class Folder:
-    """An open folder. Its files are reached through it, and not by their path, in which links may be planted.
+    """An open folder. Its files are opened relative to it, not by their path, which may contain planted links.
 
     Args:
-        path: of the folder; a link to one is followed.
+        path: of the folder; a link is followed.
     """
 
     def __init__(self, path: Path, descriptor: int | None = None) -> None:
@@ -101,7 +101,7 @@ class Folder:
         os.close(self._descriptor)
 
     def inside(self, name: str) -> "Folder":
-        """A folder within this one, which is made if it is not there; no link."""
+        """Open a folder within this one; create it if it is missing. A link is refused."""
         with self._named(name):
             with suppress(FileExistsError):
                 os.mkdir(name, dir_fd=self._descriptor)
@@ -112,7 +112,7 @@ class Folder:
         return sorted(os.listdir(self._descriptor))
 
     def write(self, name: str, *chunks: bytes | memoryview) -> None:
-        """Write a file in one move; an old one may be there, but nothing else than a plain file."""
+        """Write a file in one move. It may replace a plain file, but nothing else."""
         temporary = f".{name}.{secrets.token_hex(8)}.part"
         with self._named(name):
             self._check_replaceable(name)
@@ -140,7 +140,7 @@ class Folder:
                 raise
 
     def check(self, *names: str) -> None:
-        """Make sure that files of these names can be written: each is a plain file under one name, or not there."""
+        """Make sure that files of these names can be written: each is absent, or a plain file under one name."""
         for name in names:
             with self._named(name):
                 self._check_replaceable(name)
@@ -154,38 +154,38 @@ class Folder:
             return 0
 
     def appending(self, name: str) -> BinaryIO:
-        """A plain file of this name alone, open for writing at its end; it is made if it is not there."""
+        """Open a plain file without other names for appending; create it if it is missing."""
         with self._named(name):
             descriptor = os.open(name, _APPENDED, 0o666, dir_fd=self._descriptor)
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
                 os.close(descriptor)
-                raise OSError(errno.EINVAL, HARD_LINK if found.st_nlink > 1 else "not a plain file")
+                raise OSError(errno.EINVAL, HARD_LINK if status.st_nlink > 1 else "not a plain file")
             return os.fdopen(descriptor, "ab")
 
     def lock(self, name: str, holder: str) -> "Lock":
-        """A lock on this folder, which this process holds until it ends, in whatever way.
+        """Lock this folder until the lock is deleted or the process ends.
 
-        The file system keeps it (flock, which Linux passes on to the server of a network file system).
+        The file system keeps the lock (flock, which Linux passes on to the server of a network file system).
 
         Args:
-            holder: a line about this process, for those that find the lock taken.
+            holder: a line about this process, for the error message of others.
 
         Raises:
-            BlockingIOError: another process holds it; ``strerror`` is the line about that one.
+            BlockingIOError: another process holds the lock; ``strerror`` is its line.
         """
         with self.appending(name) as file:
             self._take(file, name, fcntl.LOCK_EX)
             with self._named(name):
                 os.ftruncate(file.fileno(), 0)
                 os.write(file.fileno(), holder.encode(errors="backslashreplace"))
-                return Lock(os.dup(file.fileno()))  # the lock is one of both
+                return Lock(os.dup(file.fileno()))  # both descriptors share the lock
 
     def check_unlocked(self, name: str) -> None:
-        """Look whether another process holds that lock, and leave everything as it is.
+        """Make sure that no other process holds that lock; change nothing.
 
         Raises:
-            BlockingIOError: it does, as with :meth:`lock`.
+            BlockingIOError: another process holds it, as in :meth:`lock`.
         """
         try:
             with self._named(name), open_plain(self.path / name) as file:
@@ -199,11 +199,11 @@ class Folder:
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(0.2)  # the process that has just taken it may still be writing
-            told = read_bytes(self.path / name)[:MOST_HOLDER].decode(errors="replace")
-            raise BlockingIOError(errno.EAGAIN, told, str(self.path / name)) from None
+            holder = read_bytes(self.path / name)[:MOST_HOLDER].decode(errors="replace")
+            raise BlockingIOError(errno.EAGAIN, holder, str(self.path / name)) from None
 
     def remove(self, name: str) -> None:
-        """Remove a file or a link, if it is there."""
+        """Remove a file or a link, if it exists."""
         with self._named(name), suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._descriptor)
 

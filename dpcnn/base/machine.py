@@ -12,10 +12,10 @@ CGROUPS = (
 
 
 def memory_left() -> int:
-    """Bytes of memory that this process could still get: of the machine, its container and its own limit."""
+    """Bytes of memory that this process can still get from the machine, its container and its own limit."""
     left = [_available()]
     for limit, used in CGROUPS:
-        with suppress(OSError, ValueError):  # there is none, or it says "max"
+        with suppress(OSError, ValueError):  # no such file, or "max"
             left.append(int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii")))
     own, _ = resource.getrlimit(resource.RLIMIT_AS)
     if own != resource.RLIM_INFINITY:

@@ -19,13 +19,13 @@ PORTABLE = {
     "cpu_features": ["X86_V2", "X86_V3"],
     "machine": "x86_64",
 }
-"""The fingerprint of the portable numerics whose bits are the same everywhere: those of NumPy's wheel from PyPI."""
+"""The fingerprint of portable numerics with the same bits everywhere: that of NumPy's wheel from PyPI."""
 
 
 def fingerprint() -> dict[str, Any]:
     """NumPy, its BLAS with kernel and threads, the CPU features that NumPy uses, the processor type.
 
-    What the processor has, but NumPy has no loops for or was told to leave, is not among the features.
+    Features that NumPy has no loops for, or that it is set not to use, are left out.
     """
     blas = [
         f"{library['internal_api']} {library['version']} {library.get('architecture', '?')}, "
@@ -47,7 +47,7 @@ def check(wanted: str) -> None:
     """Make sure that this process has the numerics of a run.
 
     Raises:
-        ConfigError: it has others.
+        ConfigError: the numerics differ.
     """
     if wanted != startup.numerics:
         raise ConfigError(
@@ -57,11 +57,11 @@ def check(wanted: str) -> None:
 
 
 def deviations() -> str:
-    """Why the bits of this process, with portable numerics, may not be those of other machines; empty: they are."""
+    """The reasons why portable numerics may give other bits here than on other machines; empty if there are none."""
     if startup.numerics != "portable":
         return ""
-    found = fingerprint()
-    reasons = [describe(key, PORTABLE[key], found[key]) for key in PORTABLE if found[key] != PORTABLE[key]]
+    current = fingerprint()
+    reasons = [describe(key, PORTABLE[key], current[key]) for key in PORTABLE if current[key] != PORTABLE[key]]
     if missing := startup.NEEDED - instructions():
         reasons.append(f"this processor lacks {', '.join(sorted(missing))}")
     return "; ".join(reasons)
@@ -85,21 +85,21 @@ def differences(by_rank: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
     """
     host, first = by_rank[0]
     kinds: dict[str, str] = {}
-    for rank, (name, found) in enumerate(by_rank):
-        odd = [describe(key, first[key], found[key]) for key in first if found[key] != first[key]]
-        if odd:
-            kinds.setdefault("; ".join(odd), f"rank {rank} on {name}")
-    lines = [f"the numerics of {who} differ from those of rank 0 on {host}: {odd}" for odd, who in kinds.items()]
+    for rank, (name, numerics) in enumerate(by_rank):
+        changes = [describe(key, first[key], numerics[key]) for key in first if numerics[key] != first[key]]
+        if changes:
+            kinds.setdefault("; ".join(changes), f"rank {rank} on {name}")
+    lines = [f"the numerics of {where} differ from those of rank 0 on {host}: {text}" for text, where in kinds.items()]
     if lines:
         lines.append(
-            "so the bits may depend on the ranks: give --numerics portable, and all nodes one NumPy and one number of "
-            "BLAS threads"
+            "so the bits may depend on the ranks: use --numerics portable, with one version of NumPy and one number "
+            "of BLAS threads on all nodes"
         )
     return lines
 
 
-def describe(key: str, first: Any, found: Any) -> str:
+def describe(key: str, first: Any, current: Any) -> str:
     """One difference in words."""
     if isinstance(first, list):
-        return f"{key} {', '.join(sorted(set(first) ^ set(found)))} on one of them only"
-    return f"{key} {found}, not {first}"
+        return f"{key} {', '.join(sorted(set(first) ^ set(current)))} on one of them only"
+    return f"{key} {current}, not {first}"

@@ -6,7 +6,7 @@ The fields of a run's configuration are options, and so are those of optimizers 
     class Momentum(Optimizer):
         momentum: float = option(0.9, "momentum", least=0, below=1)
 
-An option of this name is then a flag of the command line and a key of recipes.
+Each option is a flag of the command line and a key of recipes.
 """
 
 import math

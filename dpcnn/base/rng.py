@@ -15,7 +15,7 @@ WEIGHTS = 1  # + parameter number
 ORDER = 2  # + epoch
 SAMPLES = 3  # + epoch; then, in the generator's counter, sample number and layer number
 SHUFFLE = 4  # + split number: the order of a data set's samples, when it is made
-HOLDOUT = 5  # which samples are held back for validation
+HOLDOUT = 5  # the samples held back for validation
 IMAGE = 2**32  # in place of a layer's number: augmentation of the image itself
 
 
@@ -32,8 +32,8 @@ def generator(seed: int, purpose: int, number: int) -> Generator:
 def permutation(seed: int, number: int, samples: int, purpose: int = ORDER) -> np.ndarray:
     """The order of epoch ``number``: ``0 .. samples-1``, sorted by a random key for each.
 
-    Built on the raw Philox output, which NumPy promises never to change, rather than on
-    ``Generator.permutation``, which it may.
+    Uses the raw Philox output, which NumPy promises never to change, and not
+    ``Generator.permutation``, which may change.
 
     Returns:
         (samples,) int64.
@@ -61,7 +61,7 @@ class SampleRng:
         words = -(-count // 4)
         rows = np.empty((len(self.samples), words), np.uint64)
         source = philox(self.seed, SAMPLES, self.epoch)
-        state: Any = source.state  # one generator set to each sample's counter: much faster than one for each
+        state: Any = source.state  # one generator set to each sample's counter: much faster than one per sample
         for row, sample in zip(rows, self.samples, strict=True):
             state["state"]["counter"][:] = 0, 0, sample, layer  # the lowest words count within the stream
             source.state = state

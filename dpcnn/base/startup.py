@@ -1,6 +1,6 @@
-"""What must be settled before NumPy loads: BLAS threads, and the kernels that OpenBLAS and NumPy choose.
+"""Settings that must precede the import of NumPy: BLAS threads, and the kernels of OpenBLAS and NumPy.
 
-A process has one numerics as long as it lives, ``native`` or ``portable``: see :data:`NUMERICS`.
+A process keeps one kind of numerics, ``native`` or ``portable``, until it ends: see :data:`NUMERICS`.
 """
 
 import os
@@ -18,7 +18,7 @@ NUMERICS = ("native", "portable")
 x86-64 processor that has it."""
 
 VARIABLE = "DPCNN_NUMERICS"
-"""Environment variable: the numerics of this process, for programs and notebooks. Commands go by their options."""
+"""The environment variable for the numerics of programs and notebooks. Commands use their options instead."""
 
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
@@ -28,41 +28,41 @@ NEEDED = {"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}
 AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 
 
-def choose_blas(environment: MutableMapping[str, str], found: Collection[str]) -> None:
-    """Set one BLAS thread a rank, and OpenBLAS's AVX-512 kernels where its detection misses them.
+def choose_blas(environment: MutableMapping[str, str], available: Collection[str]) -> None:
+    """Set one BLAS thread per rank, and OpenBLAS's AVX-512 kernels where its detection misses them.
 
-    Whatever the user has set stays. OpenBLAS takes recent AMD processors for a Haswell, and so
-    leaves their AVX-512 units idle; Intel's it recognises.
+    The user's own settings stay. OpenBLAS mistakes recent AMD processors for a Haswell and does not use
+    their AVX-512 units. It recognises the processors of Intel.
 
     Args:
         environment: the process's environment, changed in place.
-        found: from :func:`dpcnn.base.cpuid.instructions`.
+        available: from :func:`dpcnn.base.cpuid.instructions`.
     """
     if not any(name in environment for name in THREAD_VARIABLES):
         environment.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    if {"AuthenticAMD", *AVX512} <= set(found):
+    if {"AuthenticAMD", *AVX512} <= set(available):
         environment.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
 
 
-def hold_kernels(environment: MutableMapping[str, str], found: Collection[str], numpy: tuple[int, ...]) -> None:
-    """Hold OpenBLAS and NumPy to their kernels for AVX2, whatever else has been set.
+def hold_kernels(environment: MutableMapping[str, str], available: Collection[str], numpy: tuple[int, ...]) -> None:
+    """Restrict OpenBLAS and NumPy to their kernels for AVX2. This overrides other settings.
 
-    On a processor without AVX2, where these would end the process, nothing is held.
+    On a processor without AVX2, these kernels would end the process, so nothing is set.
 
     Args:
-        environment, found: as for :func:`choose_blas`.
+        environment, available: as for :func:`choose_blas`.
         numpy: NumPy's version.
     """
-    if not set(found) >= NEEDED:
+    if not set(available) >= NEEDED:
         return
     environment["OPENBLAS_CORETYPE"] = "Haswell"
-    environment.pop("NPY_DISABLE_CPU_FEATURES", None)  # NumPy takes only one of the two
+    environment.pop("NPY_DISABLE_CPU_FEATURES", None)  # NumPy accepts only one of the two
     names = "X86_V3" if numpy >= (2, 4) else "SSSE3 SSE41 POPCNT SSE42 AVX F16C FMA3 AVX2"
     environment["NPY_ENABLE_CPU_FEATURES"] = names
 
 
 def numpy_version() -> tuple[int, ...]:
-    """NumPy's version without loading it, such as (2, 4, 6); empty where there is none."""
+    """NumPy's version without loading it, such as (2, 4, 6); empty if NumPy is missing."""
     spec = find_spec("numpy")
     try:
         text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8") if spec and spec.origin else ""
@@ -73,7 +73,7 @@ def numpy_version() -> tuple[int, ...]:
 
 
 def typed_numerics(program: str, words: Sequence[str]) -> str | None:
-    """What ``--numerics`` says on the command line of a dpcnn command.
+    """The value of ``--numerics`` on the command line of a dpcnn command; None if there is none.
 
     Args:
         program: the module or script that Python runs.
@@ -82,18 +82,18 @@ def typed_numerics(program: str, words: Sequence[str]) -> str | None:
     if not Path(program.removeprefix("-m")).name.startswith("dpcnn"):
         return None
     text = "\0".join(words)
-    found = re.findall(r"(?:^|\0)--numerics[=\0](native|portable)(?=\0|$)", text)
-    return str(found[-1]) if found else None
+    values = re.findall(r"(?:^|\0)--numerics[=\0](native|portable)(?=\0|$)", text)
+    return str(values[-1]) if values else None
 
 
 def _settle() -> str:
     """Choose this process's numerics, and set its environment accordingly."""
     typed = typed_numerics(sys.orig_argv[-len(sys.argv)] if sys.argv else "", sys.argv[1:])
     chosen = typed or os.environ.get(VARIABLE, "")
-    found = instructions()
+    available = instructions()
     if chosen == "portable":
-        hold_kernels(os.environ, found, numpy_version())
-    choose_blas(os.environ, found)
+        hold_kernels(os.environ, available, numpy_version())
+    choose_blas(os.environ, available)
     return chosen if chosen in NUMERICS else NUMERICS[0]
 
 
@@ -107,22 +107,22 @@ _SETTLED = {name: value for name, value in _SETTLED.items() if value != os.envir
 
 
 def environment() -> dict[str, str]:
-    """The environment for another process: without what was settled for this one, which may suit no other node."""
+    """The environment for another process, without the settings for this one: they may not suit another node."""
     kept = {name: value for name, value in os.environ.items() if name not in _SETTLED}
     return kept | {name: value for name, value in _SETTLED.items() if value is not None}
 
 
 def restart(wanted: str | None) -> None:
-    """Start this process anew if its numerics are not those that are wanted; None: any will do. Call before MPI_Init.
+    """Restart this process unless its numerics are ``wanted``; None: any. Call this before MPI_Init.
 
     Raises:
-        LaunchError: it has been started anew already, or the environment asks for unknown numerics.
+        LaunchError: it has been restarted already, or the environment requests unknown numerics.
     """
-    told = os.environ.get(VARIABLE)
-    if told not in (None, *NUMERICS):
-        raise LaunchError(f"{VARIABLE}={told[:40]}: expected {' or '.join(NUMERICS)}; change or unset it")
+    requested = os.environ.get(VARIABLE)
+    if requested not in (None, *NUMERICS):
+        raise LaunchError(f"{VARIABLE}={requested[:40]}: expected {' or '.join(NUMERICS)}; change or unset it")
     if wanted in (None, numerics):
         return
-    if told == wanted:
+    if requested == wanted:
         raise LaunchError(f"the run needs {wanted} numerics, but this process has {numerics}: give --numerics {wanted}")
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environment(), VARIABLE: str(wanted)})

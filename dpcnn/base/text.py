@@ -11,7 +11,7 @@ def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, aligned to the right, under a line."""
+    """A table in plain text, with right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)

@@ -20,7 +20,7 @@ class Timer:
 
     Attributes:
         seconds: by phase.
-        recorded: phase, start and end (of ``time.perf_counter``) of each stretch, once :meth:`record` is called.
+        recorded: phase, start and end (of ``time.perf_counter``) of each interval, once :meth:`record` is called.
         turns: the number of starts and ends of phases: there is progress as long as it rises.
     """
 
@@ -33,7 +33,7 @@ class Timer:
         self._since = 0.0
 
     def record(self, stretches: int) -> None:
-        """From here on, keep up to ``stretches`` intervals of time, as a trace."""
+        """Keep the next ``stretches`` intervals of time as a trace."""
         self._to_record = stretches
 
     @property

@@ -1,4 +1,4 @@
-"""Batch scripts of trainings: filled templates for Slurm and PBS, which are submitted."""
+"""Batch scripts of trainings: templates for Slurm and PBS, filled in and submitted."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ from dpcnn.errors import ConfigError, LaunchError, printable
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A scheduler: its template in cluster/jobs/, the command that submits a script, and the usual starter of ranks."""
+    """A scheduler: its template in cluster/jobs/, the command that submits a script, and the usual launcher."""
 
     template: str
     sender: str
@@ -81,7 +81,7 @@ class BatchJob:
         """
         template = files("dpcnn") / "cluster" / "jobs" / SCHEDULERS[self.scheduler].template
         values = self._values()
-        return re.sub("@([a-z_]+)@", lambda place: values[place[1]], template.read_text(encoding="utf-8"))
+        return re.sub("@([a-z_]+)@", lambda match: values[match[1]], template.read_text(encoding="utf-8"))
 
     def _values(self) -> dict[str, str]:
         seconds = seconds_of(self.time)
@@ -90,7 +90,7 @@ class BatchJob:
             "nodes": str(self.nodes),
             "ranks_per_node": str(self.ranks_per_node),
             "memory": f"{self.memory}G",
-            "memory_a_node": f"{self.memory * self.ranks_per_node}gb",
+            "memory_per_node": f"{self.memory * self.ranks_per_node}gb",
             "time": f"{hours:02}:{rest // 60:02}:{rest % 60:02}",
             "lead": str(min(LEAD, seconds // 5)),
             "setup": self.setup,
@@ -108,14 +108,14 @@ class BatchJob:
             The output of the scheduler.
 
         Raises:
-            ConfigError: ``path`` has other content already.
+            ConfigError: ``path`` exists with other content.
             LaunchError: this machine has no such scheduler, or it refuses the job.
         """
         sender, path, content = SCHEDULERS[self.scheduler].sender, self.path, self.script().encode()
         if shutil.which(sender) is None:
-            raise LaunchError(f"--send: no {sender} on the PATH; type this on a login node, or leave --send away")
+            raise LaunchError(f"--send: no {sender} on the PATH; run this on a login node, or omit --send")
         if path.exists() and read_bytes(path) != content:
-            raise ConfigError(f"{path}: another script is there already; submit it by {sender}, or delete it")
+            raise ConfigError(f"{path}: exists already with other content; submit it with {sender}, or delete it")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content)
         done = subprocess.run([sender, str(path)], capture_output=True, text=True, errors="replace")

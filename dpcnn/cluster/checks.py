@@ -1,4 +1,4 @@
-"""Verdicts on the facts that dpcnn.doctor has collected: pure functions of them."""
+"""Verdicts on the facts that dpcnn.doctor collects, as pure functions."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ class Check:
 
 
 def judge(facts: Facts) -> list[Check]:
-    """All verdicts, in the order of the screen."""
+    """All verdicts, in the order of display."""
     checks = (
         launcher, rank_count, binding, software, numerics, speed, memory, shared_memory, output, locks, data,
         network, progress, heartbeats, survival, time_left,
@@ -44,75 +44,75 @@ def judge(facts: Facts) -> list[Check]:
 
 
 def launcher(facts: Facts) -> Check:
-    """Whether launcher and MPI library fit each other."""
-    odd = [rank for rank, found in enumerate(facts["ranks"]) if found["asked"] > found["size"]]
-    families = {found["launcher"] or "no launcher" for found in facts["ranks"]}
-    told = f"{facts['mpi']}; started by {', '.join(sorted(families))}"
-    if odd:
-        asked = facts["ranks"][odd[0]]["asked"]
-        return Check("launcher", FAIL, f"{told}: {asked} processes, each alone", "start with that library's own mpirun")
-    return Check("launcher", OK, told)
+    """Whether the launcher matches the MPI library."""
+    alone = [number for number, rank in enumerate(facts["ranks"]) if rank["asked"] > rank["size"]]
+    families = {rank["launcher"] or "no launcher" for rank in facts["ranks"]}
+    line = f"{facts['mpi']}; started by {', '.join(sorted(families))}"
+    if alone:
+        asked = facts["ranks"][alone[0]]["asked"]
+        return Check("launcher", FAIL, f"{line}: {asked} processes, each alone", "start with that library's own mpirun")
+    return Check("launcher", OK, line)
 
 
 def by_node(facts: Facts) -> Iterator[tuple[str, list[Facts]]]:
-    """The ranks of each host."""
-    for host in dict.fromkeys(found["host"] for found in facts["ranks"]):
-        yield host, [found for found in facts["ranks"] if found["host"] == host]
+    """The name of each node, and the facts of its ranks."""
+    for host in dict.fromkeys(rank["host"] for rank in facts["ranks"]):
+        yield host, [rank for rank in facts["ranks"] if rank["host"] == host]
 
 
 def rank_count(facts: Facts) -> Check:
-    """Whether there are as many ranks as the scheduler meant, and no more than cores."""
+    """Whether the job has as many ranks as the scheduler's tasks, and at most one per core."""
     size, environment = len(facts["ranks"]), facts["environment"]
-    per_host = ", ".join(f"{len(ranks)} on {host}" for host, ranks in by_node(facts))
-    meant = environment.get("SLURM_NTASKS") or environment.get("PBS_NP")
-    if meant and digits(meant) not in (None, size):
-        return Check("ranks", WARN, f"{size}, where the job has {meant} tasks", "give -n, or leave it to the scheduler")
+    per_node = ", ".join(f"{len(ranks)} on {host}" for host, ranks in by_node(facts))
+    tasks = environment.get("SLURM_NTASKS") or environment.get("PBS_NP")
+    if tasks and digits(tasks) not in (None, size):
+        return Check("ranks", WARN, f"{size}, but the job has {tasks} tasks", "give -n, or leave it to the scheduler")
     for host, ranks in by_node(facts):
-        cores = len(set().union(*(found["cores"] for found in ranks)))
+        cores = len(set().union(*(rank["cores"] for rank in ranks)))
         if len(ranks) > cores:
-            found = f"{len(ranks)} ranks on {host} share {cores} cores"
-            return Check("ranks", WARN, found, "use at most one rank per core: fewer ranks, or more nodes")
-    return Check("ranks", OK, per_host)
+            shortage = f"{len(ranks)} ranks on {host} share {cores} cores"
+            return Check("ranks", WARN, shortage, "use at most one rank per core: fewer ranks, or more nodes")
+    return Check("ranks", OK, per_node)
 
 
 def binding(facts: Facts) -> Check:
-    """Whether the ranks of a host get in each other's way."""
+    """Whether the ranks of a node compete for cores."""
     for host, ranks in by_node(facts):
-        cores = set().union(*(found["cores"] for found in ranks))
-        threads = sum(found["threads"] for found in ranks)
-        most = max(found["threads"] for found in ranks)
+        cores = set().union(*(rank["cores"] for rank in ranks))
+        threads = sum(rank["threads"] for rank in ranks)
+        most = max(rank["threads"] for rank in ranks)
         if most > 1 and threads > len(cores):
-            found = f"{len(ranks)} ranks x {most} BLAS threads on {len(cores)} cores of {host}"
-            return Check("binding", FAIL, found, "OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1")
-        masks = Counter(tuple(found["cores"]) for found in ranks)
+            conflict = f"{len(ranks)} ranks x {most} BLAS threads on {len(cores)} cores of {host}"
+            return Check("binding", FAIL, conflict, "OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1")
+        masks = Counter(tuple(rank["cores"]) for rank in ranks)
         mask, count = max(masks.items(), key=lambda item: item[1] / len(item[0]))
         if count > len(mask) and len(cores) > len(mask):
-            found = f"{count} ranks of {host} are bound to {len(mask)} core{'s' * (len(mask) > 1)} together"
-            return Check("binding", FAIL, found, "mpirun --bind-to none, or srun --cpu-bind=cores")
+            conflict = f"{count} ranks of {host} are bound to {len(mask)} core{'s' * (len(mask) > 1)} together"
+            return Check("binding", FAIL, conflict, "mpirun --bind-to none, or srun --cpu-bind=cores")
         idle = (ranks[0]["host_cores"] or 0) - len(cores)
         if len(cores) == 1 < len(ranks) and idle:
-            found = f"all {len(ranks)} ranks of {host} on 1 core of {idle + 1}"
-            return Check("binding", FAIL, found, "mpirun --bind-to none, or srun --cpu-bind=cores")
-    threads = {found["threads"] for found in facts["ranks"]}
+            conflict = f"all {len(ranks)} ranks of {host} on 1 core of {idle + 1}"
+            return Check("binding", FAIL, conflict, "mpirun --bind-to none, or srun --cpu-bind=cores")
+    threads = {rank["threads"] for rank in facts["ranks"]}
     return Check("binding", OK, f"{'/'.join(map(str, sorted(threads)))} BLAS thread per rank, masks do not overlap")
 
 
 def software(facts: Facts) -> Check:
     """Whether all ranks run the same program."""
     first = facts["ranks"][0]
-    for rank, found in enumerate(facts["ranks"]):
-        for key, value in found["software"].items():
+    for rank, record in enumerate(facts["ranks"]):
+        for key, value in record["software"].items():
             if value != first["software"][key]:
-                told = f"{key} is {value} for rank {rank} on {found['host']}, {first['software'][key]} for rank 0"
+                mismatch = f"{key} is {value} for rank {rank} on {record['host']}, {first['software'][key]} for rank 0"
                 return Check(
-                    "software", FAIL, told, "give all nodes one environment, on a shared file system or staged"
+                    "software", FAIL, mismatch, "give all nodes one environment, on a shared file system or staged"
                 )
     return Check("software", OK, f"dpcnn {first['software']['dpcnn']}, Python {first['software']['python']} everywhere")
 
 
 def numerics(facts: Facts) -> Check:
     """Whether all ranks compute the same bits."""
-    lines = differences([(found["host"], found["numerics"]) for found in facts["ranks"]])
+    lines = differences([(rank["host"], rank["numerics"]) for rank in facts["ranks"]])
     if lines:
         return Check("numerics", FAIL, lines[0], lines[-1])
     first = facts["ranks"][0]["numerics"]
@@ -121,19 +121,19 @@ def numerics(facts: Facts) -> Check:
 
 def speed(facts: Facts) -> Check:
     """Whether all ranks compute about as fast."""
-    speeds = [found["gflops"] for found in facts["ranks"]]
+    speeds = [rank["gflops"] for rank in facts["ranks"]]
     usual, slowest = median(speeds), int(np.argmin(speeds))
     if speeds[slowest] < SLOW_RANK * usual:
-        found = f"rank {slowest} on {facts['ranks'][slowest]['host']} at {speeds[slowest]:g} of {usual:g} GFLOP/s"
-        return Check("speed", WARN, found, "all wait for it: see what else runs there, or leave that node out")
+        slow = f"rank {slowest} on {facts['ranks'][slowest]['host']} at {speeds[slowest]:g} of {usual:g} GFLOP/s"
+        return Check("speed", WARN, slow, "all wait for it: see what else runs there, or leave that node out")
     return Check("speed", OK, f"{min(speeds):g} to {max(speeds):g} GFLOP/s per rank (float32 matrices)")
 
 
 def memory(facts: Facts) -> Check:
-    """Whether each host has enough memory for its ranks."""
+    """Whether each node has enough memory for its ranks."""
     least = ("", float("inf"))
     for host, ranks in by_node(facts):
-        each = min(found["memory_mb"] for found in ranks) / len(ranks)
+        each = min(rank["memory_mb"] for rank in ranks) / len(ranks)
         least = min(least, (host, each), key=lambda item: item[1])
     host, each = least
     if each < RANK_MB:
@@ -143,7 +143,7 @@ def memory(facts: Facts) -> Check:
 
 
 def shared_memory(facts: Facts) -> Check:
-    """Whether the ranks of a host see one copy of data and parameters."""
+    """Whether the ranks of a node share one copy of data and parameters."""
     if facts["apart"]:
         advice = "works, but slower and with one copy per rank: run all ranks of a node in one container"
         return Check("shared memory", WARN, facts["apart"].removeprefix("warning: "), advice)
@@ -151,23 +151,23 @@ def shared_memory(facts: Facts) -> Check:
 
 
 def output(facts: Facts) -> Check:
-    """Whether runs can be written where they are to go."""
-    found = facts["output"]
-    folder = found["folder"]
-    if found["fault"]:
-        return Check("output", FAIL, f"{folder}: {found['fault']}", "give another --out")
-    if found["free_mb"] < LEAST_FREE_MB:
-        return Check("output", FAIL, f"{folder}: {found['free_mb']} MB free", "make room, or give another --out")
-    unseen = [rank for rank, seen in enumerate(found["seen"]) if not seen]
+    """Whether runs can be written to their folder."""
+    result = facts["output"]
+    folder = result["folder"]
+    if result["fault"]:
+        return Check("output", FAIL, f"{folder}: {result['fault']}", "give another --out")
+    if result["free_mb"] < LEAST_FREE_MB:
+        return Check("output", FAIL, f"{folder}: {result['free_mb']} MB free", "make room, or give another --out")
+    unseen = [rank for rank, seen in enumerate(result["seen"]) if not seen]
     if unseen:
         host = facts["ranks"][unseen[0]]["host"]
-        told = f"{folder}: rank {unseen[0]} on {host} does not see what rank 0 writes"
-        return Check("output", WARN, told, "a job on another node will not find its run: use a shared file system")
-    return Check("output", OK, f"{folder}: written, moved in one step, {found['free_mb']:,} MB free")
+        fault = f"{folder}: rank {unseen[0]} on {host} does not see what rank 0 writes"
+        return Check("output", WARN, fault, "a job on another node will not find its run: use a shared file system")
+    return Check("output", OK, f"{folder}: written, moved in one step, {result['free_mb']:,} MB free")
 
 
 def locks(facts: Facts) -> Check:
-    """Whether the output's file system has locks, which other HDF5 programs want."""
+    """Whether the output's file system has locks, which other HDF5 programs need."""
     if not facts["output"]["locks"] and not facts["output"]["fault"]:
         advice = "dpcnn needs none; for other HDF5 programs set HDF5_USE_FILE_LOCKING=FALSE"
         return Check("file locks", WARN, f"none on {facts['output']['folder']}", advice)
@@ -175,14 +175,14 @@ def locks(facts: Facts) -> Check:
 
 
 def data(facts: Facts) -> Check:
-    """Whether the data set is whole, and the same everywhere."""
-    found = facts["data"]
-    fault = next(filter(None, found["faults"]), None)
+    """Whether the data set is complete, and the same on all ranks."""
+    result = facts["data"]
+    fault = next(filter(None, result["faults"]), None)
     if fault:
         return Check("data", FAIL, fault, "python -m dpcnn.data fetch|prepare, or give --data")
-    if len(set(found["checksums"])) > 1:
-        return Check("data", FAIL, f"{found['name']}: ranks see different sets", "give all nodes the same files")
-    return Check("data", OK, f"{found['name']}: every shard has its checksum")
+    if len(set(result["checksums"])) > 1:
+        return Check("data", FAIL, f"{result['name']}: ranks see different sets", "give all nodes the same files")
+    return Check("data", OK, f"{result['name']}: every shard has its checksum")
 
 
 def network(facts: Facts) -> Check:
@@ -192,17 +192,17 @@ def network(facts: Facts) -> Check:
     far = [link for link in facts["links"] if not link["near"]] or facts["links"]
     slow = max(far, key=lambda link: link["latency"])
     rate = min(link["bytes_per_second"] for link in far)
-    told = f"{1e6 * slow['latency']:.0f} us, {rate / 1e9:.2f} GB/s"
+    rates = f"{1e6 * slow['latency']:.0f} us, {rate / 1e9:.2f} GB/s"
     if far[0]["near"]:
-        told += " within the node"
+        rates += " within the node"
     else:
         size = Config().network((28, 28, 1), 10).size
-        told += f" between nodes: {1e3 * 2 * 4 * size / rate:.0f} ms per step of simple-cnn"
+        rates += f" between nodes: {1e3 * 2 * 4 * size / rate:.0f} ms per step of simple-cnn"
     if slow["latency"] > SLOW_LATENCY:
         return Check(
-            "network", WARN, told, f"slow to {slow['host']}: ranks may outnumber cores, or the network is a spare one"
+            "network", WARN, rates, f"slow to {slow['host']}: ranks may outnumber cores, or MPI uses the wrong network"
         )
-    return Check("network", OK, told)
+    return Check("network", OK, rates)
 
 
 def progress(facts: Facts) -> Check:
@@ -227,7 +227,7 @@ def survival(facts: Facts) -> Check:
 
 
 def time_left(facts: Facts) -> Check:
-    """Whether the job's end is known."""
+    """Whether the end of the job is known."""
     environment: Mapping[str, str] = facts["environment"]
     in_job = any(name.startswith(("SLURM_JOB_ID", "PBS_JOBID", "OAR_JOB")) for name in environment)
     try:

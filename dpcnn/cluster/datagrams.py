@@ -1,4 +1,4 @@
-"""The messages of the watch as datagrams: all of one size, and sealed with a key that only the job's ranks have.
+"""The messages of the watch as datagrams of one size, sealed with a key that only the job's ranks have.
 
 ::
 
@@ -6,8 +6,8 @@
     32 B  4       4          8        1    1     1     1    1      8     8      1,131
 
 The seal is the HMAC-SHA256 of all that follows it. The counter rises with each datagram that a rank sends, and a
-recipient takes no counter twice: a recorded datagram is worth nothing. Sender and recipient are sealed as well, so a
-datagram is worth nothing on another way than its own. To discard a datagram costs the same, whatever it holds.
+recipient accepts no counter twice, so a recorded datagram is useless. The seal covers sender and recipient, so a
+datagram is useless between other ranks. Discarding a datagram costs the same for any content.
 """
 
 import hmac
@@ -20,7 +20,7 @@ from dpcnn.base import timing
 
 START, BETWEEN, END = "start-up", "between phases", "end"
 PHASES = (START, BETWEEN, *timing.PHASES, END)
-"""The phases of a rank; a datagram holds the index."""
+"""The phases of a rank; a datagram contains the index."""
 
 SIZE = 1200
 """Bytes of a datagram: it fits into a packet of every network."""
@@ -32,16 +32,16 @@ _TEXT = 1131
 
 @dataclass(frozen=True)
 class Message:
-    """What a rank says.
+    """A report of a rank, with requests to the recipient.
 
     Attributes:
         phase: of PHASES.
         turns: a number that changes as long as there is progress.
-        done: the rank is through the end of MPI; from rank 0: so are rank 0 and the recipient.
-        ended: the sender's watch has ended, and says nothing from here on.
-        where: the recipient is asked for its stack.
-        die: the recipient keeps the others from going on, which survive its death: it is to kill itself.
-        text: the sender's stack, if it was asked for; of a longer text, the last 1,131 bytes.
+        done: the rank has finished MPI; from rank 0: rank 0 and the recipient have.
+        ended: the sender's watch has ended and sends nothing more.
+        where: a request for the recipient's stack.
+        die: a request to the recipient to kill itself: it blocks the others, which survive its death.
+        text: the sender's stack, if requested; the last 1,131 bytes of a longer text.
     """
 
     phase: str = START
@@ -55,7 +55,7 @@ class Message:
 
 
 class Seal:
-    """Makes datagrams of the messages of one rank, and messages of the datagrams for it.
+    """Turns the messages of one rank into datagrams, and the datagrams for it into messages.
 
     Args:
         key: of the job, 32 bytes.
@@ -85,7 +85,7 @@ class Seal:
         return hmac.digest(self._key, fields, "sha256") + fields
 
     def open(self, data: bytes, peer: int) -> Message | None:
-        """The message in a datagram, or None where it is not a new one from this peer to this rank."""
+        """The message in a datagram, or None unless it is a new one from this peer to this rank."""
         if len(data) != SIZE:
             return None
         seal, fields = data[:_SEAL], data[_SEAL:]

@@ -1,4 +1,4 @@
-"""The facts that dpcnn.doctor judges, collected from all ranks: each looks at itself, and they measure each other."""
+"""The facts for dpcnn.doctor: each rank examines itself, and the ranks measure their connections."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ from dpcnn.parallel.survival import survival
 
 PACKAGE = Path(__file__).parents[1]
 
-SIDE, SECONDS = 512, 0.2  # of the matrix product by which ranks are compared
+SIDE, SECONDS = 512, 0.2  # of the matrix product that compares the ranks
 SMALL, LARGE = 1, 1 << 19  # float64 numbers exchanged to measure latency and bandwidth
 
 
@@ -38,7 +38,7 @@ def collect(comm: SerialComm, data: str, out: Path) -> Facts:
 
     Args:
         data: name or folder of the data set to check.
-        out: the folder that runs will be written to.
+        out: the folder for runs.
     """
     apart = share_or_part(comm)
     watch = Watch(comm, 60, lambda line: None)
@@ -86,14 +86,14 @@ def of_rank(comm: SerialComm) -> Facts:
 
 
 def available_memory() -> int:
-    """The MiB that are available on this host, or to the control group of this process if that is less."""
+    """The MiB available on this node, or to the control group of this process if that is less."""
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    found = next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable"))
+    available = next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable"))
     group = Path("/sys/fs/cgroup")
     limit, used = group / "memory.max", group / "memory.current"
     with suppress(OSError, ValueError):  # no such group, or "max"
-        found = min(found, (int(limit.read_text()) - int(used.read_text())) >> 20)
-    return found
+        available = min(available, (int(limit.read_text()) - int(used.read_text())) >> 20)
+    return available
 
 
 def gflops() -> float:
@@ -108,7 +108,7 @@ def gflops() -> float:
 
 
 def of_data(comm: SerialComm, name: str) -> Facts:
-    """The faults of the data set and its checksum, as each rank sees it; the ranks share the checking of its shards."""
+    """The faults of the data set and its checksum, as each rank sees it; each rank checks some of the shards."""
     fault, checksum = "", ""
     try:
         folder = find_data(name)
@@ -119,51 +119,51 @@ def of_data(comm: SerialComm, name: str) -> Facts:
             verify(folder, shard)
     except DataError as error:
         fault = str(error)
-    told = comm.allgather_obj([fault, checksum])
-    return {"name": name, "faults": [fault for fault, _ in told], "checksums": [checksum for _, checksum in told]}
+    results = comm.allgather_obj([fault, checksum])
+    return {"name": name, "faults": [fault for fault, _ in results], "checksums": [checksum for _, checksum in results]}
 
 
 def of_output(comm: SerialComm, folder: Path) -> Facts:
     """The properties of the file system for the runs: rank 0 writes a file, and all ranks look for it."""
     probe = Path(comm.broadcast_obj(str(folder / f".dpcnn-doctor-{secrets.token_hex(8)}")))
-    found: Facts = {"folder": str(folder), "fault": "", "locks": True, "free_mb": 0}
+    result: Facts = {"folder": str(folder), "fault": "", "locks": True, "free_mb": 0}
     if comm.rank == 0:
-        found |= written(probe)
+        result |= written(probe)
     comm.barrier()
     seen = comm.allgather_obj(probe.exists())
     comm.barrier()
     if comm.rank == 0:
         probe.unlink(missing_ok=True)
-    whole: Facts = comm.broadcast_obj({**found, "seen": seen})
-    return whole
+    complete: Facts = comm.broadcast_obj({**result, "seen": seen})
+    return complete
 
 
 def written(probe: Path) -> Facts:
     """The results of writing, replacing and locking a file."""
-    found: Facts = {}
+    result: Facts = {}
     try:
-        found["free_mb"] = shutil.disk_usage(probe.parent).free >> 20
-        with Folder(probe.parent) as place:
-            place.write(probe.name, b"old")
-            place.write(probe.name, b"whole")
+        result["free_mb"] = shutil.disk_usage(probe.parent).free >> 20
+        with Folder(probe.parent) as folder:
+            folder.write(probe.name, b"old")
+            folder.write(probe.name, b"whole")
             if read_bytes(probe) != b"whole":
-                found["fault"] = "a file that was moved over another has not taken its place"
+                result["fault"] = "a file that was moved over another did not replace it"
             try:
-                place.lock(probe.name, "")
+                folder.lock(probe.name, "")
             except OSError:
-                found["locks"] = False
+                result["locks"] = False
     except OSError as error:
-        found["fault"] = f"{error.strerror}"
-    return found
+        result["fault"] = f"{error.strerror}"
+    return result
 
 
 def links(comm: SerialComm) -> list[Facts]:
-    """Latency and bandwidth between rank 0 and one rank of each host, its own included."""
+    """Latency and bandwidth between rank 0 and one rank of each node, including its own."""
     hosts = comm.allgather_obj(platform.node())
     partners: dict[str, int] = {}
     for rank in range(1, comm.size):
         partners.setdefault(hosts[rank], rank)
-    found = []
+    measured = []
     for host, partner in partners.items():
         comm.barrier()
         seconds = (
@@ -171,8 +171,8 @@ def links(comm: SerialComm) -> list[Facts]:
         )
         latency, large = comm.broadcast_obj(seconds)
         rate = 8 * LARGE / max(large - latency, 1e-9)
-        found.append({"host": host, "near": host == hosts[0], "latency": latency, "bytes_per_second": rate})
-    return found
+        measured.append({"host": host, "near": host == hosts[0], "latency": latency, "bytes_per_second": rate})
+    return measured
 
 
 def sendrecv_seconds(comm: SerialComm, partner: int, count: int, rounds: int = 7) -> float:

@@ -1,4 +1,4 @@
-"""When a run must stop before its end: a signal, or the end of the job's time."""
+"""Reasons to stop a run before its end: a signal, or the end of the job's time."""
 
 import re
 import signal
@@ -11,30 +11,30 @@ from dpcnn.base.fields import digits
 from dpcnn.errors import ConfigError
 
 SCHEDULERS = (signal.SIGUSR1, signal.SIGTERM)
-"""Signals by which a scheduler or a batch script asks for a stop."""
+"""Signals by which a scheduler or a batch script requests a stop."""
 
 SIGNALS = (*SCHEDULERS, signal.SIGINT)
-"""All that ask for one."""
+"""All signals that request a stop."""
 
 TOGETHER = 2.0
 """Seconds within which signals count as one: launchers and schedulers send the same request more than once."""
 
 RESERVE = 5.0
-"""Seconds that the job keeps for ending, after the last checkpoint."""
+"""Seconds that are reserved for the end of the job, after the last checkpoint."""
 
 SAVING = 20.0
-"""Seconds that a checkpoint may take, as long as none has been written."""
+"""Seconds that the first checkpoint may take."""
 
 
 class Stop:
-    """Whether the run must stop at the next step, as one rank sees it.
+    """Decides for one rank whether the run must stop at the next step.
 
     Attributes:
         reason: the reason for a stop; empty if there is none.
     """
 
     def __init__(self, end: float | None = None, clock: Callable[[], float] = time.time) -> None:
-        """``end``: when the job's time ends, on that clock; None: never."""
+        """``end``: the end of the job's time on ``clock``; None: no end."""
         self.reason = ""
         self._end, self._clock, self._looked = end, clock, clock()
         self._asked: float | None = None
@@ -42,7 +42,7 @@ class Stop:
         self._first_save = SAVING if end is None else min(SAVING, 0.1 * (end - clock()))
 
     def ask(self, why: str) -> bool:
-        """Stop at the next step.
+        """Request a stop at the next step.
 
         Returns:
             Whether this is a second request, some time after the first.
@@ -53,9 +53,9 @@ class Stop:
         return now - self._asked > TOGETHER
 
     def due(self) -> bool:
-        """Whether the run must stop now: asked between any two steps, it learns how long these are apart.
+        """Whether the run must stop now. Each call, between two steps, also measures the time since the last one.
 
-        There must be time for another such gap, which may hold an evaluation, and for a checkpoint.
+        The remaining time must suffice for another such interval, which may include an evaluation, and a checkpoint.
         """
         now = self._clock()
         self._gap, self._looked = max(self._gap, now - self._looked), now
@@ -67,23 +67,23 @@ class Stop:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """A block that writes a checkpoint; the next is given twice the longest of these."""
+        """Measure a block that writes a checkpoint; the next one may take twice the longest time."""
         started = self._clock()
         yield
         self._save = max(self._save, self._clock() - started)
 
 
 def job_end(environment: Mapping[str, str], started: float, walltime: str = "") -> float | None:
-    """When the job's time ends, in seconds since 1970; None: nobody says.
+    """The end of the job's time, in seconds since 1970; None if it is unknown.
 
     Args:
         environment: DPCNN_JOB_END and Slurm's SLURM_JOB_END_TIME are such times; PBS_WALLTIME and OAR's
             OAR_JOB_WALLTIME_SECONDS are seconds, counted here from ``started``.
-        started: when this process began.
+        started: the start of this process.
         walltime: the user's limit, counted from ``started``; it takes precedence over the environment.
 
     Raises:
-        ConfigError: one of them is not understood.
+        ConfigError: a value is not understood.
     """
     if walltime:
         return started + seconds_of(walltime)
@@ -102,10 +102,10 @@ def job_end(environment: Mapping[str, str], started: float, walltime: str = "") 
 
 
 def seconds_of(walltime: str) -> int:
-    """Seconds of a time as Slurm writes it: M, M:S, H:M:S, or D-H:M:S.
+    """The seconds of a time in Slurm's format: M, M:S, H:M:S, or D-H:M:S.
 
     Raises:
-        ConfigError: it is written otherwise, or 0.
+        ConfigError: it has another format, or is 0.
     """
     match = re.fullmatch(r"(?:(?:(\d{1,9})-)?(\d{1,9}):(?=\d+:))?(\d{1,9})(?::(\d{1,9}))?", walltime)
     days, hours, minutes, seconds = (int(word or 0) for word in match.groups()) if match else (0, 0, 0, 0)
@@ -124,20 +124,20 @@ def hold() -> None:
 
 
 def listen(stop: Stop, end: Callable[[int], Any]) -> None:
-    """From here on, signals ask for a stop."""
+    """From now on, signals request a stop."""
     for number in SIGNALS:
         signal.signal(number, handler(stop, end))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def ignore() -> None:
-    """From here on, signals ask for nothing."""
+    """From now on, ignore signals."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def handler(stop: Stop, end: Callable[[int], Any]) -> Callable[..., None]:
-    """A signal handler that asks for a stop; a second request, some time later, calls ``end`` with 128 + its number."""
+    """A signal handler that requests a stop; a later, second request calls ``end`` with 128 + the signal's number."""
 
     def handle(number: int, frame: Any) -> None:
         if stop.ask(f"by {signal.Signals(number).name}"):

@@ -38,7 +38,7 @@ from dpcnn.cluster.verdict import ENDING, Report, Verdict, judge, silent, stuck
 from dpcnn.errors import printable
 from dpcnn.parallel.comm import SerialComm
 
-FRAMES = 10  # of a stack, the innermost
+FRAMES = 15  # of a stack, the innermost: from the training loop to MPI
 COPIES = 5  # of the last message of a rank: messages get lost
 BETWEEN_COPIES = 0.01  # seconds
 FAULT = 1  # exit status

@@ -1,1 +1,1 @@
-"""Data sets: their sources, their folders of HDF5 shards, and the way into memory."""
+"""Data sets: their sources, their folders of HDF5 shards, and their samples in memory."""

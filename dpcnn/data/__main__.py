@@ -104,7 +104,7 @@ def command(comm: SerialComm, options: Namespace) -> int:
 
 
 def check(options: Namespace) -> None:
-    """Raise ConfigError, with the wrong flag, unless the options of a new data set are valid."""
+    """Raise ConfigError, with the flag, if an option of a new data set is invalid."""
     try:
         fields.integer(options.shards, "--shards", 1, MOST_SHARDS)
         fields.integer(options.shuffle or 0, "--shuffle")

@@ -23,16 +23,16 @@ Indices = NDArray[Any]
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples by number, wherever they lie.
+    """Samples by index, in memory or in files.
 
     Attributes:
         manifest: of the data set.
-        pieces: images (n, H, W, C), uint8, in arrays or files that follow each other.
-        bounds: (len(pieces) + 1,) the first sample number of each piece, and the end.
+        pieces: consecutive arrays or files of images (n, H, W, C), uint8.
+        bounds: (len(pieces) + 1,) the index of the first sample of each piece, and the end.
         labels: (samples,) integers.
 
     Raises:
-        DataError: images or labels are not so.
+        DataError: images or labels have another type or shape.
     """
 
     manifest: Manifest
@@ -44,17 +44,17 @@ class Samples:
         for images in self.pieces:
             if images.dtype != np.uint8 or images.ndim != 4:
                 scale = "multiply by 255 and convert" if images.dtype.kind == "f" else "convert and reshape them"
-                found = f"{images.dtype} {images.shape}"
-                raise DataError(f"expected uint8 images 0..255 (n, H, W, C), not {found}; {scale}")
+                actual = f"{images.dtype} {images.shape}"
+                raise DataError(f"expected uint8 images 0..255 (n, H, W, C), not {actual}; {scale}")
         bounds = np.cumsum([0] + [len(images) for images in self.pieces]).tolist()
         if self.bounds.tolist() != bounds:
-            raise DataError(f"expected the bounds {bounds}, by the images of each piece, not {self.bounds.tolist()}")
+            raise DataError(f"expected the bounds {bounds} from the images of each piece, not {self.bounds.tolist()}")
         if self.labels.dtype.kind not in "iu" or self.labels.shape != (bounds[-1],):
-            found = f"{self.labels.dtype} {self.labels.shape}"
-            raise DataError(f"expected integer labels ({bounds[-1]},), one for each image, not {found}")
+            actual = f"{self.labels.dtype} {self.labels.shape}"
+            raise DataError(f"expected integer labels ({bounds[-1]},), one for each image, not {actual}")
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.manifest.classes:
-            found = f"{self.labels.min()} to {self.labels.max()}"
-            raise DataError(f"expected labels from 0 to {self.manifest.classes - 1}, the classes' numbers, not {found}")
+            actual = f"{self.labels.min()} to {self.labels.max()}"
+            raise DataError(f"expected labels from 0 to {self.manifest.classes - 1}, one per class, not {actual}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,21 +63,21 @@ class Samples:
         """The images (n, H, W, C) and labels (n,) of these samples, as new arrays.
 
         Raises:
-            DataError: they lie in a file that can't be read any more.
+            DataError: a file can no longer be read.
         """
         if len(self.pieces) == 1:
             return self.pieces[0][indices], self.labels[indices]
         images = np.empty((len(indices), *self.pieces[0].shape[1:]), np.uint8)
-        which = np.searchsorted(self.bounds, indices, side="right") - 1
-        for piece in np.unique(which):
-            here = which == piece
-            images[here] = self.pieces[piece][indices[here] - self.bounds[piece]]
+        piece_of = np.searchsorted(self.bounds, indices, side="right") - 1
+        for piece in np.unique(piece_of):
+            rows = piece_of == piece
+            images[rows] = self.pieces[piece][indices[rows] - self.bounds[piece]]
         return images, self.labels[indices]
 
     def check_unchanged(self) -> None:
         """Make sure that the files from which images are read have not changed since the start.
 
-        A look at their sizes and times; only those that have changed are verified again.
+        Only files whose size or time has changed are verified again.
 
         Raises:
             DataError: a file's bytes have changed.
@@ -88,34 +88,34 @@ class Samples:
 
 
 def find_data(name: str) -> Path:
-    """The folder of a data set given by its name or its path.
+    """The folder of the data set with this name or path.
 
     Raises:
         DataError: there is none.
     """
     beside_package = Path(__file__).resolve().parents[2] / "data" / name
-    places = [Path(name), Path("data") / name, beside_package]
-    for place in places:
-        if os.path.isfile(place / MANIFEST):
-            return place
+    folders = [Path(name), Path("data") / name, beside_package]
+    for folder in folders:
+        if os.path.isfile(folder / MANIFEST):
+            return folder
     if os.path.isfile(name):
         out = name.removesuffix(Path(name).suffix) if Path(name).suffix else f"{name}-set"
         command = f"python -m dpcnn.data prepare {shlex.quote(name)} --out {shlex.quote(out)}"
-        raise DataError(printable(f"{name}: a file, not a data set; make one of it: {command}"))
-    looked = ", ".join(dict.fromkeys(str(place) for place in places))
+        raise DataError(printable(f"{name}: a file, not a data set; make one from it: {command}"))
+    looked = ", ".join(dict.fromkeys(str(folder) for folder in folders))
     raise DataError(
         printable(f"no data set {name!r}: no {MANIFEST} in {looked}; get one: python -m dpcnn.data fetch|prepare")
     )
 
 
 def load(folder: Path, split: str, comm: SerialComm) -> Samples:
-    """Read a split, every shard checked against the manifest, on every rank of ``comm``.
+    """Read a split on every rank of ``comm``, and check every shard against the manifest.
 
     The ranks of a node divide the checks among them; all checks precede any allocation. Compressed shards are then read
     into one buffer per node. Contiguous shards stay open, and their images are read on demand.
 
     Raises:
-        DataError: on every rank, whichever rank found the fault.
+        DataError: on every rank, if any rank finds a fault.
     """
     with comm.fail_together():
         manifest = read_manifest(folder)
@@ -129,11 +129,11 @@ def load(folder: Path, split: str, comm: SerialComm) -> Samples:
 
 
 def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -> Samples:
-    """The split's compressed shards, read into memory that the ranks of a node share."""
+    """Read the split's compressed shards into memory that the ranks of a node share."""
     node, shards, bounds = comm.node(), manifest.splits[split], manifest.bounds(split)
-    mine = range(node.rank, len(shards), node.size)
+    own = range(node.rank, len(shards), node.size)
     with comm.fail_together():
-        files = {number: ShardFile(folder, shards[number]) for number in mine}
+        files = {number: ShardFile(folder, shards[number]) for number in own}
         layouts = _check(files, manifest, split)
     size = sum(node.allgather_obj(sum(file.size for file in files.values())))
     samples = int(bounds[-1])
@@ -144,35 +144,35 @@ def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -
     labels = shared_array(node, (samples,), np.uint8)
     with comm.fail_together():
         for number, layout in layouts.items():
-            place = slice(bounds[number], bounds[number + 1])
-            read_images(files[number], layout, images[place])
-            read_labels(files[number], layout, labels[place])
-            check_labels(files[number].path, labels[place], manifest.classes)
+            span = slice(bounds[number], bounds[number + 1])
+            read_images(files[number], layout, images[span])
+            read_labels(files[number], layout, labels[span])
+            check_labels(files[number].path, labels[span], manifest.classes)
     return Samples(manifest, (images,), bounds[[0, -1]], labels)
 
 
 def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -> Samples:
-    """The split's contiguous shards, which every rank keeps open; the labels in memory."""
+    """Open the split's contiguous shards on every rank, and read the labels into memory."""
     node, shards, bounds = comm.node(), manifest.splits[split], manifest.bounds(split)
     with comm.fail_together():
         files = [ShardFile(folder, shard) for shard in shards]
-        mine = {number: files[number] for number in range(node.rank, len(shards), node.size)}
-        layouts = _check(mine, manifest, split)
-    places = {number: (layout.images, layout.labels) for number, layout in layouts.items()}
-    told = sorted(each for part in node.allgather_obj(list(places.items())) for each in part)
+        own = {number: files[number] for number in range(node.rank, len(shards), node.size)}
+        layouts = _check(own, manifest, split)
+    own_offsets = {number: (layout.images, layout.labels) for number, layout in layouts.items()}
+    offsets = sorted(each for part in node.allgather_obj(list(own_offsets.items())) for each in part)
     labels = np.empty(int(bounds[-1]), np.uint8)
     pieces = []
     with comm.fail_together():
-        for number, (of_images, of_labels) in told:
-            here = labels[bounds[number] : bounds[number + 1]]
-            files[number].read(here.data, of_labels)
-            check_labels(files[number].path, here, manifest.classes)
-            pieces.append(FileImages(files[number], of_images, (len(here), *manifest.image_shape)))
+        for number, (image_offset, label_offset) in offsets:
+            shard_labels = labels[bounds[number] : bounds[number + 1]]
+            files[number].read(shard_labels.data, label_offset)
+            check_labels(files[number].path, shard_labels, manifest.classes)
+            pieces.append(FileImages(files[number], image_offset, (len(shard_labels), *manifest.image_shape)))
     return Samples(manifest, tuple(pieces), bounds, labels)
 
 
 def _check(files: dict[int, ShardFile], manifest: Manifest, split: str) -> dict[int, Layout]:
-    """Verify shards, and find where their samples lie."""
+    """Verify shards, and locate their samples."""
     layouts = {}
     for number, file in files.items():
         file.verify()
@@ -181,10 +181,10 @@ def _check(files: dict[int, ShardFile], manifest: Manifest, split: str) -> dict[
 
 
 def check_labels(path: Path, labels: Images, classes: int) -> None:
-    """Refuse labels that name no class.
+    """Refuse labels beyond the number of classes.
 
     Raises:
-        DataError: with the first such label.
+        DataError: there is one; the message names the first.
     """
     wrong = np.flatnonzero(labels >= classes)
     if len(wrong):

@@ -16,12 +16,12 @@ from dpcnn.data.shards import CROP, MNIST
 from dpcnn.errors import DataError
 
 MOST_DOWNLOAD = 1 << 30
-"""Bytes of a file: no known set has a larger one."""
+"""The most bytes of a file; those of the known data sets are smaller."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """A set to be fetched.
+    """A data set to download.
 
     Attributes:
         mirrors: base addresses.
@@ -92,21 +92,21 @@ DOWNLOADS = {
 
 
 def fetch(download: Download, folder: Path, say: Callable[[str], None], timeout: float = 30) -> None:
-    """Download every file that ``folder`` doesn't hold yet; all are checked by their digests.
+    """Download the files that ``folder`` lacks, and check the digests of all.
 
     An interrupted download continues where it stopped; if a mirror fails, the next one is tried.
 
     Raises:
-        DataError: no mirror gave the file, with each one's failure; or another file is in its place.
+        DataError: every mirror failed, or an existing file has another digest.
         OSError: the folder can't be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Folder(folder.parent) as parent, parent.inside(folder.name) as opened:
         for name, known in download.digests.items():
             if name in opened.names():
-                found = _digest(folder / name, known)
-                if found != known:
-                    raise DataError(f"{folder / name}: {_told(found, known)}; remove it, and run this command again")
+                actual = _digest(folder / name, known)
+                if actual != known:
+                    raise DataError(f"{folder / name}: {_mismatch(actual, known)}; remove it and repeat this command")
             else:
                 _fetch_file(name, known, download.mirrors, opened, say, timeout)
 
@@ -125,12 +125,12 @@ def _fetch_file(
             except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
                 failures.append(f"{address}: {reason(getattr(error, 'reason', None) or error)}")
                 continue
-        found = _digest(folder.path / part, known)
-        if found == known:
+        actual = _digest(folder.path / part, known)
+        if actual == known:
             os.replace(folder.path / part, folder.path / name)
             return
         folder.remove(part)
-        failures.append(f"{address}: {_told(found, known)}")
+        failures.append(f"{address}: {_mismatch(actual, known)}")
     raise DataError(
         f"can't download {name}: {'; '.join(failures)}; copy the file to {folder.path} by hand and run this command "
         "again"
@@ -154,17 +154,17 @@ def _append(address: str, part: BinaryIO, timeout: float) -> None:
             part.write(block)
             if part.tell() > MOST_DOWNLOAD:
                 raise ValueError(f"sends more than {MOST_DOWNLOAD:,} bytes")
-        if response.length:  # http.client ends such a read in silence
-            raise ConnectionError(f"the connection broke off with {response.length} bytes to come")
+        if response.length:  # http.client does not report this
+            raise ConnectionError(f"the connection broke with {response.length} bytes missing")
 
 
 def _digest(path: Path, known: str) -> str:
-    """A file's digest, of the kind of the known one."""
+    """A file's digest, of the same kind as ``known``."""
     kind = known.partition(":")[0]
     with open_plain(path) as file:
         return f"{kind}:{digest(file, kind)}"
 
 
-def _told(found: str, expected: str) -> str:
-    kind, _, digest = found.partition(":")
+def _mismatch(actual: str, expected: str) -> str:
+    kind, _, digest = actual.partition(":")
     return f"its {kind} is {digest[:16]}.., expected {expected.partition(':')[2][:16]}.."

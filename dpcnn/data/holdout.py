@@ -1,4 +1,4 @@
-"""Which training samples are held back for validation: a pure function of labels, configuration and seed."""
+"""The training samples held back for validation, as a pure function of labels, configuration and seed."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from dpcnn.base.rng import HOLDOUT, philox
 
 DEFAULT = 0.1
-"""The fraction that is held back where the number asked for does not fit."""
+"""The fraction held back if the requested number is too large."""
 
 Indices = NDArray[np.int64]
 
@@ -19,7 +19,7 @@ class Holdout:
 
     Attributes:
         training, validation: sample numbers in ascending order.
-        remarks: lines for people about parts that may be unexpected.
+        remarks: lines for people about an unexpected division.
     """
 
     training: Indices
@@ -28,10 +28,10 @@ class Holdout:
 
 
 def hold_out(labels: NDArray[np.integer], amount: float, how: str, seed: int) -> Holdout:
-    """Part the samples of ``labels`` (n,).
+    """Divide the samples of ``labels`` (n,).
 
     Args:
-        amount: how many samples to hold back, or below 1 the fraction of all.
+        amount: the number of samples to hold back, or, below 1, their fraction.
         how: "last": the last ones; "stratified": drawn by seed, from each class in proportion to its samples.
     """
     samples, remarks = len(labels), []

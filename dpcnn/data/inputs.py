@@ -1,7 +1,7 @@
-"""Files from outside: plain ones only, unpacked as they are read, and memory by one rule.
+"""Files from outside: plain files only, unpacked while they are read, within one limit on memory.
 
 The data that a header announces, or that a file unpacks to, may cost at most :func:`allowance` bytes of memory. Every
-reader of this package checks that before it reserves any.
+reader of this package checks this before it allocates memory.
 """
 
 import gzip
@@ -25,7 +25,7 @@ BLOCK = 1 << 20
 
 
 def allowance(size: int) -> int:
-    """Bytes of memory that a file of ``size`` bytes may ask for: 20 times its size, but 256 MiB at least."""
+    """Bytes of memory that a file of ``size`` bytes may ask for: 20 times its size, but at least 256 MiB."""
     return max(LEAST_ALLOWANCE, TIMES_THE_FILE * size)
 
 
@@ -38,7 +38,7 @@ def check_memory(what: Path | str, needed: int, size: int, advice: str) -> None:
         advice: the next step for the user.
 
     Raises:
-        DataError: it does.
+        DataError: it asks for more.
     """
     if needed > allowance(size):
         raise DataError(
@@ -83,9 +83,9 @@ class Reader:
 
 
 class Input:
-    """A file's bytes in their order, unpacked if the file is gzip.
+    """The bytes of a file in order, unpacked if the file is gzip.
 
-    Every method raises DataError where the file can't be read or unpacked.
+    Every method raises DataError if the file can't be read or unpacked.
 
     Attributes:
         path: for messages.
@@ -122,23 +122,23 @@ class Input:
         return Reader(self.path, self._file)
 
     def head(self, count: int) -> bytes:
-        """The first bytes; afterwards, reading begins with them again."""
+        """The first bytes; the next read starts with them again."""
         self.rewind()
-        found = self.read(count)
+        start = self.read(count)
         self.rewind()
-        return found
+        return start
 
     def read(self, count: int) -> bytes:
         """The next bytes; fewer only at the end of the file."""
         try:
-            found: bytes = self._stream.read(count)
+            block: bytes = self._stream.read(count)
         except (OSError, EOFError, zlib.error) as error:
-            what = "unpacked" if self.packed else "read"
-            raise DataError(f"{self.path}: can't be {what} ({reason(error)}); get the file again") from None
-        return found
+            action = "unpacked" if self.packed else "read"
+            raise DataError(f"{self.path}: can't be {action} ({reason(error)}); get the file again") from None
+        return block
 
     def fill(self, flat: NDArray[Any]) -> int:
-        """Fill an array (n,) with the next bytes, and return how many there were."""
+        """Fill an array (n,) with the next bytes, and return their number."""
         return fill(flat, self.read)
 
     def plain(self) -> IO[bytes]:
@@ -156,16 +156,16 @@ class Input:
     def sha256(self) -> str:
         """The sha256 of the file's bytes as they are stored, in hexadecimal digits."""
         self._file.seek(0)
-        found = digest(self._file, "sha256")
+        value = digest(self._file, "sha256")
         self.rewind()
-        return found
+        return value
 
 
 def open_input(path: Path) -> Input:
-    """A plain file, open for reading.
+    """Open a plain file for reading.
 
     Raises:
-        DataError: it can't be opened, or is no plain file.
+        DataError: it can't be opened, or is not a plain file.
     """
     try:
         return Input(path, open_plain(path))
@@ -174,17 +174,17 @@ def open_input(path: Path) -> Input:
 
 
 def digest(file: Any, kind: str) -> str:
-    """The digest of an open file's bytes, from where it stands, in hexadecimal digits."""
+    """The digest of an open file's bytes, from its current position on, in hexadecimal digits."""
     return hashlib.file_digest(file, kind).hexdigest()
 
 
 def fill(flat: NDArray[Any], read: Any) -> int:
-    """Fill an array (n,) block by block by ``read(count)``, and return how many bytes came."""
+    """Fill an array (n,) in blocks from ``read(count)``, and return the number of bytes."""
     view = flat.view(np.uint8)
     for start in range(0, len(view), BLOCK):
-        asked = min(BLOCK, len(view) - start)
-        block = read(asked)
+        length = min(BLOCK, len(view) - start)
+        block = read(length)
         view[start : start + len(block)] = np.frombuffer(block, np.uint8)
-        if len(block) < asked:
+        if len(block) < length:
             return start + len(block)
     return len(view)

@@ -1,7 +1,7 @@
-"""Shards as HDF5 files: written, and read again without trusting them.
+"""Shards as HDF5 files, which are not trusted when they are read.
 
-The HDF5 library only finds where the samples of a shard lie. Their bytes are unpacked here, so that no damaged or
-hostile file makes the library reserve memory for them.
+The HDF5 library only locates the samples of a shard. This module unpacks their bytes, so a damaged or hostile file
+can't make the library allocate memory for them.
 """
 
 import math
@@ -24,18 +24,18 @@ from dpcnn.errors import DataError
 from dpcnn.parallel.tree import chunks
 
 CHUNK_BYTES = 1 << 20
-"""Bytes of a chunk, unless a single image is larger."""
+"""The most bytes of a chunk, unless a single image is larger."""
 
-BYTES = (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)  # the same type for HDF5's users, but not for HDF5
+BYTES = (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)  # equal to users of HDF5, but not to HDF5
 AGAIN = "prepare the data set again"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a shard's samples lie in its file.
+    """The location of a shard's samples in its file.
 
     Attributes:
-        rows: images of a chunk; of the shard, if it is not compressed.
+        rows: images per chunk; per shard, if it is not compressed.
         images: the offset of the images' first byte; 0 if they are compressed.
         labels: the offset of the labels' first byte.
     """
@@ -46,7 +46,7 @@ class Layout:
 
 
 def write_shard(path: Path, blocks: Iterable[tuple[Images, Images]], shape: Shape, compressed: bool) -> None:
-    """Write one shard: its bytes depend on nothing but the samples and the HDF5 library.
+    """Write one shard. Its bytes depend only on the samples and the HDF5 library.
 
     Args:
         blocks: images and labels, some at a time; all but the last have a multiple of :func:`most_rows`.
@@ -72,12 +72,12 @@ def _write_images(dataset: h5py.Dataset, blocks: Iterable[tuple[Images, Images]]
 
 
 def most_rows(image_bytes: int) -> int:
-    """The most images of a chunk."""
+    """The most images per chunk."""
     return max(1, CHUNK_BYTES // image_bytes)
 
 
 def read_layout(file: ShardFile, shard: Shard, manifest: Manifest) -> Layout:
-    """Where the samples of a verified shard lie, every one of them within the file.
+    """Locate the samples of a verified shard, and make sure that all are within the file.
 
     Raises:
         DataError: it is not HDF5, is damaged, or does not match the manifest.
@@ -86,20 +86,20 @@ def read_layout(file: ShardFile, shard: Shard, manifest: Manifest) -> Layout:
         images = _dataset(file, opened, "images", (shard.samples, *manifest.image_shape))
         labels = _dataset(file, opened, "labels", (shard.samples,))
         if not manifest.compressed:
-            return Layout(shard.samples, _place(file, images), _place(file, labels))
+            return Layout(shard.samples, _offset(file, images), _offset(file, labels))
         rows = _rows(file, images, shard.samples)
         for start in range(0, shard.samples, rows):
             _packed(images, start)
-        return Layout(rows, 0, _place(file, labels))
+        return Layout(rows, 0, _offset(file, labels))
 
 
 @contextmanager
 def _opened(file: ShardFile) -> Iterator[h5py.File]:
-    """The shard as HDF5; one line for the many kinds of errors that h5py raises for damaged files."""
+    """Open the shard as HDF5. Any error of h5py for a damaged file becomes a DataError."""
     try:
         with h5py.File(file.name, "r", locking=False) as opened:  # locks fail on many network file systems
             if opened.userblock_size:
-                raise DataError(f"{file.path}: doesn't begin as a shard does; {AGAIN}")
+                raise DataError(f"{file.path}: does not begin like a shard; {AGAIN}")
             yield opened
     except DataError:
         raise
@@ -108,46 +108,46 @@ def _opened(file: ShardFile) -> Iterator[h5py.File]:
 
 
 def _dataset(file: ShardFile, opened: h5py.File, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
-    """A dataset of this name, of bytes of this shape."""
+    """The dataset with this name, which must be uint8 and have this shape."""
     if not isinstance(opened.get(name, getlink=True), h5py.HardLink) or not isinstance(opened[name], h5py.Dataset):
         raise DataError(f"{file.path}: holds no dataset {name!r} of its own; {AGAIN}")
     dataset = opened[name]
     if dataset.shape != shape or dataset.id.get_type() not in BYTES:
-        found = f"{dataset.dtype} {dataset.shape}"
-        raise DataError(f"{file.path}: {name} are {found}, but {MANIFEST} says uint8 {shape}; {AGAIN}")
+        actual = f"{dataset.dtype} {dataset.shape}"
+        raise DataError(f"{file.path}: {name} are {actual}, but {MANIFEST} says uint8 {shape}; {AGAIN}")
     return dataset
 
 
-def _place(file: ShardFile, dataset: h5py.Dataset) -> int:
+def _offset(file: ShardFile, dataset: h5py.Dataset) -> int:
     """The offset of the first byte of a dataset that is neither compressed nor stored in chunks."""
-    told, place = dataset.id.get_create_plist(), dataset.id.get_offset()
-    if told.get_layout() != h5py.h5d.CONTIGUOUS or told.get_external_count() or told.get_nfilters():
-        raise DataError(f"{file.path}: holds samples that are not stored in one run; {AGAIN}")
-    if place is None or not 0 <= place <= file.size - dataset.size:
+    properties, offset = dataset.id.get_create_plist(), dataset.id.get_offset()
+    if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_external_count() or properties.get_nfilters():
+        raise DataError(f"{file.path}: holds samples that are not contiguous; {AGAIN}")
+    if offset is None or not 0 <= offset <= file.size - dataset.size:
         raise DataError(f"{file.path}: holds only a part of its samples; {AGAIN}")
-    return int(place)
+    return int(offset)
 
 
 def _rows(file: ShardFile, dataset: h5py.Dataset, samples: int) -> int:
-    """The images of a chunk of a compressed dataset."""
-    told = dataset.id.get_create_plist()
-    filters = [told.get_filter(number)[0] for number in range(told.get_nfilters())]
-    if told.get_layout() != h5py.h5d.CHUNKED or filters != [h5py.h5z.FILTER_DEFLATE]:
+    """The images per chunk of a compressed dataset."""
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
+    if properties.get_layout() != h5py.h5d.CHUNKED or filters != [h5py.h5z.FILTER_DEFLATE]:
         raise DataError(f"{file.path}: images are not compressed by gzip alone, but {MANIFEST} says so; {AGAIN}")
     rows = int(dataset.chunks[0])
     if dataset.chunks[1:] != dataset.shape[1:] or not 1 <= rows <= most_rows(dataset.size // samples):
-        raise DataError(f"{file.path}: its chunks of {dataset.chunks} are not as prepare makes them; {AGAIN}")
+        raise DataError(f"{file.path}: its chunks of {dataset.chunks} differ from those of prepare; {AGAIN}")
     return rows
 
 
 def _packed(dataset: h5py.Dataset, start: int) -> bytes:
-    """The bytes of the chunk whose first image has this number, as they are stored; an error if it was never written.
+    """The stored bytes of the chunk with the first image ``start``; an error if it was never written.
 
-    It is looked up by its number: a file can be made so that a walk through the index of its chunks takes forever.
+    The chunk is looked up directly: in a hostile file, a walk through the index of the chunks may never end.
     """
     skipped, packed = dataset.id.read_direct_chunk((start, 0, 0, 0))
     if skipped or len(packed) > 2 * math.prod(dataset.chunks) + 1024:
-        raise ValueError(f"the chunk of image {start} is not compressed as prepare does it")
+        raise ValueError(f"the chunk of image {start} is not compressed like those of prepare")
     return bytes(packed)
 
 
@@ -186,13 +186,13 @@ def _chunks(file: ShardFile, layout: Layout, shape: Shape) -> Iterator[tuple[int
 
 
 def _unpacked(packed: bytes, size: int) -> bytes:
-    """A chunk of this size in bytes; an error if it has another."""
+    """Unpack a chunk of ``size`` bytes; an error if its size differs."""
     unpacking = zlib.decompressobj()
-    found = unpacking.decompress(packed, size)
-    rest = unpacking.decompress(unpacking.unconsumed_tail, 1)  # behind the last byte follows a checksum
-    if len(found) < size or rest or not unpacking.eof:
+    content = unpacking.decompress(packed, size)
+    rest = unpacking.decompress(unpacking.unconsumed_tail, 1)  # a checksum follows the last byte
+    if len(content) < size or rest or not unpacking.eof:
         raise ValueError("a chunk has another size")
-    return found
+    return content
 
 
 def read_labels(file: ShardFile, layout: Layout, out: Images) -> None:

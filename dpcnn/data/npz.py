@@ -1,4 +1,4 @@
-"""NPZ and NPY files: the headers of their arrays, checked and bounded, before any array is read."""
+"""NPZ and NPY files: the headers of all arrays are checked and bounded before any array is read."""
 
 import io
 import math
@@ -17,7 +17,7 @@ from dpcnn.data.rows import FileImages
 from dpcnn.errors import DataError, printable
 
 ZIP = b"PK"
-"""How an NPZ file begins."""
+"""The first bytes of an NPZ file."""
 
 MOST_HEADER = 4096  # bytes
 MOST_LENGTH = 1 << 40
@@ -42,8 +42,8 @@ class Header:
         member: its name in the ZIP file; empty for an NPY file.
         dtype: of bool, integers, floats or text.
         shape: of the array.
-        fortran: whether its first axis runs fastest.
-        start: bytes of the member before the array's own.
+        fortran: whether its first index varies fastest.
+        start: the bytes of the member before the array's data.
         stored: whether the array lies uncompressed in the file.
     """
 
@@ -56,7 +56,7 @@ class Header:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that reading the array costs."""
+        """The bytes of memory that are needed to read the array."""
         return math.prod(self.shape) * self.dtype.itemsize * (2 if self.fortran else 1)
 
     @property
@@ -141,7 +141,7 @@ def _blocks(file: zipfile.ZipFile, member: str) -> Iterator[bytes]:
 def _member(source: Input, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
     name = printable(member.filename)[:80]
     if not member.filename.endswith(".npy"):
-        raise ValueError(f"{name} is no array")
+        raise ValueError(f"{name} is not an array")
     if member.flag_bits & 1 or member.compress_type not in PACKING:
         raise ValueError(f"{name} is encrypted, or compressed otherwise than by deflate")
     with file.open(member) as stream:
@@ -163,9 +163,9 @@ def _header(member: str, content: bytes, stored: bool) -> Header:
     name, start = printable(member)[:80] or "it", io.BytesIO(content)
     read = READ_HEADER.get(np.lib.format.read_magic(start))
     if read is None:
-        raise ValueError(f"{name} is no plain array")
+        raise ValueError(f"{name} is not a plain array")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy's, of headers that Python 2 wrote
+        warnings.simplefilter("ignore")  # from NumPy, about headers that Python 2 wrote
         shape, fortran, dtype = read(start)
     if dtype.kind not in "buifUS" or not 0 < dtype.itemsize <= MOST_ITEM:
         raise ValueError(f"{name} holds {printable(str(dtype))[:80]}, not plain numbers or short text")
@@ -183,15 +183,15 @@ def _filled(header: Header, stream: Any) -> Array:
     """The array of a stream that begins with its header."""
     flat = np.empty(math.prod(header.shape), header.dtype)
     stream.read(header.start)
-    found = fill(flat, stream.read)
-    if found < flat.nbytes or stream.read(1):  # at its end, a member's checksum is verified
-        raise ValueError(f"{printable(header.member)[:80] or 'it'}: its header and its length don't agree")
+    count = fill(flat, stream.read)
+    if count < flat.nbytes or stream.read(1):  # at its end, zipfile verifies the member's checksum
+        raise ValueError(f"{printable(header.member)[:80] or 'it'}: its header and its length disagree")
     return np.ascontiguousarray(flat.reshape(header.shape, order="F" if header.fortran else "C"))
 
 
 @contextmanager
 def _refusing(source: Input) -> Iterator[None]:
-    """One line for the many kinds of errors that zipfile and NumPy raise for damaged files."""
+    """Turn the errors of zipfile and NumPy for damaged files into DataError."""
     try:
         yield
     except DataError:

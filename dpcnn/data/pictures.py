@@ -37,13 +37,14 @@ def read_pictures(source: Input, shape: Shape, resize: str) -> Images:
     IDX and NPZ images must have that shape; pictures go through :func:`dpcnn.data.decoding.read_image`.
 
     Raises:
-        DataError: it is none of these, damaged, too large, of another shape, or empty.
+        DataError: the file has another format or shape, or is damaged, too large or empty.
     """
     path, start = source.path, source.head(4)
     if start[:3] == IDX_BYTES:
         images: NDArray[Any] = read_idx(source)
     elif start[:2] == ZIP:
         images = _of_npz(source, shape)
+
     elif is_picture(start):
         return read_image(source, shape, resize)[None]
     else:
@@ -52,19 +53,19 @@ def read_pictures(source: Input, shape: Shape, resize: str) -> Images:
     return images[..., None] if images.ndim == 3 else images
 
 
-def _check_kind(path: Path, dtype: np.dtype[Any], found: Shape, shape: Shape) -> None:
-    """Refuse images that are not uint8 (n, H, W, C), or (n, H, W) for a single channel, of a network's shape."""
-    each = (*found[1:], 1) if len(found) == 3 else found[1:]
+def _check_kind(path: Path, dtype: np.dtype[Any], actual: Shape, shape: Shape) -> None:
+    """Refuse images unless they are uint8 (n, H, W, C), or (n, H, W) for one channel, with a network's shape."""
+    each = (*actual[1:], 1) if len(actual) == 3 else actual[1:]
     if dtype != np.uint8 or each != shape:
         raise DataError(f"{path}: {dtype} images of {each}; this network takes uint8 of {shape}")
 
 
 def _of_npz(source: Input, shape: Shape) -> NDArray[Any]:
     """The one array of an NPZ file that holds images: of three dimensions or four."""
-    found = {name: header for name, header in read_headers(source).items() if len(header.shape) in (3, 4)}
-    if len(found) != 1:
-        names = printable(", ".join(found))[:200] or "none"
+    images = {name: header for name, header in read_headers(source).items() if len(header.shape) in (3, 4)}
+    if len(images) != 1:
+        names = printable(", ".join(images))[:200] or "none"
         raise DataError(f"{source.path}: expected one array of images (n, H, W), found {names}")
-    (header,) = found.values()
+    (header,) = images.values()
     _check_kind(source.path, header.dtype, header.shape, shape)
     return read_arrays(source, [header])[0]

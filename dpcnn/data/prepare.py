@@ -51,7 +51,7 @@ class Target:
     options: SourceOptions = field(default_factory=SourceOptions)
 
     def check_free(self) -> None:
-        """Make sure that nothing would be overwritten.
+        """Make sure that nothing will be overwritten.
 
         Raises:
             DataError: ``out`` exists.
@@ -157,19 +157,19 @@ def summary_of_shards(manifest: Manifest) -> str:
 
 @contextmanager
 def _new_folder(comm: SerialComm, out: Path) -> Iterator[Path]:
-    """An empty folder beside ``out``, for a block that moves it away or fails."""
-    room = ""
+    """An empty folder beside ``out``, for a block that moves it. It is removed if the block fails."""
+    parent = ""
     with comm.fail_together():
         if comm.rank == 0:
             out.parent.mkdir(parents=True, exist_ok=True)
-            room = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
-            os.mkdir(Path(room, "set"))  # with the permissions of any new folder, while the room is private
-    room = comm.broadcast_obj(room)
+            parent = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
+            os.mkdir(Path(parent, "set"))  # with the usual permissions; its parent is private
+    parent = comm.broadcast_obj(parent)
     try:
-        yield Path(room, "set")
+        yield Path(parent, "set")
     finally:
         if comm.rank == 0:
-            shutil.rmtree(room, ignore_errors=True)
+            shutil.rmtree(parent, ignore_errors=True)
 
 
 def _write_manifest(folder: Path, source: Source, written: Written, target: Target) -> Manifest:
@@ -198,7 +198,7 @@ def describe(source: Source, splits: dict[str, tuple[Shard, ...]], target: Targe
 
 
 def _check_readable(out: Path, manifest: Manifest, split: str, size: int) -> None:
-    """Refuse a data set that compresses so well that it would be refused when it is loaded."""
+    """Refuse a data set that :func:`dpcnn.data.dataset.load` would refuse, because it compresses too well."""
     if manifest.compressed:
         needed = manifest.samples(split) * (manifest.image_bytes + 1)
         check_memory(f"{out} ({split})", needed, size, "prepare it with --contiguous")

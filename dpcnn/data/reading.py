@@ -20,7 +20,7 @@ def read_source(path: Path, options: SourceOptions | None = None) -> Source:
         pictures = path.suffix.lower() == ".csv"
         return read_pictures_list(path, options) if pictures else read_arrays_source(path, options)
     if not path.is_dir():
-        raise DataError(f"{path}: no folder and no plain file; expected {NPZ_FILE}, or a folder")
+        raise DataError(f"{path}: not a folder or a plain file; expected {NPZ_FILE}, or a folder")
     with os.scandir(path) as entries:
         classes = any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
     if classes and not is_folder_of_arrays(path):

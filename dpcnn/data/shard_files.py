@@ -11,7 +11,7 @@ from dpcnn.errors import DataError
 
 
 class ShardFile:
-    """A shard's open file: the bytes that are verified and those that are read are of the same one.
+    """A shard's open file: the verified bytes and the bytes that are read belong to the same file.
 
     Attributes:
         path: for messages.
@@ -19,10 +19,10 @@ class ShardFile:
 
     Args:
         folder: of the data set.
-        shard: which one.
+        shard: its entry in the manifest.
 
     Raises:
-        DataError: there is no such plain file.
+        DataError: the plain file does not exist.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
@@ -56,52 +56,52 @@ class ShardFile:
 
     @property
     def name(self) -> str:
-        """A path by which a library can open this open file, whatever has become of its name."""
+        """A path by which a library can open this file, even if it has been renamed or removed."""
         return f"/dev/fd/{self._descriptor}"
 
     def verify(self) -> None:
         """Compare the file's bytes with the manifest; DataError if they differ."""
-        found = self.sha256()
-        if found != self._shard.sha256:
+        actual = self.sha256()
+        if actual != self._shard.sha256:
             raise DataError(
-                f"{self.path}: damaged or exchanged: its sha256 is {found[:16]}.., {MANIFEST} says "
+                f"{self.path}: damaged or replaced: its sha256 is {actual[:16]}.., {MANIFEST} says "
                 f"{self._shard.sha256[:16]}..; restore it or prepare again"
             )
 
     def check_unchanged(self) -> None:
-        """Verify the file again if its size or its time of change is another one than when it was opened.
+        """Verify the file again if its size or its time of change has changed since it was opened.
 
         Raises:
             DataError: its bytes have changed.
         """
-        found = self._look()
-        if found == self._state:
+        state = self._look()
+        if state == self._state:
             return
         if self.sha256() != self._shard.sha256:
             raise DataError(
                 f"{self.path}: was changed while it was in use: its sha256 is no longer that of {MANIFEST}; "
                 "restore it or prepare again, then continue with --resume"
             )
-        self._state = found
+        self._state = state
 
-    def read(self, out: memoryview, place: int) -> None:
-        """Fill ``out`` with the bytes from ``place`` on.
+    def read(self, out: memoryview, offset: int) -> None:
+        """Fill ``out`` with the bytes from ``offset`` on.
 
         Raises:
-            DataError: they can't be read, or have gone.
+            DataError: they can't be read, or are missing.
         """
         while out.nbytes:
             try:
-                count = os.preadv(self._descriptor, [out], place)
+                count = os.preadv(self._descriptor, [out], offset)
             except OSError as error:
                 raise DataError(f"{self.path}: can't be read ({error.strerror}); fix this or restore it") from None
             if not count:
                 raise DataError(f"{self.path}: has been shortened while it was in use; restore it or prepare again")
-            out, place = out[count:], place + count
+            out, offset = out[count:], offset + count
 
     def _look(self) -> tuple[int, int]:
-        found = os.fstat(self._descriptor)
-        return found.st_size, found.st_mtime_ns
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
 
     def sha256(self) -> str:
         """The sha256 of the file's bytes, in hexadecimal digits."""

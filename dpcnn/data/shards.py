@@ -1,4 +1,4 @@
-"""A data set's folder: HDF5 shards, and ``manifest.json``, which vouches for every byte of them.
+"""A data set's folder: HDF5 shards, and ``manifest.json`` with their checksums.
 
 ::
 
@@ -6,7 +6,7 @@
     train-00.h5 ..      each with "images" (samples, H, W, C) and "labels" (samples,), both uint8
     test-00.h5 ..
 
-The number of shards has nothing to do with the number of ranks.
+The number of shards is independent of the number of ranks.
 """
 
 import hashlib
@@ -42,10 +42,10 @@ RESIZE = (CROP, MNIST)
 
 MOST_SIDE = 1 << 16
 MOST_BYTES = 1 << 40
-"""Bytes of a split's images: no honest manifest asks for more."""
+"""The most bytes of a split's images."""
 
 MOST_SHARDS = 400
-"""Shards of a split: those of contiguous sets stay open, and many systems allow a process 1,024 open files."""
+"""The most shards of a split: those of contiguous sets stay open, and many systems allow a process 1,024 open files."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,11 @@ class Manifest:
         image_shape: (H, W, C).
         class_names: the name of each class; numbers if the source has none. Labels are indices of it.
         resize: how a picture becomes an image of this set, see :data:`RESIZE`.
-        compressed: whether shards are compressed, and so are read into memory, or contiguous, and
-            so are read sample by sample.
+        compressed: whether shards are compressed and read into memory, or contiguous and read sample by sample.
         splits: "train" and "test", each a list of shards in the order of samples.
         content: for each split, the sha256 of all its images' bytes and then all its labels':
             independent of how it is sharded.
-        source: where the data came from, for people.
+        source: the origin of the data, for people.
     """
 
     name: str
@@ -90,37 +89,37 @@ class Manifest:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of an image."""
+        """The bytes of an image."""
         return math.prod(self.image_shape)
 
     @property
     def checksum(self) -> str:
-        """The data set's identity: a sha256 of its content, whatever its name and its shards."""
+        """The data set's identity: a sha256 of its content, independent of its name and its shards."""
         return _sha256([list(self.image_shape), self.classes, sorted(self.content.items())])
 
     @property
     def digest(self) -> str:
-        """A sha256 of all that is told here, so also of each shard's bytes."""
+        """A sha256 of the manifest, which includes the sha256 of each shard."""
         return _sha256(asdict(self))
 
     def samples(self, split: str) -> int:
-        """How many samples a split has."""
+        """The number of samples of a split."""
         return sum(shard.samples for shard in self.splits[split])
 
     def bounds(self, split: str) -> NDArray[Any]:
-        """The number of each shard's first sample, and the end: (shards + 1,)."""
+        """The index of each shard's first sample, and the end: (shards + 1,)."""
         return np.cumsum([0] + [shard.samples for shard in self.splits[split]])
 
 
-def _sha256(told: Any) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json``, last of all files, so that a folder with one is whole.
+    """Write ``manifest.json`` as the last file, so that a folder with one is complete.
 
     Raises:
-        DataError: it would be refused when it is read.
+        DataError: the manifest is wrong.
         OSError: it can't be written.
     """
     content = json.dumps({"format": FORMAT, "classes": manifest.classes, **asdict(manifest)}, indent=1).encode() + b"\n"
@@ -146,13 +145,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(path: Path, content: bytes) -> Manifest:
-    """The manifest of these bytes.
+    """Read a manifest from its bytes.
 
     Args:
         path: for messages.
 
     Raises:
-        DataError: it is not as it must be.
+        DataError: it is wrong.
     """
     try:
         return _parse(Table(load_json(content)))
@@ -162,23 +161,23 @@ def parse_manifest(path: Path, content: bytes) -> Manifest:
         ) from None
 
 
-def _parse(told: Table) -> Manifest:
-    told.integer("format", FORMAT, FORMAT)
-    height, width, channels = told.integers("image_shape", 3, 1, MOST_SIDE)
-    splits = {split: _parse_split(told.table("splits"), split, height * width * channels) for split in SPLITS}
+def _parse(table: Table) -> Manifest:
+    table.integer("format", FORMAT, FORMAT)
+    height, width, channels = table.integers("image_shape", 3, 1, MOST_SIDE)
+    splits = {split: _parse_split(table.table("splits"), split, height * width * channels) for split in SPLITS}
     names = [shard.file for shards in splits.values() for shard in shards]
     if len(set(names)) < len(names):
-        raise FieldError("splits: a shard is named twice")
-    classes = told.integer("classes", 1, MOST_CLASSES)
+        raise FieldError("splits: a file occurs twice")
+    classes = table.integer("classes", 1, MOST_CLASSES)
     return Manifest(
-        name=told.name("name"),
+        name=table.name("name"),
         image_shape=(height, width, channels),
-        class_names=parse_names(told, classes) if "class_names" in told else numbered(classes),
-        resize=parse_resize(told) if "resize" in told else CROP,
-        compressed=told.flag("compressed"),
+        class_names=parse_names(table, classes) if "class_names" in table else numbered(classes),
+        resize=parse_resize(table) if "resize" in table else CROP,
+        compressed=table.flag("compressed"),
         splits=splits,
-        content={split: told.table("content").sha256(split) for split in SPLITS},
-        source=_parse_source(told.table("source")),
+        content={split: table.table("content").sha256(split) for split in SPLITS},
+        source=_parse_source(table.table("source")),
     )
 
 
@@ -194,22 +193,22 @@ def parse_resize(table: Table) -> str:
     return resize
 
 
-def _parse_split(told: Table, split: str, image_bytes: int) -> tuple[Shard, ...]:
-    shards = tuple(_parse_shard(shard) for shard in told.tables(split, MOST_SHARDS))
+def _parse_split(table: Table, split: str, image_bytes: int) -> tuple[Shard, ...]:
+    shards = tuple(_parse_shard(shard) for shard in table.tables(split, MOST_SHARDS))
     if not shards:
-        raise FieldError(f"splits.{split}: expected a shard at least")
+        raise FieldError(f"splits.{split}: expected at least one shard")
     if sum(shard.samples for shard in shards) * image_bytes > MOST_BYTES:
         raise FieldError(f"split {split} is too large")
     return shards
 
 
-def _parse_shard(told: Table) -> Shard:
-    file = told.name("file")
+def _parse_shard(table: Table) -> Shard:
+    file = table.name("file")
     if not re.fullmatch(r"[\w-][\w.-]*\.h5", file):
-        raise FieldError(f"shard name {file!r}")
-    return Shard(file, told.integer("samples", 1, MOST_BYTES), told.sha256("sha256"))
+        raise FieldError(f"invalid file name {file!r}")
+    return Shard(file, table.integer("samples", 1, MOST_BYTES), table.sha256("sha256"))
 
 
-def _parse_source(told: Table) -> dict[str, str]:
+def _parse_source(table: Table) -> dict[str, str]:
     """The names of the source and their values."""
-    return {fields.name(key, "source"): told.name(key) for key in told}
+    return {fields.name(key, "source"): table.name(key) for key in table}

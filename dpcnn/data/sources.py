@@ -1,4 +1,4 @@
-"""Where data comes from: folders of IDX, CSV or NPY files, and NPZ files. All of it is untrusted."""
+"""Sources of data sets: folders of IDX, CSV or NPY files, and NPZ files. All are untrusted."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +21,7 @@ from dpcnn.data.shards import CROP, MOST_SIDE, SPLITS, Images
 from dpcnn.errors import ConfigError, DataError, printable
 from dpcnn.parallel.tree import chunks
 
+
 BLOCK_CHUNKS = 8
 """Chunks of a shard whose images are in memory at once."""
 
@@ -38,7 +39,7 @@ class SourceOptions:
     Attributes:
         names: of the classes; None: the source's own, or numbers.
         layout: "hwc" or "chw", the order of height, width and channels in arrays; None: it must be clear.
-        test: how many samples are test samples, or below 1 the fraction of all; None: see :data:`TEST_PART`.
+        test: the number of test samples, or, below 1, their fraction of all; None: see :data:`TEST_PART`.
         seed: draws the test samples.
         resize: how a picture becomes an image of this set, see :data:`dpcnn.data.shards.RESIZE`.
         size: (H, W) of the images that pictures become.
@@ -58,7 +59,7 @@ class SourceOptions:
 
 @dataclass
 class Source:
-    """Images and labels as a source has them.
+    """The images and labels of a source.
 
     Attributes:
         images: for each split, uint8 (n, H, W, C), or (n, C, H, W) with ``channels_first``; arrays of numbers index it.
@@ -66,9 +67,10 @@ class Source:
         class_names: the name of each class.
         resize: how a picture becomes an image of this set, see :data:`dpcnn.data.shards.RESIZE`.
         origin: the names of the source and their values, for people.
+
         channels_first: whether the channels come before height and width in ``images``.
-        orders: for each split, the numbers of its samples in their order; none where it is the source's order.
-        faults: the samples that this rank has left out, each with the reason.
+        orders: for each split, the indices (n,) of its samples in their order; missing: the order of the source.
+        faults: the samples that this rank has skipped, each with the reason.
     """
 
     images: dict[str, Any]
@@ -80,7 +82,7 @@ class Source:
     orders: dict[str, Array] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     skips: ClassVar = False
-    """Whether :meth:`take` may leave out samples."""
+    """Whether :meth:`take` may skip samples."""
 
     @property
     def image_shape(self) -> Shape:
@@ -113,7 +115,7 @@ class Source:
         self.origin["test samples"] = f"{count}, drawn from each class by seed {seed}"
 
     def shuffle(self, seed: int) -> None:
-        """Put the samples of each split in a random order, a function of the seed alone."""
+        """Shuffle the samples of each split; the order depends only on the seed."""
         for number, split in enumerate(SPLITS):
             samples = self.samples(split)
             order = self.orders.get(split, np.arange(samples))
@@ -121,11 +123,11 @@ class Source:
         self.origin["order"] = f"shuffled by seed {seed}"
 
     def samples(self, split: str) -> int:
-        """How many samples a split has."""
+        """The number of samples of a split."""
         return len(self.orders.get(split, self.labels[split]))
 
     def blocks(self, split: str, start: int, stop: int) -> Iterator[tuple[Images, Images]]:
-        """A run of a split's samples, in their order: images (n, H, W, C) and labels (n,), some at a time."""
+        """The samples ``start .. stop - 1`` of a split, in order: images (n, H, W, C) and labels (n,), some at a time."""
         for first, end in chunks(stop - start, BLOCK_CHUNKS * most_rows(math.prod(self.image_shape))):
             numbers = np.arange(start + first, start + end)
             indices = self.orders[split][numbers] if split in self.orders else numbers
@@ -205,14 +207,14 @@ def _read_files(
 
 def _idx_files(folder: Path, split: str) -> list[Path]:
     stems = [f"{IDX_NAMES[split]}-images-idx3-ubyte", f"{IDX_NAMES[split]}-labels-idx1-ubyte"]
-    found = [_first(folder / f"{stem}.gz", folder / stem) for stem in stems]
-    return [path for path in found if path] if all(found) else []
+    paths = [_first(folder / f"{stem}.gz", folder / stem) for stem in stems]
+    return [path for path in paths if path] if all(paths) else []
 
 
 def _csv_files(folder: Path, split: str) -> list[Path]:
     name = CSV_NAMES[split]
-    found = _first(folder / name, folder / f"{name}.gz")
-    return [found] if found else []
+    path = _first(folder / name, folder / f"{name}.gz")
+    return [path] if path else []
 
 
 def _npy_files(folder: Path, split: str) -> list[Path]:
@@ -249,7 +251,7 @@ def is_folder_of_arrays(folder: Path) -> bool:
 
 
 def _read_npz(path: Path) -> tuple[Pairs, dict[str, str]]:
-    """An NPZ file with Keras' keys."""
+    """Read an NPZ file with the keys of Keras."""
     with open_input(path) as file:
         if file.head(2) != ZIP:
             raise DataError(f"{path}: not an NPZ file; expected {NPZ_FILE}, or a folder of IDX, CSV or picture files")
@@ -270,11 +272,12 @@ def _checked(path: Path, images: Any, labels: Array) -> Any:
         images = images[..., None]
     if images.ndim != 4 or not labels.ndim or len(images) != len(labels):
         raise DataError(
-            f"{path}: images {images.shape} and labels {labels.shape} don't belong together; "
+            f"{path}: images {images.shape} and labels {labels.shape} do not match; "
             "expected images (n, H, W) or (n, H, W, C), and labels (n,)"
         )
+
     if not images.shape[0] or min(images.shape) < 1 or max(images.shape[1:]) > MOST_SIDE:
-        raise DataError(f"{path}: images {images.shape}: expected one at least, of sides up to {MOST_SIDE:,}")
+        raise DataError(f"{path}: images {images.shape}: expected at least one, with sides up to {MOST_SIDE:,}")
     if images.dtype != np.uint8:
         scale = "multiply by 255 and convert" if images.dtype.kind == "f" else "convert them"
         raise DataError(f"{path}: expected uint8 images 0..255 (n, H, W, C), not {images.dtype}; {scale}")

@@ -12,13 +12,13 @@ from dpcnn.parallel.comm import SerialComm
 
 
 def stage(folder: Path, place: Path, comm: SerialComm) -> Path:
-    """A copy of a data set on every node of ``comm``: made by the node's first rank, unless it is there already.
+    """Copy a data set to every node of ``comm``; the first rank of each node does this, unless the copy exists.
 
-    The copy appears in one move, under a digest of the data set's manifest; the ranks that load it check every shard.
+    The copy appears in one move, under a digest of the data set's manifest. Loading it checks every shard.
 
     Args:
         folder: of the data set.
-        place: a folder of the node's own, such as a job's TMPDIR or /dev/shm.
+        place: a folder that each node has for itself, such as a job's TMPDIR or /dev/shm.
 
     Returns:
         The copy's folder.
@@ -36,12 +36,12 @@ def stage(folder: Path, place: Path, comm: SerialComm) -> Path:
             if not (target / MANIFEST).is_file():
                 copy(folder, [s.file for split in SPLITS for s in manifest.splits[split]], target)
             if read_manifest(target) != manifest:
-                raise DataError(f"--stage: {target} is not a copy of {folder}; remove it, or give another place")
+                raise DataError(f"--stage: {target} is not a copy of {folder}; remove it, or give another folder")
     return Path(node.broadcast_obj(str(target)))
 
 
 def copy(folder: Path, names: list[str], target: Path) -> None:
-    """Copy the manifest and these files, so that ``target`` is either the whole or absent.
+    """Copy the manifest and these files, so that ``target`` is either complete or absent.
 
     Raises:
         DataError: it can't be written.
@@ -51,8 +51,8 @@ def copy(folder: Path, names: list[str], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         for name in [*names, MANIFEST]:
-            with open_plain(folder / name) as source, open(temporary / name, "xb") as made:
-                shutil.copyfileobj(source, made, BLOCK)
+            with open_plain(folder / name) as source, open(temporary / name, "xb") as destination:
+                shutil.copyfileobj(source, destination, BLOCK)
         temporary.rename(target)
     except OSError as error:
         if temporary != target:
@@ -60,5 +60,5 @@ def copy(folder: Path, names: list[str], target: Path) -> None:
         if (target / MANIFEST).is_file():  # another job was faster
             return
         raise DataError(
-            f"--stage: {folder} can't be copied to {target} ({error.strerror}); give another place"
+            f"--stage: {folder} can't be copied to {target} ({error.strerror}); give another folder"
         ) from None

@@ -38,8 +38,8 @@ class Operator:
         kind: its name in ONNX, such as "Conv".
         constants: its last inputs, in order, by names that are unique within the layer.
         attributes: its attributes, as ONNX defines them.
-        takes_x: the input of the layer follows the output of the operator before it; of no use for the first operator
-            of a layer, whose inputs are those of the layer.
+        takes_x: whether the layer's inputs follow the output of the operator before it; the first operator of a layer
+            has the layer's inputs anyway.
     """
 
     kind: str
@@ -84,7 +84,7 @@ def _gelu(layer: GELU, weights: Weights) -> list[Operator]:
 
 
 def _channelwise(weights: Weights, of_images: bool) -> list[Operator]:
-    """Times "w", plus "b", for each channel."""
+    """Multiply each channel by "w" and add "b"."""
     shape = (-1, 1, 1) if of_images else (-1,)
     return [Operator("Mul", {"w": weights["w"].reshape(shape)}), Operator("Add", {"b": weights["b"].reshape(shape)})]
 
@@ -149,9 +149,9 @@ OPERATORS: dict[type[Layer], Callable[[Any, Weights], list[Operator]]] = {
     LocalResponseNorm: _localresponsenorm,
     Flatten: _flatten,
     Linear: _linear,
-    Dropout: lambda *_: [],  # it changes nothing outside training
+    Dropout: lambda *_: [],  # it has no effect outside training
 }
-"""For each type of layer, the function that gives the operators of a layer with its weights."""
+"""For each type of layer, the function that maps a layer and its weights to operators."""
 
 
 def as_onnx(checkpoint: Checkpoint) -> bytes:

@@ -36,14 +36,14 @@ def like_torch(checkpoint: Checkpoint) -> dict[str, Array]:
 
 
 def from_safetensors(path: Path, description: Description | None = None) -> Checkpoint:
-    """A checkpoint of the tensors in a file, for every use but to resume training: it has no optimizer state.
+    """Make a checkpoint from the tensors in a file. It has no optimizer state, so it can't resume training.
 
     Args:
-        description: the network; None: the file's metadata describe it, as in every file of :func:`as_safetensors`.
+        description: the network; None: from the file's metadata, which every file of :func:`as_safetensors` has.
 
     Raises:
         LaunchError: the package safetensors is not installed.
-        CheckpointError: the file can't be read, or its tensors are not the network's.
+        CheckpointError: the file can't be read, or its tensors do not match the network.
         ConfigError: nothing describes the network, or the network does not fit the images.
     """
     tensors, metadata = read_tensors(path)
@@ -67,18 +67,18 @@ def from_safetensors(path: Path, description: Description | None = None) -> Chec
 
 
 def _check_shapes(path: Path, tensors: Mapping[str, Array], pairs: list[Twin], model: str) -> None:
-    """Make sure that the file's tensors are the network's, by names and shapes.
+    """Make sure that the file's tensors match the network in names and shapes.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, or of another shape.
     """
-    found = {name: tuple(array.shape) for name, array in tensors.items()}
+    actual = {name: tuple(array.shape) for name, array in tensors.items()}
     expected = {twin.theirs: twin.their_shape for twin in pairs}
-    for name in [*expected, *found]:
-        if found.get(name) != expected.get(name):
+    for name in [*expected, *actual]:
+        if actual.get(name) != expected.get(name):
             raise CheckpointError(
-                f"{path}: {name[:MOST_NAME]} is {found.get(name, 'absent')} there and {expected.get(name, 'absent')} "
-                f"in {model}; give the --recipe that it was made with"
+                f"{path}: {name[:MOST_NAME]} is {actual.get(name, 'absent')} in the file and "
+                f"{expected.get(name, 'absent')} in {model}; give the --recipe of the file's network"
             )
 
 
@@ -99,11 +99,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Array], Mapping[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata: Mapping[str, str] = file.metadata() or {}
     except (OSError, SafetensorError, TypeError, ValueError, KeyError, AttributeError) as error:  # NumPy lacks bfloat16
-        raise CheckpointError(f"{path}: no safetensors file that can be read ({error})") from None
+        raise CheckpointError(f"{path}: can't be read as safetensors ({error})") from None
     tensors = {name: array for name, array in tensors.items() if not name.endswith("num_batches_tracked")}
     for name, array in tensors.items():
         if not np.issubdtype(array.dtype, np.floating):
             raise CheckpointError(f"{path}: {name}: expected floats, not {array.dtype}")
         if not np.isfinite(array.astype(np.float32)).all():
-            raise CheckpointError(f"{path}: {name}: not all are finite numbers of 32 bits")
+            raise CheckpointError(f"{path}: {name}: not all values are finite in float32")
     return tensors, metadata

@@ -72,7 +72,7 @@ def _of_linear(w: Shape, pixels: Shape) -> tuple[Shape, Shape]:
 LAYOUTS: dict[type[Layer], Callable[[Shape, Shape], tuple[Shape, Shape]]] = {Conv2d: _of_conv2d, Linear: _of_linear}
 """For each type of layer with a "w" of several axes, the function that gives ``kernel_shape`` and ``their_shape``.
 
-It takes the shape of our "w", and the shape (H, W, C) of the pixels that a flatten layer in front has flattened, or ().
+Its arguments are the shape of our "w", and the shape (H, W, C) of the images before a preceding flatten layer, or ().
 """
 
 
@@ -80,7 +80,7 @@ def torch_names(network: Network) -> list[Twin]:
     """Every parameter of a network, in order.
 
     Raises:
-        ConfigError: flattened images of several layers meet, which PyTorch orders in another way.
+        ConfigError: a layer merges flattened images, which PyTorch orders in another way.
     """
     twins: list[Twin] = []
     pixels: list[Shape] = []  # for each layer, the shape (H, W, C) of the flattened images in its output, or ()
@@ -110,6 +110,6 @@ def _twin(name: str, layer: Layer, parameter: Parameter, pixels: Shape) -> Twin:
                 f"no PyTorch layout for {ours}: use --format npz, or add an entry to "
                 f"dpcnn.interop.torch_layout.LAYOUTS[{kind}]"
             )
-        window, their_shape = LAYOUTS[type(layer)](parameter.shape, pixels)
-        return Twin(ours, theirs, parameter.shape, their_shape, window)
+        kernel_shape, their_shape = LAYOUTS[type(layer)](parameter.shape, pixels)
+        return Twin(ours, theirs, parameter.shape, their_shape, kernel_shape)
     return Twin(ours, theirs, parameter.shape, parameter.shape, None)

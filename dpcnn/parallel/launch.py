@@ -1,7 +1,7 @@
-"""How this process was started: pure readings of the environment, before MPI is touched.
+"""The launcher of this process, as seen in the environment before MPI starts.
 
-A launcher that doesn't fit the MPI library starts N processes that each believe to be alone, and
-the job then trains N times over. The launcher's own variables betray it.
+A launcher that does not match the MPI library starts N processes with a world of size 1 each, and
+the job then trains N times. The launcher's variables reveal this.
 """
 
 import os
@@ -18,7 +18,7 @@ from dpcnn.base.fields import digits
 from dpcnn.errors import LaunchError
 
 ADDRESS_SPACE = 640 << 20
-"""The least bytes that a rank maps: libraries, MPI's shared memory, a small network."""
+"""The minimum of the bytes that a rank maps: libraries, MPI's shared memory, a small network."""
 
 LAUNCHERS = ("mpirun", "mpiexec", "prterun", "orterun", "srun", "slurmstepd")
 
@@ -28,10 +28,10 @@ class Launch:
     """The request of a launcher.
 
     Attributes:
-        family: whose variables were found: "Open MPI", "Hydra" (MPICH, Intel MPI), "MVAPICH",
+        family: the kind of the launcher: "Open MPI", "Hydra" (MPICH, Intel MPI), "MVAPICH",
             "Slurm" or "PMIx".
-        rank: this process's number in the job.
-        size: the processes of the job; at least ``rank + 1`` where the launcher doesn't say.
+        rank: the rank of this process in the job.
+        size: the number of processes of the job; ``rank + 1``, a lower bound, if the launcher does not give it.
     """
 
     family: str
@@ -39,12 +39,12 @@ class Launch:
     size: int
 
 
-VARIABLES = (  # the nearest launcher first: mpirun under Slurm sets its own beside Slurm's
+VARIABLES = (  # the innermost launcher first: mpirun under Slurm adds its own variables to Slurm's
     ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
     ("Hydra", "PMI_RANK", "PMI_SIZE"),
     ("Hydra", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # of the step: a batch script has none
+    ("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # of the step; a batch script has none
     ("PMIx", "PMIX_RANK", None),
 )
 
@@ -59,7 +59,7 @@ def detect(environment: Mapping[str, str]) -> Launch | None:
 
 
 def check_limits(launch: Launch | None) -> None:
-    """Make sure that MPI can start under the limits of this process: where it can't, it hangs or crashes.
+    """Make sure that MPI can start under the limits of this process: otherwise it hangs or crashes.
 
     Raises:
         LaunchError: it can't.
@@ -73,7 +73,7 @@ def check_limits(launch: Launch | None) -> None:
             f"raise it: ulimit -v {ADDRESS_SPACE >> 10} or more"
         )
     elif not _takes_files(folder):
-        problem = f"{folder}: MPI can't make its temporary files there; set TMPDIR to a folder that can be written"
+        problem = f"{folder}: MPI can't make its temporary files there; set TMPDIR to a writable folder"
     if problem:
         error = LaunchError(problem)
         error.speaker = launch is None or launch.rank == 0
@@ -90,15 +90,15 @@ def _takes_files(folder: str) -> bool:
 
 def ancestors() -> list[tuple[int, str]]:
     """The processes above this one, nearest first, as (pid, path of the executable); Linux only."""
-    found, pid = [], os.getppid()
+    processes, pid = [], os.getppid()
     while pid > 1:
         try:
-            found.append((pid, os.readlink(f"/proc/{pid}/exe")))
+            processes.append((pid, os.readlink(f"/proc/{pid}/exe")))
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             break
         pid = int(stat.rpartition(")")[2].split()[1])
-    return found
+    return processes
 
 
 def descendants(pid: int) -> list[int]:
@@ -110,16 +110,16 @@ def descendants(pid: int) -> list[int]:
         except OSError:
             continue
         children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(stat.split()[0]))
-    found, waiting = [], [pid]
+    pids, waiting = [], [pid]
     while waiting:
         below = children.get(waiting.pop(), [])
-        found += below
+        pids += below
         waiting += below
-    return found
+    return pids
 
 
 def launcher() -> tuple[int, str] | None:
-    """The launcher above this process, as (pid, path), if it can be seen."""
+    """The launcher above this process, as (pid, path), if it is visible."""
     return next(((pid, path) for pid, path in ancestors() if Path(path).name.startswith(LAUNCHERS)), None)
 
 
@@ -130,14 +130,14 @@ def usual_launcher() -> str:
 
 
 def check_starter(command: str, launcher: str) -> None:
-    """Make sure that this process may start ranks, and can.
+    """Make sure that this process is allowed to start ranks and can do it.
 
     Raises:
-        LaunchError: it is itself one of several ranks, or there is no such launcher.
+        LaunchError: it is one of several ranks itself, or the launcher does not exist.
     """
     launch = detect(os.environ)
     if launch and launch.size > 1:
-        raise LaunchError(f"{command} starts the ranks itself: type it without {launch.family}'s launcher")
+        raise LaunchError(f"{command} starts the ranks itself: run it without the launcher of {launch.family}")
     try:
         words = shlex.split(launcher)
     except ValueError as error:
@@ -154,9 +154,9 @@ def mismatch(launch: Launch, library: str, library_path: str) -> LaunchError:
     started = f"{above[1]} ({launch.family})" if above else f"a launcher of the family {launch.family}"
     beside = Path(sys.executable).parent / "mpirun"
     if launch.family in ("Slurm", "PMIx"):
-        advice = "type srun --mpi=pmix (srun --mpi=list shows what there is), or mpirun inside the allocation"
+        advice = "use srun --mpi=pmix (srun --mpi=list shows the choices), or mpirun inside the allocation"
     elif beside.exists():
-        advice = f"type {beside} -n {launch.size} {Path(sys.executable)} -m dpcnn.train"
+        advice = f"use {beside} -n {launch.size} {Path(sys.executable)} -m dpcnn.train"
     else:
         advice = "start it with the mpirun of that library, or rebuild mpi4py: pip install --no-binary=mpi4py mpi4py"
     error = LaunchError(

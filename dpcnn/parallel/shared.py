@@ -18,12 +18,12 @@ from dpcnn.parallel.comm import SerialComm
 
 
 def shared_array(node: SerialComm, shape: Shape, dtype: Any) -> Array:
-    """An array of zeros that is the same memory on every rank of ``node``.
+    """An array of zeros in memory that all ranks of ``node`` share.
 
-    The memory is reserved here, so that a lack of it is an error now and not a bus error later.
+    The memory is reserved here: a shortage raises an error now, instead of a bus error later.
 
     Raises:
-        LaunchError: on every rank, where the memory is not to be had or can't be shared.
+        LaunchError: on every rank, if the memory is not available or can't be shared.
     """
     count = int(np.prod(shape))
     size = max(count * np.dtype(dtype).itemsize, 1)
@@ -43,31 +43,31 @@ def shared_array(node: SerialComm, shape: Shape, dtype: Any) -> Array:
 
 
 def share_or_part(comm: SerialComm) -> str | None:
-    """Try whether the ranks of each node can share memory; if not on every node, all ranks live apart.
+    """Test whether the ranks of each node can share memory; if any node fails, no ranks share memory.
 
     Then each rank has its own copy of the shared arrays, and everything goes over MPI, with the
-    same results. Ranks in containers of their own are such a case.
+    same results. An example is one container per rank.
 
     Returns:
-        On every rank: None, or a warning that says why memory can't be shared.
+        On every rank: None, or a warning with the reason.
     """
     reason = None
     try:
         shared_array(comm.node(), (1,), np.uint8)
     except LaunchError as error:
         reason = str(error)
-    found: str | None = next(filter(None, comm.allgather_obj(reason)), None)
-    if found is None:
+    problem: str | None = next(filter(None, comm.allgather_obj(reason)), None)
+    if problem is None:
         return None
     comm.live_apart()
-    return f"warning: {found}; each rank now has its own copy of data and parameters, and all goes over MPI"
+    return f"warning: {problem}; each rank now has its own copy of data and parameters, and everything goes over MPI"
 
 
 def _reserve(size: int) -> tuple[str, int]:
     try:
         descriptor = os.memfd_create("dpcnn")
     except OSError as error:
-        raise LaunchError(f"this system gives out no memory to share between ranks ({error.strerror})") from None
+        raise LaunchError(f"this system provides no memory to share between ranks ({error.strerror})") from None
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #PBS -N dpcnn
-#PBS -l select=@nodes@:ncpus=@ranks_per_node@:mpiprocs=@ranks_per_node@:mem=@memory_a_node@
+#PBS -l select=@nodes@:ncpus=@ranks_per_node@:mpiprocs=@ranks_per_node@:mem=@memory_per_node@
 #PBS -l walltime=@time@
 #PBS -j oe
 #PBS -r y
