@@ -100,10 +100,7 @@ class Board:
         """
         job = self.job
         with job.changed:
-            job.count(number)
-            posts = self._posts[key]
-            posts[number] = value
-            job.changed.notify_all()
+            posts = self._post(key, number, value)
             missing = set(self.numbers) - set(posts)
             job.wait_for(lambda: self.revoked or not missing - set(posts) or (missing - set(posts)) & job.dead)
             if self.revoked or missing - set(posts):
@@ -114,14 +111,19 @@ class Board:
         """A decision about what all that live have posted: one of them takes it, the others learn it."""
         job = self.job
         with job.changed:
-            job.count(number)
-            posts = self._posts[key]
-            posts[number] = value
-            job.changed.notify_all()
+            posts = self._post(key, number, value)
             job.wait_for(lambda: key in self._decisions or set(self.numbers) - job.dead <= set(posts))
             if key not in self._decisions:
                 self._decisions[key] = decision(posts)
             return self._decisions[key]
+
+    def _post(self, key: Any, number: int, value: Any) -> dict[int, Any]:
+        """Post a value, and return all that have been posted under the key; the rank may die instead."""
+        self.job.count(number)
+        posts = self._posts[key]
+        posts[number] = value
+        self.job.changed.notify_all()
+        return posts
 
     def alive(self) -> list[int]:
         return [number for number in self.numbers if number not in self.job.dead]

@@ -27,7 +27,7 @@ PRETENDED = "DPCNN_PRETEND_NODES"
 
 
 @dataclass(frozen=True)
-class Loss:
+class Death:
     """The death of some ranks.
 
     Attributes:
@@ -50,14 +50,14 @@ class SerialComm:
         library: the name and version of the MPI library.
         survives: whether the other ranks go on when one dies: see :mod:`dpcnn.parallel.survival`.
         repeated: whether the action at hand has been begun before, by ranks of which some have died since.
-        losses: the deaths so far.
+        deaths: the deaths so far.
     """
 
     rank, size = 0, 1
     members: Sequence[int] = (0,)
     survives = False
     repeated = False
-    losses: Sequence[Loss] = ()
+    deaths: Sequence[Death] = ()
 
     def __init__(self, library: str = "no MPI library") -> None:
         self.library = library
@@ -77,12 +77,12 @@ class SerialComm:
         with timer("waiting") if timer else nullcontext():
             return self.commit(well)
 
-    def on_loss(self, make: Callable[[], None]) -> None:
-        """From here on, call ``make`` after each loss, before the action is repeated: what depends on the number of
+    def on_death(self, make: Callable[[], None]) -> None:
+        """From here on, call ``make`` after each death, before the action is repeated: what depends on the number of
         ranks is made anew there."""
 
     def commit(self, well: bool) -> bool:
-        """Whether all ranks are well; none returns before the ranks of its host have called this."""
+        """Whether all ranks are well; none returns before the ranks of its node have called this."""
         return well
 
     def barrier(self) -> None:

@@ -45,7 +45,7 @@ class Exchange:
     whole = True
 
     def __init__(self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None) -> None:
-        """``elements``: those that this node has updated before it lost a rank; None: divide the vector anew."""
+        """``elements``: those that this node has updated before it lost a rank; None: divide the whole vector."""
         self.comm, self.size, self.timer = comm, size, timer
         self._spares: list[Vector] = []
 
@@ -61,13 +61,13 @@ class Exchange:
         """The sum of a subtree of gradients, into ``total``."""
         free = [*self._spares, total]  # the first gradient goes into the last of these, and all others are added to it
 
-        def leaf(shard: Subtree) -> Vector | None:
-            if shard[1] - shard[0] > 1:
+        def leaf(part: Subtree) -> Vector | None:
+            if part[1] - part[0] > 1:
                 return None
             if not free:
                 self._spares.append(zeros((self.size,), np.float32))
                 free.append(self._spares[-1])
-            gradient(shard[0], free[-1])
+            gradient(part[0], free[-1])
             return free.pop()
 
         def add(left: Vector, right: Vector) -> Vector:
@@ -93,7 +93,7 @@ class Exchange:
             self.node.barrier()
 
     def gather(self, shard: Vector) -> Vector | None:
-        """A whole (size,) vector of every rank's part of it, on rank 0; None elsewhere."""
+        """The whole (size,) vector of all shards, on rank 0; None elsewhere."""
         raise NotImplementedError
 
     def scatter(self, whole: Vector | None, shard: Vector) -> None:
@@ -106,8 +106,8 @@ class ExactExchange(Exchange):
 
     The ranks of a node see each other's rows, and one copy of the parameters. Each adds up a slice
     of them, as far as the node's leaves hold whole subtrees; those few sums go over the network, so
-    it carries one copy per node and not one a rank. With one node there is nothing to send; with one
-    rank a node, nothing to add up before.
+    it carries one copy per node and not one per rank. With one node there is nothing to send; with one
+    rank per node, nothing to add up before.
     """
 
     def __init__(self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None) -> None:

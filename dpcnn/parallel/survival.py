@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from dpcnn.base.timing import Timer
 from dpcnn.errors import DpcnnError
-from dpcnn.parallel.comm import Loss, SerialComm
+from dpcnn.parallel.comm import Death, SerialComm
 
 T = TypeVar("T")
 
@@ -39,13 +39,13 @@ class Surviving(SerialComm):
     """Ranks that go on when one of them dies: what that needs, besides the operations of a communicator.
 
     Attributes:
-        losses: oldest first; the same on all ranks, but for times.
+        deaths: oldest first; the same on all ranks, but for times.
     """
 
     def __init__(self) -> None:
         self.survives = True
         self._rebuild: list[Callable[[], None]] = []
-        self.losses: list[Loss] = []
+        self.deaths: list[Death] = []
 
     def transact(self, action: Callable[[], T], timer: Timer | None = None) -> T:
         if not self.survives:
@@ -74,12 +74,12 @@ class Surviving(SerialComm):
             dead += lost
             self.repeated = True
         if dead:
-            self.losses.append(Loss(dead, self.size, time.monotonic() - since))
+            self.deaths.append(Death(dead, self.size, time.monotonic() - since))
         if error:
             raise error
         return result
 
-    def on_loss(self, make: Callable[[], None]) -> None:
+    def on_death(self, make: Callable[[], None]) -> None:
         if self.survives:
             self._rebuild.append(make)
 

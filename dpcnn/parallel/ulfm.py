@@ -25,7 +25,7 @@ class UlfmCommunicator(Surviving, Communicator):
         comm, node = self.transact(lambda: by_node(mpi, self._comm))
         self._become(comm)
         self._node, self.members = Communicator(mpi, node), range(self.size)
-        self.losses.clear()  # who died before ranks had numbers has none
+        self.deaths.clear()  # who died before ranks had numbers has none
 
     def commit(self, well: bool) -> bool:
         if not self.survives:

@@ -28,7 +28,7 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
         started: when this process started, in seconds since 1970.
     """
     reporter = Console(lambda: comm.rank == 0)
-    comm.on_loss(reporter.retry)
+    comm.on_death(reporter.retry)
     stop = comm.transact(lambda: _stop(comm, options, started))
     listen(stop, comm.abort)
     apart = comm.transact(lambda: share_or_part(comm))
@@ -36,9 +36,9 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
         reporter.say(apart)
     comm.survives = comm.survives and options.survive == "yes"
     watch = comm.transact(lambda: Watch(comm, options.stall_timeout, reporter.say))
-    comm.on_loss(watch.renew)
+    comm.on_death(watch.renew)
     trainer, start = comm.transact(lambda: set_up(comm, options, reporter, stop))
-    comm.on_loss(trainer.assemble)
+    comm.on_death(trainer.assemble)
     reporter.commit(comm.transact(lambda: open_run(trainer, start, reporter)))
     if watch.warning:
         reporter.say(watch.warning)

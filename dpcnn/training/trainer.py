@@ -31,8 +31,8 @@ from dpcnn.training.drift import check_data
 from dpcnn.training.early_stopping import out_of_patience
 from dpcnn.training.evaluation import evaluate_sets
 from dpcnn.training.gradient import MicrobatchGradient
+from dpcnn.training.lines import death_line, end_line, epoch_line, step_line
 from dpcnn.training.plan import Plan
-from dpcnn.training.record import death_line, end_line, epoch_line, step_line
 from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.step import Decision, take_step
 from dpcnn.training.team import Team
@@ -82,7 +82,7 @@ class Trainer:
         self.min_ranks = 1
         self.origin: Path | None = None
         self._hosts = dict(zip(comm.members, comm.allgather_obj(platform.node()), strict=True))
-        self._size_of_log = self._losses_noted = 0
+        self._size_of_log = self._deaths_noted = 0
         self._stopping, self._over, self.weights_sha256 = False, False, ""
         self._committed: State | None = None
         self.assemble()
@@ -127,8 +127,8 @@ class Trainer:
         progress = self.progress
         if self.state is not self._committed:
             return self._adopt
-        if len(self.comm.losses) > self._losses_noted:
-            return self._note_loss
+        if len(self.comm.deaths) > self._deaths_noted:
+            return self._note_death
         if len(progress.events) > self.record.shown:
             return self.write_record()
         if self._to_compare:
@@ -167,12 +167,12 @@ class Trainer:
         self._out_of_patience = out_of_patience(self.progress, self.config)
         self.record.restart(self.progress)
 
-    def _note_loss(self) -> None:
+    def _note_death(self) -> None:
         """Put into the record who has died; with too few ranks left, stop."""
-        loss = self.comm.losses[self._losses_noted]
-        self._losses_noted += 1
-        self.progress.events.append(death_line(self.progress, loss, self._hosts))
-        if loss.left < self.min_ranks:
+        death = self.comm.deaths[self._deaths_noted]
+        self._deaths_noted += 1
+        self.progress.events.append(death_line(self.progress, death, self._hosts))
+        if death.left < self.min_ranks:
             self.stop.ask(f"fewer than {self.min_ranks} ranks are left")
             self._stopping = self._to_save = True
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dpcnn.parallel.comm import Loss
+from dpcnn.parallel.comm import Death
 from dpcnn.runs.events import Event
 from dpcnn.runs.progress import Metrics, Progress
 
@@ -34,14 +34,14 @@ def epoch_line(progress: Progress, evaluations: Event, lr: float) -> Event:
     }
 
 
-def death_line(progress: Progress, loss: Loss, hosts: Mapping[int, str]) -> Event:
+def death_line(progress: Progress, death: Death, hosts: Mapping[int, str]) -> Event:
     """The death of ranks; ``hosts`` has the name of each rank's node."""
     return {
         "event": "death",
         "step": progress.step,
-        "lost": [f"rank {number} on {hosts.get(number, 'an unknown host')}" for number in loss.ranks],
-        "ranks": loss.left,
-        "seconds": round(loss.seconds, 3),
+        "lost": [f"rank {number} on {hosts.get(number, 'an unknown host')}" for number in death.ranks],
+        "ranks": death.left,
+        "seconds": round(death.seconds, 3),
     }
 
 
