@@ -21,7 +21,6 @@ from dpcnn.data.shards import CROP, MOST_SIDE, SPLITS, Images
 from dpcnn.errors import ConfigError, DataError, printable
 from dpcnn.parallel.tree import chunks
 
-
 BLOCK_CHUNKS = 8
 """Chunks of a shard whose images are in memory at once."""
 
@@ -127,7 +126,7 @@ class Source:
         return len(self.orders.get(split, self.labels[split]))
 
     def blocks(self, split: str, start: int, stop: int) -> Iterator[tuple[Images, Images]]:
-        """The samples ``start .. stop - 1`` of a split, in order: images (n, H, W, C) and labels (n,), some at a time."""
+        """The samples ``start .. stop - 1`` of a split, in order: images (n, H, W, C), labels (n,)."""
         for first, end in chunks(stop - start, BLOCK_CHUNKS * most_rows(math.prod(self.image_shape))):
             numbers = np.arange(start + first, start + end)
             indices = self.orders[split][numbers] if split in self.orders else numbers
