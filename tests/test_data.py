@@ -3,15 +3,18 @@
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from commands import command, dispatch, training
-from conftest import MNIST, run, train
+from conftest import MNIST, Job, run, train
 from sources import edit_manifest, synthetic, write_source
 
 from dpcnn.base.rng import SHUFFLE, permutation
@@ -93,6 +96,14 @@ def test_the_bytes_are_the_same_under_mpirun(tmp_path):
         {path.name: path.read_bytes() for path in (tmp_path / how / "set").iterdir()} for how in ("threads", "mpirun")
     )
     assert first == second
+
+
+def test_a_bar_shows_the_progress_on_a_terminal(npz, tmp_path):
+    spawn = "import pty, sys; sys.exit(pty.spawn(['bash', '-c', sys.argv[1]]) >> 8)"
+    words = [sys.executable, "-m", "dpcnn.data", "prepare", str(npz), "--out", str(tmp_path / "set")]
+    result = Job([sys.executable, "-c", spawn, f"stty rows 24 cols 100; mpirun -n 2 {shlex.join(words)}"]).wait()
+    assert result.status == 0, result.out
+    assert re.search(r"writing 100% \|.*\|.* images/s, 00:00 left", result.out), result.out
 
 
 def test_shuffled_by_a_seed_on_any_ranks(tmp_path):

@@ -82,7 +82,7 @@ def test_no_mpi_library_is_a_run_of_one_rank_and_says_so(quick, tmp_path):
 
 
 def test_output_into_a_pipe_is_no_terminal():
-    code = "from dpcnn.runs.console import terminal; print(terminal(1), terminal(2))"
+    code = "from dpcnn.parallel.terminal import terminal; print(terminal(1), terminal(2))"
     assert run(2, "-c", code).out.split() == ["None"] * 4
 
 

@@ -18,6 +18,7 @@ from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import MOST_SHARDS, SPLITS, Images, Manifest, Shard
 from dpcnn.data.sources import BLOCK_CHUNKS, Source
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.terminal import image_bar, open_terminal, terminal
 from dpcnn.parallel.tree import chunks, split_evenly
 
 Say = Callable[[str], None]
@@ -29,6 +30,8 @@ Blocks = Iterator[tuple[Images, Images]]
 
 SECONDS = 10.0
 """Between two lines on the progress."""
+
+BAR = "writing {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left"
 
 
 def plan(source: Source, shards: int) -> list[Job]:
@@ -55,8 +58,7 @@ def write_shards(
     """Write this rank's shards; the result, on every rank, describes all of them."""
     written = {}
     mine = sum(stop - start for _, _, start, stop in jobs[comm.rank :: comm.size])
-    pace = Pace(None if comm.rank else say, mine)
-    with comm.fail_together():
+    with comm.fail_together(), Pace(None if comm.rank else say, mine) as pace:
         for number in range(comm.rank, len(jobs), comm.size):
             split, name, start, stop = jobs[number]
             blocks, samples = pace.counted(source.blocks(split, start, stop)), stop - start
@@ -87,26 +89,38 @@ def spooled(folder: Path, blocks: Blocks, image_shape: Shape) -> tuple[Blocks, i
 
 
 class Pace:
-    """Says from time to time how far this rank has come.
+    """Shows the progress of this rank: a bar on a terminal, otherwise a line from time to time.
 
     Args:
-        say: prints a line; None: nothing is said.
+        say: prints a line; None: nothing is shown.
         samples: the number of all samples of this rank.
     """
 
     def __init__(self, say: Say | None, samples: int) -> None:
         self._say, self._samples, self._done = say, samples, 0
         self._started = self._said = time.monotonic()
+        self._terminal = open_terminal(terminal(2)) if say else None
+        self._bar = image_bar(self._terminal, samples, 0, BAR) if self._terminal else None
+
+    def __enter__(self) -> "Pace":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._terminal is not None:
+            self._terminal.close()
 
     def counted(self, blocks: Blocks) -> Blocks:
-        """The same blocks."""
+        """The same blocks; their samples are counted."""
         for block in blocks:
             yield block
             self._done += len(block[0])
-            now = time.monotonic()
-            if self._say and now - self._said > SECONDS:
-                self._said = now
-                speed = self._done / (now - self._started)
+            if self._bar is not None:
+                self._bar.update(len(block[0]))
+            elif self._say and time.monotonic() - self._said > SECONDS:
+                self._said = time.monotonic()
+                speed = self._done / (self._said - self._started)
                 part = self._done / self._samples
                 self._say(f"rank 0 has written {part:.0%} of its {self._samples:,} images, {speed:,.0f} images/s")
 

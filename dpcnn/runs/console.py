@@ -1,6 +1,5 @@
 """The output of a run: a bar on a terminal, plain lines elsewhere, all lines in log.txt."""
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,11 +10,12 @@ from tqdm import tqdm
 
 from dpcnn.base.files import Folder
 from dpcnn.errors import printable
-from dpcnn.parallel.launch import launcher
+from dpcnn.parallel.terminal import image_bar, open_terminal, terminal
 from dpcnn.runs.events import Event, evaluated
 from dpcnn.runs.progress import Metrics, Progress
 
 LINE_SECONDS = 10.0  # between the plain lines of a running epoch
+BAR = "{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {postfix[0]}, {remaining} left"
 
 
 class Reporter:
@@ -133,18 +133,8 @@ class Console(Reporter):
     def _show_bar(self) -> None:
         """Show a bar, if there is a terminal."""
         self._open()
-        if self._terminal is not None and os.get_terminal_size(self._terminal.fileno()).columns:
-            self._bar = tqdm(
-                total=self._images,
-                initial=self._done,  # images of a rank 0 that has died
-                unit=" images",
-                unit_scale=True,
-                mininterval=0.2,
-                dynamic_ncols=True,
-                file=self._terminal,
-                bar_format="{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {postfix[0]}, {remaining} left",
-                postfix=[""],
-            )
+        if self._terminal is not None:  # the images that are done are those of a rank 0 that has died
+            self._bar = image_bar(self._terminal, self._images, self._done, BAR)
 
     def step(self, progress: Progress, metrics: Metrics, rate: float) -> None:
         self._done += metrics.count
@@ -185,25 +175,3 @@ class Console(Reporter):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def terminal(descriptor: int) -> str | None:
-    """The path of the terminal that shows a job's stdout (1) or stderr (2); None for a file or a pipe.
-
-    A launcher receives its ranks' output through pipes, or gives them a terminal of its own. So the
-    launcher's own output counts.
-    """
-    above = launcher()
-    try:
-        path = os.readlink(f"/proc/{above[0] if above else 'self'}/fd/{descriptor}")
-    except OSError:
-        return None
-    return path if path.startswith(("/dev/pts/", "/dev/tty")) else None
-
-
-def open_terminal(path: str | None) -> TextIO | None:
-    """Open a terminal for writing; None if there is none or it can't be opened."""
-    try:
-        return open(path, "w", encoding="utf-8", errors="backslashreplace") if path else None
-    except OSError:
-        return None

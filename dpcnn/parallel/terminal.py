@@ -1,0 +1,53 @@
+"""The terminal that shows the output of a job, and a progress bar on it."""
+
+import os
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from dpcnn.parallel.launch import launcher
+
+
+def terminal(descriptor: int) -> str | None:
+    """The path of the terminal that shows a job's stdout (1) or stderr (2); None for a file or a pipe.
+
+    A launcher receives its ranks' output through pipes, or gives them a terminal of its own. So the
+    launcher's own output counts.
+    """
+    above = launcher()
+    try:
+        path = os.readlink(f"/proc/{above[0] if above else 'self'}/fd/{descriptor}")
+    except OSError:
+        return None
+    return path if path.startswith(("/dev/pts/", "/dev/tty")) else None
+
+
+def open_terminal(path: str | None) -> TextIO | None:
+    """Open a terminal for writing; None if there is none or it can't be opened."""
+    try:
+        return open(path, "w", encoding="utf-8", errors="backslashreplace") if path else None
+    except OSError:
+        return None
+
+
+def image_bar(terminal: TextIO, images: int, done: int, line: str) -> "tqdm[Any] | None":
+    """A bar that counts images; None if the terminal has no width.
+
+    Args:
+        images: the number of all images.
+        done: the number of those that are done already.
+        line: the format of the bar's line, for tqdm.
+    """
+    if not os.get_terminal_size(terminal.fileno()).columns:
+        return None
+    return tqdm(
+        total=images,
+        initial=done,
+        unit=" images",
+        unit_scale=True,
+        mininterval=0.2,
+        dynamic_ncols=True,
+        file=terminal,
+        bar_format=line,
+        postfix=[""],
+    )
