@@ -21,6 +21,7 @@ from dpcnn.optim.optimizers import OPTIMIZERS, Optimizer
 from dpcnn.optim.schedules import SCHEDULES
 
 MOST_BATCH, MOST_EPOCHS, MOST_IMPORTS = 2**31 - 1, 1_000_000, 16
+FLIPS = ("none", "horizontal", "vertical", "both")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,31 @@ class Config:
     zoom: float = option(0.0, "augmentation: largest zoom in or out, as a fraction", least=0, below=1)
     elastic: float = option(
         0.0, "augmentation: standard deviation of the elastic deformation, in pixels", least=0, most=10_000
+    )
+    flip: str = option(
+        "none",
+        "augmentation: mirror half of the training images, drawn at random, left to right (horizontal), upside down "
+        "(vertical), or each way on its own (both)",
+        choices=FLIPS,
+    )
+    crop_padding: int = option(
+        0,
+        "augmentation: zeros on each side of training images, from which images of the old size are cropped at random: "
+        "a shift by whole pixels",
+        least=0,
+        most=10_000,
+    )
+    crop_area: float = option(
+        1.0,
+        "augmentation: smallest area of a random crop, as a fraction of the image; the crop is resized to the image",
+        above=0,
+        most=1,
+    )
+    colour_jitter: float = option(
+        0.0, "augmentation: largest relative change of brightness, contrast and saturation", least=0, most=1
+    )
+    cutout: int = option(
+        0, "augmentation: side of a square of zeros at a random place, in pixels", least=0, most=10_000
     )
     dropout: float = option(0.0, "drop probability of dropout layers without p", least=0, below=1)
     init: str = option("he", "initialisation of the weights", choices=INITS)

@@ -95,7 +95,7 @@ MUTANTS = {
     "the clipped norm": ("all-options", "optim/clipping.py", "max_norm / norm if", "max_norm / (norm + 1e-6) if"),
     "the average of the weights": ("all-options", "optim/averaging.py", "/ (10 + step))", "/ (9 + step))"),
     "the momentum of running means": ("accurate", "nn/normalisation.py", "max(1, count - 1)", "count"),
-    "the smoothing of elastic fields": ("all-options", "data/augment.py", "SMOOTHNESS = 7", "SMOOTHNESS = 7.001"),
+    "the smoothing of elastic fields": ("all-options", "data/warp.py", "SMOOTHNESS = 7", "SMOOTHNESS = 7.001"),
     "the schedule": ("lenet5", "training/plan.py", "(step + 1) / (config.warmup + 1)", "(step + 1) / config.warmup"),
 }
 

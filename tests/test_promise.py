@@ -63,6 +63,12 @@ def layers(draw) -> list[dict]:
     return [*found, {"kind": "linear", "bias": draw(st.booleans())}]
 
 
+CHANGES = {
+    "flip": st.sampled_from(["horizontal", "vertical", "both"]), "crop_padding": st.integers(1, 12),
+    "crop_area": st.floats(0.1, 1), "colour_jitter": st.floats(0, 1), "cutout": st.integers(1, 12),
+}  # fmt: skip
+
+
 @st.composite
 def configs(draw) -> Config:
     options = {
@@ -74,6 +80,8 @@ def configs(draw) -> Config:
         options["ema_decay"] = 0.8
     if draw(st.booleans()):
         options |= {"shift": 1.0, "rotation": 10.0}
+    if draw(st.booleans()):
+        options |= draw(st.fixed_dictionaries({}, optional=CHANGES))
     return Config(
         model="random", layers=draw(layers()), validation=draw(st.sampled_from([0, 12])), epochs=2, lr=0.01, warmup=1,
         batch=draw(st.integers(1, 60)), microbatch=draw(st.integers(1, 24)), max_steps=draw(st.integers(2, 5)),

@@ -16,7 +16,8 @@ ORDER = 2  # + epoch
 SAMPLES = 3  # + epoch; then, in the generator's counter, sample number and layer number
 SHUFFLE = 4  # + split number: the order of a data set's samples, when it is made
 HOLDOUT = 5  # the samples held back for validation
-IMAGE = 2**32  # in place of a layer's number: augmentation of the image itself
+IMAGE = 2**32  # in place of a layer's number: a map of the image's plane
+CROP, CHANGE = IMAGE + 1, IMAGE + 2  # the same for random resized crops, and for the other augmentation
 
 
 def philox(seed: int, purpose: int, number: int) -> Philox:

@@ -1,91 +1,123 @@
-"""Random shifts, rotations, zooms and distortions of training images, as functions of seed, epoch and sample."""
-
-from math import sqrt
+"""Random changes of training images, as functions of seed, epoch and sample."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dpcnn.base import elementary
 from dpcnn.base.arrays import Array, Shape
-from dpcnn.base.rng import IMAGE, SampleRng
+from dpcnn.base.rng import CHANGE, SampleRng
+from dpcnn.config import Config
+from dpcnn.data.warp import Warp
 
-SMOOTHNESS = 7
-"""The side of the image, divided by the standard deviation of the Gaussian that smooths an elastic field."""
+DRAWS = (
+    *("flip rows", "flip columns", "crop row", "crop column"),
+    *("brightness", "contrast", "saturation", "cutout row", "cutout column"),
+)
+"""The random numbers of an image, in order."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""The parts of red, green and blue in a grey value: ITU-R BT.601."""
 
 
 class Augment:
-    """Transforms each image by a random map of the plane.
-
-    Affine maps, and the elastic distortions of Simard, Steinkraus and Platt, "Best practices for convolutional neural
-    networks" (2003), section 2: each pixel is read from another position, displaced by random fields that a Gaussian
-    has smoothed.
+    """Changes images by the options of a run: flips and padded crops, a map of the plane, colours, cutout.
 
     Args:
         image_shape: (H, W, C).
-        shift: the largest shift in pixels, along each axis and in either direction.
-        rotation: the largest rotation in degrees, in either direction.
-        zoom: the largest relative zoom: with 0.1, the factor lies between 1 / 1.1 and 1.1.
-        elastic: the standard deviation of a pixel's elastic displacement, in pixels.
+        config: of the run.
     """
 
-    def __init__(self, image_shape: Shape, shift: float, rotation: float, zoom: float, elastic: float) -> None:
-        H, W, _ = image_shape
-        self.shift, self.rotation, self.zoom, self.elastic = shift, np.deg2rad(rotation), zoom, elastic
-        self.centre = np.array([[H - 1], [W - 1]], np.float32) / 2
-        self.grid = np.indices((H, W), np.float32).reshape(2, -1) - self.centre
-        self.smooth = [smoothing(length) for length in (H, W)]
+    def __init__(self, image_shape: Shape, config: Config) -> None:
+        self._flip, self._padding = config.flip, config.crop_padding
+        self._jitter, self._cutout = config.colour_jitter, config.cutout
+        self._warp = Warp(image_shape, config.shift, config.rotation, config.zoom, config.elastic, config.crop_area)
 
     def __call__(self, images: Array, rng: SampleRng) -> Array:
-        """Transform images (N, H, W, C) of any number type to float32 of 0..255, with zeros beyond the borders."""
-        if not (self.shift or self.rotation or self.zoom or self.elastic):
-            return images
-        N, H, W, _ = images.shape
-        fields = 2 * H * W if self.elastic else 0
-        u = rng.bits(IMAGE, 4 + fields) * np.float32(2 / 65535) - 1  # (N, ..) of -1 .. 1
-        positions = self.affine(u[:, :2], u[:, 2:4])
-        if fields:
-            rows, columns = self.smooth
-            displacement = rows @ u[:, 4:].reshape(N, 2, H, W) @ columns.T
-            positions += np.float32(self.elastic * sqrt(3)) * displacement.reshape(N, 2, -1)  # u has the variance 1/3
-        return bilinear(images, positions)
+        """Change images (N, H, W, C), uint8, to uint8 or float32 of 0..255; new arrays, unless nothing is changed."""
+        moves = self._flip != "none" or self._padding
+        if not (moves or self._jitter or self._cutout):
+            return self._warp(images, rng)
+        draws = dict(zip(DRAWS, rng.bits(CHANGE, len(DRAWS)).T, strict=True))
+        changed = self._warp(self._flipped_and_cropped(images, draws) if moves else images, rng)
+        if self._jitter:
+            changed = jittered(changed, *colour_changes(images, draws, self._jitter))
+        if self._cutout:
+            changed = cut_out(changed, draws, self._cutout)
+        return changed
 
-    def affine(self, u: Array, shifts: Array) -> Array:
-        """The source positions of each image's pixels, (N, 2, H * W): rows and columns."""
-        angle, zoom = self.rotation * u[:, 0], elementary.power(1 + self.zoom, -u[:, 1])
-        cos, sin = zoom * elementary.cos(angle), zoom * elementary.sin(angle)
-        turn = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1).astype(np.float32)
-        positions: Array = turn @ self.grid
-        positions += self.centre - np.float32(self.shift) * shifts[:, :, None]
-        return positions
-
-
-def smoothing(length: int) -> NDArray[np.float32]:
-    """The matrix (length, length) of a Gaussian filter that keeps the variance of independent values."""
-    position = np.arange(length)
-    weights = elementary.exp(-0.5 * ((position[:, None] - position) * SMOOTHNESS / length) ** 2)
-    normed: NDArray[np.float32] = (weights / np.sqrt((weights**2).sum(axis=1, keepdims=True))).astype(np.float32)
-    return normed
+    def _flipped_and_cropped(self, images: Array, draws: dict[str, Array]) -> Array:
+        """Mirrored images, shifted by whole pixels, with zeros beyond the borders: no value is interpolated."""
+        rows = (draws["flip rows"] & 1) * (self._flip in ("vertical", "both"))
+        columns = (draws["flip columns"] & 1) * (self._flip in ("horizontal", "both"))
+        down, right = (below(2 * self._padding + 1, draws[key]) - self._padding for key in ("crop row", "crop column"))
+        changed = np.zeros_like(images)
+        for n, image in enumerate(images):
+            (to_rows, of_rows), (to_columns, of_columns) = (
+                overlap(int(shift[n]), length) for shift, length in zip((down, right), image.shape, strict=False)
+            )
+            mirrored = image[:: 1 - 2 * int(rows[n]), :: 1 - 2 * int(columns[n])]
+            changed[n, to_rows, to_columns] = mirrored[of_rows, of_columns]
+        return changed
 
 
-def bilinear(images: Array, positions: Array) -> Array:
-    """Interpolate images (N, H, W, C) at positions (N, 2, H * W) between pixels; outside they are 0."""
-    N, H, W, C = images.shape
-    framed = np.zeros((N, H + 3, W + 3, C), np.float32)  # positions from -1 to H and W, and their neighbours
-    framed[:, 1:-2, 1:-2] = images
-    values = framed.reshape(-1, C)
-    positions = np.clip(positions + 1, 0, np.array([[H + 1], [W + 1]], np.float32))
-    corner = np.floor(positions)
-    down, right = (positions - corner).transpose(1, 0, 2).reshape(2, -1, 1)
-    row, column = corner.astype(np.int32).transpose(1, 0, 2)
-    first = np.arange(N, dtype=np.int32)[:, None] * ((H + 3) * (W + 3))
-    index = (first + row * (W + 3) + column).ravel()
-    above, below = (between(values[at], values[at + 1], right) for at in (index, index + W + 3))
-    return between(above, below, down).reshape(N, H, W, C)
+def below(count: int, draws: Array) -> Array:
+    """Whole numbers (N,) from 0 to ``count`` - 1, of draws (N,) of 16 bits."""
+    numbers: Array = (draws.astype(np.int64) * count) >> 16
+    return numbers
 
 
-def between(one: Array, other: Array, fraction: Array) -> Array:
-    """Interpolate linearly from ``one`` to ``other``, in the memory of ``other``."""
-    other -= one
-    other *= fraction
-    other += one
-    return other
+def overlap(shift: int, length: int) -> tuple[slice, slice]:
+    """Where the pixels of a shifted axis go to that stay within it, and where they come from."""
+    to = slice(max(0, shift), max(0, length + min(0, shift)))
+    return to, slice(max(0, -shift), max(0, length - max(0, shift)))
+
+
+def colour_changes(images: Array, draws: dict[str, Array], jitter: float) -> tuple[Array, Array, Array]:
+    """Brightness, contrast and saturation of each image as one linear map: see :func:`jittered`.
+
+    The brightness multiplies all values. The contrast multiplies their distance to the mean grey value of the image,
+    the saturation that to the grey value of the pixel.
+
+    Args:
+        images: (N, H, W, C), uint8: their mean is exact, so it does not depend on the order of addition.
+        draws: the random numbers.
+        jitter: the factors are uniform from 1 - jitter to 1 + jitter.
+
+    Returns:
+        The factors of a value and of its pixel's grey value, and what is added, each (N, 1, 1, 1), float32.
+    """
+    _, H, W, C = images.shape
+    brightness, contrast, saturation = (
+        1 + jitter * (draws[key] * (2 / 65535) - 1) for key in ("brightness", "contrast", "saturation")
+    )
+    coloured = len(LUMA) == C
+    parts = LUMA if coloured else (1 / C,) * C
+    sums = images.sum(axis=(1, 2), dtype=np.int64)  # (N, C)
+    mean = sum(part * sums[:, c] for c, part in enumerate(parts)) / (H * W)
+    saturation = saturation if coloured else np.ones_like(saturation)
+    factor = brightness * contrast
+    maps = factor * saturation, factor * (1 - saturation), brightness * (1 - contrast) * mean
+    own, grey, added = (each.astype(np.float32)[:, None, None, None] for each in maps)
+    return own, grey, added
+
+
+def jittered(images: Array, own: Array, grey: Array, added: Array) -> Array:
+    """``own`` x + ``grey`` g + ``added`` for each value x of images (N, H, W, C) with its pixel's grey value g, as
+    float32 from 0 to 255."""
+    changed: Array = images * own
+    changed += added
+    if images.shape[-1] == len(LUMA):
+        red, green, blue = (np.float32(part) * images[..., c : c + 1] for c, part in enumerate(LUMA))
+        changed += (red + green + blue) * grey
+    return np.clip(changed, 0, 255, out=changed)
+
+
+def cut_out(images: Array, draws: dict[str, Array], side: int) -> Array:
+    """Copies of images (N, H, W, C) with a square of zeros around a pixel, cut off at the borders.
+
+    DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout" (2017), section 3.
+    """
+    _, H, W, _ = images.shape
+    changed = images.copy()
+    rows, columns = below(H, draws["cutout row"]) - side // 2, below(W, draws["cutout column"]) - side // 2
+    for image, row, column in zip(changed, rows.tolist(), columns.tolist(), strict=True):
+        image[max(0, row) : max(0, row + side), max(0, column) : max(0, column + side)] = 0
+    return changed

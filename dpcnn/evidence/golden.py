@@ -81,12 +81,15 @@ ALL_OPTIONS = {
     "schedule": "one-cycle",
 }
 
+AUGMENTATION = {"flip": "both", "crop_padding": 3, "crop_area": 0.3, "colour_jitter": 0.4, "cutout": 8}
+
 RUNS: dict[str, dict[str, Any]] = {
     **{path.name.removesuffix(".toml"): {} for path in sorted((files("dpcnn") / "recipes").iterdir(), key=str)},
     **{optimizer: {"model": "mlp", "optimizer": optimizer, "init": "glorot"} for optimizer in OPTIMIZERS},
     **{loss: {"model": "mlp", "loss": loss} for loss in LOSSES},
     "mlp": {"model": "mlp", "schedule": "exponential"},
     "all-options": {"model": "all options", **ALL_OPTIONS},
+    "augmentation": {"model": "mlp", **AUGMENTATION},
     "other-layers": {"model": "other layers", "layers": OTHER_LAYERS, "microbatch": 20},
 }
 """The trainings by name, with the options that replace those of the recipe of this name, or of the default recipe."""

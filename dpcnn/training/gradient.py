@@ -17,7 +17,7 @@ class MicrobatchGradient:
 
     def __init__(self, config: Config, network: Network, samples: Samples) -> None:
         self._seed, self._network, self.samples = config.seed, network, samples
-        self._augment = Augment(network.input_shape, config.shift, config.rotation, config.zoom, config.elastic)
+        self._augment = Augment(network.input_shape, config)
         self._loss = config.make_loss()
 
     def __call__(self, params: Vector, epoch: int, indices: NDArray[Any], out: Vector) -> tuple[float, int]:
