@@ -22,8 +22,9 @@ if ! [[ $restarts =~ ^[0-9]+$ ]]; then
   exit 2
 fi
 . launch/environment.sh plot
-survive=() # if a rank dies, the others continue
-[ "${DPCNN_MPI:-openmpi}" != openmpi ] || survive=(--with-ft ulfm)
+survive=(--with-ft ulfm) # if a rank dies, the others continue
+[ "${DPCNN_MPI:-openmpi}" = openmpi ] || survive=()
+case " $* " in *" --survive no "* | *" --survive=no "*) survive=() ;; esac
 
 if [ "$restarts" -gt 0 ]; then # the run has a known folder, and is resumed if it is there
   run="" previous=""
