@@ -1,8 +1,8 @@
 """The one source of a run's options: flags, recipe files and checkpoints all come from here."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,19 @@ class Config:
             raise ConfigError("layers: expected a list of tables, [[layers]] in TOML")
         if not self.layers and self.model not in MODELS:
             raise ConfigError(f"--model: no {self.model!r}; choose from {', '.join(sorted(MODELS))}")
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are changed at random."""
+        return (self.flip, self.crop_area) != ("none", 1) or any(
+            (self.shift, self.rotation, self.zoom, self.elastic, self.crop_padding, self.colour_jitter, self.cutout)
+        )
+
+    def measured(self, mean: Sequence[float], deviation: Sequence[float]) -> "Config":
+        """This config with the mean and the deviation of the data's channels in each ``normalise`` layer without."""
+        values = {"mean": list(mean), "deviation": list(deviation)}
+        layers = [{**values, **layer} if layer.get("kind") == "normalise" else layer for layer in self.layers]
+        return replace(self, layers=layers)
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer with its options."""

@@ -41,7 +41,9 @@ def make_parser() -> Parser:
 def command(comm: SerialComm, options: Namespace) -> int:
     """Print the table of the layers, and the totals."""
     config = read_recipe(options.recipe)
-    network = config.network(*images_and_classes(config, options))
+    shape, classes = images_and_classes(config, options)
+    ones = (1.0,) * shape[-1]  # in place of the mean and deviation of the data, which no figure here depends on
+    network = config.measured(ones, ones).network(shape, classes)
     print(text(("layer", "inputs", "output", "parameters", "MFLOP"), [*rows(network)]))
     memory = network.memory(config.microbatch) / 1e6
     print(

@@ -77,9 +77,10 @@ OPTIONS = {
     "add": {"with": ["concat1"]},
     "concat": {"with": ["relu1"]},
 }
-LAST = ("scale", "conv2d", "flatten", "linear", "globalavgpool", "concat", "groupnorm", "add")
+LAST = ("scale", "normalise", "conv2d", "flatten", "linear", "globalavgpool", "concat", "groupnorm", "add")
 EVERY_KIND = [
     {"kind": "scale", "low": -1.0, "span": 2.0},
+    {"kind": "normalise", "mean": [-0.7], "deviation": [0.5]},
     {"kind": "conv2d", "filters": 6, "kernel_size": [5, 3], "stride": 1, "padding": 2, "bias": True},
     {"kind": "conv2d", "filters": 6, "kernel_size": 3, "padding": 2, "groups": 6, "dilation": 2},
     {"kind": "conv2d", "filters": 12, "kernel_size": 3, "padding": 1, "groups": 3},

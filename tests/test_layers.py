@@ -15,7 +15,7 @@ from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import POINTS, Im2col, Winograd, cook_toom
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise
 from dpcnn.nn.layer import Layer
-from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
+from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
 from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
 
@@ -297,6 +297,34 @@ def test_scale_maps_bytes_to_the_recipe_s_range():
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, [[0.01, 1.0]], rtol=1e-6)
     check_gradients(Scale(0.01, 0.99, np.float64), {}, RNG.uniform(0, 255, (3, 4)))
+
+
+def test_normalise_maps_each_channel_to_mean_0_and_deviation_1():
+    pixels = RNG.integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)
+    mean, deviation = (tuple(each.tolist()) for each in (pixels.mean(axis=(0, 1, 2)), pixels.std(axis=(0, 1, 2))))
+    layer = Normalise(mean, deviation)
+    layer.build((6, 5, 3))
+    y = layer.forward(pixels, {})[0].copy()
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, (pixels - np.array(mean)) / deviation, atol=1e-6)
+    np.testing.assert_allclose(layer.forward(pixels.astype(np.float32)[:, :, :2], {})[0], y[:, :, :2], atol=1e-6)
+    double = Normalise((2.0, 3.0), (0.5, 4.0), np.float64)
+    double.build((3, 4, 2))
+    check_gradients(double, {}, image_batch(3, (3, 4, 2)))
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "message"),
+    [
+        ((), (), "mean and deviation are missing"),
+        ((1.0,), (), "mean and deviation are missing"),
+        ((1.0, 2.0), (1.0, 2.0), "for each of 3 channels"),
+        ((1.0, 2.0, 3.0), (1.0, 0.0, 1.0), "deviation: must be above 0"),
+    ],
+)
+def test_normalise_needs_a_mean_and_a_deviation_of_each_channel(mean, deviation, message):
+    with pytest.raises(ConfigError, match=message):
+        Normalise(mean, deviation).build((6, 5, 3))
 
 
 def test_flatten_makes_each_image_a_row():

@@ -28,7 +28,7 @@ def test_a_dropout_layer_without_a_part_takes_the_run_s():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"kind": "conv3d"}, "layer 1: no kind 'conv3d'; known are scale, conv2d, "),
+        ({"kind": "conv3d"}, "layer 1: no kind 'conv3d'; known are scale, normalise, conv2d, "),
         ({}, "layer 1: no kind None; known are"),
         (
             {"kind": "conv2d", "filter": 3, "kernel_size": 3},

@@ -14,6 +14,7 @@ from dpcnn.base import fields
 from dpcnn.base.files import write_file
 from dpcnn.data.downloads import DOWNLOADS, fetch
 from dpcnn.data.inputs import check_memory
+from dpcnn.data.moments import Moments
 from dpcnn.data.reading import read_source
 from dpcnn.data.shards import SPLITS, Manifest, Shard, write_manifest
 from dpcnn.data.sources import Source, SourceOptions
@@ -101,14 +102,14 @@ def write_set(comm: SerialComm, source: Source, target: Target, say: Say) -> Non
         source.shuffle(target.shuffle)
     jobs = plan(source, target.shards)
     with _new_folder(comm, target.out) as folder:
-        written = write_shards(folder, comm, source, jobs, not target.contiguous, say)
+        written, moments = write_shards(folder, comm, source, jobs, not target.contiguous, say)
         faults = sorted(chain.from_iterable(comm.allgather_obj(source.faults)))
         with comm.fail_together():
             if comm.rank == 0:
                 check_written(source, written, faults)
                 if faults:
                     write_file(folder / SKIPPED, "".join(f"{fault}\n" for fault in faults).encode())
-                manifest = _write_manifest(folder, source, written, target)
+                manifest = _write_manifest(folder, source, written, moments, target)
                 folder.rename(target.out)
                 for line in [*summary_of(faults, target.out), f"{target.out}: {summary_of_shards(manifest)}"]:
                     say(line)
@@ -172,9 +173,10 @@ def _new_folder(comm: SerialComm, out: Path) -> Iterator[Path]:
             shutil.rmtree(parent, ignore_errors=True)
 
 
-def _write_manifest(folder: Path, source: Source, written: Written, target: Target) -> Manifest:
+def _write_manifest(folder: Path, source: Source, written: Written, moments: Moments, target: Target) -> Manifest:
     splits = {split: tuple(shard for shard, _ in each) for split, each in written.items()}
-    manifest = describe(source, splits, target)
+    mean, deviation = moments.mean_and_deviation()
+    manifest = replace(describe(source, splits, target), mean=mean, deviation=deviation)
     manifest = replace(manifest, content={split: content_sha256(folder, manifest, split) for split in SPLITS})
     for split, each in written.items():
         _check_readable(target.out, manifest, split, sum(size for _, size in each))
@@ -183,7 +185,7 @@ def _write_manifest(folder: Path, source: Source, written: Written, target: Targ
 
 
 def describe(source: Source, splits: dict[str, tuple[Shard, ...]], target: Target) -> Manifest:
-    """The manifest of a data set, still without the checksums of its content."""
+    """The manifest of a data set, still without what the shards contain."""
     height, width, channels = source.image_shape
     return Manifest(
         name=target.name or printable(target.out.name)[: fields.MOST_NAME],

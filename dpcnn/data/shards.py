@@ -40,6 +40,9 @@ RESIZE = (CROP, MNIST)
 "mnist": the character that is drawn in it is centred as in MNIST.
 """
 
+LEAST_DEVIATION = 1e-6
+"""The least deviation of a channel with two different values, as large as a split may be."""
+
 MOST_SIDE = 1 << 16
 MOST_BYTES = 1 << 40
 """The most bytes of a split's images."""
@@ -71,6 +74,8 @@ class Manifest:
         content: for each split, the sha256 of all its images' bytes and then all its labels':
             independent of how it is sharded.
         source: the origin of the data, for people.
+        mean, deviation: of the training images, for each channel, of pixels 0..255; a deviation of 0 counts as 1.
+            Empty in data sets of older versions.
     """
 
     name: str
@@ -81,6 +86,8 @@ class Manifest:
     splits: dict[str, tuple[Shard, ...]]
     content: dict[str, str]
     source: dict[str, str]
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -178,7 +185,17 @@ def _parse(table: Table) -> Manifest:
         splits=splits,
         content={split: table.table("content").sha256(split) for split in SPLITS},
         source=_parse_source(table.table("source")),
+        mean=_parse_values(table, "mean", channels, 0),
+        deviation=_parse_values(table, "deviation", channels, LEAST_DEVIATION),
     )
+
+
+def _parse_values(table: Table, key: str, channels: int, least: float) -> tuple[float, ...]:
+    """A number up to 255 for each channel; empty if the key is missing."""
+    values = table.items(key, channels) if key in table else []
+    if values and len(values) != channels:
+        raise FieldError(f"{key}: expected {channels} numbers, not {len(values)}")
+    return tuple(fields.number(value, key, least, 255) for value in values)
 
 
 def parse_resize(table: Table) -> str:

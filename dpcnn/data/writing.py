@@ -13,6 +13,7 @@ import numpy as np
 from dpcnn.base.arrays import Shape
 from dpcnn.data.inputs import Reader
 from dpcnn.data.layout import image_blocks, most_rows, read_labels, read_layout, write_shard
+from dpcnn.data.moments import Moments
 from dpcnn.data.rows import FileImages
 from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import MOST_SHARDS, SPLITS, Images, Manifest, Shard
@@ -54,14 +55,15 @@ Written = dict[str, list[tuple[Shard, int]]]
 
 def write_shards(
     folder: Path, comm: SerialComm, source: Source, jobs: list[Job], compressed: bool, say: Say
-) -> Written:
-    """Write this rank's shards; the result, on every rank, describes all of them."""
-    written = {}
+) -> tuple[Written, Moments]:
+    """Write this rank's shards; the result, on every rank, describes all of them and all training images."""
+    written, moments = {}, Moments(source.image_shape[-1])
     mine = sum(stop - start for _, _, start, stop in jobs[comm.rank :: comm.size])
     with comm.fail_together(), Pace(None if comm.rank else say, mine) as pace:
         for number in range(comm.rank, len(jobs), comm.size):
             split, name, start, stop = jobs[number]
             blocks, samples = pace.counted(source.blocks(split, start, stop)), stop - start
+            blocks = moments.counted(blocks) if split == "train" else blocks
             if source.skips:
                 blocks, samples = spooled(folder, blocks, source.image_shape)
             if not samples:
@@ -69,9 +71,10 @@ def write_shards(
             write_shard(folder / name, blocks, (samples, *source.image_shape), compressed)
             with ShardFile(folder, Shard(name, samples, "")) as file:
                 written[str(number)] = [name, samples, file.sha256()], file.size
+    comm.allreduce(moments.sums)
     found = {int(number): told for part in comm.allgather_obj(written) for number, told in part.items()}
     shards = [(jobs[number][0], Shard(*told), size) for number, (told, size) in sorted(found.items())]
-    return {split: [(shard, size) for of, shard, size in shards if of == split] for split in SPLITS}
+    return {split: [(shard, size) for of, shard, size in shards if of == split] for split in SPLITS}, moments
 
 
 def spooled(folder: Path, blocks: Blocks, image_shape: Shape) -> tuple[Blocks, int]:

@@ -81,6 +81,12 @@ ALL_OPTIONS = {
     "schedule": "one-cycle",
 }
 
+NORMALISED = [
+    {"kind": "normalise", "mean": [127.5], "deviation": [73.9]},
+    {"kind": "flatten"},
+    {"kind": "linear", "bias": True},
+]
+
 AUGMENTATION = {"flip": "both", "crop_padding": 3, "crop_area": 0.3, "colour_jitter": 0.4, "cutout": 8}
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -89,6 +95,7 @@ RUNS: dict[str, dict[str, Any]] = {
     **{loss: {"model": "mlp", "loss": loss} for loss in LOSSES},
     "mlp": {"model": "mlp", "schedule": "exponential"},
     "all-options": {"model": "all options", **ALL_OPTIONS},
+    "normalise": {"model": "normalise", "layers": NORMALISED},
     "augmentation": {"model": "mlp", **AUGMENTATION},
     "other-layers": {"model": "other layers", "layers": OTHER_LAYERS, "microbatch": 20},
 }

@@ -16,7 +16,7 @@ from dpcnn.interop.metadata import to_metadata
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.graph import IMAGES
 from dpcnn.nn.layer import Layer
-from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
+from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
 from dpcnn.nn.merging import Add, Concat
 from dpcnn.nn.network import Network
 from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
@@ -51,6 +51,11 @@ class Operator:
 def _scale(layer: Scale, weights: Weights) -> list[Operator]:
     factor, low = np.array([layer.span / 255], np.float32), np.array([layer.low], np.float32)
     return [Operator("Mul", {"factor": factor}), Operator("Add", {"low": low})]
+
+
+def _normalise(layer: Normalise, weights: Weights) -> list[Operator]:
+    factor, offset = (each.reshape(-1, 1, 1) for each in (layer.factor, layer.offset))
+    return [Operator("Mul", {"factor": factor}), Operator("Add", {"offset": offset})]
 
 
 def _conv2d(layer: Conv2d, weights: Weights) -> list[Operator]:
@@ -131,6 +136,7 @@ def _linear(layer: Linear, weights: Weights) -> list[Operator]:
 
 OPERATORS: dict[type[Layer], Callable[[Any, Weights], list[Operator]]] = {
     Scale: _scale,
+    Normalise: _normalise,
     Conv2d: _conv2d,
     MaxPool2d: lambda layer, _: _pool("MaxPool", layer),
     AvgPool2d: lambda layer, _: _pool("AveragePool", layer, count_include_pad=1),

@@ -39,6 +39,48 @@ class Scale(Layer):
         return y, backward
 
 
+class Normalise(Layer):
+    """(x - mean) / deviation for each channel of images, of any number type, as the weights' float type.
+
+    Args:
+        mean, deviation: (C,) of pixels 0..255; empty: those of the data set, which a training fills in.
+    """
+
+    takes_integers = True
+
+    def __init__(
+        self, mean: tuple[float, ...] = (), deviation: tuple[float, ...] = (), dtype: Any = np.float32
+    ) -> None:
+        super().__init__()
+        if any(value <= 0 for value in deviation):
+            raise ConfigError(f"deviation: must be above 0, not {list(deviation)}")
+        self.mean, self.deviation, self.dtype = mean, deviation, np.dtype(dtype)
+
+    def build(self, shape: Shape) -> Shape:
+        _, _, C = shape
+        if not self.mean or not self.deviation:
+            raise ConfigError("mean and deviation are missing, and the data set has none; prepare the data set again")
+        if len(self.mean) != C or len(self.deviation) != C:
+            raise ConfigError(f"expected a mean and a deviation for each of {C} channels")
+        self.factor = 1 / np.array(self.deviation, self.dtype)
+        self.offset = -np.array(self.mean, self.dtype) * self.factor
+        return shape
+
+    def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        H, W, N, C = x.shape
+        y = self.workspace.array("y", x.shape, self.dtype)
+        np.copyto(y, x, casting="same_kind")
+        rows = y.reshape(H * W, N * C)  # long rows: NumPy is slow where the last axis is as short as C
+        rows *= np.tile(self.factor, N)
+        rows += np.tile(self.offset, N)
+
+        def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
+            dx: Array = dy * self.factor
+            return dx
+
+        return y, backward
+
+
 class Conv2d(Layer):
     """Cross-correlation of (H, W, N, C) with F kernels, zeros around the image.
 

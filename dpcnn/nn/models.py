@@ -8,7 +8,7 @@ from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.graph import NAME
 from dpcnn.nn.layer import Layer
-from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
+from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
 from dpcnn.nn.merging import Add, Concat
 from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
@@ -23,6 +23,7 @@ KINDS: dict[str, type[Layer]] = {
     kind.__name__.lower(): kind
     for kind in (
         Scale,
+        Normalise,
         Conv2d,
         MaxPool2d,
         AvgPool2d,

@@ -44,6 +44,7 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
             raise CheckpointError(
                 f"{start.path}: trained on other data than {data}; give --data the data set of the run"
             )
+        config = config.measured(samples.manifest.mean, samples.manifest.deviation)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(config.microbatch, config.batch), comm.node().size)
     test = load(data, "test", comm) if config.test else None

@@ -12,7 +12,7 @@ from dpcnn.interop.torch_layout import torch_names
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.graph import IMAGES
 from dpcnn.nn.layer import Layer
-from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Scale
+from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
 from dpcnn.nn.merging import Add, Concat
 from dpcnn.nn.network import Network
 from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm
@@ -83,6 +83,11 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def _normalise(layer: Normalise) -> nn.Module:
+    factor, offset = (torch.from_numpy(each.reshape(-1, 1, 1)) for each in (layer.factor, layer.offset))
+    return Function(lambda x: x * factor + offset)
+
+
 def _conv2d(layer: Conv2d) -> nn.Module:
     channels = layer.parameters[0].shape[2] * layer.groups
     sides = layer.kernel_size, layer.stride, layer.padding, layer.dilation
@@ -101,6 +106,7 @@ def _layernorm(layer: LayerNorm) -> nn.Module:
 
 TWINS: dict[type[Layer], Callable[[Any], nn.Module]] = {
     Scale: lambda layer: Scaled(layer.low, layer.span),
+    Normalise: _normalise,
     Conv2d: _conv2d,
     MaxPool2d: lambda layer: nn.MaxPool2d(layer.kernel_size, layer.stride, layer.padding),
     AvgPool2d: lambda layer: nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding),

@@ -57,12 +57,13 @@ def main() -> None:
 
 def train(config: Config) -> Iterator[dict[str, Any]]:
     """Train the recipe, and yield the results after each epoch."""
-    if config.ema_decay or config.max_grad_norm or config.shift or config.rotation or config.zoom or config.elastic:
+    if config.ema_decay or config.max_grad_norm or config.augments:
         raise ConfigError("no PyTorch version of changed images, clipping or averaged weights")
     if config.loss != "cross-entropy" or config.optimizer not in OPTIMIZERS:
         raise ConfigError(f"no PyTorch version of the loss {config.loss} or the optimizer {config.optimizer}")
     torch.manual_seed(config.seed)
     samples, test = (load(find_data(config.data), split, SerialComm()) for split in ("train", "test"))
+    config = config.measured(samples.manifest.mean, samples.manifest.deviation)
     network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     net = torch_net(network, network.initialise(config.seed, config.init, config.init_std))
     optimizer = OPTIMIZERS[config.optimizer](net.parameters(), config)
