@@ -1,7 +1,7 @@
 """Mean and deviation of the values of each channel, exact and independent of the order of the images."""
 
+import math
 from collections.abc import Iterable, Iterator
-from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Moments:
 
     def add(self, images: Images) -> None:
         """Count the values of images (n, H, W, C), uint8."""
-        rows = images.reshape(len(images), -1)
+        rows = images.reshape(len(images), math.prod(images.shape[1:]))
         places = rows.sum(axis=0, dtype=np.int64), np.square(rows, dtype=np.uint16).sum(axis=0, dtype=np.int64)
         channels = self.sums.shape[1]
         self.sums[0] += images.size // channels
@@ -41,6 +41,6 @@ class Moments:
         """For each channel; the deviation of a channel without variation is 1, so that a division by it is harmless."""
         columns: list[list[Any]] = self.sums.T.tolist()
         deviations = (
-            isqrt((count * squares - total**2) * DIGITS**2) / (count * DIGITS) for count, total, squares in columns
+            math.isqrt((count * squares - total**2) * DIGITS**2) / (count * DIGITS) for count, total, squares in columns
         )
         return tuple(total / count for count, total, _ in columns), tuple(each or 1.0 for each in deviations)
