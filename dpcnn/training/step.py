@@ -80,7 +80,7 @@ class Decision:
     waited: NDArray[np.float64]
 
 
-def decide(comm: SerialComm, sums: Sums, microbatches: int, blocks: int, count: int) -> Decision:
+def decide(comm: SerialComm, sums: Sums, microbatches: int, blocks: int, count: int, classified: bool) -> Decision:
     """Exchange what the ranks know, and draw the same conclusions on each.
 
     ``math.fsum`` is exact, so the sums do not depend on which rank held which part of them.
@@ -89,6 +89,7 @@ def decide(comm: SerialComm, sums: Sums, microbatches: int, blocks: int, count: 
         microbatches: of the step, on all ranks.
         blocks: the most that any rank has.
         count: samples of the step.
+        classified: whether the samples are classified, so that some are right.
     """
     row = np.zeros(1, message(math.ceil(microbatches / comm.size), blocks))[0]
     row["stop"], row["finite"], row["waited"] = sums.stop, sums.finite, sums.waited
@@ -101,7 +102,7 @@ def decide(comm: SerialComm, sums: Sums, microbatches: int, blocks: int, count: 
     return Decision(
         stop=bool(rows["stop"].any()),
         finite=finite,
-        metrics=total(losses, rows["corrects"].ravel(), count) if finite else Metrics(),
+        metrics=total(losses, rows["corrects"].ravel() if classified else None, count) if finite else Metrics(),
         norm=math.sqrt(math.fsum(squares)) if finite else 0.0,
         waited=rows["waited"].ravel(),
     )
@@ -150,7 +151,7 @@ def take_step(
     blocks = team.blocks if team.config.max_grad_norm else 0  # for the norm
     sums = sums_of(results, grads, grads[exchange.unique] if blocks else grads[:0], stop(), timer.seconds["waiting"])
     with timer("waiting"):
-        decision = decide(team.comm, sums, len(microbatches), blocks, len(batch))
+        decision = decide(team.comm, sums, len(microbatches), blocks, len(batch), microbatch_gradient.classifies)
     if not decision.finite:
         where = divergence(team.comm, team.network, params, microbatch_gradient.samples, batch, microbatches)
         raise DivergenceError(
