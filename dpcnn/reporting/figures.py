@@ -78,7 +78,7 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
         kinds = ["train", *evaluated(epochs[-1])]
         if number == 0 and "train_accuracy" not in epochs[-1]:
             second = "mae"
-        worst = min(worst, *(e[f"{kind}_accuracy"] for kind in kinds for e in epochs if f"{kind}_accuracy" in e))
+        worst = min([worst, *(e[f"{kind}_accuracy"] for kind in kinds for e in epochs if f"{kind}_accuracy" in e)])
         steps = thinned([event for event in events if event["event"] == "step"])
         epochs = thinned(epochs)
         label = f"{plain(run.name)}: " if len(runs) > 1 else ""
