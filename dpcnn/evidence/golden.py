@@ -86,6 +86,7 @@ RUNS: dict[str, dict[str, Any]] = {
     **{path.name.removesuffix(".toml"): {} for path in sorted((files("dpcnn") / "recipes").iterdir(), key=str)},
     **{optimizer: {"model": "mlp", "optimizer": optimizer, "init": "glorot"} for optimizer in OPTIMIZERS},
     **{loss: {"model": "mlp", "loss": loss} for loss in LOSSES},
+    "class-weights": {"model": "mlp", "class_weights": [0.5, 2.0, 1.0, 0.0, 3.0, 1.0, 1.0, 0.25, 1.0, 1.5]},
     "mlp": {"model": "mlp", "schedule": "exponential"},
     "all-options": {"model": "all options", **ALL_OPTIONS},
     "other-layers": {"model": "other layers", "layers": OTHER_LAYERS, "microbatch": 20},
