@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from commands import command, training
-from conftest import run
+from conftest import MNIST, ROOT, Job, run
 from metrics import events, timeless
 from sources import edit_manifest
 
@@ -337,3 +338,20 @@ def test_the_same_bits_under_mpirun(sets, targets, flags, tmp_path):
         result = run(ranks, *words, tmp_path / str(ranks))
         assert result.status == 0, result.err
     assert timeless(tmp_path / "1") == timeless(tmp_path / "3")
+
+
+@pytest.mark.slow
+def test_the_session_of_the_page_on_losses(tmp_path):
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    page = (ROOT / "docs" / "losses.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (commands,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mnist").symlink_to(MNIST)
+    (tmp_path / "angles.py").write_text(script)
+    quick = commands.replace("dpcnn train", "dpcnn train --no-curves --max-steps 100")
+    done = Job(["bash", "-euc", f"{sys.executable} angles.py\n{quick}"], cwd=tmp_path).wait()
+    assert done.status == 0, done.err
+    sentence, others = done.out.splitlines()[-2:]
+    assert "(step 100) on the test samples of angles: 10000 samples, loss 0.0" in sentence
+    assert 0 < float(re.fullmatch(r"mae (\d\.\d+), r2 -?\d\.\d+", others)[1]) < 0.5

@@ -49,7 +49,8 @@ def _count(folder: Path, shard: Shard, manifest: Manifest) -> Counts:
 
 def info_lines(folder: Path, manifest: Manifest, counts: list[list[int]]) -> list[str]:
     """The description of a verified data set; ``counts``: samples by split and class."""
-    kinds = {CLASSES: "classes", MULTILABEL: "labels per sample", VALUES: "values per sample"}
+    s = "s" * (manifest.classes > 1)
+    kinds = {CLASSES: "classes", MULTILABEL: f"label{s} per sample", VALUES: f"value{s} per sample"}
     titles = {CLASSES: "class   ", MULTILABEL: "label   ", VALUES: "not 0   "}
     lines = [
         f"{folder}: {manifest.name}, images {' x '.join(map(str, manifest.image_shape))}, "
