@@ -191,9 +191,9 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
     }
     optimizer = _group(file, "optimizer")
     names = [*OPTIMIZERS[config.optimizer].state_names, *(["ema"] if config.ema_decay else [])]
-    if len(names) * 4 * network.size > room:
-        raise FieldError("the optimizer's arrays are larger than the file")
     stored = [name for name in names if name in optimizer]
+    if len(stored) * 4 * network.size > room:
+        raise FieldError("the optimizer's arrays are larger than the file")
     if stored and stored != names:
         raise FieldError(f"optimizer: expected {', '.join(names)}, found {', '.join(stored)}")
     checkpoint = Checkpoint(
