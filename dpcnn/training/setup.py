@@ -10,6 +10,7 @@ from dpcnn.cluster.stopping import Stop
 from dpcnn.data.dataset import find_data, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
+from dpcnn.nn.losses import CLASSES
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.survival import survival
 from dpcnn.runs.console import Reporter
@@ -44,6 +45,7 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
             raise CheckpointError(
                 f"{start.path}: trained on other data than {data}; give --data the data set of the run"
             )
+        config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(config.microbatch, config.batch), comm.node().size)
     test = load(data, "test", comm) if config.test else None
@@ -83,6 +85,7 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     """The lines that a run prints before it trains."""
     config, comm, progress, data = trainer.config, trainer.comm, trainer.progress, trainer.samples.manifest
     held, how = len(trainer.plan.holdout.validation), {"stratified": ", drawn from each class by seed", "last": ""}
+    how |= {} if data.targets == CLASSES else {"stratified": ", drawn by seed"}
     lines = [
         f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
         f"{trainer.plan.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
