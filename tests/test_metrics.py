@@ -5,7 +5,7 @@ import pytest
 
 from dpcnn.nn.losses import CLASSES, LOSSES, MULTILABEL, VALUES, CrossEntropy, Huber, SigmoidCrossEntropy
 from dpcnn.nn.metrics import METRICS, Answers
-from dpcnn.runs.events import bounds
+from dpcnn.runs.events import bounds, metric_of
 
 RNG = np.random.default_rng(5)
 
@@ -101,4 +101,10 @@ def test_the_order_of_the_samples_changes_no_bit():
 def test_every_loss_names_known_metrics_and_every_metric_has_bounds():
     assert {name for loss in LOSSES.values() for name in loss.metrics} == set(METRICS)
     assert (bounds("validation_f1"), bounds("test_r2")) == ((0, 1), (-1e300, 1))
-    assert bounds("train_loss") == (-1e38, 1e38) and bounds("validation_mae") == (0, 1e300)
+    assert bounds("train_loss") == (-4e38, 4e38) and bounds("validation_mae") == (0, 1e300)
+
+
+def test_the_key_of_a_line_names_its_metric(monkeypatch):
+    monkeypatch.setitem(METRICS, "balanced_accuracy", METRICS["accuracy"])
+    keys = ["loss", "train_accuracy", "validation_balanced_accuracy", "best_validation_f1", "learning_rate", "seconds"]
+    assert list(map(metric_of, keys)) == ["loss", "accuracy", "balanced_accuracy", "f1", "", ""]

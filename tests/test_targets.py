@@ -16,6 +16,9 @@ from sources import edit_manifest
 
 from dpcnn.data.dataset import load
 from dpcnn.data.shards import read_manifest
+from dpcnn.nn.losses import LOSSES as LOSS_TABLE
+from dpcnn.nn.losses import CrossEntropy
+from dpcnn.nn.metrics import METRICS, Metric
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read
 
@@ -335,6 +338,27 @@ def test_patience_and_the_best_epoch_follow_the_monitored_metric(sets, tmp_path)
     pointed = (tmp_path / "run" / "checkpoints" / "best.h5").resolve().name
     assert pointed == f"step-{best['step']:08d}.h5"
     assert events(tmp_path / "run")[-1]["best_validation_r2"] == best["validation_r2"]
+
+
+def test_a_metric_of_the_user_s_own(sets, monkeypatch, tmp_path):
+    """Entered in the tables, it is recorded, monitored, and read again."""
+
+    class Own(CrossEntropy):
+        metrics = (*CrossEntropy.metrics, "errors_squared")
+
+    monkeypatch.setitem(LOSS_TABLE, "own", Own)
+    metric = Metric(lambda answers: float((~answers.correct).sum()) ** 2, higher=False, most=1e9)
+    monkeypatch.setitem(METRICS, "errors_squared", metric)
+    flags = ["--data", sets["classes"], *QUICK, "--loss", "own", "--monitor", "errors_squared"]
+    assert training(*flags, "--max-steps", "4", "--out", tmp_path / "run", ranks=2).status == 0
+    result = training("--resume", "--max-steps", "0", "--out", tmp_path / "run")
+    assert result.status == 0, result.err
+    last, end = epochs_of(tmp_path / "run")[-1], events(tmp_path / "run")[-1]
+    assert last["validation_errors_squared"] == round(30 * (1 - last["validation_accuracy"])) ** 2
+    assert end["best_validation_errors_squared"] == min(
+        event["validation_errors_squared"] for event in epochs_of(tmp_path / "run")
+    )
+    assert "errors_squared" in result.out
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ import numpy as np
 from dpcnn.base.arrays import Array
 
 TOP = 5
+MOST_LOSS = 4e38
+"""The largest loss of a sample, which is a float32."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "loss": Metric(loss, higher=False, least=-inf, most=inf),
+    "loss": Metric(loss, higher=False, least=-MOST_LOSS, most=MOST_LOSS),
     "accuracy": Metric(accuracy, higher=True),
     "top5": Metric(top5, higher=True),
     "precision": Metric(precision, higher=True),

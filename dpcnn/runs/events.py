@@ -17,9 +17,6 @@ KINDS = ("validation", "test")
 BRIEF = ("loss", "accuracy", "mae", "r2")
 """The metrics that lines and tables for people contain, if there are such; metrics.jsonl contains all."""
 
-MOST_LOSS = 1e38
-"""The largest loss of a sample, which is a float32."""
-
 
 def parse_event(value: Any, where: str) -> Event:
     """Check that a line of metrics.jsonl has the keys, types and ranges that :mod:`dpcnn.training.trainer` writes.
@@ -71,11 +68,16 @@ def present(keys: Container[Any], start: str, names: Iterable[str]) -> list[str]
     return [f"{start}{name}" for name in names if f"{start}{name}" in keys]
 
 
+def metric_of(key: str) -> str:
+    """The name of the metric in the key of a line, such as "f1" of "best_validation_f1"; empty if it is none."""
+    names = [name for name in METRICS if key == name or key.endswith(f"_{name}")]
+    return max(names, key=len, default="")
+
+
 def bounds(key: str) -> tuple[float, float]:
-    """The bounds of a metric, by a key that ends in its name."""
-    metric = METRICS[key.rpartition("_")[2]]
-    most = MOST_LOSS if metric.of is METRICS["loss"].of else 1e300
-    return max(metric.least, -most), min(metric.most, most)
+    """The bounds of the metric in the key of a line."""
+    metric = METRICS[metric_of(key)]
+    return max(metric.least, -1e300), min(metric.most, 1e300)
 
 
 def evaluated(event: Container[Any]) -> list[str]:

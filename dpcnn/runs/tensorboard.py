@@ -5,8 +5,7 @@ from pathlib import Path
 
 from dpcnn.base.files import Folder
 from dpcnn.errors import LaunchError, not_installed
-from dpcnn.nn.metrics import METRICS
-from dpcnn.runs.events import Event
+from dpcnn.runs.events import Event, metric_of
 from dpcnn.runs.folder import TENSORBOARD
 
 
@@ -35,9 +34,9 @@ class TensorBoardWriter:
         if event["event"] not in ("step", "epoch"):
             return
         for key, value in event.items():
-            kind, _, what = key.rpartition("_")
-            if what in METRICS:
-                self._writer.add_scalar(f"{what}/{kind or 'step'}", value, event["step"])
+            if metric := metric_of(key):
+                kind = key.removesuffix(metric).removesuffix("_") or "step"
+                self._writer.add_scalar(f"{metric}/{kind}", value, event["step"])
             elif key in ("learning_rate", "images_per_second"):
                 self._writer.add_scalar(key, value, event["step"])
         self._writer.flush()
