@@ -6,6 +6,7 @@ floats are those of ``math.fsum``, which are exact. So a metric does not depend 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import fsum, inf
 
 import numpy as np
@@ -46,6 +47,7 @@ class Answers:
         np.add.at(counts, (self.labels, self.predicted), 1)
         return counts
 
+    @cached_property
     def class_counts(self) -> tuple[Array, Array, Array]:
         """For each class, the numbers of right predictions, of all predictions and of samples; each (K,) integers."""
         if self.labels.ndim == 2:
@@ -75,19 +77,19 @@ def top5(answers: Answers) -> float:
 
 def precision(answers: Answers) -> float:
     """The mean over the classes of the fraction of their predictions that are right."""
-    right, predicted, _ = answers.class_counts()
+    right, predicted, _ = answers.class_counts
     return _macro(answers, right, predicted)
 
 
 def recall(answers: Answers) -> float:
     """The mean over the classes of the fraction of their samples that are predicted right."""
-    right, _, samples = answers.class_counts()
+    right, _, samples = answers.class_counts
     return _macro(answers, right, samples)
 
 
 def f1(answers: Answers) -> float:
     """The mean over the classes of the harmonic mean of precision and recall."""
-    right, predicted, samples = answers.class_counts()
+    right, predicted, samples = answers.class_counts
     return _macro(answers, 2 * right, predicted + samples)
 
 
@@ -97,7 +99,7 @@ def _macro(answers: Answers, parts: Array, wholes: Array) -> float:
     The mean is over all labels, or over the classes that occur in the samples or in the predictions.
     """
     if answers.labels.ndim == 1:
-        _, predicted, samples = answers.class_counts()
+        _, predicted, samples = answers.class_counts
         parts, wholes = (each[predicted + samples > 0] for each in (parts, wholes))
     return fsum(parts / np.maximum(wholes, 1)) / len(parts)
 

@@ -120,7 +120,7 @@ def _figures(answers: Answers, loss: Loss, confusion: Array | None) -> dict[str,
         figures["correct"] = int(answers.correct.sum())
     figures |= measure(answers, loss)
     if loss.targets == MULTILABEL:
-        figures["classes"] = scores(*answers.class_counts())
+        figures["classes"] = scores(*answers.class_counts)
     if confusion is not None:
         figures |= {"classes": class_scores(confusion), "confusion": confusion.tolist()}
     return figures
