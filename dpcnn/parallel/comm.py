@@ -81,6 +81,9 @@ class SerialComm:
         """From here on, call ``make`` after each death, before the action is repeated: what depends on the number of
         ranks is made anew there."""
 
+    def forget(self) -> None:
+        """Forget what :meth:`on_death` was given: the run that needed it is over."""
+
     def commit(self, well: bool) -> bool:
         """Whether all ranks are well; none returns before the ranks of its node have called this."""
         return well
@@ -155,6 +158,9 @@ class SerialComm:
     def leave(self, status: int) -> int:
         """The end of the command on every rank, with this exit status, which is returned."""
         return status
+
+    def depart(self) -> None:
+        """The end of a process that did not begin as a command: nothing here may be called any more."""
 
     def abort(self, status: int) -> NoReturn:
         """End the whole job now, with this exit status."""

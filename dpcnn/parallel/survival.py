@@ -83,6 +83,9 @@ class Surviving(SerialComm):
         if self.survives:
             self._rebuild.append(make)
 
+    def forget(self) -> None:
+        self._rebuild.clear()
+
     @abstractmethod
     def revoke(self) -> None:
         """End all operations of these ranks: each rank that waits in one gets an exception."""

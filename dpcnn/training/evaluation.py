@@ -1,6 +1,6 @@
 """Distributed evaluation: every sample is classified once, with the same result on any number of ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import fsum, isfinite
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.arrays import Array, Vector
-from dpcnn.data.dataset import Samples
-from dpcnn.errors import DivergenceError
+from dpcnn.base.timing import Timer
+from dpcnn.data.dataset import Indices, Samples
+from dpcnn.errors import DataError, DivergenceError
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
@@ -59,23 +60,56 @@ def evaluate(comm: SerialComm, network: Network, params: Vector, samples: Sample
         The same on every rank: each sample once.
     """
     indices = np.asarray(indices)
-    blocks = chunks(len(indices), EVALUATION_BLOCK)
-    bounds = [
-        blocks[block][0] if block < len(blocks) else len(indices) for block in split_evenly(len(blocks), comm.size)
-    ]
-    row = np.empty((max(np.diff(bounds)), 4))
+
+    def answer(start: int, stop: int) -> Array:
+        images, labels = samples.take(indices[start:stop])
+        logits = network.logits(params, images)
+        columns = labels, logits.argmax(axis=1), loss.correct(logits, labels), loss.loss(logits, labels)
+        return np.stack(columns, axis=1)
+
+    table = by_blocks(comm, network.timer, len(indices), 4, answer)
+    return Answers(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2].astype(bool), table[:, 3])
+
+
+def by_blocks(comm: SerialComm, timer: Timer, count: int, columns: int, compute: Callable[[int, int], Array]) -> Array:
+    """A table (count, columns), float64, the same on every rank; each rank computes a part of it.
+
+    Args:
+        count: the number of rows: samples.
+        compute: the rows from ``start`` to ``stop``, which are a block.
+    """
+    blocks = chunks(count, EVALUATION_BLOCK)
+    bounds = [blocks[block][0] if block < len(blocks) else count for block in split_evenly(len(blocks), comm.size)]
+    own = np.empty((max(np.diff(bounds)), columns))
     first, end = bounds[comm.rank : comm.rank + 2]
     for start, stop in blocks:
         if first <= start < end:
-            with network.timer("validation"):
-                images, labels = samples.take(indices[start:stop])
-                logits = network.logits(params, images)
-                columns = labels, logits.argmax(axis=1), loss.correct(logits, labels), loss.loss(logits, labels)
-                row[start - first : stop - first] = np.stack(columns, axis=1)
-    with network.timer("waiting"):
-        rows = comm.allgather(row)
-    table = np.concatenate([rows[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
-    return Answers(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2].astype(bool), table[:, 3])
+            with timer("validation"):
+                own[start - first : stop - first] = compute(start, stop)
+    with timer("waiting"):
+        parts = comm.allgather(own)
+    return np.concatenate([parts[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
+
+
+def probabilities(
+    comm: SerialComm, network: Network, params: Vector, images: Callable[[Indices], Array], count: int, loss: Loss
+) -> Array:
+    """The probabilities (count, classes) of the classes of samples, the same on every rank; each computes a part.
+
+    Args:
+        images: the images of these indices, which are below ``count``.
+
+    Raises:
+        DataError: on every rank, if an answer is not finite.
+    """
+
+    def compute(start: int, stop: int) -> Array:
+        return loss.probabilities(network.logits(params, images(np.arange(start, stop))).astype(np.float64))
+
+    table = by_blocks(comm, network.timer, count, network.classes, compute)
+    if not np.isfinite(table).all():
+        raise DataError("the network's answer is not finite: its weights are too large for these images")
+    return table
 
 
 def evaluate_sets(

@@ -1,0 +1,235 @@
+"""Training and prediction from Python."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from html import escape
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from dpcnn.base.arrays import Array
+from dpcnn.base.numerics import arithmetic, check
+from dpcnn.config import Config
+from dpcnn.data.dataset import Indices, Samples, find_data
+from dpcnn.data.dataset import load as load_data
+from dpcnn.errors import ConfigError, DataError
+from dpcnn.estimators.arrays import NAME, check_same, classes_of, images_of, labels_of, numbered, samples_of
+from dpcnn.estimators.curves import curves
+from dpcnn.estimators.fitting import Announcer, Callback, figures, train
+from dpcnn.estimators.parameters import Parameters
+from dpcnn.estimators.session import ranks
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.runs.checkpoint import Checkpoint, read, write
+from dpcnn.runs.folder import find_checkpoint
+from dpcnn.training.evaluation import EVALUATION_BLOCK, probabilities
+from dpcnn.training.resume import with_cut
+
+
+class Training(NamedTuple):
+    """What a training needs: its options, its samples, test samples or None, and the labels of the classes."""
+
+    config: Config
+    samples: Samples
+    test: Samples | None
+    labels: Array
+
+
+class Classifier(Parameters):
+    """A network that learns classes, with the interface of a classifier of scikit-learn.
+
+    In a script that mpirun starts, every rank makes the same calls with the same arrays; the ranks share the work, and
+    the result has the same bits as on one rank. For the parameters see :class:`Parameters`.
+
+    Attributes:
+        classes_: (classes,) the label of each class, ascending; after ``fit``, as all that follows.
+        history: for each epoch a dictionary: epoch, step, train_loss, train_accuracy, validation_loss and so on.
+        weights_sha256: of the weights.
+        checkpoint_: the network as ``save`` writes it.
+        n_features_in_: the number of values of an image.
+    """
+
+    _estimator_type = "classifier"
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        validation: Any = None,
+        out: str | Path | None = None,
+        on_step: Callback | None = None,
+        on_epoch: Callback | None = None,
+    ) -> Self:
+        """Train a new network.
+
+        Args:
+            X: images (n, H, W), (n, H, W, C) or (n, F): whole numbers 0..255, or floats 0..1 (see ``max_value``); or
+                the name or folder of a data set.
+            y: (n,) labels, whole numbers or text; None for a data set.
+            validation: samples that are evaluated after each epoch, and not trained on: a number, a fraction below 1,
+                or a pair (X, y). None: the option ``validation``; without that option, none of arrays, and of a
+                data set those of the recipe.
+            out: the folder for the files of the run. A run that has begun there continues, with the same data and
+                options; if it is complete, its network is read. None: no files.
+            on_step, on_epoch: functions that are called on every rank after each step and after each epoch, with a
+                dictionary of figures.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ConfigError, DataError, CheckpointError, DivergenceError: on every rank.
+        """
+        comm = ranks()
+        with arithmetic():
+            config, samples, test, labels = comm.transact(lambda: self._prepare(comm, X, y, validation))
+            reporter = Announcer(lambda: self.verbose and comm.rank == 0, on_step, on_epoch)
+            checkpoint = train(comm, config, samples, test, out, reporter)
+        return self._adopt(replace(checkpoint, labels=tuple(labels.tolist()), max_value=self.max_value))
+
+    def _prepare(self, comm: SerialComm, X: Any, y: Any, validation: Any) -> Training:
+        with comm.fail_together():
+            if isinstance(X, str | Path):
+                return self._from_data_set(comm, str(X), y, validation)
+            return self._from_arrays(X, y, validation)
+
+    def _from_data_set(self, comm: SerialComm, name: str, y: Any, validation: Any) -> Training:
+        if y is not None or isinstance(validation, tuple | list):
+            raise DataError(f"fit: the data set {name} has labels of its own; give no y, and validation as a number")
+        typed = {**self.options, "data": name} | ({} if validation is None else {"validation": validation})
+        config = with_cut(self.config(typed), self.base(), typed)
+        folder = find_data(name)
+        samples = load_data(folder, "train", comm)
+        test = load_data(folder, "test", comm) if config.test else None
+        return Training(config, samples, test, np.arange(samples.manifest.classes))
+
+    def _from_arrays(self, X: Any, y: Any, validation: Any) -> Training:
+        images = images_of(X, self.image_shape, self.max_value)
+        labels = labels_of(y, len(images))
+        classes = classes_of(labels)
+        numbers, options = numbered(labels, classes), {"validation": 0, "holdout": "stratified", **self.options}
+        if isinstance(validation, tuple | list):
+            held, held_labels = validation
+            more = images_of(held, images.shape[1:], self.max_value)
+            images = np.concatenate([images, more])
+            numbers = np.concatenate([numbers, numbered(labels_of(held_labels, len(more)), classes)])
+            options |= {"validation": len(more), "holdout": "last"}
+        elif validation is not None:
+            options["validation"] = validation
+        if options.get("test"):
+            raise ConfigError("test: arrays have no test samples; give fit a pair as validation, or call score")
+        config = self.config({**options, "data": NAME, "test": False})
+        return Training(config, samples_of(images, numbers, len(classes)), None, classes)
+
+    def _adopt(self, checkpoint: Checkpoint) -> Self:
+        self.checkpoint_ = checkpoint
+        self.classes_ = np.array(checkpoint.labels or range(checkpoint.classes))
+        self.history = [figures(event) for event in checkpoint.progress.epoch_events]
+        self.weights_sha256, self.n_features_in_ = checkpoint.weights_sha256, prod(checkpoint.image_shape)
+        return self
+
+    def predict_proba(self, X: Any) -> Array:
+        """The probabilities of the classes, (n, classes) float64, in the order of ``classes_``.
+
+        Args:
+            X: images as for ``fit``; or the name or folder of a data set, for its test samples.
+
+        Raises:
+            ConfigError, DataError: on every rank.
+        """
+        known, comm = self._fitted(), ranks()
+        with arithmetic():
+            return comm.transact(lambda: self._probabilities(comm, known, X))
+
+    def predict(self, X: Any) -> Array:
+        """The label of the most probable class of each image, (n,); for X see :meth:`predict_proba`."""
+        found: Array = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return found
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The accuracy for images and their labels, or for the test samples of a data set: see :meth:`predict_proba`.
+
+        Raises:
+            ConfigError, DataError: on every rank.
+        """
+        predicted = self.predict(X)
+        if isinstance(X, str | Path):
+            comm = ranks()
+            known = self.classes_[comm.transact(lambda: load_data(find_data(str(X)), "test", comm)).labels]
+        else:
+            known = labels_of(y, len(predicted))
+        return float(np.mean(predicted == known))
+
+    def save(self, path: str | Path) -> None:
+        """Write the network as a checkpoint, which all commands of dpcnn read; :func:`load` reads it as a model.
+
+        Raises:
+            CheckpointError: on every rank, if it can't be written; an old file is untouched.
+        """
+        known, comm = self._fitted(), ranks()
+
+        def save() -> None:
+            with comm.fail_together():
+                if comm.rank == 0:
+                    write(Path(path), known)
+
+        comm.transact(save)
+
+    def _fitted(self) -> Checkpoint:
+        if not self.__sklearn_is_fitted__():
+            raise ConfigError(f"this {type(self).__name__} has no network yet: call fit(X, y), or dpcnn.load(FILE)")
+        return self.checkpoint_
+
+    def _probabilities(self, comm: SerialComm, known: Checkpoint, X: Any) -> Array:
+        with comm.fail_together():
+            check(known.config.numerics)
+            images, count = self._images(comm, known, X)
+            network, loss = known.network(), known.config.make_loss()
+            network.check_memory(min(EVALUATION_BLOCK, count), comm.node().size)
+        return probabilities(comm, network, network.flat(known.parameters), images, count, loss)
+
+    def _images(self, comm: SerialComm, known: Checkpoint, X: Any) -> tuple[Callable[[Indices], Array], int]:
+        if isinstance(X, str | Path):
+            samples = load_data(find_data(str(X)), "test", comm)
+            if samples.manifest.image_shape != known.image_shape:
+                raise DataError(
+                    f"{X}: images of {samples.manifest.image_shape}, but the network takes {known.image_shape}"
+                )
+            return lambda indices: samples.take(indices)[0], len(samples)
+        images = images_of(X, known.image_shape, known.max_value)
+        check_same(comm, [images])
+        return images.__getitem__, len(images)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "checkpoint_")
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        inputs = InputTags(two_d_array=True, three_d_array=True)
+        return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags(), input_tags=inputs)
+
+    def _repr_html_(self) -> str:
+        """The model and the curves of its training, for a notebook."""
+        return f"<pre>{escape(repr(self))}</pre>\n{curves(getattr(self, 'history', []))}"
+
+
+def load(path: str | Path) -> Classifier:
+    """The model of a checkpoint, or of the best checkpoint of a run's folder.
+
+    Its recipe is the whole configuration of the run, so that ``fit`` repeats that.
+
+    Raises:
+        CheckpointError: there is none, or it can't be read; on every rank.
+    """
+    comm = ranks()
+
+    def read_file() -> Checkpoint:
+        with comm.fail_together():
+            return read(find_checkpoint(Path(path)))
+
+    known = comm.transact(read_file)
+    model = Classifier(known.config.as_dict(), image_shape=known.image_shape, max_value=known.max_value)
+    return model._adopt(known)
