@@ -150,7 +150,6 @@ def compare_exchanges(comm: SerialComm, size: int, times: int, rounds: int = 9) 
         after = {name: state.next[name][own] for name in Adam.state_names}
         adam.update(state.next[PARAMETERS][exchange.shard], grads, after, 1, 1e-3, before=before)
         exchange.publish(state.next[PARAMETERS])
-        comm.commit(True)
         state.commit()
 
     def allreduce() -> None:

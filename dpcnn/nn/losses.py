@@ -67,15 +67,17 @@ class CrossEntropy(Loss):
 
     def loss_and_gradient(self, outputs: Array, labels: Array) -> tuple[Array, Array]:
         (N, K), smoothing = outputs.shape, self.label_smoothing
-        shifted = outputs - outputs.max(axis=1, keepdims=True)
-        exponentials = np.exp(shifted)
-        totals = exponentials.sum(axis=1, keepdims=True)
-        log_softmax = shifted - np.log(totals)
-        rows = np.arange(N)
-        losses: Array = -(1 - smoothing) * log_softmax[rows, labels] - smoothing / K * log_softmax.sum(axis=1)
-        gradient: Array = exponentials / totals
-        gradient -= gradient.dtype.type(smoothing / K)
-        gradient[rows, labels] -= gradient.dtype.type(1 - smoothing)
+        at_labels = np.arange(0, N * K, K) + labels  # in the flattened (N, K)
+        log_softmax = outputs - np.maximum.reduce(outputs, axis=1, keepdims=True)
+        gradient = np.exp(log_softmax)
+        totals = np.add.reduce(gradient, axis=1, keepdims=True)
+        log_softmax -= np.log(totals)
+        losses: Array = -(1 - smoothing) * log_softmax.take(at_labels)
+        gradient /= totals
+        if smoothing:
+            losses -= smoothing / K * np.add.reduce(log_softmax, axis=1)
+            gradient -= gradient.dtype.type(smoothing / K)
+        gradient.reshape(-1)[at_labels] -= gradient.dtype.type(1 - smoothing)
         return losses, gradient
 
 

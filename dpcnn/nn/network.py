@@ -70,6 +70,15 @@ class Network:
         self.learning = learning(self.layers, self.sources)
         for layer, sources in zip(self.layers, self.sources, strict=True):
             layer.needs_input_grad = any(self.learning[source] for source in sources if source != IMAGES)
+        self._steps_back = [
+            (
+                number,
+                isinstance(layer, Merge),
+                [source if source != IMAGES and self.learning[source] else None for source in self.sources[number]],
+            )
+            for number, layer in reversed(list(enumerate(self.layers)))
+            if self.learning[number]
+        ]
         self.parameters = [
             replace(p, name=f"{name}.{p.name}")
             for name, layer in zip(self.names, self.layers, strict=True)
@@ -79,9 +88,14 @@ class Network:
         if self.size > MOST_PARAMETERS:
             raise ConfigError(f"{self.size:,} parameters; at most {MOST_PARAMETERS:,} are supported")
         ends = list(accumulate(prod(p.shape) for p in self.parameters))
+        self._places = [slice(end - prod(p.shape), end) for p, end in zip(self.parameters, ends, strict=True)]
         self.running_stats = [
-            (end - prod(p.shape), end, p.momentum) for p, end in zip(self.parameters, ends, strict=True) if p.momentum
+            (place.start, place.stop, p.momentum)
+            for p, place in zip(self.parameters, self._places, strict=True)
+            if p.momentum
         ]
+        places = iter(self._places)
+        self._own = [[(p.name, next(places), p.shape) for p in layer.parameters] for layer in self.layers]
         self.timer = Timer()
 
     def input_shapes(self, number: int) -> list[Shape]:
@@ -148,12 +162,7 @@ class Network:
 
     def views(self, params: Array) -> dict[str, Array]:
         """The parameters of a flat vector by full name: views, not copies."""
-        views, start = {}, 0
-        for parameter in self.parameters:
-            stop = start + prod(parameter.shape)
-            views[parameter.name] = params[start:stop].reshape(parameter.shape)
-            start = stop
-        return views
+        return {p.name: params[place].reshape(p.shape) for p, place in zip(self.parameters, self._places, strict=True)}
 
     def flat(self, parameters: Mapping[str, Array]) -> Vector:
         """Return the flat vector of named parameters.
@@ -189,24 +198,25 @@ class Network:
 
     def _named(self, params: Array) -> list[dict[str, Array]]:
         """For each layer, its own parameters by their short names."""
-        views = iter(self.views(params).values())
-        return [{p.name: next(views) for p in layer.parameters} for layer in self.layers]
+        return [{name: params[place].reshape(shape) for name, place, shape in own} for own in self._own]
 
     def _forward(
         self, params: Array, images: Array, rng: SampleRng | None = None
     ) -> Iterator[tuple[Array, Callable[..., Any]]]:
         """Each layer's output, valid until the next one, and its function ``backward``, in order."""
-        values: list[Array] = []
+        values = {IMAGES: self._pixels(images, params.dtype)}
         backward: Callable[..., Any]
-        pixels = self._pixels(images, params.dtype)
-        for layer, sources, own in zip(self.layers, self.sources, self._named(params), strict=True):
-            inputs = [pixels if source == IMAGES else values[source] for source in sources]
+        for number, (layer, sources, own) in enumerate(
+            zip(self.layers, self.sources, self._named(params), strict=True)
+        ):
+            x = values[sources[0]]
             if isinstance(layer, Merge):
-                y, backward = layer.merge(inputs)
+                y, backward = layer.merge([values[source] for source in sources])
+            elif self.users[sources[0]] > 1:
+                y, backward = layer.forward(self._own_copy(layer, x), own, rng)
             else:
-                x = self._own_copy(layer, inputs[0]) if self.users[sources[0]] > 1 else inputs[0]
                 y, backward = layer.forward(x, own, rng)
-            values.append(y)
+            values[number] = y
             yield y, backward
 
     def _own_copy(self, layer: Layer, x: Array) -> Array:
@@ -223,19 +233,14 @@ class Network:
         """Fill ``grads``. The gradients of a value that several layers take are added up in the order of those layers
         from the last to the first."""
         arrived = {len(self.layers) - 1: dy}
-        for number in range(len(self.layers) - 1, -1, -1):
-            layer, sources = self.layers[number], self.sources[number]
-            if not self.learning[number]:
-                continue
-            dy = arrived.pop(number)
-            inputs = backwards[number](dy) if isinstance(layer, Merge) else [backwards[number](dy, grads[number])]
-            for source, dx in zip(sources, inputs, strict=True):
-                if source == IMAGES or not self.learning[source]:
-                    continue
-                if source in arrived:
-                    arrived[source] += dx
-                else:
-                    arrived[source] = dx
+        for number, merges, targets in self._steps_back:
+            dy, backward = arrived.pop(number), backwards[number]
+            dxs = backward(dy) if merges else (backward(dy, grads[number]),)
+            for target, dx in zip(targets, dxs, strict=True):
+                if target in arrived:
+                    arrived[target] += dx
+                elif target is not None:
+                    arrived[target] = dx
 
     def logits(self, params: Array, images: Array) -> Array:
         """The last layer's output, (N, classes), for images (N, *input_shape); valid until the next call."""

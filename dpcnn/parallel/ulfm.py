@@ -28,8 +28,6 @@ class UlfmCommunicator(Surviving, Communicator):
         self.deaths.clear()  # who died before ranks had numbers has none
 
     def commit(self, well: bool) -> bool:
-        if not self.survives:
-            return Communicator.commit(self, well)
         try:
             return bool(self._comm.Agree(int(well)))
         except self._mpi.Exception:

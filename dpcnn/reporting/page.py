@@ -53,7 +53,7 @@ def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, examination: Exa
     events = read_events(folder.metrics)
     with TemporaryDirectory(prefix="dpcnn-report-") as work:
         draw(folder, checkpoint, examination, Path(work))
-        sections = [*results(events, examination, Path(work)), *circumstances(folder, checkpoint)]
+        sections = [*results(events, examination, Path(work)), *circumstances(folder, checkpoint, events)]
     return document(printable(folder.path.resolve().name), summary(path, checkpoint, examination, events), sections)
 
 
@@ -82,12 +82,13 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path) -> l
     ]
 
 
-def circumstances(folder: RunFolder, checkpoint: Checkpoint) -> list[Section]:
+def circumstances(folder: RunFolder, checkpoint: Checkpoint, events: Sequence[Event]) -> list[Section]:
     """The sections on the ranks, the configuration, the layers and the numerics."""
     config = {name: value for name, value in checkpoint.config.as_dict().items() if name != "layers"}
     numerics = checkpoint.fingerprint | {"cpu_features": " ".join(checkpoint.fingerprint["cpu_features"])}
     return [
         Section("Time and memory of each rank", ranks_table(folder), wide=True),
+        Section("Ranks that died during the run", deaths_table(events)),
         Section("Configuration", facts(config)),
         Section("Layers", layers_table(checkpoint)),
         Section("Numerics", facts(numerics)),
@@ -142,6 +143,13 @@ def ranks_table(folder: RunFolder) -> str:
         raise CheckpointError(f"{folder.times}: not written by a run ({error}); delete it") from None
     header = ["rank", *PHASES, "waited for", "memory"]
     return f"<p>{escape(library)}; since the run's last start.</p>\n{table(header, rows)}"
+
+
+def deaths_table(events: Sequence[Event]) -> str:
+    """The deaths of ranks, and the number of ranks after each; empty if no rank died."""
+    deaths = [event for event in events if event["event"] == "death"]
+    rows = [[d["step"], ", ".join(d["lost"]), d["ranks"], f"{d['seconds']:.2f} s"] for d in deaths]
+    return table(["after step", "died", "ranks left", "recovery"], rows) if rows else ""
 
 
 def times_of(rank: Table) -> list[str]:

@@ -26,6 +26,9 @@ def finish(trainer: Trainer, reporter: Reporter, peak: float, draw: Draw | None)
             results = [f"{kind} accuracy {last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last) or ["train"]]
             if best and "validation_accuracy" in best:
                 results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"
+            if deaths := [event for event in progress.events if event["event"] == "death"]:
+                lost = sum(len(event["lost"]) for event in deaths)
+                reporter.say(f"{lost} rank{'s' * (lost > 1)} died during the run; {deaths[-1]['ranks']} finished it")
             reporter.say(
                 f"{', '.join(results)}, {progress.seconds:.1f} s, {speed:,.0f} images/s, "
                 f"peak memory {peak:.0f} MB per rank, {folder}, weights {sha256}"
