@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from dpcnn.base import startup as startup
 
 if TYPE_CHECKING:
-    from dpcnn.estimators.classifier import Classifier as Classifier
-    from dpcnn.estimators.classifier import load as load
+    from dpcnn.estimators.models import Classifier as Classifier
+    from dpcnn.estimators.models import load as load
     from dpcnn.estimators.registry import register as register
 
 __version__ = "0.1.0"
 
-_HOMES = {"Classifier": "classifier", "load": "classifier", "register": "registry"}
+_HOMES = {"Classifier": "models", "load": "models", "register": "registry"}
 
 
 def __getattr__(name: str) -> Any:

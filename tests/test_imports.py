@@ -24,7 +24,7 @@ ONLY_IN = {
     "safetensors": {"interop.safetensors"},
     "tensorboardX": {"runs.tensorboard"},
     "torch": {"evidence.peers.torch_net", "evidence.peers.torch_ddp", "evidence.peers.torch_recipe"},
-    "sklearn": {"estimators.classifier"},
+    "sklearn": {"estimators.models"},
     "pickle": set(),
 }
 

@@ -137,13 +137,22 @@ def numbered(labels: Array, classes: Array) -> Array:
     Raises:
         DataError: a label is not among them.
     """
-    if (labels.dtype.kind == "U") != (classes.dtype.kind == "U"):
-        raise DataError(f"y: labels of the type {labels.dtype}, but those of the training are {classes.dtype}")
+    check_kind(labels, classes)
     numbers: Array = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
     unknown = labels[classes[numbers] != labels]
     if len(unknown):
         raise DataError(f"y: no class {unknown[0]!r} among the labels of the training: {_few(classes.tolist())}")
     return numbers
+
+
+def check_kind(labels: Array, classes: Array) -> None:
+    """Make sure that labels are texts like those of the training, or numbers like those.
+
+    Raises:
+        DataError: they are not.
+    """
+    if (labels.dtype.kind == "U") != (classes.dtype.kind == "U"):
+        raise DataError(f"y: expected labels of the type {classes.dtype}, as in the training, not {labels.dtype}")
 
 
 def _few(values: Sequence[Any]) -> str:

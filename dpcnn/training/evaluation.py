@@ -91,10 +91,12 @@ def by_blocks(comm: SerialComm, timer: Timer, count: int, columns: int, compute:
     return np.concatenate([parts[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
 
 
-def probabilities(
+def answers(
     comm: SerialComm, network: Network, params: Vector, images: Callable[[Indices], Array], count: int, loss: Loss
 ) -> Array:
-    """The probabilities (count, classes) of the classes of samples, the same on every rank; each computes a part.
+    """The answers (count, K) of a network, float64, the same on every rank; each computes a part of them.
+
+    They are what :meth:`dpcnn.nn.losses.Loss.probabilities` returns.
 
     Args:
         images: the images of these indices, which are below ``count``.

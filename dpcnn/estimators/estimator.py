@@ -1,5 +1,6 @@
-"""Training and prediction from Python."""
+"""A model from Python: its training, its answers and its file."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from html import escape
@@ -15,15 +16,14 @@ from dpcnn.config import Config
 from dpcnn.data.dataset import Indices, Samples, find_data
 from dpcnn.data.dataset import load as load_data
 from dpcnn.errors import ConfigError, DataError
-from dpcnn.estimators.arrays import NAME, check_same, classes_of, images_of, labels_of, numbered, samples_of
+from dpcnn.estimators.arrays import NAME, check_same, images_of, samples_of
 from dpcnn.estimators.curves import curves
 from dpcnn.estimators.fitting import Announcer, Callback, figures, train
 from dpcnn.estimators.parameters import Parameters
 from dpcnn.estimators.session import ranks
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.runs.checkpoint import Checkpoint, read, write
-from dpcnn.runs.folder import find_checkpoint
-from dpcnn.training.evaluation import EVALUATION_BLOCK, probabilities
+from dpcnn.runs.checkpoint import Checkpoint, write
+from dpcnn.training.evaluation import EVALUATION_BLOCK, answers
 from dpcnn.training.resume import with_cut
 
 
@@ -36,21 +36,27 @@ class Training(NamedTuple):
     labels: Array
 
 
-class Classifier(Parameters):
-    """A network that learns classes, with the interface of a classifier of scikit-learn.
+class Estimator(Parameters):
+    """A network with the interface of scikit-learn.
 
     In a script that mpirun starts, every rank makes the same calls with the same arrays; the ranks share the work, and
     the result has the same bits as on one rank. For the parameters see :class:`Parameters`.
 
     Attributes:
-        classes_: (classes,) the label of each class, ascending; after ``fit``, as all that follows.
-        history: for each epoch a dictionary: epoch, step, train_loss, train_accuracy, validation_loss and so on.
+        history: for each epoch a dictionary: epoch, step, train_loss, validation_loss and so on; after ``fit``, as all
+            that follows.
         weights_sha256: of the weights.
         checkpoint_: the network as ``save`` writes it.
         n_features_in_: the number of values of an image.
     """
 
-    _estimator_type = "classifier"
+    @abstractmethod
+    def _encode(self, y: Any, count: int, labels: Array | None = None) -> tuple[Array, Array]:
+        """The targets of ``count`` samples as the loss takes them, and the labels of the classes, if there are classes.
+
+        Args:
+            labels: those of the training; None: y is of the training.
+        """
 
     def fit(
         self,
@@ -67,7 +73,7 @@ class Classifier(Parameters):
         Args:
             X: images (n, H, W), (n, H, W, C) or (n, F): whole numbers 0..255, or floats 0..1 (see ``max_value``); or
                 the name or folder of a data set.
-            y: (n,) labels, whole numbers or text; None for a data set.
+            y: (n,) the label or the value of each image; None for a data set.
             validation: samples that are evaluated after each epoch, and not trained on: a number, a fraction below 1,
                 or a pair (X, y). None: the option ``validation``; without that option, none of arrays, and of a
                 data set those of the recipe.
@@ -107,60 +113,37 @@ class Classifier(Parameters):
 
     def _from_arrays(self, X: Any, y: Any, validation: Any) -> Training:
         images = images_of(X, self.image_shape, self.max_value)
-        labels = labels_of(y, len(images))
-        classes = classes_of(labels)
-        numbers, options = numbered(labels, classes), {"validation": 0, "holdout": "stratified", **self.options}
+        targets, labels = self._encode(y, len(images))
+        options = {"validation": 0, "holdout": "stratified", **self.options}
         if isinstance(validation, tuple | list):
-            held, held_labels = validation
+            held, held_y = validation
             more = images_of(held, images.shape[1:], self.max_value)
             images = np.concatenate([images, more])
-            numbers = np.concatenate([numbers, numbered(labels_of(held_labels, len(more)), classes)])
+            targets = np.concatenate([targets, self._encode(held_y, len(more), labels)[0]])
             options |= {"validation": len(more), "holdout": "last"}
         elif validation is not None:
             options["validation"] = validation
         if options.get("test"):
             raise ConfigError("test: arrays have no test samples; give fit a pair as validation, or call score")
         config = self.config({**options, "data": NAME, "test": False})
-        return Training(config, samples_of(images, numbers, len(classes)), None, classes)
+        return Training(config, samples_of(images, targets, len(labels)), None, labels)
 
     def _adopt(self, checkpoint: Checkpoint) -> Self:
         self.checkpoint_ = checkpoint
-        self.classes_ = np.array(checkpoint.labels or range(checkpoint.classes))
         self.history = [figures(event) for event in checkpoint.progress.epoch_events]
         self.weights_sha256, self.n_features_in_ = checkpoint.weights_sha256, prod(checkpoint.image_shape)
         return self
 
-    def predict_proba(self, X: Any) -> Array:
-        """The probabilities of the classes, (n, classes) float64, in the order of ``classes_``.
-
-        Args:
-            X: images as for ``fit``; or the name or folder of a data set, for its test samples.
-
-        Raises:
-            ConfigError, DataError: on every rank.
-        """
+    def _outputs(self, X: Any) -> Array:
+        """The answers of the network, (n, K) float64: probabilities or values, by the loss of the training."""
         known, comm = self._fitted(), ranks()
         with arithmetic():
-            return comm.transact(lambda: self._probabilities(comm, known, X))
+            return comm.transact(lambda: self._answers(comm, known, X))
 
-    def predict(self, X: Any) -> Array:
-        """The label of the most probable class of each image, (n,); for X see :meth:`predict_proba`."""
-        found: Array = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return found
-
-    def score(self, X: Any, y: Any = None) -> float:
-        """The accuracy for images and their labels, or for the test samples of a data set: see :meth:`predict_proba`.
-
-        Raises:
-            ConfigError, DataError: on every rank.
-        """
-        predicted = self.predict(X)
-        if isinstance(X, str | Path):
-            comm = ranks()
-            known = self.classes_[comm.transact(lambda: load_data(find_data(str(X)), "test", comm)).labels]
-        else:
-            known = labels_of(y, len(predicted))
-        return float(np.mean(predicted == known))
+    def _test_targets(self, name: str) -> Array:
+        """The targets of the test samples of a data set."""
+        comm = ranks()
+        return comm.transact(lambda: load_data(find_data(name), "test", comm)).labels
 
     def save(self, path: str | Path) -> None:
         """Write the network as a checkpoint, which all commands of dpcnn read; :func:`load` reads it as a model.
@@ -182,13 +165,13 @@ class Classifier(Parameters):
             raise ConfigError(f"this {type(self).__name__} has no network yet: call fit(X, y), or dpcnn.load(FILE)")
         return self.checkpoint_
 
-    def _probabilities(self, comm: SerialComm, known: Checkpoint, X: Any) -> Array:
+    def _answers(self, comm: SerialComm, known: Checkpoint, X: Any) -> Array:
         with comm.fail_together():
             check(known.config.numerics)
             images, count = self._images(comm, known, X)
             network, loss = known.network(), known.config.make_loss()
             network.check_memory(min(EVALUATION_BLOCK, count), comm.node().size)
-        return probabilities(comm, network, network.flat(known.parameters), images, count, loss)
+        return answers(comm, network, network.flat(known.parameters), images, count, loss)
 
     def _images(self, comm: SerialComm, known: Checkpoint, X: Any) -> tuple[Callable[[Indices], Array], int]:
         if isinstance(X, str | Path):
@@ -205,31 +188,6 @@ class Classifier(Parameters):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "checkpoint_")
 
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
-
-        inputs = InputTags(two_d_array=True, three_d_array=True)
-        return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags(), input_tags=inputs)
-
     def _repr_html_(self) -> str:
         """The model and the curves of its training, for a notebook."""
         return f"<pre>{escape(repr(self))}</pre>\n{curves(getattr(self, 'history', []))}"
-
-
-def load(path: str | Path) -> Classifier:
-    """The model of a checkpoint, or of the best checkpoint of a run's folder.
-
-    Its recipe is the whole configuration of the run, so that ``fit`` repeats that.
-
-    Raises:
-        CheckpointError: there is none, or it can't be read; on every rank.
-    """
-    comm = ranks()
-
-    def read_file() -> Checkpoint:
-        with comm.fail_together():
-            return read(find_checkpoint(Path(path)))
-
-    known = comm.transact(read_file)
-    model = Classifier(known.config.as_dict(), image_shape=known.image_shape, max_value=known.max_value)
-    return model._adopt(known)

@@ -1,0 +1,89 @@
+"""The models from Python."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from dpcnn.base.arrays import Array
+from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, numbered
+from dpcnn.estimators.estimator import Estimator
+from dpcnn.estimators.session import ranks
+from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.folder import find_checkpoint
+
+
+class Classifier(Estimator):
+    """A network that learns classes: see :class:`dpcnn.estimators.estimator.Estimator`.
+
+    Labels are whole numbers or texts.
+
+    Attributes:
+        classes_: (classes,) the label of each class, ascending.
+    """
+
+    _estimator_type = "classifier"
+
+    def _encode(self, y: Any, count: int, labels: Array | None = None) -> tuple[Array, Array]:
+        given = labels_of(y, count)
+        classes = classes_of(given) if labels is None else labels
+        return numbered(given, classes), classes
+
+    def _adopt(self, checkpoint: Checkpoint) -> Self:
+        self.classes_ = np.array(checkpoint.labels or range(checkpoint.classes))
+        return super()._adopt(checkpoint)
+
+    def predict_proba(self, X: Any) -> Array:
+        """The probabilities of the classes, (n, classes) float64, in the order of ``classes_``.
+
+        Args:
+            X: images as for ``fit``; or the name or folder of a data set, for its test samples.
+
+        Raises:
+            ConfigError, DataError: on every rank.
+        """
+        return self._outputs(X)
+
+    def predict(self, X: Any) -> Array:
+        """The label of the most probable class of each image, (n,); for X see :meth:`predict_proba`."""
+        found: Array = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return found
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The accuracy for images and their labels, or for the test samples of a data set: see :meth:`predict_proba`.
+
+        Raises:
+            ConfigError, DataError: on every rank.
+        """
+        predicted = self.predict(X)
+        if isinstance(X, str | Path):
+            truth = self.classes_[self._test_targets(str(X))]
+        else:
+            truth = labels_of(y, len(predicted))
+        check_kind(truth, self.classes_)
+        return float(np.mean(predicted == truth))
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        inputs = InputTags(two_d_array=True, three_d_array=True)
+        return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags(), input_tags=inputs)
+
+
+def load(path: str | Path) -> Classifier:
+    """The model of a checkpoint, or of the best checkpoint of a run's folder.
+
+    Its recipe is the whole configuration of the run, so that ``fit`` repeats that.
+
+    Raises:
+        CheckpointError: there is none, or it can't be read; on every rank.
+    """
+    comm = ranks()
+
+    def read_file() -> Checkpoint:
+        with comm.fail_together():
+            return read(find_checkpoint(Path(path)))
+
+    known = comm.transact(read_file)
+    model = Classifier(known.config.as_dict(), image_shape=known.image_shape, max_value=known.max_value)
+    return model._adopt(known)
