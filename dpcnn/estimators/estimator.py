@@ -16,11 +16,11 @@ from dpcnn.config import Config
 from dpcnn.data.dataset import Indices, Samples, find_data
 from dpcnn.data.dataset import load as load_data
 from dpcnn.errors import ConfigError, DataError
+from dpcnn.estimators import session
 from dpcnn.estimators.arrays import NAME, check_same, images_of, samples_of
 from dpcnn.estimators.curves import curves
 from dpcnn.estimators.fitting import Announcer, Callback, figures, train
 from dpcnn.estimators.parameters import Parameters
-from dpcnn.estimators.session import ranks
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, write
 from dpcnn.training.evaluation import EVALUATION_BLOCK, answers
@@ -88,7 +88,7 @@ class Estimator(Parameters):
         Raises:
             ConfigError, DataError, CheckpointError, DivergenceError: on every rank.
         """
-        comm = ranks()
+        comm = session.ranks()
         with arithmetic():
             config, samples, test, labels = comm.transact(lambda: self._prepare(comm, X, y, validation))
             reporter = Announcer(lambda: self.verbose and comm.rank == 0, on_step, on_epoch)
@@ -136,13 +136,13 @@ class Estimator(Parameters):
 
     def _outputs(self, X: Any) -> Array:
         """The answers of the network, (n, K) float64: probabilities or values, by the loss of the training."""
-        known, comm = self._fitted(), ranks()
+        known, comm = self._fitted(), session.ranks()
         with arithmetic():
             return comm.transact(lambda: self._answers(comm, known, X))
 
     def _test_targets(self, name: str) -> Array:
         """The targets of the test samples of a data set."""
-        comm = ranks()
+        comm = session.ranks()
         return comm.transact(lambda: load_data(find_data(name), "test", comm)).labels
 
     def save(self, path: str | Path) -> None:
@@ -151,7 +151,7 @@ class Estimator(Parameters):
         Raises:
             CheckpointError: on every rank, if it can't be written; an old file is untouched.
         """
-        known, comm = self._fitted(), ranks()
+        known, comm = self._fitted(), session.ranks()
 
         def save() -> None:
             with comm.fail_together():

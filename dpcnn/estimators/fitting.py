@@ -62,6 +62,7 @@ def train(
     Raises:
         ConfigError, DataError, CheckpointError, DivergenceError: on every rank.
     """
+    comm.forget()  # deaths between two runs
     comm.on_death(reporter.retry)
     try:
         trainer, start = comm.transact(lambda: _set_up(comm, config, samples, test, out, reporter))

@@ -6,9 +6,9 @@ from typing import Any, Self
 import numpy as np
 
 from dpcnn.base.arrays import Array
+from dpcnn.estimators import session
 from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, numbered
 from dpcnn.estimators.estimator import Estimator
-from dpcnn.estimators.session import ranks
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
 
@@ -56,12 +56,15 @@ class Classifier(Estimator):
             ConfigError, DataError: on every rank.
         """
         predicted = self.predict(X)
-        if isinstance(X, str | Path):
-            truth = self.classes_[self._test_targets(str(X))]
-        else:
-            truth = labels_of(y, len(predicted))
+        truth = self._truth(X, y, len(predicted))
         check_kind(truth, self.classes_)
         return float(np.mean(predicted == truth))
+
+    def _truth(self, X: Any, y: Any, count: int) -> Array:
+        if not isinstance(X, str | Path):
+            return labels_of(y, count)
+        labels: Array = self.classes_[self._test_targets(str(X))]
+        return labels
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
@@ -78,7 +81,7 @@ def load(path: str | Path) -> Classifier:
     Raises:
         CheckpointError: there is none, or it can't be read; on every rank.
     """
-    comm = ranks()
+    comm = session.ranks()
 
     def read_file() -> Checkpoint:
         with comm.fail_together():

@@ -77,7 +77,7 @@ class SerialComm:
         ranks is made anew there."""
 
     def forget(self) -> None:
-        """Forget what :meth:`on_death` was given: the run that needed it is over."""
+        """Forget the deaths so far, and what :meth:`on_death` was given: another run begins."""
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

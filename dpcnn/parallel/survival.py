@@ -88,6 +88,7 @@ class Surviving(SerialComm):
 
     def forget(self) -> None:
         self._rebuild.clear()
+        self.deaths.clear()
 
     @abstractmethod
     def revoke(self) -> None:

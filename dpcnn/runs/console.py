@@ -136,14 +136,14 @@ class Console(Reporter):
         self._epochs, self._images, self._begun = epochs, images, True
         self._started = self._said = time.monotonic()
 
-    def _show_bar(self) -> None:
-        """Show a bar, if there is a terminal or a notebook."""
+    def _show_bar(self, done: int) -> None:
+        """Show a bar, if there is a terminal or a notebook; ``done`` images by a rank 0 that has died."""
         self._open()
         notebook = in_notebook()
         if self._terminal and (notebook or os.get_terminal_size(self._terminal.fileno()).columns):
             self._bar = tqdm(
                 total=self._images,
-                initial=self._done,  # images of a rank 0 that has died
+                initial=done,
                 unit=" images",
                 unit_scale=True,
                 mininterval=0.2,
@@ -160,7 +160,7 @@ class Console(Reporter):
             return
         if self._begun:
             self._begun = False
-            self._show_bar()
+            self._show_bar(self._done - metrics.count)
         seen = progress.metrics
         facts = f"loss {seen.mean_loss:.4f}, accuracy {seen.accuracy:.4f}, rate {rate:.2g}"
         if self._bar is not None:
