@@ -141,7 +141,7 @@ def numbered(labels: Array, classes: Array) -> Array:
     numbers: Array = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
     unknown = labels[classes[numbers] != labels]
     if len(unknown):
-        raise DataError(f"y: no class {unknown[0]!r} among the labels of the training: {_few(classes.tolist())}")
+        raise DataError(f"y: no class {unknown[0].item()!r} among the labels of the training: {_few(classes.tolist())}")
     return numbers
 
 

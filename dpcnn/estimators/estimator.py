@@ -98,8 +98,12 @@ class Estimator(Parameters):
     def _prepare(self, comm: SerialComm, X: Any, y: Any, validation: Any) -> Training:
         with comm.fail_together():
             if isinstance(X, str | Path):
-                return self._from_data_set(comm, str(X), y, validation)
-            return self._from_arrays(X, y, validation)
+                training = self._from_data_set(comm, str(X), y, validation)
+            else:
+                training = self._from_arrays(X, y, validation)
+            checksum, options = training.samples.manifest.checksum, training.config.as_dict()
+            check_same(comm, [], [checksum, options, training.labels.tolist()])
+        return training
 
     def _from_data_set(self, comm: SerialComm, name: str, y: Any, validation: Any) -> Training:
         if y is not None or isinstance(validation, tuple | list):

@@ -80,10 +80,11 @@ def _set_up(
     comm: SerialComm, config: Config, samples: Samples, test: Samples | None, out: str | Path | None, reporter: Console
 ) -> tuple[Trainer, Start]:
     start = Start(Unkept())
+    with comm.fail_together():
+        check_same(comm, [], bool(out))
     if out:
         start = share_start(comm, Namespace(out=str(out), resume="auto", recipe=None, tensorboard=False), reporter)
     with comm.fail_together():
-        check_same(comm, [], [samples.manifest.checksum, config.as_dict(), bool(out)])
         check(config.numerics)
         if start.config is not None:
             check_resumable(from_dict(start.config), config, str(start.folder.path))

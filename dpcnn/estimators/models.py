@@ -46,7 +46,8 @@ class Classifier(Estimator):
 
     def predict(self, X: Any) -> Array:
         """The label of the most probable class of each image, (n,); for X see :meth:`predict_proba`."""
-        found: Array = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        places = self.predict_proba(X).argmax(axis=1)
+        found: Array = self.classes_[places]
         return found
 
     def score(self, X: Any, y: Any = None) -> float:
