@@ -30,15 +30,22 @@ class ArraySamples(Samples):
         pass
 
 
-def samples_of(images: Array, labels: Array, classes: int) -> ArraySamples:
-    """The samples of images (n, H, W, C) with labels (n,), whole numbers from 0 to ``classes`` - 1."""
-    labels = labels.astype(np.uint8 if classes <= 256 else np.int64)
+def samples_of(images: Array, numbers: Array, classes: Array, max_value: float | None) -> ArraySamples:
+    """The samples of images (n, H, W, C).
+
+    Args:
+        numbers: (n,) the number of the class of each.
+        classes: (classes,) the label of each class.
+        max_value: from which the images were made.
+    """
+    numbers = numbers.astype(np.uint8 if len(classes) <= 256 else np.int64)
     content = hashlib.sha256(b"" if images.dtype == np.uint8 else images.dtype.str.encode())
-    for array in (images, labels):
+    for array in (images, numbers):
         content.update(array.data)
     _, H, W, C = images.shape
-    manifest = Manifest(NAME, (H, W, C), classes, False, {}, {"train": content.hexdigest()}, {})
-    return ArraySamples(manifest, (images,), np.array([0, len(images)]), labels)
+    manifest = Manifest(NAME, (H, W, C), len(classes), False, {}, {"train": content.hexdigest()}, {})
+    bounds, labels = np.array([0, len(images)]), tuple(classes.tolist())
+    return ArraySamples(manifest, (images,), bounds, numbers, labels, max_value)
 
 
 def images_of(X: Any, image_shape: Shape | None, max_value: float | None) -> Array:

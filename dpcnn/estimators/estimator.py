@@ -2,11 +2,10 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from html import escape
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -26,14 +25,8 @@ from dpcnn.runs.checkpoint import Checkpoint, write
 from dpcnn.training.evaluation import EVALUATION_BLOCK, answers
 from dpcnn.training.resume import with_cut
 
-
-class Training(NamedTuple):
-    """What a training needs: its options, its samples, test samples or None, and the labels of the classes."""
-
-    config: Config
-    samples: Samples
-    test: Samples | None
-    labels: Array
+Training = tuple[Config, Samples, Samples | None]
+"""What a training needs: its options, its samples, and test samples or None."""
 
 
 class Estimator(Parameters):
@@ -90,20 +83,19 @@ class Estimator(Parameters):
         """
         comm = session.ranks()
         with arithmetic():
-            config, samples, test, labels = comm.transact(lambda: self._prepare(comm, X, y, validation))
+            config, samples, test = comm.transact(lambda: self._prepare(comm, X, y, validation))
             reporter = Announcer(lambda: self.verbose and comm.rank == 0, on_step, on_epoch)
             checkpoint = train(comm, config, samples, test, out, reporter)
-        return self._adopt(replace(checkpoint, labels=tuple(labels.tolist()), max_value=self.max_value))
+        return self._adopt(checkpoint)
 
     def _prepare(self, comm: SerialComm, X: Any, y: Any, validation: Any) -> Training:
         with comm.fail_together():
             if isinstance(X, str | Path):
-                training = self._from_data_set(comm, str(X), y, validation)
+                config, samples, test = self._from_data_set(comm, str(X), y, validation)
             else:
-                training = self._from_arrays(X, y, validation)
-            checksum, options = training.samples.manifest.checksum, training.config.as_dict()
-            check_same(comm, [], [checksum, options, training.labels.tolist()])
-        return training
+                config, samples, test = self._from_arrays(X, y, validation)
+            check_same(comm, [], [samples.manifest.checksum, samples.class_labels, config.as_dict()])
+        return config, samples, test
 
     def _from_data_set(self, comm: SerialComm, name: str, y: Any, validation: Any) -> Training:
         if y is not None or isinstance(validation, tuple | list):
@@ -113,7 +105,7 @@ class Estimator(Parameters):
         folder = find_data(name)
         samples = load_data(folder, "train", comm)
         test = load_data(folder, "test", comm) if config.test else None
-        return Training(config, samples, test, np.arange(samples.manifest.classes))
+        return config, samples, test
 
     def _from_arrays(self, X: Any, y: Any, validation: Any) -> Training:
         images = images_of(X, self.image_shape, self.max_value)
@@ -130,7 +122,7 @@ class Estimator(Parameters):
         if options.get("test"):
             raise ConfigError("test: arrays have no test samples; give fit a pair as validation, or call score")
         config = self.config({**options, "data": NAME, "test": False})
-        return Training(config, samples_of(images, targets, len(labels)), None, labels)
+        return config, samples_of(images, targets, labels, self.max_value), None
 
     def _adopt(self, checkpoint: Checkpoint) -> Self:
         self.checkpoint_ = checkpoint

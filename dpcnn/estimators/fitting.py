@@ -103,4 +103,6 @@ def _result(trainer: Trainer) -> Checkpoint:
         data=manifest.checksum,
         weights_sha256=trainer.weights_sha256,
         fingerprint=fingerprint(),
+        labels=trainer.samples.class_labels,
+        max_value=trainer.samples.max_value,
     )

@@ -271,7 +271,7 @@ class Trainer:
             check_data(self.comm, self.timer, self.samples, self.test)
             self.team.compare()
         with self.stop.saving(), self.writing("checkpoint"):
-            if checkpoint := self.team.checkpoint(self.samples.manifest.checksum):
+            if checkpoint := self.team.checkpoint(self.samples):
                 self.run.save(checkpoint)
         return self._saved
 
