@@ -170,7 +170,7 @@ def check_same(comm: SerialComm, arrays: Sequence[Array], options: Any = None) -
     """Make sure that all ranks were given the same arrays and options.
 
     Raises:
-        DataError: on a rank that was given others than rank 0.
+        DataError: on every rank, if one was given others than rank 0.
     """
     if comm.size == 1:
         return
@@ -178,6 +178,7 @@ def check_same(comm: SerialComm, arrays: Sequence[Array], options: Any = None) -
     for array in arrays:
         content.update(f"{array.dtype} {array.shape}".encode())
         content.update(array.data)
-    own = content.hexdigest()
-    if own != comm.broadcast_obj(own):
-        raise DataError(f"rank {comm.rank} was given other arrays or options than rank 0; give all ranks the same")
+    first = comm.broadcast_obj(content.hexdigest())
+    with comm.fail_together():
+        if content.hexdigest() != first:
+            raise DataError(f"rank {comm.rank} was given other arrays or options than rank 0; give all ranks the same")

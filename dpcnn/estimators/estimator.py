@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from dpcnn.base.arrays import Array
+from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.numerics import arithmetic, check
 from dpcnn.config import Config
 from dpcnn.data.dataset import Indices, Samples, find_data
@@ -89,25 +89,26 @@ class Estimator(Parameters):
         return self._adopt(checkpoint)
 
     def _prepare(self, comm: SerialComm, X: Any, y: Any, validation: Any) -> Training:
-        with comm.fail_together():
-            if isinstance(X, str | Path):
-                config, samples, test = self._from_data_set(comm, str(X), y, validation)
-            else:
-                config, samples, test = self._from_arrays(X, y, validation)
-            check_same(comm, [], [samples.manifest.checksum, samples.class_labels, config.as_dict()])
+        test = None
+        if isinstance(X, str | Path):
+            with comm.fail_together():
+                config, folder = self._of_data_set(str(X), y, validation)
+            samples = load_data(folder, "train", comm)
+            if config.test:
+                test = load_data(folder, "test", comm)
+        else:
+            with comm.fail_together():
+                config, samples = self._from_arrays(X, y, validation)
+        check_same(comm, [], [samples.manifest.checksum, samples.class_labels, config.as_dict()])
         return config, samples, test
 
-    def _from_data_set(self, comm: SerialComm, name: str, y: Any, validation: Any) -> Training:
+    def _of_data_set(self, name: str, y: Any, validation: Any) -> tuple[Config, Path]:
         if y is not None or isinstance(validation, tuple | list):
             raise DataError(f"fit: the data set {name} has labels of its own; give no y, and validation as a number")
         typed = {**self.options, "data": name} | ({} if validation is None else {"validation": validation})
-        config = with_cut(self.config(typed), self.base(), typed)
-        folder = find_data(name)
-        samples = load_data(folder, "train", comm)
-        test = load_data(folder, "test", comm) if config.test else None
-        return config, samples, test
+        return with_cut(self.config(typed), self.base(), typed), find_data(name)
 
-    def _from_arrays(self, X: Any, y: Any, validation: Any) -> Training:
+    def _from_arrays(self, X: Any, y: Any, validation: Any) -> tuple[Config, Samples]:
         images = images_of(X, self.image_shape, self.max_value)
         targets, labels = self._encode(y, len(images))
         options = {"validation": 0, "holdout": "stratified", **self.options}
@@ -122,7 +123,7 @@ class Estimator(Parameters):
         if options.get("test"):
             raise ConfigError("test: arrays have no test samples; give fit a pair as validation, or call score")
         config = self.config({**options, "data": NAME, "test": False})
-        return config, samples_of(images, targets, labels, self.max_value), None
+        return config, samples_of(images, targets, labels, self.max_value)
 
     def _adopt(self, checkpoint: Checkpoint) -> Self:
         self.checkpoint_ = checkpoint
@@ -162,24 +163,26 @@ class Estimator(Parameters):
         return self.checkpoint_
 
     def _answers(self, comm: SerialComm, known: Checkpoint, X: Any) -> Array:
+        images, shape, count = self._images(comm, known, X)
         with comm.fail_together():
             check(known.config.numerics)
-            images, count = self._images(comm, known, X)
+            if shape != known.image_shape:
+                raise DataError(f"{X}: images of {shape}, but the network takes {known.image_shape}")
             network, loss = known.network(), known.config.make_loss()
             network.check_memory(min(EVALUATION_BLOCK, count), comm.node().size)
         return answers(comm, network, network.flat(known.parameters), images, count, loss)
 
-    def _images(self, comm: SerialComm, known: Checkpoint, X: Any) -> tuple[Callable[[Indices], Array], int]:
+    def _images(self, comm: SerialComm, known: Checkpoint, X: Any) -> tuple[Callable[[Indices], Array], Shape, int]:
+        """A function of indices that returns images, their shape, and their number."""
         if isinstance(X, str | Path):
-            samples = load_data(find_data(str(X)), "test", comm)
-            if samples.manifest.image_shape != known.image_shape:
-                raise DataError(
-                    f"{X}: images of {samples.manifest.image_shape}, but the network takes {known.image_shape}"
-                )
-            return lambda indices: samples.take(indices)[0], len(samples)
-        images = images_of(X, known.image_shape, known.max_value)
-        check_same(comm, [images])
-        return images.__getitem__, len(images)
+            with comm.fail_together():
+                folder = find_data(str(X))
+            samples = load_data(folder, "test", comm)
+            return lambda indices: samples.take(indices)[0], samples.manifest.image_shape, len(samples)
+        with comm.fail_together():
+            array = images_of(X, known.image_shape, known.max_value)
+        check_same(comm, [array])
+        return array.__getitem__, known.image_shape, len(array)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "checkpoint_")

@@ -80,8 +80,7 @@ def _set_up(
     comm: SerialComm, config: Config, samples: Samples, test: Samples | None, out: str | Path | None, reporter: Console
 ) -> tuple[Trainer, Start]:
     start = Start(Unkept())
-    with comm.fail_together():
-        check_same(comm, [], bool(out))
+    check_same(comm, [], bool(out))
     if out:
         start = share_start(comm, Namespace(out=str(out), resume="auto", recipe=None, tensorboard=False), reporter)
     with comm.fail_together():
