@@ -49,6 +49,7 @@ def measure_job(
     samples = load(folder, "train", comm)
     with comm.fail_together():
         check(config.numerics)
+        config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     nodes = comm.allgather_obj(comm.node().rank).count(0)
     result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}

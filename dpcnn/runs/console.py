@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dpcnn.base.files import Folder
 from dpcnn.errors import printable
 from dpcnn.parallel.launch import launcher
-from dpcnn.runs.events import Event, evaluated
+from dpcnn.runs.events import Event, brief, evaluated
 from dpcnn.runs.progress import Metrics, Progress
 
 LINE_SECONDS = 10.0  # between the plain lines of a running epoch
@@ -161,8 +161,8 @@ class Console(Reporter):
         if self._begun:
             self._begun = False
             self._show_bar(self._done - metrics.count)
-        seen = progress.metrics
-        facts = f"loss {seen.mean_loss:.4f}, accuracy {seen.accuracy:.4f}, rate {rate:.2g}"
+        seen = [f"{name} {value:.4f}" for name, value in progress.metrics.named().items()]
+        facts = ", ".join([*seen, f"rate {rate:.2g}"])
         if self._bar is not None:
             self._bar.set_description_str(self._epoch(progress.epochs + 1), refresh=False)
             self._bar.postfix[0] = facts
@@ -183,9 +183,7 @@ class Console(Reporter):
         if event["event"] != "epoch":
             return
         names = {**{kind: kind for kind in evaluated(event)}, "training": "train"}
-        results = [
-            f"{name} accuracy {event[f'{k}_accuracy']:.4f}, loss {event[f'{k}_loss']:.4f}" for name, k in names.items()
-        ]
+        results = [f"{name} {_results(event, kind)}" for name, kind in names.items()]
         speed = f"{event['images_per_second']:,.0f} images/s, {event['seconds']:.1f} s"
         self.say(f"{self._epoch(event['epoch'])}: {'; '.join([*results, speed])}")
 
@@ -196,6 +194,12 @@ class Console(Reporter):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _results(event: Event, kind: str) -> str:
+    """The metrics of an evaluation in the line of an epoch; the loss is the last."""
+    first, *others = brief(event, kind)
+    return ", ".join(f"{name} {event[f'{kind}_{name}']:.4f}" for name in [*others, first])
 
 
 def terminal(descriptor: int) -> str | None:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from dpcnn.base.files import Folder
 from dpcnn.errors import LaunchError, not_installed
+from dpcnn.nn.metrics import METRICS
 from dpcnn.runs.events import Event
 from dpcnn.runs.folder import TENSORBOARD
 
 
 class TensorBoardWriter:
-    """Writes lines of metrics.jsonl to event files: loss and accuracy of steps and epochs, rate and speed.
+    """Writes lines of metrics.jsonl to event files: metrics of steps and epochs, rate and speed.
 
     Old event files of the folder are deleted, and all lines so far are written again: so a resumed
     run has each point once.
@@ -35,7 +36,7 @@ class TensorBoardWriter:
             return
         for key, value in event.items():
             kind, _, what = key.rpartition("_")
-            if what in ("loss", "accuracy"):
+            if what in METRICS:
                 self._writer.add_scalar(f"{what}/{kind or 'step'}", value, event["step"])
             elif key in ("learning_rate", "images_per_second"):
                 self._writer.add_scalar(key, value, event["step"])

@@ -11,12 +11,14 @@ from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.flags import given, override
-from dpcnn.optim.schedules import OVER_ALL_EPOCHS
+from dpcnn.optim.schedules import OVER_ALL_EPOCHS, PLATEAU
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, read, step_name
 from dpcnn.runs.folder import RUNS, RunFolder, dated, numerics_of
 
 RECIPE = "simple-cnn"
+BINDING = {"epochs": OVER_ALL_EPOCHS, "monitor": {PLATEAU}}
+"""Options that may change when a run is resumed, except with these schedules."""
 
 
 @dataclass
@@ -156,9 +158,9 @@ def check_resumable(of_run: Config, asked: Config, folder: str) -> None:
     free = {option.name for option in options_of(Config) if option.metadata["free"]}
     for name in [*before, *after]:
         was, now = before.get(name), after.get(name)
-        bound = name == "epochs" and of_run.schedule in OVER_ALL_EPOCHS
+        bound = of_run.schedule in BINDING.get(name, ())
         if was != now and (bound or name not in free):
-            why = f", as the schedule {of_run.schedule} spans all epochs" if bound else ""
+            why = f", as the schedule {of_run.schedule} depends on it" if bound else ""
             raise ConfigError(
                 f"{flag_of(name)}: {folder} was started with {was}, and can't be resumed with {now}{why}; "
                 "drop the flag or start a new run"

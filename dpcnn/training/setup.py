@@ -11,6 +11,7 @@ from dpcnn.config import Config
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
+from dpcnn.nn.losses import CLASSES
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.survival import survival
 from dpcnn.runs.console import Reporter
@@ -72,6 +73,7 @@ def make_trainer(
             raise CheckpointError(
                 f"{start.path}: trained on other data than {samples.manifest.name}; give the data set of the run"
             )
+        config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(config.microbatch, config.batch), comm.node().size)
     trainer = Trainer(comm, config, network, samples, start.folder, reporter, stop, test, tensorboard)
@@ -110,6 +112,7 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     """The lines that a run prints before it trains."""
     config, comm, progress, data = trainer.config, trainer.comm, trainer.progress, trainer.samples.manifest
     held, how = len(trainer.plan.holdout.validation), {"stratified": ", drawn from each class by seed", "last": ""}
+    how |= {} if data.targets == CLASSES else {"stratified": ", drawn by seed"}
     lines = [
         f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
         f"{trainer.plan.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",

@@ -185,7 +185,7 @@ class Trainer:
 
         def commit() -> None:
             self.final_weights, self.weights_sha256 = weights, weights_sha256(weights)
-            self.progress.events.append(end_line(self.progress, self.config.monitor, self.weights_sha256))
+            self.progress.events.append(end_line(self.progress, self.config.monitored, self.weights_sha256))
 
         return commit
 
@@ -194,7 +194,7 @@ class Trainer:
 
     def train_step(self) -> Commit:
         """One step of every rank: see :func:`dpcnn.training.step.take_step`."""
-        started, lr, state = time.perf_counter(), self.plan.lr(self.progress.step), self.state
+        started, lr, state = time.perf_counter(), self.plan.lr(self.progress.step, self.progress), self.state
         decision = take_step(self.team, self.plan, self.microbatch_gradient, self.stop.due, lr)
 
         def commit() -> None:
@@ -230,7 +230,7 @@ class Trainer:
             progress = self.progress
             progress.epochs += 1
             progress.seconds += time.perf_counter() - started
-            progress.events.append(epoch_line(progress, evaluations, self.plan.lr(progress.step - 1)))
+            progress.events.append(epoch_line(progress, evaluations, self.plan.lr(progress.step - 1, progress)))
             self.reporter.epoch(progress.events[-1])
             if progress.step == progress.epochs * self.plan.steps_per_epoch:  # else --max-steps has cut it short
                 progress.metrics, progress.epoch_seconds = Metrics(), 0.0
