@@ -11,12 +11,13 @@ from dpcnn.base import startup as startup
 
 if TYPE_CHECKING:
     from dpcnn.estimators.models import Classifier as Classifier
+    from dpcnn.estimators.models import Regressor as Regressor
     from dpcnn.estimators.models import load as load
     from dpcnn.estimators.registry import register as register
 
 __version__ = "0.1.0"
 
-_HOMES = {"Classifier": "models", "load": "models", "register": "registry"}
+_HOMES = {"Classifier": "models", "Regressor": "models", "load": "models", "register": "registry"}
 
 
 def __getattr__(name: str) -> Any:

@@ -467,3 +467,96 @@ def test_a_file_with_wrong_labels_is_refused(fitted, tmp_path):
         write(tmp_path / "net.h5", replace(fitted.checkpoint_, labels=labels))
         with pytest.raises(CheckpointError, match="labels"):
             dpcnn.load(tmp_path / "net.h5")
+
+
+# Values
+
+
+def places(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (count, 12, 12) of a bright square, and its row and column (count, 2), from 0 to 1."""
+    rng = np.random.default_rng(seed)
+    corners, images = rng.integers(0, 10, (count, 2)), rng.integers(0, 50, (count, 12, 12))
+    for image, (row, column) in zip(images, corners, strict=True):
+        image[row : row + 3, column : column + 3] += 150
+    return images, corners / 9
+
+
+def small_regressor(**options) -> dpcnn.Regressor:
+    known = {"model": "mlp", "epochs": 8, "warmup": 0, "batch": 30, "microbatch": 8, "lr": 0.003, "verbose": False}
+    return dpcnn.Regressor("fast", **known | options)
+
+
+SQUARES, PLACES = places(240, 1)
+
+
+@pytest.fixture(scope="module")
+def regressor():
+    return small_regressor().fit(SQUARES, PLACES, validation=0.1)
+
+
+def test_values_are_learned(regressor, tmp_path):
+    test, truth = places(60, 2)
+    predicted = regressor.predict(test)
+    assert predicted.shape == (60, 2) and predicted.dtype == np.float64
+    expected = 1 - ((predicted - truth) ** 2).sum(axis=0) / ((truth - truth.mean(axis=0)) ** 2).sum(axis=0)
+    assert regressor.score(test, truth) == pytest.approx(expected.mean(), abs=1e-6)
+    assert regressor.score(test, truth) > 0.8
+    assert {"train_loss", "validation_mae", "validation_r2"} <= set(regressor.history[-1])
+    assert regressor._repr_html_().count("<polyline") == 3
+    regressor.save(tmp_path / "net.h5")
+    again = dpcnn.load(tmp_path / "net.h5")
+    assert type(again) is dpcnn.Regressor and again.predict(test).tobytes() == predicted.tobytes()
+
+
+def test_ranks_change_no_values(regressor):
+    def one():
+        model = small_regressor().fit(SQUARES, PLACES, validation=0.1)
+        return model.weights_sha256, model.predict(SQUARES).tobytes(), model.score(SQUARES, PLACES)
+
+    expected = regressor.weights_sha256, regressor.predict(SQUARES).tobytes(), regressor.score(SQUARES, PLACES)
+    assert on_threads([3], one) == [expected] * 3
+
+
+def test_one_value_for_each_image_and_another_loss(tmp_path):
+    model = small_regressor(loss="huber", delta=0.3, max_value=200.0).fit(SQUARES, PLACES[:, 0])
+    assert model.predict(SQUARES).shape == (240,) and model.score(SQUARES, PLACES[:, 0]) > 0.8
+    assert model.checkpoint_.config.loss == "huber"
+    model.save(tmp_path / "net.h5")
+    np.testing.assert_array_equal(dpcnn.load(tmp_path / "net.h5").predict(SQUARES), model.predict(SQUARES))
+    recipe = {**model.checkpoint_.config.as_dict(), "delta": 0.4}
+    assert dpcnn.Regressor(recipe, verbose=False)._options() == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"y": PLACES[1:]}, DataError, r"y: expected numbers \(240,\) or \(240, K\)"),
+        ({"y": PLACES.astype(str)}, DataError, "y: expected numbers .* not <U"),
+        ({"y": np.where(PLACES > 0.5, np.inf, 0)}, DataError, "y: some values are not finite"),
+        ({"options": {"loss": "cross-entropy"}}, ConfigError, "--loss: this loss is for one class per sample"),
+        (
+            {"validation": (SQUARES, PLACES[:, :1])},
+            DataError,
+            "y: expected 2 values for each image, as in the training",
+        ),
+    ],
+)
+def test_mistakes_with_values(change, error, message):
+    change = {"X": SQUARES, "y": PLACES, "options": {}} | change
+    model = small_regressor(**change.pop("options"))
+    with pytest.raises(error, match=message):
+        model.fit(**change)
+
+
+def test_a_score_needs_as_many_values(regressor):
+    with pytest.raises(DataError, match="y: expected 2 values for each image, as in the training"):
+        regressor.score(SQUARES, PLACES[:, 0])
+
+
+def test_scikit_learn_takes_regressors(regressor):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    from sklearn.base import clone, is_regressor
+    from sklearn.model_selection import cross_val_score
+
+    assert is_regressor(regressor) and clone(regressor).get_params() == regressor.get_params()
+    assert cross_val_score(small_regressor(), SQUARES, PLACES, cv=2, error_score="raise").min() > 0.5

@@ -12,6 +12,7 @@ from dpcnn.base.arrays import Array, Shape
 from dpcnn.data.dataset import Samples
 from dpcnn.data.shards import Manifest
 from dpcnn.errors import DataError
+from dpcnn.nn.losses import CLASSES, VALUES
 from dpcnn.parallel.comm import SerialComm
 
 SLACK = 1.0
@@ -30,22 +31,32 @@ class ArraySamples(Samples):
         pass
 
 
-def samples_of(images: Array, numbers: Array, classes: Array, max_value: float | None) -> ArraySamples:
+def samples_of(images: Array, targets: Array, labels: Array, max_value: float | None) -> ArraySamples:
     """The samples of images (n, H, W, C).
 
     Args:
-        numbers: (n,) the number of the class of each.
-        classes: (classes,) the label of each class.
+        targets: (n,) the number of the class of each; or (n, K) float32 values.
+        labels: (classes,) the label of each class; empty for values.
         max_value: from which the images were made.
     """
-    numbers = numbers.astype(np.uint8 if len(classes) <= 256 else np.int64)
+    if targets.ndim == 1:
+        targets = targets.astype(np.uint8 if len(labels) <= 256 else np.int64)
     content = hashlib.sha256(b"" if images.dtype == np.uint8 else images.dtype.str.encode())
-    for array in (images, numbers):
+    for array in (images, targets):
         content.update(array.data)
     _, H, W, C = images.shape
-    manifest = Manifest(NAME, (H, W, C), len(classes), False, {}, {"train": content.hexdigest()}, {})
-    bounds, labels = np.array([0, len(images)]), tuple(classes.tolist())
-    return ArraySamples(manifest, (images,), bounds, numbers, labels, max_value)
+    manifest = Manifest(
+        name=NAME,
+        image_shape=(H, W, C),
+        classes=len(labels) or targets.shape[1],
+        compressed=False,
+        splits={},
+        content={"train": content.hexdigest()},
+        source={},
+        targets=CLASSES if targets.ndim == 1 else VALUES,
+    )
+    bounds = np.array([0, len(images)])
+    return ArraySamples(manifest, (images,), bounds, targets, tuple(labels.tolist()), max_value)
 
 
 def images_of(X: Any, image_shape: Shape | None, max_value: float | None) -> Array:
@@ -121,6 +132,27 @@ def labels_of(y: Any, count: int) -> Array:
         actual = f"{labels.dtype} {labels.shape}"
         raise DataError(f"y: expected labels ({count},), one for each image, whole numbers or text, not {actual}")
     return labels
+
+
+def values_of(y: Any, count: int, columns: int | None = None) -> Array:
+    """The values of ``count`` samples, (n, K) float32, from an array (n,) or (n, K) of numbers.
+
+    Args:
+        columns: K, if it is known.
+
+    Raises:
+        DataError: y has another type or shape, or values that are not finite.
+    """
+    values = np.asarray(y)
+    if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or len(values) != count or not values.size:
+        actual = f"{values.dtype} {values.shape}"
+        raise DataError(f"y: expected numbers ({count},) or ({count}, K), for each image one or several, not {actual}")
+    found = values.reshape(count, -1).astype(np.float32)
+    if columns not in (None, found.shape[1]):
+        raise DataError(f"y: expected {columns} values for each image, as in the training, not {found.shape[1]}")
+    if not np.isfinite(found).all():
+        raise DataError("y: some values are not finite, or too large for float32; replace them")
+    return found
 
 
 def classes_of(labels: Array) -> Array:

@@ -6,20 +6,22 @@ from typing import Any
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 220, 56, 28, 34  # pixels of a panel, and of its margins
 RIGHT = 14
+PANELS = 2
 COLOURS = {"train": "#1f77b4", "validation": "#d95f02", "test": "#2ca02c"}
 
 Row = Mapping[str, Any]
 
 
 def curves(history: Sequence[Row]) -> str:
-    """A picture with a panel for each figure, such as loss and accuracy, over the epochs; empty without epochs.
+    """A picture with a panel for the loss and one for the first metric, over the epochs; empty without epochs.
 
     Args:
         history: for each epoch its figures by name, such as train_loss.
     """
     if not history:
         return ""
-    names = [name.removeprefix("train_") for name in history[-1] if name.startswith("train_")]
+    keys = [key.partition("_") for key in history[-1]]
+    names = list(dict.fromkeys(name for kind, _, name in keys if kind in COLOURS))[:PANELS]
     panels = [panel(history, name, place * WIDTH) for place, name in enumerate(names)]
     size = f'width="{len(names) * WIDTH}" height="{HEIGHT}"'
     style = 'font-family="sans-serif" font-size="11" fill="currentColor"'

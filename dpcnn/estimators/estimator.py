@@ -48,8 +48,12 @@ class Estimator(Parameters):
         """The targets of ``count`` samples as the loss takes them, and the labels of the classes, if there are classes.
 
         Args:
-            labels: those of the training; None: y is of the training.
+            labels: those of the training, if y is of other samples.
         """
+
+    def _options(self) -> dict[str, Any]:
+        """The options for the training: those that were given."""
+        return self.options
 
     def fit(
         self,
@@ -66,7 +70,7 @@ class Estimator(Parameters):
         Args:
             X: images (n, H, W), (n, H, W, C) or (n, F): whole numbers 0..255, or floats 0..1 (see ``max_value``); or
                 the name or folder of a data set.
-            y: (n,) the label or the value of each image; None for a data set.
+            y: (n,) the label or the value of each image, or (n, K) values; None for a data set.
             validation: samples that are evaluated after each epoch, and not trained on: a number, a fraction below 1,
                 or a pair (X, y). None: the option ``validation``; without that option, none of arrays, and of a
                 data set those of the recipe.
@@ -105,13 +109,13 @@ class Estimator(Parameters):
     def _of_data_set(self, name: str, y: Any, validation: Any) -> tuple[Config, Path]:
         if y is not None or isinstance(validation, tuple | list):
             raise DataError(f"fit: the data set {name} has labels of its own; give no y, and validation as a number")
-        typed = {**self.options, "data": name} | ({} if validation is None else {"validation": validation})
+        typed = {**self._options(), "data": name} | ({} if validation is None else {"validation": validation})
         return with_cut(self.config(typed), self.base(), typed), find_data(name)
 
     def _from_arrays(self, X: Any, y: Any, validation: Any) -> tuple[Config, Samples]:
         images = images_of(X, self.image_shape, self.max_value)
         targets, labels = self._encode(y, len(images))
-        options = {"validation": 0, "holdout": "stratified", **self.options}
+        options = {"validation": 0, "holdout": "stratified", **self._options()}
         if isinstance(validation, tuple | list):
             held, held_y = validation
             more = images_of(held, images.shape[1:], self.max_value)

@@ -7,8 +7,10 @@ import numpy as np
 
 from dpcnn.base.arrays import Array
 from dpcnn.estimators import session
-from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, numbered
+from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, numbered, values_of
 from dpcnn.estimators.estimator import Estimator
+from dpcnn.nn.losses import VALUES
+from dpcnn.nn.metrics import Answers, r2
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
 
@@ -74,7 +76,54 @@ class Classifier(Estimator):
         return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags(), input_tags=inputs)
 
 
-def load(path: str | Path) -> Classifier:
+class Regressor(Estimator):
+    """A network that learns values, one or several for each image: see :class:`dpcnn.estimators.estimator.Estimator`.
+
+    Its loss is the squared error, unless the recipe or the option ``loss`` has another one for values, such as huber.
+    """
+
+    _estimator_type = "regressor"
+
+    def _options(self) -> dict[str, Any]:
+        own = self.base().make_loss().targets == VALUES
+        return self.options if own else {"loss": "squared-error", **self.options}
+
+    def _encode(self, y: Any, count: int, labels: Array | None = None) -> tuple[Array, Array]:
+        values = values_of(y, count, labels if labels is None else labels.shape[1])
+        return values, values[:0]  # no labels, of as many values
+
+    def predict(self, X: Any) -> Array:
+        """The values of each image, float64: (n,) if there is one for each, otherwise (n, K).
+
+        Args:
+            X: images as for ``fit``; or the name or folder of a data set, for its test samples.
+
+        Raises:
+            ConfigError, DataError: on every rank.
+        """
+        values = self._outputs(X)
+        return values[:, 0] if values.shape[1] == 1 else values
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The coefficient of determination (R2), the mean over the K values; for X see :meth:`predict`.
+
+        Raises:
+            ConfigError, DataError: on every rank.
+        """
+        predicted = self._outputs(X)
+        y = self._test_targets(str(X)) if isinstance(X, str | Path) else y
+        truth = values_of(y, *predicted.shape)
+        nothing = np.zeros(len(truth))
+        return r2(Answers(truth, predicted, nothing, nothing, nothing))
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags
+
+        inputs, targets = InputTags(two_d_array=True, three_d_array=True), TargetTags(required=True, multi_output=True)
+        return Tags("regressor", targets, regressor_tags=RegressorTags(), input_tags=inputs)
+
+
+def load(path: str | Path) -> Classifier | Regressor:
     """The model of a checkpoint, or of the best checkpoint of a run's folder.
 
     Its recipe is the whole configuration of the run, so that ``fit`` repeats that.
@@ -89,5 +138,5 @@ def load(path: str | Path) -> Classifier:
             return read(find_checkpoint(Path(path)))
 
     known = comm.transact(read_file)
-    model = Classifier(known.config.as_dict(), image_shape=known.image_shape, max_value=known.max_value)
-    return model._adopt(known)
+    kind = Regressor if known.config.make_loss().targets == VALUES else Classifier
+    return kind(known.config.as_dict(), image_shape=known.image_shape, max_value=known.max_value)._adopt(known)

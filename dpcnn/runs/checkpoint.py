@@ -73,6 +73,11 @@ class Checkpoint:
     labels: tuple[int | str, ...] = ()
     max_value: float | None = None
 
+    @property
+    def from_arrays(self) -> bool:
+        """Whether something is known of the arrays of the training."""
+        return bool(self.labels) or self.max_value is not None
+
     def network(self) -> Network:
         """The network to which the parameters belong.
 
@@ -91,7 +96,7 @@ class Checkpoint:
             "data": self.data,
             "weights_sha256": self.weights_sha256,
             "fingerprint": self.fingerprint,
-            **({"estimator": {"labels": self.labels, "max_value": self.max_value}} if self.labels else {}),
+            **({"estimator": {"labels": self.labels, "max_value": self.max_value}} if self.from_arrays else {}),
         }
 
 
@@ -224,7 +229,7 @@ def _estimator(table: Table, classes: int) -> dict[str, Any]:
         integer(label, "labels", -MOST_INTEGER) if type(label) is int else name(label, "labels")
         for label in table.items("labels")
     ]
-    if len(labels) != classes or len(set(labels)) < classes or len(set(map(type, labels))) > 1:
+    if labels and (len(labels) != classes or len(set(labels)) < classes or len(set(map(type, labels))) > 1):
         raise FieldError(f"labels: expected {classes} different labels of one type")
     known = table.value("max_value") is not None
     return {"labels": tuple(labels), "max_value": table.number("max_value") if known else None}
