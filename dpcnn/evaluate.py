@@ -10,6 +10,7 @@ from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
 from dpcnn.errors import ConfigError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.figures import draw_confusion, draw_mistakes
+from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import class_table, sentence
 from dpcnn.runs.folder import numerics_of
 from dpcnn.training.examination import Examination, examine, read_on_rank_0
@@ -35,7 +36,10 @@ def make_parser() -> Parser:
         "--classes", action="store_true", help="also print precision, recall and the predicted classes of each class"
     )
     parser.add_argument(
-        "--plots", type=Path, metavar="DIR", help="draw the confusion matrix and the worst mistakes into this folder"
+        "--plots",
+        type=Path,
+        metavar="DIR",
+        help="draw the confusion matrix and the worst mistakes, or the predicted values, into this folder",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object with all results")
     return parser
@@ -56,10 +60,13 @@ def command(comm: SerialComm, options: Namespace) -> int:
 
 
 def draw(found: Examination, folder: Path) -> None:
-    """Draw the confusion matrix and the worst mistakes, and print the names of the files."""
-    if found.confusion is None:
-        raise ConfigError("--plots: needs samples of one class each; drop the flag")
+    """Draw the confusion matrix and the worst mistakes, or the predicted values, and print the names of the files."""
+    if found.confusion is None and "classes" in found.results:
+        raise ConfigError("--plots: there is no picture of several labels per sample; drop the flag")
     folder.mkdir(parents=True, exist_ok=True)
+    if found.confusion is None:
+        print(draw_scatter(found.answers, folder / "values"))
+        return
     print(draw_confusion(found.confusion, folder / "confusion"))
     print(draw_mistakes(found.answers, found.samples, found.indices, MISTAKES, folder / "mistakes"))
 

@@ -175,7 +175,7 @@ def test_scores_of_each_label(runs):
     assert [each["samples"] for each in found["classes"]] == truth.sum(axis=0).tolist()
     assert found["recall"] == pytest.approx(np.mean([each["recall"] for each in found["classes"]]))
     result = command("evaluate", runs["multilabel"], "--plots", runs["multilabel"])
-    assert result.status == 2 and "--plots: needs samples of one class each" in result.errors[0]
+    assert result.status == 2 and "--plots: there is no picture of several labels" in result.errors[0]
 
 
 @pytest.mark.parametrize("targets", ["values", pytest.param("multilabel", marks=pytest.mark.slow)])
@@ -186,9 +186,16 @@ def test_report_and_plot(runs, targets, tmp_path):
     results = json.loads(command("evaluate", runs[targets], "--json").out)
     for name in ("r2", "mae") if targets == "values" else ("f1", "accuracy"):
         assert f"{name}</th><td>{results[name]:.6f}" in page
-    assert "Confusion matrix" not in page
+    assert "Confusion matrix" not in page and ("Predicted values" in page) == (targets == "values")
     assert ("accuracy" in re.sub("<h2>.*?</h2>|<img[^>]*>", "", page)) == (targets != "values")
     assert command("plot", runs[targets], "--out", tmp_path).out.startswith("curves drawn: ")
+
+
+def test_the_picture_of_predicted_values(runs, tmp_path):
+    pytest.importorskip("matplotlib")
+    result = command("evaluate", runs["values"], "--plots", tmp_path)
+    assert f"predicted values drawn: {tmp_path / 'values.png'} and " in result.out
+    assert (tmp_path / "values.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_predictions(runs, tmp_path):

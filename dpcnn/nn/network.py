@@ -28,7 +28,6 @@ NumPy copies shorter rows before and after each operation, which takes three tim
 the pixels of a batch have fewer.
 """
 
-
 MOST_PARAMETERS, MOST_ACTIVATIONS = 1 << 28, 1 << 26
 """The largest number of parameters, and of elements in the outputs of all layers for one image.
 

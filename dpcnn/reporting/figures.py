@@ -84,14 +84,14 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
         label = f"{plain(run.name)}: " if len(runs) > 1 else ""
         of_steps = f"C{number}" if len(runs) > 1 else "grey"
         for axes, key in ((loss, "loss"), (accuracy, second)):
-            measured = [event for event in steps if key in event]
-            fine = [event["step"] / steps_per_epoch for event in measured]
-            axes.plot(
-                fine, [event[key] for event in measured], color=of_steps, alpha=0.4, lw=1, label=f"{label}single steps"
-            )
+            if fine := [event for event in steps if key in event]:
+                x, y = [event["step"] / steps_per_epoch for event in fine], [event[key] for event in fine]
+                axes.plot(x, y, color=of_steps, alpha=0.4, lw=1, label=f"{label}single steps")
             for index, (kind, style) in enumerate(zip(kinds, STYLES, strict=False)):
                 color = f"C{number if len(runs) > 1 else index}"
                 rows = [event for event in epochs if f"{kind}_{key}" in event]
+                if not rows:
+                    continue
                 x, y = ([event["step"] / steps_per_epoch for event in rows], [event[f"{kind}_{key}"] for event in rows])
                 axes.plot(x, y, style, color=color, label=f"{label}{NAMES.get(kind, kind)}")
     positive = all(y > 0 for line in loss.lines for y in line.get_ydata())
@@ -105,8 +105,9 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
     if len(runs) > 1:  # too many lines for a legend inside the axes
         figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     else:
-        loss.legend()
-        accuracy.legend()
+        for axes in (loss, accuracy):
+            if axes.lines:
+                axes.legend()
     return save(figure, stem, "curves")
 
 

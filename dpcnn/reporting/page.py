@@ -18,6 +18,7 @@ from dpcnn.nn.metrics import METRICS
 from dpcnn.reporting.figures import draw_confusion, draw_curves, draw_mistakes, new_figure
 from dpcnn.reporting.first_layer import draw_first_layer
 from dpcnn.reporting.html import Section, document, facts, picture, table
+from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import CLASS_HEADER, class_rows
 from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.runs.events import Event, epoch_rows, read_events
@@ -67,6 +68,8 @@ def draw(folder: RunFolder, checkpoint: Checkpoint, examination: Examination, ou
         draw_mistakes(
             examination.answers, examination.samples, examination.indices, MISTAKES, out / "mistakes", COLUMNS
         )
+    elif "classes" not in examination.results:
+        draw_scatter(examination.answers, out / "values")
     draw_first_layer(checkpoint, examination.samples.take(np.array([0]))[0], out)
 
 
@@ -78,6 +81,7 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path, moni
     epochs = [event for event in events if event["event"] == "epoch"]
     pictures = (
         ("Confusion matrix", "confusion", "counts of true class by predicted class"),
+        ("Predicted values", "values", "predicted values over true values"),
         ("The worst mistakes", "mistakes", "true class as predicted class"),
         ("Filters of the first layer", "filters", "before and after training"),
         ("Feature maps", "maps", "feature maps before and after training"),
