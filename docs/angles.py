@@ -37,7 +37,7 @@ def tell(name: str, predicted: np.ndarray, degrees: np.ndarray, seconds: float) 
 def main() -> None:
     """Train both, and print their errors."""
     parser = argparse.ArgumentParser()
-    for name, default in (("train", 20_000), ("test", 5_000), ("epochs", 8)):
+    for name, default in (("train", 60_000), ("test", 10_000), ("epochs", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     X, degrees = rotated("train", options.train, seed=0)

@@ -73,11 +73,6 @@ class Checkpoint:
     labels: tuple[int | str, ...] = ()
     max_value: float | None = None
 
-    @property
-    def from_arrays(self) -> bool:
-        """Whether something is known of the arrays of the training."""
-        return bool(self.labels) or self.max_value is not None
-
     def network(self) -> Network:
         """The network to which the parameters belong.
 
@@ -96,8 +91,11 @@ class Checkpoint:
             "data": self.data,
             "weights_sha256": self.weights_sha256,
             "fingerprint": self.fingerprint,
-            **({"estimator": {"labels": self.labels, "max_value": self.max_value}} if self.from_arrays else {}),
-        }
+        } | self._of_arrays()
+
+    def _of_arrays(self) -> dict[str, Any]:
+        values = {"labels": self.labels, "max_value": self.max_value}
+        return {"estimator": values} if self.labels or self.max_value is not None else {}
 
 
 def content(checkpoint: Checkpoint) -> tuple[bytes, memoryview]:
