@@ -67,6 +67,8 @@ class Samples:
         pieces: consecutive arrays or files of images (n, H, W, C), uint8.
         bounds: (len(pieces) + 1,) the index of the first sample of each piece, and the end.
         labels: the targets: (samples,) integers, or (samples, K), see :data:`dpcnn.nn.losses.TARGETS`.
+        class_labels: of arrays from Python, the user's label of each class.
+        max_value: of arrays from Python, the value of white; None: it depends on their type.
 
     Raises:
         DataError: images or labels have another type or shape.
@@ -76,6 +78,8 @@ class Samples:
     pieces: tuple[Images | FileImages, ...]
     bounds: Indices
     labels: NDArray[Any]
+    class_labels: tuple[int | str, ...] = ()
+    max_value: float | None = None
 
     def __post_init__(self) -> None:
         for images in self.pieces:

@@ -45,7 +45,13 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class RunFolder:
-    """The files of one run; only rank 0 creates and writes them."""
+    """The files of one run; only rank 0 creates and writes them.
+
+    Attributes:
+        kept: whether there are such files.
+    """
+
+    kept = True
 
     def __init__(self, path: Path) -> None:
         self.path = path

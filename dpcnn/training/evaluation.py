@@ -1,13 +1,14 @@
 """Distributed evaluation: every sample is classified once, with the same result on any number of ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from dpcnn.base.arrays import Array, Vector
-from dpcnn.data.dataset import Samples
-from dpcnn.errors import DivergenceError
+from dpcnn.base.timing import Timer
+from dpcnn.data.dataset import Indices, Samples
+from dpcnn.errors import DataError, DivergenceError
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.metrics import METRICS, Answers
 from dpcnn.nn.network import Network
@@ -29,24 +30,17 @@ def evaluate(comm: SerialComm, network: Network, params: Vector, samples: Sample
         The same on every rank: each sample once.
     """
     indices = np.asarray(indices)
-    blocks = chunks(len(indices), EVALUATION_BLOCK)
-    bounds = [
-        blocks[block][0] if block < len(blocks) else len(indices) for block in split_evenly(len(blocks), comm.size)
-    ]
-    row = np.zeros(max(np.diff(bounds)), _row(samples.labels))
-    first, end = bounds[comm.rank : comm.rank + 2]
-    for start, stop in blocks:
-        if first <= start < end:
-            with network.timer("validation"):
-                images, labels = samples.take(indices[start:stop])
-                outputs, block = network.logits(params, images), row[start - first : stop - first]
-                block["labels"], block["predicted"] = labels, loss.predicted(outputs)
-                block["correct"], block["places"] = loss.correct(outputs, labels), loss.places(outputs, labels)
-                block["losses"] = loss.loss(outputs, labels)
-    with network.timer("waiting"):
-        rows = comm.allgather(row.view(np.uint8)).view(row.dtype)
-    table = np.concatenate([rows[rank, : bounds[rank + 1] - bounds[rank]] for rank in range(comm.size)])
-    return Answers(**{name: table[name] for name in row.dtype.names or ()})
+
+    def answer(start: int, stop: int, out: Array) -> None:
+        images, labels = samples.take(indices[start:stop])
+        outputs = network.logits(params, images)
+        out["labels"], out["predicted"] = labels, loss.predicted(outputs)
+        out["correct"], out["places"] = loss.correct(outputs, labels), loss.places(outputs, labels)
+        out["losses"] = loss.loss(outputs, labels)
+
+    row = _row(samples.labels)
+    table = by_blocks(comm, network.timer, np.zeros(len(indices), row), answer)
+    return Answers(**{name: table[name] for name in row.names or ()})
 
 
 def _row(labels: Array) -> np.dtype[Any]:
@@ -61,6 +55,50 @@ def _row(labels: Array) -> np.dtype[Any]:
             ("losses", np.float64),
         ]
     )
+
+
+def by_blocks(comm: SerialComm, timer: Timer, rows: Array, compute: Callable[[int, int, Array], None]) -> Array:
+    """Fill ``rows``, one for each sample, with the same values on every rank; each rank computes a part of them.
+
+    Args:
+        compute: writes the rows from ``start`` to ``stop``, which are a block, into an array.
+    """
+    blocks = chunks(len(rows), EVALUATION_BLOCK)
+    bounds = [blocks[block][0] if block < len(blocks) else len(rows) for block in split_evenly(len(blocks), comm.size)]
+    own = np.zeros((max(np.diff(bounds)), *rows.shape[1:]), rows.dtype)
+    first, end = bounds[comm.rank : comm.rank + 2]
+    for start, stop in blocks:
+        if first <= start < end:
+            with timer("validation"):
+                compute(start, stop, own[start - first : stop - first])
+    with timer("waiting"):
+        parts = comm.allgather(own.view(np.uint8)).view(rows.dtype)
+    for rank in range(comm.size):
+        rows[bounds[rank] : bounds[rank + 1]] = parts[rank, : bounds[rank + 1] - bounds[rank]]
+    return rows
+
+
+def answers(
+    comm: SerialComm, network: Network, params: Vector, images: Callable[[Indices], Array], count: int, loss: Loss
+) -> Array:
+    """The answers (count, K) of a network, float64, the same on every rank; each computes a part of them.
+
+    They are what :meth:`dpcnn.nn.losses.Loss.probabilities` returns.
+
+    Args:
+        images: the images of these indices, which are below ``count``.
+
+    Raises:
+        DataError: on every rank, if an answer is not finite.
+    """
+
+    def answer(start: int, stop: int, out: Array) -> None:
+        out[...] = loss.probabilities(network.logits(params, images(np.arange(start, stop))).astype(np.float64))
+
+    table = by_blocks(comm, network.timer, np.zeros((count, network.classes)), answer)
+    if not np.isfinite(table).all():
+        raise DataError("the network's answer is not finite: its weights are too large for these images")
+    return table
 
 
 def evaluate_sets(

@@ -144,6 +144,16 @@ def choose_config(options: Namespace, stored: dict[str, Any] | None, folder: str
         return with_cut(override(recipe, options), recipe, given(options))
     of_run = from_dict(stored, f"{folder}: ")
     asked = override(read_recipe(options.recipe) if options.recipe else of_run, options)
+    check_resumable(of_run, asked, folder)
+    return asked
+
+
+def check_resumable(of_run: Config, asked: Config, folder: str) -> None:
+    """Make sure that a run can be resumed with these options.
+
+    Raises:
+        ConfigError: an option would change the result of the run.
+    """
     before, after = of_run.as_dict(), asked.as_dict()
     free = {option.name for option in options_of(Config) if option.metadata["free"]}
     for name in [*before, *after]:
@@ -155,7 +165,6 @@ def choose_config(options: Namespace, stored: dict[str, Any] | None, folder: str
                 f"{flag_of(name)}: {folder} was started with {was}, and can't be resumed with {now}{why}; "
                 "drop the flag or start a new run"
             )
-    return asked
 
 
 def with_cut(config: Config, recipe: Config, typed: dict[str, Any]) -> Config:
