@@ -17,7 +17,9 @@ from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.losses import LOSSES, Loss
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
-from dpcnn.optim.optimizers import OPTIMIZERS, Optimizer
+from dpcnn.optim.groups import check_settings
+from dpcnn.optim.optimizer import Optimizer
+from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.optim.schedules import SCHEDULES
 
 MOST_BATCH, MOST_EPOCHS, MOST_IMPORTS = 2**31 - 1, 1_000_000, 16
@@ -167,11 +169,12 @@ class Config:
         """The network for images (H, W, C) and this number of classes.
 
         Raises:
-            ConfigError: the layers do not fit each other, the images or the classes.
+            ConfigError: the layers do not fit each other, the images, the classes or the optimizer.
         """
         network = Network(image_shape, build(self.layers or MODELS[self.model], classes, self.dropout))
         if network.classes != classes:
             raise ConfigError(f"the model has {network.classes} classes; the data has {classes}")
+        check_settings(network, self.make_optimizer())
         return network
 
 
