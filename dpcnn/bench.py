@@ -14,6 +14,7 @@ from dpcnn.errors import ConfigError
 from dpcnn.evidence.comparison import Jobs, scaling, versus
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.measure import measure_job
+from dpcnn.evidence.recovery import survive
 from dpcnn.flags import add_config_flags, given, override
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
@@ -23,7 +24,7 @@ from dpcnn.training.resume import RECIPE
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    starts_jobs = any(word.startswith(("--scaling", "--versus")) for word in words)
+    starts_jobs = any(word.startswith(("--scaling", "--versus", "--survive")) for word in words)
     numerics = None if starts_jobs else lambda options: measured(options).numerics
     return run_command(command, make_parser, argv, SerialComm() if starts_jobs else None, numerics)
 
@@ -40,9 +41,14 @@ def make_parser() -> Parser:
     parser.add_argument("--exchange-only", action="store_true", help="measure only the exchanges")
     parser.add_argument("--scaling", metavar="RANKS", help="start jobs with these numbers of ranks, such as 1,2,4")
     parser.add_argument("--versus", choices=("torch",), help="start jobs in turns with PyTorch DDP")
-    parser.add_argument("--ranks", type=int, default=2, help="number of ranks for --versus (default 2)")
+    parser.add_argument(
+        "--survive",
+        action="store_true",
+        help="start jobs that survive the death of ranks and others in turns; kill ranks",
+    )
+    parser.add_argument("--ranks", type=int, default=2, help="number of ranks for --versus and --survive (default 2)")
     parser.add_argument("--batches", default="32,64,128", help="batches per rank for --versus (default 32,64,128)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds for --scaling and --versus (default 7)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds for jobs in turns (default 7)")
     parser.add_argument(
         "--launcher", default=usual_launcher(), help="command that starts the ranks, as in dpcnn verify"
     )
@@ -63,6 +69,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
         result, text = scaling(jobs, counts)
     elif options.versus:
         result, text = versus(jobs, options.ranks, batches)
+    elif options.survive:
+        result, text = survive(jobs, options.ranks)
     else:
         result, text = measure_job(comm, config, options.steps, options.exchange_only, say)
     with comm.fail_together():
@@ -79,8 +87,11 @@ def check(options: Namespace) -> tuple[list[int], list[int]]:
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name}: must be at least 1, not {getattr(options, name)}")
     scaled, batches = (numbers(f"--{name}", getattr(options, name) or "1", "1,2,4") for name in ("scaling", "batches"))
-    if options.scaling or options.versus:
-        check_starter("--scaling" if options.scaling else "--versus", options.launcher)
+    for name in ("scaling", "versus", "survive"):
+        if getattr(options, name):
+            check_starter(f"--{name}", options.launcher)
+    if options.survive and options.ranks < 2:
+        raise ConfigError(f"--ranks: --survive needs at least 2, not {options.ranks}")
     return scaled, batches
 
 

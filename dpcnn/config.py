@@ -1,8 +1,8 @@
 """The one source of a run's options: flags, recipe files and checkpoints all come from here."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from dpcnn.base.startup import NUMERICS
 from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.losses import LOSSES, Loss
+from dpcnn.nn.metrics import METRICS
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
 from dpcnn.optim.groups import check_settings
 from dpcnn.optim.optimizer import Optimizer
 from dpcnn.optim.optimizers import OPTIMIZERS
-from dpcnn.optim.schedules import SCHEDULES
+from dpcnn.optim.schedules import PLATEAU, SCHEDULES
 
 MOST_BATCH, MOST_EPOCHS, MOST_IMPORTS = 2**31 - 1, 1_000_000, 16
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,16 @@ class Config:
         below=1,
     )
     schedule: str = option("cosine", "learning-rate schedule", choices=SCHEDULES)
-    gamma: float = option(0.8, "factor of the schedules exponential and step", above=0, most=1_000)
+    gamma: float = option(0.8, "factor of the schedules exponential, step and plateau", above=0, most=1_000)
+    plateau_patience: int = option(
+        5, "schedule plateau: epochs without improvement of --monitor that do not change the rate", least=0, later=True
+    )
     warmup: int = option(200, "steps of linear warm-up of the learning rate", least=0)
     loss: str = option("cross-entropy", "loss function", choices=LOSSES)
     monitor: str = option(
-        "accuracy",
-        "validation metric that chooses the best epoch; the loss decides between equal accuracies",
-        choices=("accuracy", "loss"),
+        AUTO,
+        f"validation metric that chooses the best epoch: {', '.join(METRICS)}; auto: the first metric of the loss "
+        "function; the loss decides between equal values",
         free=True,
     )
     patience: int = option(
@@ -124,15 +129,30 @@ class Config:
         check_imports(self.imports)
         check_options(self)
         object.__setattr__(self, "parts", self._complete(self.parts))
-        self.make_optimizer(), self.make_loss()  # they check their options
-        if self.patience and not self.validation:
-            raise ConfigError("--patience: needs --validation samples to judge by")
+        self.make_optimizer()  # it checks its options
+        self._check_monitor(self.make_loss().metrics)
         if self.validation >= 1 and self.validation % 1:
             raise ConfigError(f"--validation: expected a whole number, or a fraction below 1, not {self.validation:g}")
         if not (isinstance(self.layers, list) and all(isinstance(layer, dict) for layer in self.layers)):
             raise ConfigError("layers: expected a list of tables, [[layers]] in TOML")
         if not self.layers and self.model not in MODELS:
             raise ConfigError(f"--model: no {self.model!r}; choose from {', '.join(sorted(MODELS))}")
+
+    def _check_monitor(self, metrics: Sequence[str]) -> None:
+        """Check the options that judge by a metric; ``metrics`` are those of the loss."""
+        if self.monitor not in (AUTO, *metrics):
+            known = f"the loss {self.loss} has {', '.join(metrics)}"
+            raise ConfigError(f"--monitor: no {self.monitor!r}; {known}; or {AUTO}")
+        needs = {"--patience": self.patience > 0, "--schedule plateau": self.schedule == PLATEAU}
+        for flag in needs:
+            if needs[flag] and not self.validation:
+                raise ConfigError(f"{flag}: needs --validation samples to judge by")
+
+    @property
+    def monitored(self) -> str:
+        """The metric that chooses the best epoch: of ``monitor``."""
+        first: str = self.make_loss().metrics[0]
+        return first if self.monitor == AUTO else self.monitor
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer with its options."""
@@ -159,7 +179,8 @@ class Config:
         for key in defaults:
             if key in OWN_NAMES:
                 raise ConfigError(f"{key}: every run has an option of this name; rename that of {' or '.join(names)}")
-        return {**defaults, **given}
+        values = {**defaults, **given}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """All values by name, the options of the optimizer and of the loss among them: the reverse of from_dict."""
@@ -205,7 +226,16 @@ def is_module_name(name: Any) -> bool:
 
 def part_names() -> set[str]:
     """The names of the options of all optimizers and losses."""
-    return {each.name for kind in [*OPTIMIZERS.values(), *LOSSES.values()] for each in options_of(kind)}
+    return {each.name for each in _part_options()}
+
+
+def later_names() -> set[str]:
+    """The names of the options that files of older versions lack."""
+    return {each.name for each in [*options_of(Config), *_part_options()] if each.metadata["later"]}
+
+
+def _part_options() -> list[Field[Any]]:
+    return [each for kind in [*OPTIMIZERS.values(), *LOSSES.values()] for each in options_of(kind)]
 
 
 def from_dict(values: Mapping[str, Any], where: str = "", whole: bool = False) -> Config:
@@ -213,7 +243,7 @@ def from_dict(values: Mapping[str, Any], where: str = "", whole: bool = False) -
 
     Args:
         where: the start of the message of an error.
-        whole: every value must be there, as in files that dpcnn has written.
+        whole: every value must be there, as in files that dpcnn has written, except those that old versions lack.
 
     Raises:
         ConfigError: an unknown key, or a wrong value.
@@ -225,7 +255,7 @@ def from_dict(values: Mapping[str, Any], where: str = "", whole: bool = False) -
                 raise ConfigError(unknown_key(key, [*OWN_NAMES, *sorted(part_names())]))
         parts = {key: value for key, value in values.items() if key not in OWN_NAMES}
         config = Config(**{key: values[key] for key in values if key in OWN_NAMES}, parts=parts)
-        missing = [key for key in config.as_dict() if key not in values]
+        missing = [key for key in config.as_dict() if key not in values and key not in later_names()]
         if whole and missing:
             raise ConfigError(f"{missing[0]} is missing")
         return config

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from typing import Any
 
-from dpcnn.base.options import flag_of, options_of, types_of
+from dpcnn.base.options import flag_of, is_list, options_of, types_of
 from dpcnn.config import OWN_NAMES, Config, from_dict, is_module_name, part_names
 from dpcnn.errors import ConfigError
 from dpcnn.nn.losses import LOSSES
@@ -25,7 +25,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         for name, owners in _owners(kinds).items():
             each = next(each for each in options_of(owners[0][1]) if each.name == name)
             defaults = {each.default for _, kind in owners for each in options_of(kind) if each.name == name}
-            default = f"; default {each.default}" if len(defaults) == 1 else ""
+            default = f"; default {each.default}" if len(defaults) == 1 and defaults != {()} else ""
             of = ", ".join(owner for owner, _ in owners)
             _add_flag(group, each, types_of(owners[0][1])[name], f"(for {of}{default})")
 
@@ -44,9 +44,17 @@ def _add_flag(group: Any, option: Field[Any], kind: type[Any], note: str) -> Non
     if kind is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         return
+    if is_list(kind):
+        group.add_argument(flag, type=numbers, default=argparse.SUPPRESS, metavar="X,X,..", help=f"{text} {note}")
+        return
     choices = sorted(option.metadata["choices"] or ())
     metavar = "|".join(choices) or {int: "N", float: "X", str: "NAME"}[kind]
     group.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=f"{text} {note}".rstrip())
+
+
+def numbers(text: str) -> list[float]:
+    """Numbers separated by commas: for argparse."""
+    return [float(word) for word in text.split(",")]
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +111,8 @@ def retype(flags: dict[str, Any]) -> list[str]:
             words += [f"--import={module}" for module in value]
         elif isinstance(value, bool):
             words.append(f"--{'' if value else 'no-'}{flag_of(name)[2:]}")
+        elif isinstance(value, list | tuple):
+            words += [flag_of(name), ",".join(map(str, value))]
         else:
             words += [flag_of(name), str(value)]
     return words

@@ -48,11 +48,14 @@ def command(comm: SerialComm, options: Namespace) -> int:
 
 
 def print_text(found: Iterable[dict[str, Any]]) -> None:
-    """Print a line per image: its likeliest classes and their probabilities."""
+    """Print a line per image: its likeliest classes or labels and their probabilities, or its values."""
     for each in found:
-        p = np.array(each["probabilities"])
-        likeliest = ", ".join(f"{number} ({p[number]:.4f})" for number in np.argsort(-p, kind="stable")[:SHOWN])
-        print(f"{printable(each['file'])}{' image ' + str(each['image']) if each['image'] else ''}: {likeliest}")
+        if "values" in each:
+            answer = ", ".join(f"{value:.6g}" for value in each["values"])
+        else:
+            p = np.array(each["probabilities"])
+            answer = ", ".join(f"{number} ({p[number]:.4f})" for number in np.argsort(-p, kind="stable")[:SHOWN])
+        print(f"{printable(each['file'])}{' image ' + str(each['image']) if each['image'] else ''}: {answer}")
 
 
 def print_json(found: Iterable[dict[str, Any]]) -> None:
@@ -66,8 +69,17 @@ def print_csv(found: Iterable[dict[str, Any]]) -> None:
     rows = csv.writer(sys.stdout, lineterminator="\n")
     for place, each in enumerate(found):
         if not place:
-            rows.writerow(["file", "image", "class", *(f"p{number}" for number in range(len(each["probabilities"])))])
-        rows.writerow([each["file"], each["image"], each["class"], *(f"{p:.6g}" for p in each["probabilities"])])
+            rows.writerow(columns(each))
+        numbers = each.get("probabilities") or each["values"]
+        best = [each["class"]] if "class" in each else []
+        rows.writerow([each["file"], each["image"], *best, *(f"{number:.6g}" for number in numbers)])
+
+
+def columns(each: dict[str, Any]) -> list[str]:
+    """The header for rows like that of a prediction: p0, p1 and so on are probabilities, and y0, y1 .. values."""
+    best = ["class"] if "class" in each else []
+    letter, numbers = ("y", each["values"]) if "values" in each else ("p", each["probabilities"])
+    return ["file", "image", *best, *(f"{letter}{number}" for number in range(len(numbers)))]
 
 
 if __name__ == "__main__":

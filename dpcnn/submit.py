@@ -36,7 +36,10 @@ def make_parser() -> Parser:
     parser.add_argument("--memory", type=int, default=1, metavar="GB", help="memory per rank (default 1)")
     parser.add_argument("--time", default="1:00:00", help="time limit: minutes, H:M:S or D-H:M:S (default 1:00:00)")
     parser.add_argument(
-        "--starter", metavar="COMMAND", help="command that starts the ranks (default srun --mpi=pmix; mpirun under PBS)"
+        "--starter",
+        metavar="COMMAND",
+        help="command that starts the ranks (default mpirun --with-ft ulfm with Open MPI 5; otherwise "
+        "srun --mpi=pmix, or mpirun under PBS)",
     )
     parser.add_argument("--setup", default=environment(), metavar="LINE", help="shell line that makes dpcnn available")
     parser.add_argument("--send", action="store_true", help="store the script beside the run's folder, and submit it")

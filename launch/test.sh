@@ -3,7 +3,7 @@
 #
 #   launch/test.sh [--all] [arguments of pytest]
 #
-# --all also runs the slow tests.
+# --all also runs the slow tests. Two processes share the files of tests; -n 0 as an argument runs all in one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh test
@@ -12,4 +12,4 @@ if [ "${1:-}" = --all ]; then
 else
   set -- -m "not slow" "$@"
 fi
-exec pytest "$@"
+exec pytest -n 2 --dist loadfile "$@"

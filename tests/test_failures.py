@@ -273,14 +273,35 @@ def test_a_signal_to_any_rank_ends_the_run_at_a_step_with_a_checkpoint(long, tmp
     assert events(folder)[-1]["weights_sha256"] == events(straight)[-1]["weights_sha256"]
 
 
-def test_ctrl_c_on_the_script_saves_a_checkpoint(long, tmp_path):
-    """launch/local.sh in a terminal's foreground group, which gets the SIGINT as one."""
+@pytest.fixture
+def local():
+    """A function that starts launch/local.sh with some words."""
     environment = Path(shutil.which("mpirun")).parents[1]
     if not (environment / "pyvenv.cfg").exists() or not list(environment.glob("installed-*plot")):
         pytest.skip("mpirun is not from an environment that launch/ has made")
-    folder = tmp_path / "run"
     flags = {"DPCNN_VENV": str(environment), "DPCNN_MPI": "mpich" if "mpich" in environment.name else "openmpi"}
-    job = Job([ROOT / "launch" / "local.sh", "-n", "3", *long, "--out", folder], env=flags)
+    return lambda *words: Job([ROOT / "launch" / "local.sh", *words], env=flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_the_script_starts_a_killed_job_again(local, quick, tmp_path, restarts):
+    flags = [*quick, "--epochs", "40", "--model", "small-cnn", "--keep", "1", "--no-curves"]
+    job = local("-n", "3", "--restarts", str(restarts), *flags, "--survive", "no", "--out", tmp_path / "run")
+    until_step(tmp_path / "run", 40, job)
+    os.kill(job.ranks()[1], signal.SIGKILL)
+    result = job.wait()
+    assert result.out.count("continues from its last checkpoint; restarts left: 0") == restarts
+    assert (result.status == 0) == bool(restarts), result.err
+    if restarts:
+        assert training(*flags, "--out", tmp_path / "straight").status == 0
+        assert timeless(tmp_path / "run") == timeless(tmp_path / "straight")
+
+
+def test_ctrl_c_on_the_script_saves_a_checkpoint(local, long, tmp_path):
+    """launch/local.sh in a terminal's foreground group, which gets the SIGINT as one."""
+    folder = tmp_path / "run"
+    job = local("-n", "3", *long, "--out", folder)
     until_step(folder, 3, job)
     os.killpg(job.process.pid, signal.SIGINT)
     result = job.wait()

@@ -41,7 +41,9 @@ def mistake(result, *fragments: str) -> None:
         assert fragment in result.err
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    "net", ["pooling first", *(pytest.param(net, marks=pytest.mark.slow) for net in list(NETS)[::2])]
+)
 def test_every_command_takes_every_net(trained, net, tmp_path):
     run = trained(NETS[net])
     for words in (["report", run], ["plot", run, "--filters"], ["evaluate", run, "--plots", tmp_path / "plots"]):

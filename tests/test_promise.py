@@ -137,7 +137,7 @@ def examples(number: int):
     return settings(max_examples=number, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 
 
-@examples(30)
+@examples(16)
 @given(config=configs(), nodes=NODES, others=NODES)
 def test_ranks_and_nodes_change_nothing(data, config, nodes, others):
     check_promise(data, config, nodes, others)

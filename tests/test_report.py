@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from commands import command, training
 
+from dpcnn.reporting.page import deaths_table
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.events import epoch_rows
 
@@ -55,6 +56,13 @@ def test_the_page_of_a_run(quick, tmp_path):
         text,
         re.S,
     )
+
+
+def test_deaths_of_ranks_are_listed():
+    death = {"event": "death", "step": 120, "lost": ["rank 2 on a<b"], "ranks": 3, "seconds": 0.034}
+    page = Page(deaths_table([{"event": "step"}, death]))
+    assert page.words[-4:] == ["120", "rank 2 on a<b", "3", "0.03 s"]
+    assert deaths_table([]) == ""
 
 
 def test_an_epoch_that_was_not_evaluated_has_empty_cells():

@@ -41,11 +41,14 @@ def slurm():
 
 
 class BatchJob:
-    """A job of two nodes with two ranks in all, as ``dpcnn submit`` writes it."""
+    """A job of two nodes with two ranks in all, or more, as ``dpcnn submit`` writes it."""
 
-    def __init__(self, env: dict[str, str], folder: Path, starter: str, arguments, edit=lambda script: script) -> None:
+    def __init__(
+        self, env: dict[str, str], folder: Path, starter: str, arguments, edit=lambda script: script, per_node=1
+    ) -> None:
         self.env, self.folder, self.run = env, folder, folder / "run"
-        words = ["--nodes", "2", "--ranks-per-node", "1", "--starter", starter, "--time", "5"]
+        words = ["--nodes", "2", "--ranks-per-node", per_node, "--time", "5"]
+        words += ["--starter", starter] if starter else []
         written = command("submit", self.run, *words, "--", *arguments)
         assert written.status == 0, written.err
         script = folder / "job.sbatch"
@@ -86,9 +89,9 @@ class BatchJob:
         self.until(lambda: "queued again" in self.out, "stops")
         self.until(lambda: self.state == "COMPLETED", "ends")
 
-    def kill(self, rank: int) -> None:
-        """SIGKILL to a rank, as from a node without memory left."""
-        marks = {f"SLURM_JOB_ID={self.number}".encode(), f"SLURM_PROCID={rank}".encode()}
+    def kill(self, rank: int, name: str = "SLURM_PROCID") -> None:
+        """SIGKILL to a rank, as from a node without memory left; ``name``: of the variable with its number."""
+        marks = {f"SLURM_JOB_ID={self.number}".encode(), f"{name}={rank}".encode()}
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if marks <= set((entry / "environ").read_bytes().split(b"\0")):
@@ -172,3 +175,17 @@ def test_a_cancelled_job_stops_with_a_checkpoint_for_good(slurm, straight, tmp_p
     assert "queued again" not in job.out and "stopped at step" in job.out
     assert training("--resume", "--out", job.run, ranks=2).status == 0
     assert timeless(job.run) == metrics
+
+
+@pytest.mark.slow
+def test_a_job_survives_the_death_of_a_rank_and_then_of_all_ranks_of_a_node(slurm, straight, tmp_path):
+    flags, metrics = straight
+    job = BatchJob(slurm, tmp_path, "", flags, per_node=2)
+    job.until(lambda: job.steps() > 20, "goes on")
+    job.kill(1, "OMPI_COMM_WORLD_RANK")
+    job.until(lambda: "3 ranks continue" in job.out and (job.run / "checkpoints" / "last.h5").exists(), "survives")
+    for rank in (2, 3):
+        job.kill(rank, "OMPI_COMM_WORLD_RANK")
+    job.until(lambda: job.state == "COMPLETED", "ends")
+    assert "queued again" not in job.out and "1 finished it" in job.out
+    assert [event for event in timeless(job.run) if event["event"] != "death"] == metrics

@@ -60,7 +60,7 @@ def test_flags_reach_the_script():
         "#SBATCH --time=48:30:00",
         "#SBATCH --mem-per-cpu=2G",
         "#SBATCH --signal=B:USR1@120",
-        "starter=${DPCNN_STARTER:-mpirun} # or: mpirun",
+        "starter=${DPCNN_STARTER:-mpirun}",
         "[ $# -gt 0 ] || set -- 'runs/my run' --recipe accurate --seed 3",
     ):
         assert line in result.out.splitlines()

@@ -75,7 +75,7 @@ def examples(number: int):
     return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
-@examples(12)
+@examples(6)
 @given(deaths())
 def test_the_others_end_with_the_same_bits_and_record(data, case):
     check(data, *case)
@@ -111,6 +111,7 @@ def test_three_real_ranks_survive_the_fourth(quick, tmp_path, victim):
     assert result.status == 0, result.err
     assert "survives the death of ranks" in result.out
     assert re.search(rf"rank {victim} on \S+ died after step \d+: 3 ranks continue", result.out)
+    assert "1 rank died during the run; 3 finished it" in result.out
     assert training(*flags, "--out", tmp_path / "undisturbed").status == 0
     assert left_by(tmp_path / "run")["weights"] == left_by(tmp_path / "undisturbed")["weights"]
     assert left_by(tmp_path / "run")["events"] == left_by(tmp_path / "undisturbed")["events"]

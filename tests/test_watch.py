@@ -179,6 +179,7 @@ def test_a_watch_that_ends_says_so_and_the_job_goes_on(quick, tmp_path, victim):
     assert "hang: " not in result.err
 
 
+@pytest.mark.slow
 def test_a_slow_rank_is_reported_and_not_killed(endless, tmp_path):
     flags = [*endless, "--stall-timeout", "6", "--max-steps", "10", "--out", tmp_path / "run"]
     result = run(3, "-c", STUCK.replace("SECONDS", "4"), *flags)

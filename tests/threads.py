@@ -214,9 +214,6 @@ class ThreadComm(Surviving):
         raise NotImplementedError("threads have no links of their own")
 
     def commit(self, well: bool) -> bool:
-        if not self.survives:
-            self._node.barrier()
-            return well
         board = self._board
         self._commits += 1  # the same on all ranks, unlike the number of calls once one has failed
         agreed: bool = board.decide(

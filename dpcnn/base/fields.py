@@ -82,7 +82,7 @@ class Table:
             raise FieldError(f"{where or 'the whole'}: expected a table of names and values, not {_short(value)}")
         self._values: dict[str, Any] = value
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._values
 
     def __iter__(self) -> Iterator[str]:

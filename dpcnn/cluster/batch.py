@@ -17,16 +17,15 @@ from dpcnn.errors import ConfigError, LaunchError, printable
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A scheduler: its template in cluster/jobs/, the command that submits a script, and the usual launcher."""
+    """A scheduler: its template in cluster/jobs/, and the command that submits a script."""
 
     template: str
     sender: str
-    starter: str
 
 
 SCHEDULERS = {
-    "slurm": Scheduler("slurm.sbatch", "sbatch", "srun --mpi=pmix"),
-    "pbs": Scheduler("pbs.sh", "qsub", "mpirun"),
+    "slurm": Scheduler("slurm.sbatch", "sbatch"),
+    "pbs": Scheduler("pbs.sh", "qsub"),
 }
 LEAD = 120  # seconds before a job's end at which Slurm signals it, or a fifth of a short job's time
 
@@ -48,7 +47,8 @@ class BatchJob:
         ranks_per_node: one rank per core.
         memory: GB per rank.
         time: as Slurm writes it.
-        starter: the command that starts the ranks; None: the usual one of the scheduler.
+        starter: the command that starts the ranks; None: one in whose jobs ranks survive the death of others, or else
+            the usual one of the scheduler.
         setup: the shell line that makes dpcnn available.
         words: arguments of dpcnn.train.
     """
@@ -94,7 +94,7 @@ class BatchJob:
             "time": f"{hours:02}:{rest // 60:02}:{rest % 60:02}",
             "lead": str(min(LEAD, seconds // 5)),
             "setup": self.setup,
-            "starter": self.starter or SCHEDULERS[self.scheduler].starter,
+            "starter": self.starter or "",
             "words": shlex.join([str(self.run), *self.words]),
             "run": shlex.quote(str(self.run)),
             "arguments": shlex.quote(shlex.join(self.words)) if self.words else "",

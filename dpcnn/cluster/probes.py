@@ -19,7 +19,8 @@ from dpcnn.base.numerics import fingerprint
 from dpcnn.cluster.checks import Facts
 from dpcnn.cluster.watch import Watch
 from dpcnn.data.dataset import find_data
-from dpcnn.data.shards import SPLITS, read_manifest, verify
+from dpcnn.data.shard_files import verify
+from dpcnn.data.shards import SPLITS, read_manifest
 from dpcnn.errors import DataError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import detect

@@ -3,6 +3,7 @@
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dpcnn.base import fields
@@ -12,6 +13,7 @@ from dpcnn.data.info import info
 from dpcnn.data.prepare import SHARDS, Target, fetch_and_prepare, prepare
 from dpcnn.data.shards import MOST_SHARDS
 from dpcnn.errors import ConfigError
+from dpcnn.nn.losses import CLASSES, TARGETS
 from dpcnn.parallel.comm import SerialComm
 
 
@@ -30,6 +32,13 @@ def make_parser() -> Parser:
     )
     make.add_argument("--out", type=Path, required=True, help="the new data set's folder")
     make.add_argument("--name", help="the data set's name (default: that of the folder)")
+    make.add_argument(
+        "--targets",
+        choices=sorted(TARGETS),
+        default=CLASSES,
+        help="NPZ: the kind of y_train and y_test: one class per sample; or zeros and ones (n, K); or floats (n,) or "
+        "(n, K) for regression (default classes)",
+    )
     get = actions.add_parser("fetch", help="download, check and prepare a data set")
     get.add_argument("name", choices=sorted(DOWNLOADS))
     get.add_argument("--out", type=Path, help="the new data set's folder (default data/NAME)")
@@ -58,7 +67,7 @@ def command(comm: SerialComm, options: Namespace) -> int:
     out = options.out or Path("data") / options.name
     target = Target(out, options.name, options.shards, options.contiguous, options.shuffle)
     if options.command == "prepare":
-        prepare(comm, options.source, target, print)
+        prepare(comm, options.source, replace(target, targets=options.targets), print)
     else:
         fetch_and_prepare(comm, options.name, options.mirror, target, print)
     return DONE

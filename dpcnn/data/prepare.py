@@ -13,9 +13,11 @@ from dpcnn.base import fields
 from dpcnn.data.downloads import DOWNLOADS, Download, fetch
 from dpcnn.data.inputs import check_memory
 from dpcnn.data.layout import write_shard
-from dpcnn.data.shards import MOST_SHARDS, SPLITS, Manifest, Shard, ShardFile, write_manifest
+from dpcnn.data.shard_files import ShardFile
+from dpcnn.data.shards import MOST_SHARDS, SPLITS, Manifest, Shard, write_manifest
 from dpcnn.data.sources import Source, read_source
 from dpcnn.errors import DataError, printable
+from dpcnn.nn.losses import CLASSES
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.tree import split_evenly
 
@@ -36,6 +38,7 @@ class Target:
         shards: of the training split; those of other splits have about the same size.
         contiguous: whether the samples are stored without compression.
         shuffle: the seed of a random order of the samples of each split; None: the order of the source.
+        targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`.
     """
 
     out: Path
@@ -43,6 +46,7 @@ class Target:
     shards: int = SHARDS
     contiguous: bool = False
     shuffle: int | None = None
+    targets: str = CLASSES
 
     def check_free(self) -> None:
         """Make sure that nothing will be overwritten.
@@ -61,7 +65,7 @@ def prepare(comm: SerialComm, path: Path, target: Target, say: Say) -> None:
     """
     with comm.fail_together():
         target.check_free()
-        source = read_source(path)
+        source = read_source(path, target.targets)
     write_set(comm, source, target, say)
 
 
@@ -166,16 +170,17 @@ def describe(source: Source, splits: dict[str, tuple[Shard, ...]], target: Targe
     return Manifest(
         name=target.name or printable(target.out.name)[: fields.MOST_NAME],
         image_shape=(height, width, channels),
-        classes=1 + max(int(labels.max()) for _, labels in source.splits.values()),
+        classes=source.classes,
         compressed=not target.contiguous,
         splits=splits,
         content={split: source.sha256(split) for split in SPLITS},
         source=source.origin,
+        targets=source.targets,
     )
 
 
 def _check_readable(out: Path, manifest: Manifest, split: str, size: int) -> None:
     """Refuse a data set that :func:`dpcnn.data.dataset.load` would refuse, because it compresses too well."""
     if manifest.compressed:
-        needed = manifest.samples(split) * (manifest.image_bytes + 1)
+        needed = manifest.samples(split) * manifest.sample_bytes
         check_memory(f"{out} ({split})", needed, size, "prepare it with --contiguous")

@@ -3,7 +3,8 @@
 ::
 
     manifest.json       counts, shapes, the sha256 of every shard, and the source
-    train-00.h5 ..      each with "images" (samples, H, W, C) and "labels" (samples,), both uint8
+    train-00.h5 ..      each with "images" (samples, H, W, C), uint8, and "labels": (samples,) uint8 of classes, or
+                        (samples, K), see dpcnn.data.targets
     test-00.h5 ..
 
 The number of shards is independent of the number of ranks.
@@ -12,11 +13,9 @@ The number of shards is independent of the number of ranks.
 import hashlib
 import json
 import math
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,11 @@ from numpy.typing import NDArray
 
 from dpcnn.base import fields
 from dpcnn.base.fields import FieldError, Table, load_json
-from dpcnn.base.files import MOST_JSON, Folder, open_plain, read_bytes
-from dpcnn.data.inputs import digest, reason
+from dpcnn.base.files import MOST_JSON, Folder, read_bytes
+from dpcnn.data.inputs import reason
+from dpcnn.data.targets import LABELS, parse_targets
 from dpcnn.errors import DataError
+from dpcnn.nn.losses import CLASSES
 
 Images = NDArray[np.uint8]
 
@@ -57,12 +58,13 @@ class Manifest:
     Attributes:
         name: of the data set.
         image_shape: (H, W, C).
-        classes: labels are 0 .. classes - 1.
+        classes: labels are 0 .. classes - 1; with other targets, the number of labels or values of a sample.
         compressed: whether shards are compressed and read into memory, or contiguous and read sample by sample.
         splits: "train" and "test", each a list of shards in the order of samples.
         content: for each split, the sha256 of all its images' bytes and then all its labels':
             independent of how it is sharded.
         source: the origin of the data, for people.
+        targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Manifest:
     splits: dict[str, tuple[Shard, ...]]
     content: dict[str, str]
     source: dict[str, str]
+    targets: str = CLASSES
 
     @property
     def image_bytes(self) -> int:
@@ -79,9 +82,24 @@ class Manifest:
         return math.prod(self.image_shape)
 
     @property
+    def labels_type(self) -> np.dtype[Any]:
+        """The type of the labels."""
+        return LABELS[self.targets]
+
+    def labels_shape(self, samples: int) -> tuple[int, ...]:
+        """The shape of the labels of so many samples: (samples,), or (samples, K) with other targets than classes."""
+        return (samples,) if self.targets == CLASSES else (samples, self.classes)
+
+    @property
+    def sample_bytes(self) -> int:
+        """The bytes of an image and its labels."""
+        return self.image_bytes + math.prod(self.labels_shape(1)) * self.labels_type.itemsize
+
+    @property
     def checksum(self) -> str:
         """The data set's identity: a sha256 of its content, independent of its name and its shards."""
-        return _sha256([list(self.image_shape), self.classes, sorted(self.content.items())])
+        kind = [] if self.targets == CLASSES else [self.targets]
+        return _sha256([list(self.image_shape), self.classes, sorted(self.content.items()), *kind])
 
     @property
     def digest(self) -> str:
@@ -162,6 +180,7 @@ def _parse(table: Table) -> Manifest:
         splits=splits,
         content={split: table.table("content").sha256(split) for split in SPLITS},
         source=_parse_source(table.table("source")),
+        targets=parse_targets(table),
     )
 
 
@@ -184,113 +203,3 @@ def _parse_shard(table: Table) -> Shard:
 def _parse_source(table: Table) -> dict[str, str]:
     """The names of the source and their values."""
     return {fields.name(key, "source"): table.name(key) for key in table}
-
-
-class ShardFile:
-    """A shard's open file: the verified bytes and the bytes that are read belong to the same file.
-
-    Attributes:
-        path: for messages.
-        size: in bytes, when it was opened.
-
-    Args:
-        folder: of the data set.
-        shard: its entry in the manifest.
-
-    Raises:
-        DataError: the plain file does not exist.
-    """
-
-    def __init__(self, folder: Path, shard: Shard) -> None:
-        self.path, self._shard, self._descriptor = folder / shard.file, shard, -1
-        try:
-            with open_plain(self.path) as file:
-                self._descriptor = os.dup(file.fileno())
-            self._state = self._look()
-        except OSError as error:
-            raise DataError(
-                f"{self.path}: {error.strerror}, but {MANIFEST} names it; restore it or prepare again"
-            ) from None
-        self.size = self._state[0]
-
-    def __enter__(self) -> "ShardFile":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; nothing more can be read."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
-
-    @property
-    def name(self) -> str:
-        """A path by which a library can open this file, even if it has been renamed or removed."""
-        return f"/dev/fd/{self._descriptor}"
-
-    def verify(self) -> None:
-        """Compare the file's bytes with the manifest; DataError if they differ."""
-        actual = self.sha256()
-        if actual != self._shard.sha256:
-            raise DataError(
-                f"{self.path}: damaged or replaced: its sha256 is {actual[:16]}.., {MANIFEST} says "
-                f"{self._shard.sha256[:16]}..; restore it or prepare again"
-            )
-
-    def check_unchanged(self) -> None:
-        """Verify the file again if its size or its time of change has changed since it was opened.
-
-        Raises:
-            DataError: its bytes have changed.
-        """
-        state = self._look()
-        if state == self._state:
-            return
-        if self.sha256() != self._shard.sha256:
-            raise DataError(
-                f"{self.path}: was changed while it was in use: its sha256 is no longer that of {MANIFEST}; "
-                "restore it or prepare again, then continue with --resume"
-            )
-        self._state = state
-
-    def read(self, out: memoryview, offset: int) -> None:
-        """Fill ``out`` with the bytes from ``offset`` on.
-
-        Raises:
-            DataError: they can't be read, or are missing.
-        """
-        while out.nbytes:
-            try:
-                count = os.preadv(self._descriptor, [out], offset)
-            except OSError as error:
-                raise DataError(f"{self.path}: can't be read ({error.strerror}); fix this or restore it") from None
-            if not count:
-                raise DataError(f"{self.path}: has been shortened while it was in use; restore it or prepare again")
-            out, offset = out[count:], offset + count
-
-    def _look(self) -> tuple[int, int]:
-        status = os.fstat(self._descriptor)
-        return status.st_size, status.st_mtime_ns
-
-    def sha256(self) -> str:
-        """The sha256 of the file's bytes, in hexadecimal digits."""
-        with open(self._descriptor, "rb", closefd=False) as file:
-            file.seek(0)
-            return digest(file, "sha256")
-
-
-def verify(folder: Path, shard: Shard) -> None:
-    """Compare a shard's bytes with the manifest.
-
-    Raises:
-        DataError: the file is missing, or differs from the one in the manifest.
-    """
-    with ShardFile(folder, shard) as file:
-        file.verify()

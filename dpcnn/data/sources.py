@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array
 from dpcnn.base.rng import SHUFFLE, permutation
 from dpcnn.data.formats import read_csv, read_idx
 from dpcnn.data.inputs import Input, open_input
 from dpcnn.data.npz import ZIP, read_arrays, read_headers
 from dpcnn.data.shards import MOST_CLASSES, MOST_SIDE, SPLITS, Images
+from dpcnn.data.targets import targets_of
 from dpcnn.errors import DataError, printable
+from dpcnn.nn.losses import CLASSES, TARGETS
 from dpcnn.parallel.tree import chunks
 
 HASHED = 1024  # samples at a time
@@ -26,13 +29,15 @@ class Source:
     """The images and labels of a source.
 
     Attributes:
-        splits: for each split, images (n, H, W, C) and labels (n,), both uint8.
+        splits: for each split, images (n, H, W, C), uint8, and labels, see :data:`dpcnn.data.shards.LABELS`.
         origin: the names of the source and their values, for people.
+        targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`.
         orders: for each shuffled split, the order (n,) of its samples.
     """
 
-    splits: dict[str, tuple[Images, Images]]
+    splits: dict[str, tuple[Images, Array]]
     origin: dict[str, str]
+    targets: str = CLASSES
     orders: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def shuffle(self, seed: int) -> None:
@@ -41,12 +46,18 @@ class Source:
             self.orders[split] = permutation(seed, number, self.samples(split), SHUFFLE)
         self.origin["order"] = f"shuffled by seed {seed}"
 
+    @property
+    def classes(self) -> int:
+        """The number of classes, labels or values."""
+        labels = [labels for _, labels in self.splits.values()]
+        return 1 + max(int(each.max()) for each in labels) if self.targets == CLASSES else labels[0].shape[1]
+
     def samples(self, split: str) -> int:
         """The number of samples of a split."""
         return len(self.splits[split][1])
 
-    def part(self, split: str, start: int, stop: int) -> tuple[Images, Images]:
-        """The samples ``start .. stop - 1`` of a split, in order: images (n, H, W, C) and labels (n,)."""
+    def part(self, split: str, start: int, stop: int) -> tuple[Images, Array]:
+        """The samples ``start .. stop - 1`` of a split, in order: images (n, H, W, C) and labels (n,) or (n, K)."""
         images, labels = self.splits[split]
         if split in self.orders:
             indices = self.orders[split][start:stop]
@@ -69,13 +80,18 @@ CSV_FOLDER = f"a folder with {' and '.join(CSV_NAMES.values())}"
 NPZ_FILE = f"an NPZ file with {', '.join(key for keys in KEYS.values() for key in keys)}"
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path, targets: str = CLASSES) -> Source:
     """Read a folder of IDX files, a folder of CSV files, or an NPZ file.
 
+    Args:
+        targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`; folders have classes.
+
     Raises:
-        DataError: there is no known source, or it is damaged.
+        DataError: there is no known source, it is damaged, or its labels are of another kind.
     """
-    source = _read_npz(path) if path.is_file() else _read_folder(path)
+    if targets != CLASSES and not path.is_file():
+        raise DataError(f"{path}: {TARGETS[targets]} can only be read from {NPZ_FILE}; give one")
+    source = _read_npz(path, targets) if path.is_file() else _read_folder(path)
     shapes = [source.splits[split][0].shape[1:] for split in SPLITS]
     if shapes[0] != shapes[1]:
         raise DataError(f"{path}: training images are {shapes[0]}, test images {shapes[1]}; expected the same shape")
@@ -103,7 +119,7 @@ def _read_files(files: dict[str, list[Path]], read: Callable[[Sequence[Input]], 
         with ExitStack() as opened:
             inputs = [opened.enter_context(open_input(path)) for path in paths]
             source.origin |= {each.path.name: f"sha256 {each.sha256()}" for each in inputs}
-            source.splits[split] = _checked(paths[0], *read(inputs))
+            source.splits[split] = _checked(paths[0], *read(inputs), CLASSES)
     return source
 
 
@@ -132,7 +148,7 @@ def _read_csv(files: Sequence[Input]) -> tuple[Images, Images]:
     return read_csv(files[0])
 
 
-def _read_npz(path: Path) -> Source:
+def _read_npz(path: Path, targets: str) -> Source:
     """Read an NPZ file with the keys of Keras."""
     with open_input(path) as file:
         if file.head(2) != ZIP:
@@ -144,14 +160,22 @@ def _read_npz(path: Path) -> Source:
         if missing:
             raise DataError(f"{path}: holds no {missing[0]}; expected {NPZ_FILE}")
         arrays = read_arrays(file, [headers[key] for keys in KEYS.values() for key in keys])
-    return Source({split: _checked(path, *arrays[2 * n : 2 * n + 2]) for n, split in enumerate(KEYS)}, origin)
+    pairs = {split: _checked(path, arrays[2 * n], arrays[2 * n + 1], targets) for n, split in enumerate(KEYS)}
+    columns = {labels.shape[1:] for _, labels in pairs.values()}
+    if len(columns) > 1:
+        raise DataError(f"{path}: y_train and y_test have another number of columns; give both the same")
+    return Source(pairs, origin, targets)
 
 
-def _checked(path: Path, images: NDArray[Any], labels: NDArray[Any]) -> tuple[Images, Images]:
-    """The images as (n, H, W, C) of bytes, the labels as (n,) of bytes."""
+def _checked(path: Path, images: NDArray[Any], labels: NDArray[Any], targets: str) -> tuple[Images, Array]:
+    """The images as (n, H, W, C) of bytes, the labels as :data:`dpcnn.data.shards.LABELS` describes them."""
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels):
+    if targets != CLASSES:
+        labels = targets_of(path, labels, targets)
+    elif labels.ndim != 1:
+        raise DataError(f"{path}: labels {labels.shape}: expected (n,); for (n, K) give --targets multilabel or values")
+    if images.ndim != 4 or len(images) != len(labels):
         raise DataError(
             f"{path}: images {images.shape} and labels {labels.shape} do not match; "
             "expected images (n, H, W) or (n, H, W, C), and labels (n,)"
@@ -161,12 +185,13 @@ def _checked(path: Path, images: NDArray[Any], labels: NDArray[Any]) -> tuple[Im
     if images.dtype != np.uint8:
         scale = "multiply by 255 and convert" if images.dtype.kind == "f" else "convert them"
         raise DataError(f"{path}: expected uint8 images 0..255 (n, H, W, C), not {images.dtype}; {scale}")
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"{path}: expected labels of whole numbers, not {labels.dtype}; convert them")
-    return images, _bytes(path, labels)
+    return images, labels if targets != CLASSES else _bytes(path, labels)
 
 
 def _bytes(path: Path, labels: NDArray[Any]) -> Images:
+    if labels.dtype.kind not in "iu":
+        advice = "give --targets values for a regression" if labels.dtype.kind == "f" else "convert them"
+        raise DataError(f"{path}: expected labels of whole numbers, not {labels.dtype}; {advice}")
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= MOST_CLASSES:
         wrong = most if least >= 0 else least

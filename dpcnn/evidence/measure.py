@@ -49,6 +49,7 @@ def measure_job(
     samples = load(folder, "train", comm)
     with comm.fail_together():
         check(config.numerics)
+        config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     nodes = comm.allgather_obj(comm.node().rank).count(0)
     result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}
@@ -150,7 +151,6 @@ def compare_exchanges(comm: SerialComm, size: int, times: int, rounds: int = 9) 
         after = {name: state.next[name][own] for name in Adam.state_names}
         adam.update(state.next[PARAMETERS][exchange.shard], grads, after, 1, 1e-3, before=before)
         exchange.publish(state.next[PARAMETERS])
-        comm.commit(True)
         state.commit()
 
     def allreduce() -> None:

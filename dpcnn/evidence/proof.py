@@ -22,6 +22,9 @@ from dpcnn.runs.events import Event, read_events
 TIMES = ("seconds", "images_per_second")
 """Values of an event that may differ between runs."""
 
+SURVIVING = " --with-ft ulfm"
+"""The words after Open MPI's mpirun with which ranks survive the death of one."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -95,7 +98,7 @@ def run_all(training: Training, counts: Sequence[int], kills: int, say: Callable
         killed = kill_half_way(training.start(first, Path(work) / "killed"), training.steps)
         resumed = training.resume(second, killed.folder)
         outcomes.append(finish(resumed, f"{ranks(first)}, killed at {killed.step}, then {second}"))
-        surviving = replace(training, launcher=f"{training.launcher} --with-ft ulfm")
+        surviving = replace(training, launcher=training.launcher + SURVIVING)
         for number in range(kills):
             victim, step = randrange(first), randrange(training.steps)
             say(f"{training.steps} steps on {ranks(first)}, rank {victim} killed after step {step}")

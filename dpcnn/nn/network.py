@@ -63,7 +63,18 @@ class Network(FlatParameters):
             raise ConfigError("every layer with parameters is frozen, so nothing can learn; delete a freeze = true")
         for layer, sources in zip(self.layers, self.sources, strict=True):
             layer.needs_input_grad = any(self.learning[source] for source in sources if source != IMAGES)
+        self._steps_back = [
+            (
+                number,
+                isinstance(layer, Merge),
+                [source if source != IMAGES and self.learning[source] else None for source in self.sources[number]],
+            )
+            for number, layer in reversed(list(enumerate(self.layers)))
+            if self.learning[number]
+        ]
         FlatParameters.__init__(self, self.names, self.layers)
+        places = iter(slice(*interval) for interval in self.intervals)
+        self._own = [[(p.name, next(places), p.shape) for p in layer.parameters] for layer in self.layers]
         self.timer = Timer()
 
     def input_shapes(self, number: int) -> list[Shape]:
@@ -129,24 +140,25 @@ class Network(FlatParameters):
 
     def _named(self, params: Array) -> list[dict[str, Array]]:
         """For each layer, its own parameters by their short names."""
-        views = iter(self.views(params).values())
-        return [{p.name: next(views) for p in layer.parameters} for layer in self.layers]
+        return [{name: params[place].reshape(shape) for name, place, shape in own} for own in self._own]
 
     def _forward(
         self, params: Array, images: Array, rng: SampleRng | None = None
     ) -> Iterator[tuple[Array, Callable[..., Any]]]:
         """Each layer's output, valid until the next one, and its function ``backward``, in order."""
-        values: list[Array] = []
+        values = {IMAGES: self._pixels(images, params.dtype)}
         backward: Callable[..., Any]
-        pixels = self._pixels(images, params.dtype)
-        for layer, sources, own in zip(self.layers, self.sources, self._named(params), strict=True):
-            inputs = [pixels if source == IMAGES else values[source] for source in sources]
+        for number, (layer, sources, own) in enumerate(
+            zip(self.layers, self.sources, self._named(params), strict=True)
+        ):
+            x = values[sources[0]]
             if isinstance(layer, Merge):
-                y, backward = layer.merge(inputs)
+                y, backward = layer.merge([values[source] for source in sources])
+            elif self.users[sources[0]] > 1:
+                y, backward = layer.forward(self._own_copy(layer, x), own, None if layer.frozen else rng)
             else:
-                x = self._own_copy(layer, inputs[0]) if self.users[sources[0]] > 1 else inputs[0]
                 y, backward = layer.forward(x, own, None if layer.frozen else rng)
-            values.append(y)
+            values[number] = y
             yield y, backward
 
     def _own_copy(self, layer: Layer, x: Array) -> Array:
@@ -163,19 +175,14 @@ class Network(FlatParameters):
         """Fill ``grads``. The gradients of a value that several layers take are added up in the order of those layers
         from the last to the first."""
         arrived = {len(self.layers) - 1: dy}
-        for number in range(len(self.layers) - 1, -1, -1):
-            layer, sources = self.layers[number], self.sources[number]
-            if not self.learning[number]:
-                continue
-            dy = arrived.pop(number)
-            inputs = backwards[number](dy) if isinstance(layer, Merge) else [backwards[number](dy, grads[number])]
-            for source, dx in zip(sources, inputs, strict=True):
-                if source == IMAGES or not self.learning[source]:
-                    continue
-                if source in arrived:
-                    arrived[source] += dx
-                else:
-                    arrived[source] = dx
+        for number, merges, targets in self._steps_back:
+            dy, backward = arrived.pop(number), backwards[number]
+            dxs = backward(dy) if merges else (backward(dy, grads[number]),)
+            for target, dx in zip(targets, dxs, strict=True):
+                if target in arrived:
+                    arrived[target] += dx
+                elif target is not None:
+                    arrived[target] = dx
 
     def logits(self, params: Array, images: Array) -> Array:
         """The last layer's output, (N, classes), for images (N, *input_shape); valid until the next call."""

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -66,24 +66,18 @@ class SerialComm:
         """Do an action on all ranks, and return its result on this rank, once all have done it.
 
         Ranks that survive the death of others repeat the action. So it reads the state committed before it, and writes
-        only memory that is of no use without its result, or data that may be written twice. ``timer`` counts the time
-        until all have done it as waiting.
+        only memory that is of no use without its result, or data that may be written twice. Its last operation lets all
+        ranks know that all have done their part, as an allgather does. ``timer`` counts the time until all agree as
+        waiting.
         """
-        result = action()
-        self._agree(True, timer)
-        return result
-
-    def _agree(self, well: bool, timer: Timer | None) -> bool:
-        with timer("waiting") if timer else nullcontext():
-            return self.commit(well)
+        return action()
 
     def on_death(self, make: Callable[[], None]) -> None:
         """From here on, call ``make`` after each death, before the action is repeated: what depends on the number of
         ranks is made anew there."""
 
-    def commit(self, well: bool) -> bool:
-        """Whether all ranks are well; none returns before the ranks of its node have called this."""
-        return well
+    def forget(self) -> None:
+        """Forget the deaths so far, and what :meth:`on_death` was given: another run begins."""
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -156,6 +150,9 @@ class SerialComm:
         """The end of the command on every rank, with this exit status, which is returned."""
         return status
 
+    def depart(self) -> None:
+        """The end of a process that did not begin as a command: nothing here may be called any more."""
+
     def abort(self, status: int) -> NoReturn:
         """End the whole job now, with this exit status."""
         os._exit(status)
@@ -193,10 +190,6 @@ class Communicator(SerialComm):
         self.rank, self.size = comm.rank, comm.size
         self.members: Sequence[int] = range(self.size)
         self._node = Communicator(mpi, node) if node else None
-
-    def commit(self, well: bool) -> bool:
-        self.node().barrier()
-        return well
 
     def barrier(self) -> None:
         self._comm.Barrier()

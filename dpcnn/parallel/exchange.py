@@ -82,7 +82,7 @@ class Exchange:
         """Fetch the elements of ``params``, (size,), that the ranks of other nodes have updated.
 
         The ranks of ``node`` fetch them together, into the memory that they share. They see the whole vector after
-        their next barrier, or commit.
+        the next operation in which each waits for the others.
         """
         raise NotImplementedError
 

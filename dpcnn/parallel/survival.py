@@ -16,6 +16,7 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 from dpcnn.base.timing import Timer
@@ -65,7 +66,9 @@ class Surviving(SerialComm):
                 fault = raised
             if fault:
                 self.revoke()
-            if self._agree(fault is None, timer):
+            with timer("waiting") if timer else nullcontext():
+                committed = self.commit(fault is None)
+            if committed:
                 break
             since = since or time.monotonic()
             lost = self.shrink()
@@ -82,6 +85,10 @@ class Surviving(SerialComm):
     def on_death(self, make: Callable[[], None]) -> None:
         if self.survives:
             self._rebuild.append(make)
+
+    def forget(self) -> None:
+        self._rebuild.clear()
+        self.deaths.clear()
 
     @abstractmethod
     def revoke(self) -> None:

@@ -28,8 +28,6 @@ class UlfmCommunicator(Surviving, Communicator):
         self.deaths.clear()  # who died before ranks had numbers has none
 
     def commit(self, well: bool) -> bool:
-        if not self.survives:
-            return Communicator.commit(self, well)
         try:
             return bool(self._comm.Agree(int(well)))
         except self._mpi.Exception:
@@ -42,7 +40,7 @@ class UlfmCommunicator(Surviving, Communicator):
                     comm._comm.Revoke()
 
     def shrink(self) -> list[int]:
-        before = self.members
+        before, one_node = self.members, self.node().size == self.size
         while True:
             self.revoke()
             try:
@@ -50,17 +48,23 @@ class UlfmCommunicator(Surviving, Communicator):
             except self._mpi.Exception:
                 continue
             self._become(comm)
-            if self.commit(self._find_node()):
+            if self.commit(self._find_node(one_node)):
                 return [number for number in before if number not in self.members]
 
-    def _find_node(self) -> bool:
-        """Find the ranks that share memory with this one, again; returns whether that went well."""
+    def _find_node(self, one_node: bool) -> bool:
+        """Find the ranks that share memory with this one, again; returns whether that went well.
+
+        Args:
+            one_node: all ranks do. Then no other communicator is needed: Open MPI 5.0.11 can crash if a rank dies in
+                the moment in which the others make one.
+        """
         if self._node and self._node._comm == self._mpi.COMM_SELF:
             return True
         try:
-            self._node = Communicator(self._mpi, split_nodes(self._mpi, self._comm))
+            comm = self._comm if one_node else split_nodes(self._mpi, self._comm)
         except self._mpi.Exception:
             return False
+        self._node = Communicator(self._mpi, comm)
         return True
 
     def _become(self, comm: Any) -> None:
@@ -75,12 +79,15 @@ class UlfmCommunicator(Surviving, Communicator):
         """Nothing: the end of MPI is that of the process."""
 
     def leave(self, status: int) -> NoReturn:
+        self.depart()
+        os._exit(status)
+
+    def depart(self) -> None:
         with suppress(self._mpi.Exception):
             self._comm.Agree(1)
         sys.stdout.flush()
         sys.stderr.flush()
         time.sleep(LAST_MESSAGES)
-        os._exit(status)
 
     def abort(self, status: int) -> NoReturn:
         self._comm = self._mpi.COMM_WORLD

@@ -14,11 +14,13 @@ from dpcnn.config import Config, from_dict
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
 from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.nn.losses import CLASSES, MULTILABEL, Loss
+from dpcnn.nn.metrics import Answers
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
-from dpcnn.training.evaluation import EVALUATION_BLOCK, Answers, evaluate
+from dpcnn.training.evaluation import EVALUATION_BLOCK, evaluate, measure
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,15 @@ class Examination:
         samples: the samples of the split's files.
         indices: (n,) the indices of the samples that the network answered.
         answers: the answers, in the order of ``indices``.
-        confusion: (classes, classes) counts: by row the true class, by column the predicted one.
+        confusion: (classes, classes) counts: by row the true class, by column the predicted one; None if the samples
+            have no single class.
         results: the figures, ready for JSON; only rank 0 has the checkpoint's path and step in them.
     """
 
     samples: Samples
     indices: Array
     answers: Answers
-    confusion: Array
+    confusion: Array | None
     results: dict[str, Any]
 
 
@@ -75,21 +78,22 @@ def examine(
         check(config.numerics)
         if not len(indices):
             raise ConfigError(f"{path}: its run held no samples back for validation; give --split test")
+        loss = config.make_loss()
+        loss.check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(EVALUATION_BLOCK, len(indices)), comm.node().size)
         params = network.flat(checkpoint.parameters) if checkpoint else np.empty(network.size, np.float32)
     comm.broadcast(params)
     started = time.perf_counter()
-    answers = evaluate(comm, network, params, samples, indices, config.make_loss())
+    answers = evaluate(comm, network, params, samples, indices, loss)
     if not np.isfinite(answers.losses).all():
         raise CheckpointError(f"{path}: the loss is not finite: the weights are too large for these images")
-    confusion = answers.confusion(network.classes)
+    confusion = answers.confusion(network.classes) if loss.targets == CLASSES else None
     source = {"checkpoint": str(path), "step": checkpoint.progress.step} if checkpoint else {}
     source |= {"data": samples.manifest.name, "split": split}
     seconds = round(time.perf_counter() - started, 3)
-    return Examination(
-        samples, indices, answers, confusion, {**source, **_figures(answers, confusion), "seconds": seconds}
-    )
+    figures = {**source, **_figures(answers, loss, confusion), "seconds": seconds}
+    return Examination(samples, indices, answers, confusion, figures)
 
 
 def _load(comm: SerialComm, data: str, split: str) -> Samples:
@@ -109,29 +113,38 @@ def _indices(samples: Samples, config: Config, split: str) -> Array:
     return hold_out(samples.labels, config.validation, config.holdout, config.seed).validation
 
 
-def _figures(answers: Answers, confusion: Array) -> dict[str, Any]:
-    metrics = answers.metrics
-    return {
-        "samples": metrics.count,
-        "correct": metrics.correct,
-        "accuracy": metrics.accuracy,
-        "loss": metrics.mean_loss,
-        "classes": class_scores(confusion),
-        "confusion": confusion.tolist(),
-    }
+def _figures(answers: Answers, loss: Loss, confusion: Array | None) -> dict[str, Any]:
+    """The metrics of a loss; for samples with classes or labels also those of each class."""
+    figures: dict[str, Any] = {"samples": answers.count}
+    if "accuracy" in loss.metrics:
+        figures["correct"] = int(answers.correct.sum())
+    figures |= measure(answers, loss)
+    if loss.targets == MULTILABEL:
+        figures["classes"] = scores(*answers.class_counts)
+    if confusion is not None:
+        figures |= {"classes": class_scores(confusion), "confusion": confusion.tolist()}
+    return figures
 
 
 def class_scores(confusion: Array) -> list[dict[str, Any]]:
-    """The number of samples, the precision and the recall of each class.
+    """The :func:`scores` of each class.
 
     Args:
         confusion: (classes, classes) counts: by row the true class, by column the predicted one.
+    """
+    return scores(confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1))
+
+
+def scores(right: Array, predicted: Array, of_class: Array) -> list[dict[str, Any]]:
+    """The number of samples, the precision and the recall of each class, or of each label.
+
+    Args:
+        right, predicted, of_class: for each class the numbers of right predictions, of all predictions and of samples.
 
     Returns:
         A dictionary per class. Precision is None for a class that was never predicted, and recall is None for a
         class without samples.
     """
-    right, of_class, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     return [
         {
             "class": number,
@@ -139,5 +152,5 @@ def class_scores(confusion: Array) -> list[dict[str, Any]]:
             "precision": right[number] / predicted[number] if predicted[number] else None,
             "recall": right[number] / of_class[number] if of_class[number] else None,
         }
-        for number in range(len(confusion))
+        for number in range(len(of_class))
     ]

@@ -1,4 +1,4 @@
-"""The classes that a checkpoint's network predicts for pictures."""
+"""The classes, labels or values that a checkpoint's network predicts for pictures."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +20,8 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
     """Predict the images of files, one file after the other.
 
     Yields:
-        For each image its file, its number in the file, its class, and the probabilities of all classes.
+        For each image its file, its number in the file, and the loss's answer: a class or labels, with the
+        probabilities of all, or values.
 
     Raises:
         CheckpointError, DataError, ConfigError: the checkpoint or a file can't be used.
@@ -38,4 +39,4 @@ def predictions(checkpoint: Path, files: Sequence[Path]) -> Iterator[dict[str, A
             if not np.isfinite(rows).all():
                 raise DataError(f"{path}: the network's answer is not finite: its weights are too large for this file")
             for number, row in enumerate(rows, start):
-                yield {"file": str(path), "image": number, "class": int(row.argmax()), "probabilities": row.tolist()}
+                yield {"file": str(path), "image": number, **loss.answer(row)}

@@ -1,4 +1,4 @@
-"""A step: gradients, their sum, one decision of all ranks, one update."""
+"""A step: gradients, their sum, one update, one decision of all ranks."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,7 +29,6 @@ class Sums:
 
     Attributes:
         losses, correct_counts: of each of its microbatches, the summed loss and the number of images classified right.
-        squares: of the elements of the gradient that are its alone, the sum of squares of each block; or none.
         stop: it was asked to stop.
         finite: all elements of its part of the gradient are.
         waited: seconds that it has waited so far.
@@ -37,28 +36,9 @@ class Sums:
 
     losses: Sequence[float]
     correct_counts: Sequence[int]
-    squares: NDArray[np.float64]
     stop: bool
     finite: bool
     waited: float
-
-
-def sums_of(results: Sequence[tuple[float, int]], gradient: Vector, unique: Vector, stop: bool, waited: float) -> Sums:
-    """The sums of this rank.
-
-    Args:
-        results: of each of its microbatches, the summed loss and the number of images that are classified right.
-        gradient: its shard of the summed gradient.
-        unique: the elements of the gradient for the norm; empty if it is not needed.
-    """
-    return Sums(
-        losses=[loss for loss, _ in results],
-        correct_counts=[correct for _, correct in results],
-        squares=squares(unique, SHARD_BLOCK),
-        stop=stop,
-        finite=bool(np.isfinite(gradient.sum())),
-        waited=waited,
-    )
 
 
 @dataclass(frozen=True)
@@ -69,47 +49,43 @@ class Decision:
         stop: any rank was asked to stop.
         finite: the loss and the gradient are.
         metrics: of the batch.
-        norm: of the summed gradient, from the blocks' sums of squares; 0 where there are none.
         waited: (ranks,) seconds that each rank has waited so far.
     """
 
     stop: bool
     finite: bool
     metrics: Metrics
-    norm: float
     waited: NDArray[np.float64]
 
 
-def decide(comm: SerialComm, sums: Sums, microbatches: int, blocks: int, count: int) -> Decision:
+def decide(comm: SerialComm, sums: Sums, microbatches: int, count: int, classified: bool) -> Decision:
     """Exchange what the ranks know, and draw the same conclusions on each.
 
     ``math.fsum`` is exact, so the sums do not depend on which rank held which part of them.
 
     Args:
         microbatches: of the step, on all ranks.
-        blocks: the most that any rank has.
         count: samples of the step.
+        classified: whether the samples are classified, so that some are right.
     """
-    row = np.zeros(1, message(math.ceil(microbatches / comm.size), blocks))[0]
+    row = np.zeros(1, message(math.ceil(microbatches / comm.size)))[0]
     row["stop"], row["finite"], row["waited"] = sums.stop, sums.finite, sums.waited
     row["losses"][: len(sums.losses)] = sums.losses
     row["corrects"][: len(sums.correct_counts)] = sums.correct_counts
-    row["squares"][: len(sums.squares)] = sums.squares
     rows = comm.allgather(np.atleast_1d(row).view(np.uint8)).view(row.dtype)
-    losses, squares = rows["losses"].ravel(), rows["squares"].ravel()
-    finite = bool(rows["finite"].all() and np.isfinite(losses).all() and np.isfinite(squares).all())
+    losses = rows["losses"].ravel()
+    finite = bool(rows["finite"].all() and np.isfinite(losses).all())
     return Decision(
         stop=bool(rows["stop"].any()),
         finite=finite,
-        metrics=total(losses, rows["corrects"].ravel(), count) if finite else Metrics(),
-        norm=math.sqrt(math.fsum(squares)) if finite else 0.0,
+        metrics=total(losses, rows["corrects"].ravel() if classified else None, count) if finite else Metrics(),
         waited=rows["waited"].ravel(),
     )
 
 
 @cache  # a run has two kinds of steps: with a full batch, and an epoch's last
-def message(microbatches: int, blocks: int) -> np.dtype[Any]:
-    """The layout of a rank's message, with room for so many microbatches and blocks."""
+def message(microbatches: int) -> np.dtype[Any]:
+    """The layout of a rank's message, with room for so many microbatches."""
     return np.dtype(
         [
             ("stop", np.bool_),
@@ -117,15 +93,29 @@ def message(microbatches: int, blocks: int) -> np.dtype[Any]:
             ("waited", np.float64),
             ("losses", np.float64, (microbatches,)),
             ("corrects", np.int64, (microbatches,)),
-            ("squares", np.float64, (blocks,)),
         ]
     )
+
+
+def gradient_norm(comm: SerialComm, unique: Vector, blocks: int) -> float:
+    """The norm of the summed gradient, the same on every rank.
+
+    Args:
+        unique: the elements that this rank alone holds.
+        blocks: the most blocks that any rank has.
+    """
+    row = np.zeros(blocks)
+    found = squares(unique, SHARD_BLOCK)
+    row[: len(found)] = found
+    return math.sqrt(math.fsum(comm.allgather(row).ravel()))
 
 
 def take_step(
     team: Team, plan: Plan, microbatch_gradient: MicrobatchGradient, stop: Callable[[], bool], lr: float
 ) -> Decision:
     """Take a step on every rank of the team, from ``team.state.now`` to ``team.state.next``.
+
+    The ranks decide at the end, when all have written ``next``: only their decision makes the step count.
 
     Args:
         stop: whether this rank was asked to stop.
@@ -134,7 +124,7 @@ def take_step(
         The decision of all ranks.
 
     Raises:
-        DivergenceError: on every rank, before the update.
+        DivergenceError: on every rank; ``next`` is of no use.
     """
     state, exchange, progress, timer = team.state, team.exchange, team.state.progress, team.network.timer
     params = state.now[PARAMETERS]
@@ -147,18 +137,23 @@ def take_step(
 
     grads = exchange.sum(len(microbatches), gradient_of)
     means = team.update.take_running_means(params[team.shard], grads, len(batch))
-    blocks = team.blocks if team.config.max_grad_norm else 0  # for the norm
-    sums = sums_of(results, grads, grads[exchange.unique] if blocks else grads[:0], stop(), timer.seconds["waiting"])
+    norm = 0.0
+    if team.config.max_grad_norm:
+        with timer("waiting"):
+            norm = gradient_norm(team.comm, grads[exchange.unique], team.blocks)
+    with timer("optimizer"):
+        finite = bool(np.isfinite(grads.sum()))
+        now, after = team.shards(state.now), team.shards(state.next)
+        team.update(now, after, grads, progress.step + 1, lr, norm, len(batch), means)
+    exchange.fetch(state.next[PARAMETERS])
+    losses, correct_counts = zip(*results, strict=True) if results else ((), ())
     with timer("waiting"):
-        decision = decide(team.comm, sums, len(microbatches), blocks, len(batch))
+        sums = Sums(losses, correct_counts, stop(), finite, timer.seconds["waiting"])
+        decision = decide(team.comm, sums, len(microbatches), len(batch), microbatch_gradient.classifies)
     if not decision.finite:
         where = divergence(team.comm, team.network, params, microbatch_gradient.samples, batch, microbatches)
         raise DivergenceError(
             f"step {progress.step + 1}, epoch {progress.epochs + 1}: the loss is not finite; {where}; "
             f"the last checkpoint stays as it was; try a smaller --lr than {team.config.lr:g}"
         )
-    with timer("optimizer"):
-        now, after = team.shards(state.now), team.shards(state.next)
-        team.update(now, after, grads, progress.step + 1, lr, decision.norm, len(batch), means)
-    exchange.fetch(state.next[PARAMETERS])
     return decision

@@ -8,6 +8,7 @@ import numpy as np
 from dpcnn.base.arrays import Vector
 from dpcnn.base.numerics import fingerprint
 from dpcnn.config import Config
+from dpcnn.data.dataset import Samples
 from dpcnn.errors import CheckpointError, DivergenceError
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
@@ -89,13 +90,13 @@ class Team:
         of_first: Hashes = by_rank[0]
         return of_first
 
-    def checkpoint(self, data: str) -> Checkpoint | None:
+    def checkpoint(self, samples: Samples) -> Checkpoint | None:
         """A checkpoint of the state, on rank 0; None elsewhere.
 
         Its parameters are the weights to use, and the parameters of a run with an average take the place of that.
 
         Args:
-            data: the checksum of the data set.
+            samples: of the training.
 
         Raises:
             DivergenceError: on rank 0, where the weights are not finite.
@@ -117,9 +118,11 @@ class Team:
             self.config,
             self.network.input_shape,
             self.network.classes,
-            data,
+            samples.manifest.checksum,
             weights_sha256(weights),
             fingerprint(),
+            samples.class_labels,
+            samples.max_value,
         )
 
     def restore(self, checkpoint: Checkpoint | None, steps_per_epoch: int, last_step: int) -> None:

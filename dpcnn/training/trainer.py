@@ -53,7 +53,7 @@ class Trainer:
         state: all that the run remembers.
         progress: where the run is.
         record: the run's record.
-        weights_sha256: of the final weights; empty until the run's end.
+        final_weights, weights_sha256: the weights to use, (network.size,), and their sha256; empty until the run's end.
         timer: where this rank's time goes.
         waiting: the time that ranks wait for each other; the same on every rank.
     """
@@ -83,7 +83,7 @@ class Trainer:
         self.origin: Path | None = None
         self._hosts = dict(zip(comm.members, comm.allgather_obj(platform.node()), strict=True))
         self._size_of_log = self._deaths_noted = 0
-        self._stopping, self._over, self.weights_sha256 = False, False, ""
+        self._stopping = self._over = False
         self._committed: State | None = None
         self.assemble()
         self._adopt()
@@ -105,8 +105,7 @@ class Trainer:
         try:
             with np.errstate(all="ignore"):  # what is not finite is found by the step itself, and named
                 while not self._over:
-                    commit = self.transact(self.next_action)
-                    commit()
+                    self.transact(self.next_action)()
         finally:
             self.reporter.end()
         return not self._stopping
@@ -163,7 +162,8 @@ class Trainer:
     def _adopt(self) -> None:
         """Go on from the state of the team."""
         self._committed = self.state
-        self._to_compare, self._to_save, self.weights_sha256 = False, False, ""
+        self._to_compare, self._to_save = False, False
+        self.final_weights, self.weights_sha256 = np.empty(0, np.float32), ""
         self._out_of_patience = out_of_patience(self.progress, self.config)
         self.record.restart(self.progress)
 
@@ -177,15 +177,15 @@ class Trainer:
             self._stopping = self._to_save = True
 
     def end_run(self) -> Commit:
-        """Say why the run ends before its last epoch, if it does; record its end."""
+        """Say why the run ends before its last epoch, if it does; keep its weights, and record its end."""
         with self.writing("report"):
             if self._out_of_patience and self.progress.epochs < self.plan.last_epoch:
                 self.reporter.say(self._out_of_patience)
-        sha256 = weights_sha256(self.team.weights())
+        weights = self.team.weights().copy()
 
         def commit() -> None:
-            self.weights_sha256 = sha256
-            self.progress.events.append(end_line(self.progress, self.config.monitor, sha256))
+            self.final_weights, self.weights_sha256 = weights, weights_sha256(weights)
+            self.progress.events.append(end_line(self.progress, self.config.monitored, self.weights_sha256))
 
         return commit
 
@@ -194,7 +194,7 @@ class Trainer:
 
     def train_step(self) -> Commit:
         """One step of every rank: see :func:`dpcnn.training.step.take_step`."""
-        started, lr, state = time.perf_counter(), self.plan.lr(self.progress.step), self.state
+        started, lr, state = time.perf_counter(), self.plan.lr(self.progress.step, self.progress), self.state
         decision = take_step(self.team, self.plan, self.microbatch_gradient, self.stop.due, lr)
 
         def commit() -> None:
@@ -230,7 +230,8 @@ class Trainer:
             progress = self.progress
             progress.epochs += 1
             progress.seconds += time.perf_counter() - started
-            progress.events.append(epoch_line(progress, evaluations, self.plan.lr(progress.step - 1)))
+            progress.events.append(epoch_line(progress, evaluations, self.plan.lr(progress.step - 1, progress)))
+            self.reporter.epoch(progress.events[-1])
             if progress.step == progress.epochs * self.plan.steps_per_epoch:  # else --max-steps has cut it short
                 progress.metrics, progress.epoch_seconds = Metrics(), 0.0
             self._to_save, self._out_of_patience = True, out_of_patience(progress, self.config)
@@ -270,8 +271,7 @@ class Trainer:
             check_data(self.comm, self.timer, self.samples, self.test)
             self.team.compare()
         with self.stop.saving(), self.writing("checkpoint"):
-            checkpoint = self.team.checkpoint(self.samples.manifest.checksum)
-            if checkpoint:
+            if checkpoint := self.team.checkpoint(self.samples):
                 self.run.save(checkpoint)
         return self._saved
 

@@ -19,6 +19,9 @@ cd "${PBS_O_WORKDIR:-.}" || exit
 @setup@
 
 starter=${DPCNN_STARTER:-@starter@}
+if [ -z "$starter" ]; then # with Open MPI 5, the other ranks continue if a rank dies
+  if mpirun --version 2>/dev/null | grep -q '(Open MPI) 5'; then starter="mpirun --with-ft ulfm"; else starter="mpirun"; fi
+fi
 run=${RUN:-@run@}
 arguments=${ARGUMENTS-@arguments@}
 script=${DPCNN_SCRIPT:-@script@} # the script to submit again

@@ -22,7 +22,7 @@ from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.peers.torch_net import torch_net
-from dpcnn.optim.schedules import SCHEDULES
+from dpcnn.optim.schedules import PLATEAU, SCHEDULES
 from dpcnn.parallel.comm import SerialComm
 
 OPTIMIZERS: dict[str, Callable[[Any, Config], torch.optim.Optimizer]] = {
@@ -59,6 +59,8 @@ def train(config: Config) -> Iterator[dict[str, Any]]:
     """Train the recipe, and yield the results after each epoch."""
     if config.ema_decay or config.max_grad_norm or config.shift or config.rotation or config.zoom or config.elastic:
         raise ConfigError("no PyTorch version of changed images, clipping or averaged weights")
+    if config.parts.get("class_weights") or config.schedule == PLATEAU:
+        raise ConfigError("no PyTorch version of class weights or the schedule plateau")
     if config.loss != "cross-entropy" or config.optimizer not in OPTIMIZERS:
         raise ConfigError(f"no PyTorch version of the loss {config.loss} or the optimizer {config.optimizer}")
     torch.manual_seed(config.seed)

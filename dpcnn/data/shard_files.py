@@ -1,0 +1,120 @@
+"""The open files of data shards."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+from dpcnn.base.files import open_plain
+from dpcnn.data.inputs import digest
+from dpcnn.data.shards import MANIFEST, Shard
+from dpcnn.errors import DataError
+
+
+class ShardFile:
+    """A shard's open file: the verified bytes and the bytes that are read belong to the same file.
+
+    Attributes:
+        path: for messages.
+        size: in bytes, when it was opened.
+
+    Args:
+        folder: of the data set.
+        shard: its entry in the manifest.
+
+    Raises:
+        DataError: the plain file does not exist.
+    """
+
+    def __init__(self, folder: Path, shard: Shard) -> None:
+        self.path, self._shard, self._descriptor = folder / shard.file, shard, -1
+        try:
+            with open_plain(self.path) as file:
+                self._descriptor = os.dup(file.fileno())
+            self._state = self._look()
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: {error.strerror}, but {MANIFEST} names it; restore it or prepare again"
+            ) from None
+        self.size = self._state[0]
+
+    def __enter__(self) -> "ShardFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; nothing more can be read."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    @property
+    def name(self) -> str:
+        """A path by which a library can open this file, even if it has been renamed or removed."""
+        return f"/dev/fd/{self._descriptor}"
+
+    def verify(self) -> None:
+        """Compare the file's bytes with the manifest; DataError if they differ."""
+        actual = self.sha256()
+        if actual != self._shard.sha256:
+            raise DataError(
+                f"{self.path}: damaged or replaced: its sha256 is {actual[:16]}.., {MANIFEST} says "
+                f"{self._shard.sha256[:16]}..; restore it or prepare again"
+            )
+
+    def check_unchanged(self) -> None:
+        """Verify the file again if its size or its time of change has changed since it was opened.
+
+        Raises:
+            DataError: its bytes have changed.
+        """
+        state = self._look()
+        if state == self._state:
+            return
+        if self.sha256() != self._shard.sha256:
+            raise DataError(
+                f"{self.path}: was changed while it was in use: its sha256 is no longer that of {MANIFEST}; "
+                "restore it or prepare again, then continue with --resume"
+            )
+        self._state = state
+
+    def read(self, out: memoryview, offset: int) -> None:
+        """Fill ``out`` with the bytes from ``offset`` on.
+
+        Raises:
+            DataError: they can't be read, or are missing.
+        """
+        while out.nbytes:
+            try:
+                count = os.preadv(self._descriptor, [out], offset)
+            except OSError as error:
+                raise DataError(f"{self.path}: can't be read ({error.strerror}); fix this or restore it") from None
+            if not count:
+                raise DataError(f"{self.path}: has been shortened while it was in use; restore it or prepare again")
+            out, offset = out[count:], offset + count
+
+    def _look(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
+    def sha256(self) -> str:
+        """The sha256 of the file's bytes, in hexadecimal digits."""
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            return digest(file, "sha256")
+
+
+def verify(folder: Path, shard: Shard) -> None:
+    """Compare a shard's bytes with the manifest.
+
+    Raises:
+        DataError: the file is missing, or differs from the one in the manifest.
+    """
+    with ShardFile(folder, shard) as file:
+        file.verify()
