@@ -18,7 +18,9 @@ from dpcnn.nn.losses import LOSSES, Loss
 from dpcnn.nn.metrics import METRICS
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
-from dpcnn.optim.optimizers import OPTIMIZERS, Optimizer
+from dpcnn.optim.groups import check_settings
+from dpcnn.optim.optimizer import Optimizer
+from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.optim.schedules import PLATEAU, SCHEDULES
 
 MOST_BATCH, MOST_EPOCHS, MOST_IMPORTS = 2**31 - 1, 1_000_000, 16
@@ -188,11 +190,12 @@ class Config:
         """The network for images (H, W, C) and this number of classes.
 
         Raises:
-            ConfigError: the layers do not fit each other, the images or the classes.
+            ConfigError: the layers do not fit each other, the images, the classes or the optimizer.
         """
         network = Network(image_shape, build(self.layers or MODELS[self.model], classes, self.dropout))
         if network.classes != classes:
             raise ConfigError(f"the model has {network.classes} classes; the data has {classes}")
+        check_settings(network, self.make_optimizer())
         return network
 
 

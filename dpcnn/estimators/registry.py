@@ -6,7 +6,8 @@ from dpcnn.errors import ConfigError
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.losses import LOSSES, Loss
 from dpcnn.nn.models import KINDS
-from dpcnn.optim.optimizers import OPTIMIZERS, Optimizer
+from dpcnn.optim.optimizer import Optimizer
+from dpcnn.optim.optimizers import OPTIMIZERS
 
 TABLES: dict[type[Any], dict[str, type[Any]]] = {Layer: KINDS, Optimizer: OPTIMIZERS, Loss: LOSSES}
 

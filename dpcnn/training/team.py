@@ -45,8 +45,8 @@ class Team:
         self.state.renew(self.exchange.node)
         self.shard = self.exchange.shard
         self.own = self.state.within(self.shard)
-        self.update = Update(config, network, self.shard)
         unique = self.exchange.unique
+        self.update = Update(comm, config, network, self.shard, unique)
         self.blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / SHARD_BLOCK)))
 
     def _initial(self) -> State:
