@@ -60,7 +60,8 @@ def versus(jobs: Jobs, peer: str, ranks: int, batches: Sequence[int], compiled: 
             machine = ours["machine"] | {"torch": version("torch")}
     ratios = {batch: summary(rounds[batch], list(settings)) for batch in batches}
     text = (
-        f"{jobs.config.model} against {PEERS[peer]} {machine['torch']}; {machine['processor']}; {ranks} ranks; "
+        f"{jobs.config.model} against {PEERS[peer]} {machine['torch']}; {machine['processor']}; "
+        f"NumPy {machine['numpy']}, {machine['blas']}; {ranks} ranks; "
         f"{jobs.rounds} rounds; images/s are medians"
     )
     lines = [text, "", table(rounds, ratios, losses), *remarks(losses)]
@@ -96,22 +97,23 @@ def median_interval(values: Sequence[float], draws: int = 10_000) -> tuple[float
     return float(low), float(high)
 
 
-def table(
-    rounds: Mapping[int, Rounds], ratios: Mapping[int, Result], losses: Mapping[int, Mapping[str, float]]
-) -> str:
+def table(rounds: Mapping[int, Rounds], ratios: Mapping[int, Result], losses: Mapping[int, Mapping[str, float]]) -> str:
     """A row for each batch."""
     names = list(next(iter(losses.values())))
     rows = []
     for batch, of_batch in rounds.items():
         speeds = [f"{median(each[name] for each in of_batch):,.0f}" for name in names]
         by_round, (low, high) = ratios[batch]["by_round"], ratios[batch]["interval"]
-        ratio = [f"{ratios[batch]['median']:.2f}", f"{low:.2f} to {high:.2f}"]
-        extent = f"{min(by_round):.2f} to {max(by_round):.2f}"
+        ratio = (
+            f"{ratios[batch]['median']:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{min(by_round):.2f} to {max(by_round):.2f}",
+        )
         limit = f"{median(each['limit'] for each in of_batch):.0%}"
         loss = " / ".join(f"{losses[batch][name]:.4f}" for name in names[:2])
-        rows.append((batch, *speeds, *ratio, extent, limit, loss))
-    ratio = ("ratio, median", "95 % interval", "range")
-    return markdown(("batch per rank", *names, *ratio, "of the sgemm limit", "loss after 3 steps"), rows)
+        rows.append((batch, *speeds, *ratio, limit, loss))
+    header = ("batch per rank", *names, "ratio, median", "95 % interval", "range", "of the sgemm limit")
+    return markdown((*header, f"loss after {COMPARED_STEP} steps"), rows)
 
 
 def remarks(losses: Mapping[int, Mapping[str, float]]) -> list[str]:
@@ -121,8 +123,8 @@ def remarks(losses: Mapping[int, Mapping[str, float]]) -> list[str]:
         if not all(isclose(ours, loss, rel_tol=0.01) for loss in theirs):
             return [
                 "",
-                f"warning: with a batch of {batch} per rank, the losses after {COMPARED_STEP} steps differ by more than "
-                "1 %: unless the network has dropout, or batch normalisation over other batches (--versus "
+                f"warning: with a batch of {batch} per rank, the losses after {COMPARED_STEP} steps differ by more "
+                "than 1 %: unless the network has dropout, or batch normalisation over other batches (--versus "
                 "torch-threads), these are not the same training",
             ]
     return []

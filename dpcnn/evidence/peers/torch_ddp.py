@@ -58,8 +58,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
     config = override(read_recipe(options.recipe), options)
     samples = load(find_data(config.data), "train", comm)
     training = TorchTraining(config, samples, options.layout, dist.get_rank(), ranks, wrap)
-    batches = map(training.batch, range(WARM_UP + options.steps))
-    batches = batches if training.augments else iter(list(batches))
+    made = map(training.batch, range(WARM_UP + options.steps))
+    batches = made if training.augments else iter(list(made))
     losses = [training.step(number, next(batches)) for number in range(WARM_UP)]
     dist.barrier()
     started = time.perf_counter()
