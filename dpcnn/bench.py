@@ -13,6 +13,7 @@ from dpcnn.config import Config, read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.comparison import Jobs, scaling
 from dpcnn.evidence.jobs import numbers
+from dpcnn.evidence.layers import measure_layers
 from dpcnn.evidence.measure import measure_job
 from dpcnn.evidence.recovery import survive
 from dpcnn.evidence.versus import PEERS, versus
@@ -40,6 +41,12 @@ def make_parser() -> Parser:
     parser = Parser(prog="dpcnn.bench", description=__doc__)
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement (default 50)")
     parser.add_argument("--exchange-only", action="store_true", help="measure only the exchanges")
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        dest="by_layer",  # "layers" is a value of the config
+        help="measure each layer alone, its limit, and PyTorch's time if it is installed",
+    )
     parser.add_argument("--scaling", metavar="RANKS", help="start jobs with these numbers of ranks, such as 1,2,4")
     parser.add_argument(
         "--versus",
@@ -69,10 +76,14 @@ def command(comm: SerialComm, options: Namespace) -> int:
     with comm.fail_together():
         config = measured(options)
         counts, batches = check(options)
+        if options.by_layer and comm.size > 1:
+            raise ConfigError("--layers: start it without mpirun; it measures one process")
     say = partial(print, file=sys.stderr, flush=True)
     jobs = Jobs(options.launcher, options.recipe, given(options), config, options.steps, options.rounds, say)
     if options.scaling:
         result, text = scaling(jobs, counts)
+    elif options.by_layer:
+        result, text = measure_layers(jobs)
     elif options.versus:
         result, text = versus(jobs, options.versus, options.ranks, batches, options.compile)
     elif options.survive:

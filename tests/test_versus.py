@@ -61,9 +61,9 @@ def test_both_networks_have_the_same_loss_after_three_steps(tmp_path, name, layo
     from dpcnn.evidence.peers.torch_training import TorchTraining
 
     """Both compute the same in another order, so the first loss differs by rounding. In ResNet-20, PyTorch's in
-    channels-last differs by 8e-6 from its own in float64 (dpcnn's by 1e-6): the bound is twice that. Three steps amplify
-    it: Adam and batch normalisation divide by numbers near zero. So the last loss may differ by a thousandth of what the
-    steps have changed, which is at least twice what was found. Another momentum moves it by more: see the next test."""
+    channels-last differs by 8e-6 from its own in float64 (dpcnn's by 1e-6): the bound is twice that. Three steps
+    amplify it: Adam and batch normalisation divide by numbers near zero. So the last loss may differ by a thousandth of
+    what the steps have changed, at least twice what was found. Another momentum moves it by more: see the next test."""
     values = {"data": str(MNIST), "batch": 64, "microbatch": 64, "warmup": 0, "lr": RATES.get(name, 0.01)}
     config = replace(TRAININGS[name], **values)
     samples = load(MNIST, "train", SerialComm())

@@ -17,19 +17,13 @@ from dpcnn.evidence.peers.torch_parts import check_options, torch_loss, torch_op
 from dpcnn.nn.layers import Scale
 from dpcnn.training.plan import Plan
 
-LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
-"""Memory layouts of images (N, C, H, W)."""
-
-Batch = tuple[torch.Tensor, torch.Tensor]
+LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}  # of images (N, C, H, W)
 
 
 class TorchTraining:
     """The training of one process: its share of each batch, and its step.
 
-    Args:
-        layout: one of :data:`LAYOUTS`.
-        rank, ranks: of this process; each has an equal part of every batch.
-        wrap: makes of the network what computes the gradients, such as DDP.
+    Each of ``ranks`` processes has an equal part of every batch; ``wrap`` gives what computes the gradients, as DDP.
 
     Raises:
         ConfigError: PyTorch lacks a layer, loss, optimizer or option of the configuration.
@@ -49,23 +43,19 @@ class TorchTraining:
         self.plan = Plan(config, samples)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         self.augment = Augment(network.input_shape, config.shift, config.rotation, config.zoom, config.elastic)
-        self.net = torch_net(network, network.initialise(config.seed, config.init, config.init_std))
-        self.net.to(memory_format=self.layout)
+        params = network.initialise(config.seed, config.init, config.init_std)
+        self.net = torch_net(network, params).to(memory_format=self.layout)
         self.scale: nn.Module = nn.Identity()
         if isinstance(network.layers[0], Scale):  # done when a batch is made, before the step
             self.scale = getattr(self.net, network.names[0])
             setattr(self.net, network.names[0], nn.Identity())
         self.loss, self.optimizer = torch_loss(config), torch_optimizer(config, self.net.parameters())
-        average = get_ema_multi_avg_fn(config.ema_decay)
-        self.average = AveragedModel(self.net, multi_avg_fn=average) if config.ema_decay else None
+        ema = get_ema_multi_avg_fn(config.ema_decay)
+        self.average = AveragedModel(self.net, multi_avg_fn=ema) if config.ema_decay else None
+        self.augments = any((config.shift, config.rotation, config.zoom, config.elastic))
         self.model = wrap(self.net)
 
-    @property
-    def augments(self) -> bool:
-        """Whether images change from epoch to epoch."""
-        return any((self.config.shift, self.config.rotation, self.config.zoom, self.config.elastic))
-
-    def batch(self, number: int) -> Batch:
+    def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """This process's part of the batch of a step, counted from 0: scaled pixels (n, C, H, W) and labels (n,)."""
         indices = np.array_split(self.plan.batch(0, number), self.ranks)[self.rank]
         images, labels = self.samples.take(indices)
@@ -74,13 +64,12 @@ class TorchTraining:
         pixels = torch.empty(pixels.shape, memory_format=self.layout).copy_(pixels)
         return self.scale(pixels), torch.from_numpy(labels).long()
 
-    def step(self, number: int, batch: Batch) -> Any:
+    def step(self, number: int, batch: tuple[torch.Tensor, torch.Tensor]) -> Any:
         """Take a step, and return the mean loss of the batch before it, a tensor."""
-        images, labels = batch
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.lr(number)
         self.optimizer.zero_grad()
-        loss = self.loss(self.model(images), labels)
+        loss = self.loss(self.model(batch[0]), batch[1])
         loss.backward()
         if self.config.max_grad_norm:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.config.max_grad_norm)
