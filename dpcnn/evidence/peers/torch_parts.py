@@ -67,7 +67,8 @@ def check_options(config: Config) -> None:
     kinds = (Config, type(config.make_optimizer()), type(config.make_loss()))
     defaults = {each.name: each.default for kind in kinds for each in options_of(kind)}
     for name, value in config.as_dict().items():
-        if name not in THEIRS | OF_NO_STEP and value != defaults.get(name, type(value)()):
+        default = defaults.get(name, type(value)())
+        if name not in THEIRS | OF_NO_STEP and value != (list(default) if isinstance(default, tuple) else default):
             raise ConfigError(f"{flag_of(name)}: PyTorch's side has no such option; leave it at its default")
 
 
