@@ -23,7 +23,7 @@ ONLY_IN = {
     "onnx": {"interop.onnx"},
     "safetensors": {"interop.safetensors"},
     "tensorboardX": {"runs.tensorboard"},
-    "torch": {"evidence.peers.torch_net", "evidence.peers.torch_ddp", "evidence.peers.torch_recipe"},
+    "torch": {f"evidence.peers.torch_{name}" for name in ("net", "parts", "training", "ddp", "recipe", "layers")},
     "sklearn": {"estimators.models"},
     "pickle": set(),
 }
