@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from commands import command, training
 
+from dpcnn import Classifier
 from dpcnn.config import Config, read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.runs.checkpoint import read
@@ -228,3 +229,12 @@ def test_a_network_of_the_same_shapes_takes_all_over(digits, source, tmp_path):
 def test_a_config_without_a_source_has_no_checksum():
     with pytest.raises(ConfigError, match="needs --init-from"):
         Config(init_from_sha256="0" * 64)
+
+
+def test_a_model_from_python_starts_warm_and_goes_on_in_its_folder(letters, source, undisturbed, tmp_path):
+    recipe, *_ = flags(tmp_path, letters, source)[1:]
+    options = {"validation": 10, "batch": 20, "microbatch": 4, "epochs": 2, "warmup": 0, "lr": 0.01}
+    model = Classifier(str(recipe), verbose=False, init_from=str(source), data=str(letters), **options)
+    for steps in (4, 0):
+        model.set_params(max_steps=steps).fit(str(letters), out=tmp_path / "run")
+    assert last(tmp_path / "run").weights_sha256 == undisturbed
