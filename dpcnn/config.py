@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpcnn.base.arrays import Shape
-from dpcnn.base.fields import FieldError, load_toml
+from dpcnn.base.fields import FieldError, is_sha256, load_toml
 from dpcnn.base.files import MOST_RECIPE, read_bytes
 from dpcnn.base.options import check_options, flag_of, option, options_of
 from dpcnn.base.startup import NUMERICS
@@ -75,6 +75,13 @@ class Config:
         0.0, "augmentation: standard deviation of the elastic deformation, in pixels", least=0, most=10_000
     )
     dropout: float = option(0.0, "drop probability of dropout layers without p", least=0, below=1)
+    init_from: str = option(
+        "",
+        "warm start: a checkpoint, or a run's folder, whose parameters the new run takes over wherever the name and "
+        "the shape agree",
+        later=True,
+    )
+    init_from_sha256: str = option("", "the weights_sha256 that --init-from must have; the run fills it in", later=True)
     init: str = option("he", "initialisation of the weights", choices=INITS)
     init_std: float = option(0.01, "standard deviation of --init normal", above=0, most=1_000)
     optimizer: str = option("adam", "update rule", choices=OPTIMIZERS)
@@ -133,10 +140,19 @@ class Config:
         self._check_monitor(self.make_loss().metrics)
         if self.validation >= 1 and self.validation % 1:
             raise ConfigError(f"--validation: expected a whole number, or a fraction below 1, not {self.validation:g}")
+        self._check_source()
         if not (isinstance(self.layers, list) and all(isinstance(layer, dict) for layer in self.layers)):
             raise ConfigError("layers: expected a list of tables, [[layers]] in TOML")
         if not self.layers and self.model not in MODELS:
             raise ConfigError(f"--model: no {self.model!r}; choose from {', '.join(sorted(MODELS))}")
+
+    def _check_source(self) -> None:
+        """Check the options of a warm start."""
+        sha256 = self.init_from_sha256
+        if sha256 and not is_sha256(sha256):
+            raise ConfigError(f"--init-from-sha256: expected 64 hexadecimal digits, not {sha256[:70]!r}")
+        if sha256 and not self.init_from:
+            raise ConfigError("--init-from-sha256: needs --init-from, whose weights it checks")
 
     def _check_monitor(self, metrics: Sequence[str]) -> None:
         """Check the options that judge by a metric; ``metrics`` are those of the loss."""

@@ -19,7 +19,8 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each option of a run, of its optimizer and of its loss; flags that are not typed have no value."""
     add_import(parser)
     for each in options_of(Config):
-        _add_flag(parser, each, types_of(Config)[each.name], f"(default {each.default})")
+        default = "none" if each.default == "" else each.default
+        _add_flag(parser, each, types_of(Config)[each.name], f"(default {default})")
     for title, kinds in (("optimizers", OPTIMIZERS), ("losses", LOSSES)):
         group = parser.add_argument_group(f"options of the {title}")
         for name, owners in _owners(kinds).items():
@@ -121,13 +122,15 @@ def retype(flags: dict[str, Any]) -> list[str]:
 def override(config: Config, options: argparse.Namespace) -> Config:
     """A copy of a config, with the values of the flags that were typed.
 
-    Another model drops the layers of the config; another optimizer or loss drops those of its options that it does not
-    have.
+    Another model drops the layers of the config, and another source of a warm start drops its sha256; another optimizer
+    or loss drops those of its options that it does not have.
     """
     typed = given(options)
     values = {**config.as_dict(), **typed}
     if "model" in typed:
         values["layers"] = []
+    if values["init_from"] != config.init_from and "init_from_sha256" not in typed:
+        values["init_from_sha256"] = ""
     values["imports"] = list(dict.fromkeys([*config.imports, *typed.get("imports", [])]))
     for key, kinds in (("optimizer", OPTIMIZERS), ("loss", LOSSES)):
         if values[key] != getattr(config, key) and values[key] in kinds:

@@ -82,6 +82,8 @@ def check(option: Field[Any], kind: type[Any], value: Any) -> None:
     if choices is not None and value not in choices:
         raise ConfigError(f"{flag}: no {value!r}; choose from {', '.join(sorted(choices))}")
     if isinstance(value, str):
+        if not value and not option.default:
+            return
         try:
             name(value, flag)
         except FieldError as error:

@@ -16,7 +16,7 @@ from dpcnn.runs.events import Event
 from dpcnn.runs.progress import Metrics, Progress
 from dpcnn.runs.unkept import Unkept
 from dpcnn.training.lines import step_line
-from dpcnn.training.resume import Start, check_resumable
+from dpcnn.training.resume import Start, check_resumable, with_source
 from dpcnn.training.setup import make_trainer, open_run, share_start
 from dpcnn.training.times import write_times
 from dpcnn.training.trainer import Trainer
@@ -86,7 +86,9 @@ def _set_up(
     with comm.fail_together():
         check(config.numerics)
         if start.config is not None:
-            check_resumable(from_dict(start.config), config, str(start.folder.path))
+            of_run = from_dict(start.config)
+            config = with_source(config, of_run)
+            check_resumable(of_run, config, str(start.folder.path))
     return make_trainer(comm, config, samples, start, reporter, test=test), start
 
 

@@ -143,9 +143,16 @@ def choose_config(options: Namespace, stored: dict[str, Any] | None, folder: str
         recipe = read_recipe(options.recipe or RECIPE)
         return with_cut(override(recipe, options), recipe, given(options))
     of_run = from_dict(stored, f"{folder}: ")
-    asked = override(read_recipe(options.recipe) if options.recipe else of_run, options)
+    asked = with_source(override(read_recipe(options.recipe) if options.recipe else of_run, options), of_run)
     check_resumable(of_run, asked, folder)
     return asked
+
+
+def with_source(asked: Config, of_run: Config) -> Config:
+    """The options ``asked`` for a run that is resumed, with the sha256 that the run has filled in for its source."""
+    if asked.init_from_sha256 or asked.init_from != of_run.init_from:
+        return asked
+    return replace(asked, init_from_sha256=of_run.init_from_sha256)
 
 
 def check_resumable(of_run: Config, asked: Config, folder: str) -> None:

@@ -2,6 +2,7 @@
 
 import platform
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
 from dpcnn import __version__
@@ -18,6 +19,7 @@ from dpcnn.runs.console import Reporter
 from dpcnn.runs.tensorboard import writer_class
 from dpcnn.training.resume import Start, choose_config, find_start
 from dpcnn.training.trainer import Trainer
+from dpcnn.training.warm_start import warm_start
 
 
 def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop) -> tuple[Trainer, Start]:
@@ -76,7 +78,11 @@ def make_trainer(
         config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(config.microbatch, config.batch), comm.node().size)
-    trainer = Trainer(comm, config, network, samples, start.folder, reporter, stop, test, tensorboard)
+    warm = None
+    if config.init_from and not start.path:
+        warm = warm_start(comm, config, network)
+        config = replace(config, init_from_sha256=warm.sha256)
+    trainer = Trainer(comm, config, network, samples, start.folder, reporter, stop, test, tensorboard, warm)
     if start.path:
         trainer.restore(start.checkpoint)
     trainer.origin = start.path
@@ -131,6 +137,8 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
     elif start.config is not None:
         lines.append("no checkpoint yet: starting from step 0")
+    if trainer.warm:
+        lines.append(trainer.warm.remark)
     lines += trainer.plan.holdout.remarks
     if config.microbatch > config.batch:
         lines.append(f"--microbatch {config.microbatch} is above the batch: each batch is one microbatch, of one rank")

@@ -20,6 +20,7 @@ from dpcnn.runs.progress import Progress
 from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
 from dpcnn.training.state import AVERAGE, PARAMETERS, State, Vectors
 from dpcnn.training.update import Update
+from dpcnn.training.warm_start import WarmStart
 
 
 class Team:
@@ -33,15 +34,20 @@ class Team:
         blocks: the most blocks of elements that are unique to a rank.
     """
 
-    def __init__(self, comm: SerialComm, config: Config, network: Network, state: State | None) -> None:
-        """Every living rank makes its own, from the last committed state; None: there is none yet."""
+    def __init__(
+        self, comm: SerialComm, config: Config, network: Network, state: State | None, warm: WarmStart | None = None
+    ) -> None:
+        """Every living rank makes its own, from the last committed state; None: there is none yet.
+
+        Then the parameters begin with the values of ``warm``; None: with those that the seed draws.
+        """
         self.comm, self.config, self.network = comm, config, network
         make = EXCHANGES[config.exchange]
         self.exchange = make(comm, network.size, network.timer, state.elements if state else None)
         self.new = state is None or not self.exchange.whole
         if not self.exchange.whole:
             self.exchange = make(comm, network.size, network.timer)
-        self.state = self._initial() if state is None or self.new else state
+        self.state = self._initial(warm) if state is None or self.new else state
         self.state.renew(self.exchange.node)
         self.shard = self.exchange.shard
         self.own = self.state.within(self.shard)
@@ -49,12 +55,13 @@ class Team:
         self.update = Update(comm, config, network, self.shard, unique)
         self.blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / SHARD_BLOCK)))
 
-    def _initial(self) -> State:
+    def _initial(self, warm: WarmStart | None) -> State:
         """The state before the first step."""
         config, exchange = self.config, self.exchange
         names = [*OPTIMIZERS[config.optimizer].state_names, *([AVERAGE] if config.ema_decay else [])]
         state = State(names, self.network.size, exchange.node, exchange.elements)
-        shard, initial = exchange.shard, self.network.initialise(config.seed, config.init, config.init_std)
+        shard = exchange.shard
+        initial = warm.params if warm else self.network.initialise(config.seed, config.init, config.init_std)
         state.now[PARAMETERS][shard] = initial[shard]
         if config.ema_decay:
             state.now[AVERAGE][state.within(shard)] = initial[shard]

@@ -1,9 +1,8 @@
 """The training loop.
 
-The loop does one action after another: a step, an evaluation, a line of the record, a checkpoint. Each is a
-transaction of all living ranks (:mod:`dpcnn.parallel.survival`). An action reads the committed state, writes memory
-that nobody needs if it fails, and returns what to do once all ranks have finished it. So the state changes on all
-ranks, or on none.
+The loop does one action after another: a step, an evaluation, a line of the record, a checkpoint. Each is a transaction
+of all living ranks (:mod:`dpcnn.parallel.survival`). An action reads the committed state, writes memory that nobody
+needs if it fails, and returns what to do once all ranks have finished it. So all ranks change the state, or none.
 """
 
 import platform
@@ -37,6 +36,7 @@ from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.step import Decision, take_step
 from dpcnn.training.team import Team
 from dpcnn.training.waiting import Waiting
+from dpcnn.training.warm_start import WarmStart
 
 STEP_EVENTS = 10  # lines of metrics.jsonl an epoch, besides the epoch's own
 
@@ -52,6 +52,7 @@ class Trainer:
         team: the living ranks, and what depends on their number.
         state: all that the run remembers.
         progress: where the run is.
+        warm: the initial values of a warm start, which the run saves first; None: the seed draws them.
         record: the run's record.
         final_weights, weights_sha256: the weights to use, (network.size,), and their sha256; empty until the run's end.
         timer: where this rank's time goes.
@@ -69,17 +70,16 @@ class Trainer:
         stop: Stop | None = None,
         test: Samples | None = None,
         tensorboard: bool = False,
+        warm: WarmStart | None = None,
     ) -> None:
         """``stop`` says when to end before the run's end; ``test`` samples are evaluated after each epoch."""
         check(config.numerics)
         self.comm, self.config, self.network, self.samples, self.test = comm, config, network, samples, test
-        self.run, self.reporter, self.stop = run, reporter, stop or Stop()
-        self.record = Record(run, reporter, tensorboard)
-        self.plan = Plan(config, samples)
+        self.run, self.reporter, self.stop, self.warm = run, reporter, stop or Stop(), warm
+        self.record, self.plan = Record(run, reporter, tensorboard), Plan(config, samples)
         self.microbatch_gradient = MicrobatchGradient(config, network, samples)
         self.timer, self.loss = network.timer, config.make_loss()
-        self.waiting = Waiting(max(comm.members) + 1)
-        self.min_ranks = 1
+        self.waiting, self.min_ranks = Waiting(max(comm.members) + 1), 1
         self.origin: Path | None = None
         self._hosts = dict(zip(comm.members, comm.allgather_obj(platform.node()), strict=True))
         self._size_of_log = self._deaths_noted = 0
@@ -147,7 +147,7 @@ class Trainer:
         if self._over:
             return  # all is written but for a few lines
         with self.timer("recovery"):
-            self.team = Team(self.comm, self.config, self.network, self._committed)
+            self.team = Team(self.comm, self.config, self.network, self._committed, self.warm)
             if self.team.new and self._committed:
                 self._restore_last()
 
@@ -162,7 +162,7 @@ class Trainer:
     def _adopt(self) -> None:
         """Go on from the state of the team."""
         self._committed = self.state
-        self._to_compare, self._to_save = False, False
+        self._to_compare, self._to_save = False, self.warm is not None and self.progress.step == 0
         self.final_weights, self.weights_sha256 = np.empty(0, np.float32), ""
         self._out_of_patience = out_of_patience(self.progress, self.config)
         self.record.restart(self.progress)
