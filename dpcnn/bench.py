@@ -1,4 +1,4 @@
-"""Measure speed, also against PyTorch DDP: dpcnn bench, also under mpirun"""
+"""Measure speed, also against PyTorch: dpcnn bench, also under mpirun"""
 
 import json
 import sys
@@ -11,10 +11,12 @@ from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import Config, read_recipe
 from dpcnn.errors import ConfigError
-from dpcnn.evidence.comparison import Jobs, scaling, versus
+from dpcnn.evidence.comparison import Jobs, scaling
 from dpcnn.evidence.jobs import numbers
+from dpcnn.evidence.layers import measure_layers
 from dpcnn.evidence.measure import measure_job
 from dpcnn.evidence.recovery import survive
+from dpcnn.evidence.versus import PEERS, versus
 from dpcnn.flags import add_config_flags, given, override
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
@@ -39,8 +41,19 @@ def make_parser() -> Parser:
     parser = Parser(prog="dpcnn.bench", description=__doc__)
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement (default 50)")
     parser.add_argument("--exchange-only", action="store_true", help="measure only the exchanges")
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        dest="by_layer",  # "layers" is a value of the config
+        help="measure each layer alone, its limit, and PyTorch's time if it is installed",
+    )
     parser.add_argument("--scaling", metavar="RANKS", help="start jobs with these numbers of ranks, such as 1,2,4")
-    parser.add_argument("--versus", choices=("torch",), help="start jobs in turns with PyTorch DDP")
+    parser.add_argument(
+        "--versus",
+        choices=PEERS,
+        help="start jobs in turns with PyTorch: DDP with a process per rank, or one process with a thread per rank",
+    )
+    parser.add_argument("--compile", action="store_true", help="with --versus: try torch.compile too, which takes long")
     parser.add_argument(
         "--survive",
         action="store_true",
@@ -63,12 +76,16 @@ def command(comm: SerialComm, options: Namespace) -> int:
     with comm.fail_together():
         config = measured(options)
         counts, batches = check(options)
+        if options.by_layer and comm.size > 1:
+            raise ConfigError("--layers: start it without mpirun; it measures one process")
     say = partial(print, file=sys.stderr, flush=True)
     jobs = Jobs(options.launcher, options.recipe, given(options), config, options.steps, options.rounds, say)
     if options.scaling:
         result, text = scaling(jobs, counts)
+    elif options.by_layer:
+        result, text = measure_layers(jobs)
     elif options.versus:
-        result, text = versus(jobs, options.ranks, batches)
+        result, text = versus(jobs, options.versus, options.ranks, batches, options.compile)
     elif options.survive:
         result, text = survive(jobs, options.ranks)
     else:

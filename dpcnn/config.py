@@ -2,26 +2,30 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dpcnn.base.arrays import Shape
-from dpcnn.base.fields import FieldError, load_toml
+from dpcnn.base.fields import FieldError, is_sha256, load_toml
 from dpcnn.base.files import MOST_RECIPE, read_bytes
 from dpcnn.base.options import check_options, flag_of, option, options_of
 from dpcnn.base.startup import NUMERICS
 from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.losses import LOSSES, Loss
+from dpcnn.nn.metrics import METRICS
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
-from dpcnn.optim.optimizers import OPTIMIZERS, Optimizer
-from dpcnn.optim.schedules import SCHEDULES
+from dpcnn.optim.groups import check_settings
+from dpcnn.optim.optimizer import Optimizer
+from dpcnn.optim.optimizers import OPTIMIZERS
+from dpcnn.optim.schedules import PLATEAU, SCHEDULES
 
 MOST_BATCH, MOST_EPOCHS, MOST_IMPORTS = 2**31 - 1, 1_000_000, 16
 FLIPS = ("none", "horizontal", "vertical", "both")
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,13 @@ class Config:
         0, "augmentation: side of a square of zeros at a random place, in pixels", least=0, most=10_000
     )
     dropout: float = option(0.0, "drop probability of dropout layers without p", least=0, below=1)
+    init_from: str = option(
+        "",
+        "warm start: a checkpoint, or a run's folder, whose parameters the new run takes over wherever the name and "
+        "the shape agree",
+        later=True,
+    )
+    init_from_sha256: str = option("", "the weights_sha256 that --init-from must have; the run fills it in", later=True)
     init: str = option("he", "initialisation of the weights", choices=INITS)
     init_std: float = option(0.01, "standard deviation of --init normal", above=0, most=1_000)
     optimizer: str = option("adam", "update rule", choices=OPTIMIZERS)
@@ -109,13 +120,16 @@ class Config:
         below=1,
     )
     schedule: str = option("cosine", "learning-rate schedule", choices=SCHEDULES)
-    gamma: float = option(0.8, "factor of the schedules exponential and step", above=0, most=1_000)
+    gamma: float = option(0.8, "factor of the schedules exponential, step and plateau", above=0, most=1_000)
+    plateau_patience: int = option(
+        5, "schedule plateau: epochs without improvement of --monitor that do not change the rate", least=0, later=True
+    )
     warmup: int = option(200, "steps of linear warm-up of the learning rate", least=0)
     loss: str = option("cross-entropy", "loss function", choices=LOSSES)
     monitor: str = option(
-        "accuracy",
-        "validation metric that chooses the best epoch; the loss decides between equal accuracies",
-        choices=("accuracy", "loss"),
+        AUTO,
+        f"validation metric that chooses the best epoch: {', '.join(METRICS)}; auto: the first metric of the loss "
+        "function; the loss decides between equal values",
         free=True,
     )
     patience: int = option(
@@ -148,11 +162,11 @@ class Config:
         check_imports(self.imports)
         check_options(self)
         object.__setattr__(self, "parts", self._complete(self.parts))
-        self.make_optimizer(), self.make_loss()  # they check their options
-        if self.patience and not self.validation:
-            raise ConfigError("--patience: needs --validation samples to judge by")
+        self.make_optimizer()  # it checks its options
+        self._check_monitor(self.make_loss().metrics)
         if self.validation >= 1 and self.validation % 1:
             raise ConfigError(f"--validation: expected a whole number, or a fraction below 1, not {self.validation:g}")
+        self._check_source()
         if not (isinstance(self.layers, list) and all(isinstance(layer, dict) for layer in self.layers)):
             raise ConfigError("layers: expected a list of tables, [[layers]] in TOML")
         if not self.layers and self.model not in MODELS:
@@ -170,6 +184,30 @@ class Config:
         values = {"mean": list(mean), "deviation": list(deviation)}
         layers = [{**values, **layer} if layer.get("kind") == "normalise" else layer for layer in self.layers]
         return replace(self, layers=layers)
+
+    def _check_source(self) -> None:
+        """Check the options of a warm start."""
+        sha256 = self.init_from_sha256
+        if sha256 and not is_sha256(sha256):
+            raise ConfigError(f"--init-from-sha256: expected 64 hexadecimal digits, not {sha256[:70]!r}")
+        if sha256 and not self.init_from:
+            raise ConfigError("--init-from-sha256: needs --init-from, whose weights it checks")
+
+    def _check_monitor(self, metrics: Sequence[str]) -> None:
+        """Check the options that judge by a metric; ``metrics`` are those of the loss."""
+        if self.monitor not in (AUTO, *metrics):
+            known = f"the loss {self.loss} has {', '.join(metrics)}"
+            raise ConfigError(f"--monitor: no {self.monitor!r}; {known}; or {AUTO}")
+        needs = {"--patience": self.patience > 0, "--schedule plateau": self.schedule == PLATEAU}
+        for flag in needs:
+            if needs[flag] and not self.validation:
+                raise ConfigError(f"{flag}: needs --validation samples to judge by")
+
+    @property
+    def monitored(self) -> str:
+        """The metric that chooses the best epoch: of ``monitor``."""
+        first: str = self.make_loss().metrics[0]
+        return first if self.monitor == AUTO else self.monitor
 
     def make_optimizer(self) -> Optimizer:
         """The optimizer with its options."""
@@ -196,7 +234,8 @@ class Config:
         for key in defaults:
             if key in OWN_NAMES:
                 raise ConfigError(f"{key}: every run has an option of this name; rename that of {' or '.join(names)}")
-        return {**defaults, **given}
+        values = {**defaults, **given}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """All values by name, the options of the optimizer and of the loss among them: the reverse of from_dict."""
@@ -206,11 +245,12 @@ class Config:
         """The network for images (H, W, C) and this number of classes.
 
         Raises:
-            ConfigError: the layers do not fit each other, the images or the classes.
+            ConfigError: the layers do not fit each other, the images, the classes or the optimizer.
         """
         network = Network(image_shape, build(self.layers or MODELS[self.model], classes, self.dropout))
         if network.classes != classes:
             raise ConfigError(f"the model has {network.classes} classes; the data has {classes}")
+        check_settings(network, self.make_optimizer())
         return network
 
 
@@ -241,7 +281,16 @@ def is_module_name(name: Any) -> bool:
 
 def part_names() -> set[str]:
     """The names of the options of all optimizers and losses."""
-    return {each.name for kind in [*OPTIMIZERS.values(), *LOSSES.values()] for each in options_of(kind)}
+    return {each.name for each in _part_options()}
+
+
+def later_names() -> set[str]:
+    """The names of the options that files of older versions lack."""
+    return {each.name for each in [*options_of(Config), *_part_options()] if each.metadata["later"]}
+
+
+def _part_options() -> list[Field[Any]]:
+    return [each for kind in [*OPTIMIZERS.values(), *LOSSES.values()] for each in options_of(kind)]
 
 
 def from_dict(values: Mapping[str, Any], where: str = "", whole: bool = False) -> Config:
@@ -249,7 +298,7 @@ def from_dict(values: Mapping[str, Any], where: str = "", whole: bool = False) -
 
     Args:
         where: the start of the message of an error.
-        whole: every value must be there, as in files that dpcnn has written.
+        whole: every value must be there, as in files that dpcnn has written, except those that old versions lack.
 
     Raises:
         ConfigError: an unknown key, or a wrong value.
@@ -261,7 +310,7 @@ def from_dict(values: Mapping[str, Any], where: str = "", whole: bool = False) -
                 raise ConfigError(unknown_key(key, [*OWN_NAMES, *sorted(part_names())]))
         parts = {key: value for key, value in values.items() if key not in OWN_NAMES}
         config = Config(**{key: values[key] for key in values if key in OWN_NAMES}, parts=parts)
-        missing = [key for key in config.as_dict() if key not in values]
+        missing = [key for key in config.as_dict() if key not in values and key not in later_names()]
         if whole and missing:
             raise ConfigError(f"{missing[0]} is missing")
         return config

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
+from dpcnn.errors import ConfigError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.figures import draw_confusion, draw_mistakes
-from dpcnn.reporting.tables import class_table
+from dpcnn.reporting.scatter import draw_scatter
+from dpcnn.reporting.tables import class_table, sentence
 from dpcnn.runs.folder import numerics_of
 from dpcnn.training.examination import Examination, examine, read_on_rank_0
 
-SENTENCE = (
-    "{checkpoint} (step {step}) on the {split} samples of {data}: accuracy {accuracy:.4f} "
-    "({correct} of {samples}), loss {loss:.4f}, {seconds:.1f} s"
-)
 MISTAKES = 40
 """The most images in the picture of the worst mistakes."""
 
@@ -38,7 +36,10 @@ def make_parser() -> Parser:
         "--classes", action="store_true", help="also print precision, recall and the predicted classes of each class"
     )
     parser.add_argument(
-        "--plots", type=Path, metavar="DIR", help="draw the confusion matrix and the worst mistakes into this folder"
+        "--plots",
+        type=Path,
+        metavar="DIR",
+        help="draw the confusion matrix and the worst mistakes, or the predicted values, into this folder",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object with all results")
     return parser
@@ -50,8 +51,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
     found = examine(comm, path, checkpoint, options.split, options.data)
     with comm.fail_together():
         if comm.rank == 0:
-            print(json.dumps(found.results) if options.json else SENTENCE.format(**found.results))
-            if options.classes:
+            print(json.dumps(found.results) if options.json else sentence(found.results))
+            if options.classes and "classes" in found.results:
                 print(f"\n{class_table(found.results)}")
             if options.plots:
                 draw(found, options.plots)
@@ -59,9 +60,14 @@ def command(comm: SerialComm, options: Namespace) -> int:
 
 
 def draw(found: Examination, folder: Path) -> None:
-    """Draw the confusion matrix and the worst mistakes, and print the names of the files."""
+    """Draw the confusion matrix and the worst mistakes, or the predicted values, and print the names of the files."""
+    if found.confusion is None and "classes" in found.results:
+        raise ConfigError("--plots: there is no picture of several labels per sample; drop the flag")
     folder.mkdir(parents=True, exist_ok=True)
-    print(draw_confusion(found, folder / "confusion"))
+    if found.confusion is None:
+        print(draw_scatter(found.answers, folder / "values"))
+        return
+    print(draw_confusion(found.confusion, found.class_names, folder / "confusion"))
     print(draw_mistakes(found, MISTAKES, folder / "mistakes"))
 
 

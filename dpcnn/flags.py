@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from typing import Any
 
-from dpcnn.base.options import flag_of, options_of, types_of
+from dpcnn.base.options import flag_of, is_list, options_of, types_of
 from dpcnn.config import OWN_NAMES, Config, from_dict, is_module_name, part_names
 from dpcnn.errors import ConfigError
 from dpcnn.nn.losses import LOSSES
@@ -19,13 +19,14 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each option of a run, of its optimizer and of its loss; flags that are not typed have no value."""
     add_import(parser)
     for each in options_of(Config):
-        _add_flag(parser, each, types_of(Config)[each.name], f"(default {each.default})")
+        default = "none" if each.default == "" else each.default
+        _add_flag(parser, each, types_of(Config)[each.name], f"(default {default})")
     for title, kinds in (("optimizers", OPTIMIZERS), ("losses", LOSSES)):
         group = parser.add_argument_group(f"options of the {title}")
         for name, owners in _owners(kinds).items():
             each = next(each for each in options_of(owners[0][1]) if each.name == name)
             defaults = {each.default for _, kind in owners for each in options_of(kind) if each.name == name}
-            default = f"; default {each.default}" if len(defaults) == 1 else ""
+            default = f"; default {each.default}" if len(defaults) == 1 and defaults != {()} else ""
             of = ", ".join(owner for owner, _ in owners)
             _add_flag(group, each, types_of(owners[0][1])[name], f"(for {of}{default})")
 
@@ -44,9 +45,17 @@ def _add_flag(group: Any, option: Field[Any], kind: type[Any], note: str) -> Non
     if kind is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         return
+    if is_list(kind):
+        group.add_argument(flag, type=numbers, default=argparse.SUPPRESS, metavar="X,X,..", help=f"{text} {note}")
+        return
     choices = sorted(option.metadata["choices"] or ())
     metavar = "|".join(choices) or {int: "N", float: "X", str: "NAME"}[kind]
     group.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=f"{text} {note}".rstrip())
+
+
+def numbers(text: str) -> list[float]:
+    """Numbers separated by commas: for argparse."""
+    return [float(word) for word in text.split(",")]
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +112,8 @@ def retype(flags: dict[str, Any]) -> list[str]:
             words += [f"--import={module}" for module in value]
         elif isinstance(value, bool):
             words.append(f"--{'' if value else 'no-'}{flag_of(name)[2:]}")
+        elif isinstance(value, list | tuple):
+            words += [flag_of(name), ",".join(map(str, value))]
         else:
             words += [flag_of(name), str(value)]
     return words
@@ -111,13 +122,15 @@ def retype(flags: dict[str, Any]) -> list[str]:
 def override(config: Config, options: argparse.Namespace) -> Config:
     """A copy of a config, with the values of the flags that were typed.
 
-    Another model drops the layers of the config; another optimizer or loss drops those of its options that it does not
-    have.
+    Another model drops the layers of the config, and another source of a warm start drops its sha256; another optimizer
+    or loss drops those of its options that it does not have.
     """
     typed = given(options)
     values = {**config.as_dict(), **typed}
     if "model" in typed:
         values["layers"] = []
+    if values["init_from"] != config.init_from and "init_from_sha256" not in typed:
+        values["init_from_sha256"] = ""
     values["imports"] = list(dict.fromkeys([*config.imports, *typed.get("imports", [])]))
     for key, kinds in (("optimizer", OPTIMIZERS), ("loss", LOSSES)):
         if values[key] != getattr(config, key) and values[key] in kinds:

@@ -60,11 +60,14 @@ def tell_skipped(line: str) -> None:
 
 
 def print_text(found: Iterable[dict[str, Any]], top: int) -> None:
-    """Print a line per image: its ``top`` likeliest classes and their probabilities."""
+    """Print a line per image: its ``top`` likeliest classes or labels and their probabilities, or its values."""
     for each in found:
-        ordered = sorted(each["probabilities"].items(), key=lambda item: -item[1])
-        likeliest = ", ".join(f"{name} ({probability:.4f})" for name, probability in ordered[:top])
-        print(f"{printable(each['file'])}{' image ' + str(each['image']) if each['image'] else ''}: {likeliest}")
+        if "values" in each:
+            answer = ", ".join(f"{value:.6g}" for value in each["values"].values())
+        else:
+            ordered = sorted(each["probabilities"].items(), key=lambda item: -item[1])
+            answer = ", ".join(f"{name} ({probability:.4f})" for name, probability in ordered[:top])
+        print(f"{printable(each['file'])}{' image ' + str(each['image']) if each['image'] else ''}: {answer}")
 
 
 def print_json(found: Iterable[dict[str, Any]]) -> None:
@@ -78,9 +81,17 @@ def print_csv(found: Iterable[dict[str, Any]]) -> None:
     rows = csv.writer(sys.stdout, lineterminator="\n")
     for place, each in enumerate(found):
         if not place:
-            rows.writerow(["file", "image", "class", *(f"p({name})" for name in each["probabilities"])])
-        found_class = each["file"], each["image"], each["name"]
-        rows.writerow([*found_class, *(f"{p:.6g}" for p in each["probabilities"].values())])
+            rows.writerow(columns(each))
+        numbers = each["values"] if "values" in each else each["probabilities"]
+        best = [each["name"]] if "name" in each else []
+        rows.writerow([each["file"], each["image"], *best, *(f"{number:.6g}" for number in numbers.values())])
+
+
+def columns(each: dict[str, Any]) -> list[str]:
+    """The header for rows like that of a prediction: p(NAME) is a probability, and y(NAME) is a value."""
+    best = ["class"] if "name" in each else []
+    letter, numbers = ("y", each["values"]) if "values" in each else ("p", each["probabilities"])
+    return ["file", "image", *best, *(f"{letter}({name})" for name in numbers)]
 
 
 if __name__ == "__main__":

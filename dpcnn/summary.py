@@ -47,11 +47,17 @@ def command(comm: SerialComm, options: Namespace) -> int:
     print(text(("layer", "inputs", "output", "parameters", "MFLOP"), [*rows(network)]))
     memory = network.memory(config.microbatch) / 1e6
     print(
-        f"\n{network.size:,} parameters, {4 * network.size / 1e6:.1f} MB; "
+        f"\n{network.size:,} parameters{running_means(network)}, {4 * network.size / 1e6:.1f} MB; "
         f"{network.flops / 1e6:,.1f} MFLOP per image and gradient; "
         f"up to {memory:,.0f} MB per rank for a microbatch of {config.microbatch} images"
     )
     return DONE
+
+
+def running_means(network: Network) -> str:
+    """How many parameters are running means, which published numbers of parameters do not include; or nothing."""
+    count = sum(prod(parameter.shape) for parameter in network.parameters if parameter.momentum)
+    return f" ({count:,} of them running means)" if count else ""
 
 
 def images_and_classes(config: Config, options: Namespace) -> tuple[Shape, int]:

@@ -24,6 +24,11 @@ MARK = "DPCNN_TEST_JOB"
 LIMIT = 120.0  # seconds of a job: then it hangs
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes do not name a test: some of them contain the time."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def strict_arithmetic():
     with np.errstate(all="raise", under="ignore"):

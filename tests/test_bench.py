@@ -1,6 +1,5 @@
 """The benchmark: what it says adds up. How fast anything is, no test asks."""
 
-import importlib.util
 import json
 
 import pytest
@@ -9,8 +8,6 @@ from conftest import run
 
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
-
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 
 
 @pytest.mark.parametrize("ranks", [0, 3])
@@ -83,21 +80,3 @@ def test_a_mistake_that_a_started_job_finds(tmp_path):
     result = run(0, "-m", "dpcnn.bench", "--scaling", "1", "--data", "nosuchdata", cwd=tmp_path)
     message = "it said: dpcnn: error: no data set 'nosuchdata'"
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
-def test_without_pytorch_it_says_how_to_get_it():
-    result = command("bench", "--versus", "torch")
-    assert result.status == 2
-    assert result.errors == [
-        "dpcnn: error: --versus torch: PyTorch is not installed; get it: pip install 'dpcnn[torch]'"
-    ]
-
-
-@needs_torch
-def test_pytorch_ddp_in_turns(quick, tmp_path):
-    words = ["--versus", "torch", "--batches", "8", "--rounds", "1", "--steps", "2", "--json", tmp_path / "v.json"]
-    result = run(0, "-m", "dpcnn.bench", *words, *quick, limit=120)
-    assert result.status == 0, result.err
-    (found,) = json.loads((tmp_path / "v.json").read_text())["rounds"]["8"]
-    assert min(found.values()) > 0 and set(found) == {"dpcnn", "nchw", "channels-last", "limit"}

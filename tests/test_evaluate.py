@@ -7,20 +7,20 @@ import pytest
 from commands import command, training
 from conftest import run
 
+from dpcnn.nn.metrics import METRICS, Answers
 from dpcnn.reporting.tables import class_table
-from dpcnn.training.evaluation import Answers
 from dpcnn.training.examination import class_scores
 
 LABELS, PREDICTED = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1])
 NAMES = ("cat", "dog", "a fish", "3")
-ANSWERS = Answers(LABELS, PREDICTED, LABELS == PREDICTED, np.array([0.1, 0.2, 3, 0.1, 2, 4]))
+ANSWERS = Answers(LABELS, PREDICTED, LABELS == PREDICTED, np.array([0.1, 0.2, 3, 0.1, 2, 4]), np.zeros(6, int))
 
 
 def test_counts_by_hand():
     confusion = ANSWERS.confusion(4)
     assert confusion.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-    assert (ANSWERS.metrics.correct, ANSWERS.metrics.count) == (3, 6)
-    assert ANSWERS.metrics.mean_loss == pytest.approx(9.4 / 6)
+    assert (METRICS["accuracy"].of(ANSWERS), ANSWERS.count) == (0.5, 6)
+    assert METRICS["loss"].of(ANSWERS) == pytest.approx(9.4 / 6)
     first, second, third, fourth = class_scores(confusion, NAMES[: len(confusion)])
     assert first == {"class": 0, "name": "cat", "samples": 3, "precision": 2 / 3, "recall": 2 / 3}
     assert second == {"class": 1, "name": "dog", "samples": 2, "precision": 1 / 3, "recall": 1 / 2}
@@ -60,7 +60,7 @@ def test_table_and_pictures(checkpoint, tmp_path):
     pytest.importorskip("matplotlib")
     result = command("evaluate", checkpoint, "--classes", "--plots", tmp_path / "new" / "folder", ranks=3)
     assert result.status == 0, result.err
-    assert sum(line.split()[:1] == [str(n)] for n, line in enumerate(result.out.splitlines()[4:14])) == 10
+    assert sum(line.split()[:1] == [str(n)] for n, line in enumerate(result.out.splitlines()[5:15])) == 10
     for name in ("confusion", "mistakes"):
         path = tmp_path / "new" / "folder" / f"{name}.png"
         assert path.read_bytes().startswith(b"\x89PNG") and str(path) in result.out

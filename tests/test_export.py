@@ -152,8 +152,7 @@ def test_pytorch_computes_the_same_logits_for_every_kind_of_layer():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     from dpcnn.evidence.peers.torch_net import TWINS, torch_net
 
-    layers = [layer for layer in EVERY_KIND if layer["kind"] != "localresponsenorm"]
-    checkpoint, logits = fresh(Config(model="all", layers=layers))
+    checkpoint, logits = fresh(Config(model="all", layers=EVERY_KIND))
     network, x = checkpoint.network(), images(50)
     assert set(map(type, network.layers)) == set(TWINS)
     net = torch_net(network, network.flat(checkpoint.parameters)).eval()

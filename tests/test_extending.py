@@ -142,7 +142,7 @@ def test_the_gradients_of_the_page_are_right(folder):
         (["--import"], "--import: expected one argument"),
         (
             ["--beta1", "0.5", "--optimizer", "sgd"],
-            "--beta1: no option of this run: the optimizer sgd has none; the loss",
+            "--beta1: no option of this run: the optimizer sgd has weight_decay; the loss",
         ),
         (["--beta1", "1.5"], "--beta1: must be below 1, not 1.5"),
         (["--loss", "mse"], "--loss: no 'mse'; choose from cross-entropy"),

@@ -78,7 +78,7 @@ def test_the_first_difference_is_named():
 MUTANTS = {
     "a constant of Adam": ("adam", "optim/optimizers.py", "option(0.999,", "option(0.9991,"),
     "the epsilon of Adam": ("adam", "optim/optimizers.py", "b += self.epsilon * correction", "b += self.epsilon"),
-    "a rounding of the softmax": ("mlp", "nn/losses.py", "exponentials / totals", "exponentials * (1 / totals)"),
+    "a rounding of the softmax": ("mlp", "nn/losses.py", "gradient /= totals", "gradient *= 1 / totals"),
     "a rounding of the pixels": (
         "simple-cnn",
         "nn/layers.py",

@@ -10,7 +10,9 @@ import pytest
 import dpcnn
 
 PACKAGE = Path(dpcnn.__file__).parent
-ROOMS = "errors base nn optim config flags parallel cli data cluster runs training interop reporting evidence".split()
+ROOMS = (
+    "errors base nn optim config flags parallel cli data cluster runs training interop reporting evidence estimators"
+).split()
 """A file imports only from its own room and those before it; a command from all, but from no other command."""
 
 ONLY_IN = {
@@ -21,7 +23,8 @@ ONLY_IN = {
     "onnx": {"interop.onnx"},
     "safetensors": {"interop.safetensors"},
     "tensorboardX": {"runs.tensorboard"},
-    "torch": {"evidence.peers.torch_net", "evidence.peers.torch_ddp", "evidence.peers.torch_recipe"},
+    "torch": {f"evidence.peers.torch_{name}" for name in ("net", "parts", "training", "ddp", "recipe", "layers")},
+    "sklearn": {"estimators.models"},
     "pickle": set(),
 }
 

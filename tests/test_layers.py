@@ -4,18 +4,19 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn import convolution, reference
+from dpcnn.nn import convolution, mec, reference
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.algorithms import choose_algorithm
-from dpcnn.nn.convolution import POINTS, Im2col, Winograd, cook_toom
+from dpcnn.nn.convolution import POINTS, Winograd, cook_toom, output_length
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
+from dpcnn.nn.mec import Mec
 from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
 
@@ -164,20 +165,45 @@ def convolve(kernel, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
 
 
 @given(
+    size=st.tuples(st.integers(1, 13), st.integers(1, 13)),
+    kernel_size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.integers(1, 5),
+    padding=st.integers(0, 5),
+    dilation=st.integers(1, 3),
+    channels=st.integers(1, 4),
+    filters=st.integers(1, 4),
+    shares=st.sampled_from([1, 1000, 1 << 20]),
+)
+def test_mec_s_convolution_is_its_definition_and_the_gradients_are_its_adjoint(
+    size, kernel_size, stride, padding, dilation, channels, filters, shares
+):
+    OH, OW = (output_length(*side, stride, padding, dilation) for side in zip(size, kernel_size, strict=True))
+    assume(OH > 0 and OW > 0)
+    rng = np.random.default_rng(channels)
+    x, w = rng.standard_normal((*size, 2, channels)), rng.standard_normal((*kernel_size, channels, filters))
+    dy = rng.standard_normal((OH, OW, 2, filters))
+    with mock.patch.object(mec, "SHARES", shares):
+        y, dw, dx = convolve(Mec(kernel_size, stride, padding, dilation), x, w, dy)
+    np.testing.assert_allclose(y, reference.conv2d(x, w, stride, padding, 1, dilation), rtol=1e-10, atol=1e-10)
+    product = np.sum(dy * y)  # is linear in x and in w
+    np.testing.assert_allclose([np.sum(dx * x), np.sum(dw * w)], product, rtol=1e-9, atol=1e-9)
+
+
+@given(
     size=st.tuples(st.integers(3, 17), st.integers(3, 17)),
     padding=st.integers(0, 2),
     images=st.integers(1, 9),
     channels=st.integers(1, 20),
     filters=st.integers(1, 20),
-    band=st.sampled_from([1, 1000, 1 << 20]),
+    shares=st.sampled_from([1, 1000, 1 << 20]),
 )
-def test_winograd_s_convolution_and_gradients_are_im2col_s(size, padding, images, channels, filters, band):
+def test_winograd_s_convolution_and_gradients_are_mec_s(size, padding, images, channels, filters, shares):
     rng = np.random.default_rng(channels)
     x, w = rng.standard_normal((*size, images, channels)), rng.standard_normal((3, 3, channels, filters))
     dy = rng.standard_normal((size[0] + 2 * padding - 2, size[1] + 2 * padding - 2, images, filters))
     found = []
-    with mock.patch.object(convolution, "BAND", band):
-        for kernel in (Winograd((*size, channels), padding), Im2col((3, 3), 1, padding)):
+    with mock.patch.object(mec, "SHARES", shares):
+        for kernel in (Winograd((*size, channels), padding), Mec((3, 3), 1, padding)):
             found.append(convolve(kernel, x, w, dy))
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -192,12 +218,12 @@ def test_cook_toom_s_matrices_give_correlations(m):
 
 @pytest.mark.parametrize(("m", "bound"), [(0, 1e-6), (2, 1e-6), (3, 2e-6), (4, 5e-6), (5, 1e-5), (6, 1e-5), (7, 3e-5)])
 def test_errors_in_float32_relative_to_the_largest_value(m, bound):
-    """m = 0 stands for im2col."""
+    """m = 0 stands for MEC."""
     x, w, dy = (RNG.standard_normal(shape) for shape in ((14, 14, 8, 32), (3, 3, 32, 64), (14, 14, 8, 64)))
     found = []
     with mock.patch.object(convolution, "POINTS", {m: POINTS.get(m)}):
         for dtype in (np.float64, np.float32):
-            kernel = Winograd((14, 14, 32), 1) if m else Im2col((3, 3), 1, 1)
+            kernel = Winograd((14, 14, 32), 1) if m else Mec((3, 3), 1, 1)
             found.append(convolve(kernel, *(array.astype(dtype) for array in (x, w, dy))))
     for exact, single in zip(*found, strict=True):
         assert single.dtype == np.float32
@@ -221,7 +247,7 @@ def test_kernels_are_chosen_by_shape_alone():
         ((8, 8, 16), 16, (3, 3), 1, 1, 1, 2),
         ((8, 8, 16), 16, (1, 1), 1, 1),
     ):
-        assert isinstance(choose_algorithm(shape, filters, *options), Im2col)
+        assert isinstance(choose_algorithm(shape, filters, *options), Mec)
     assert isinstance(choose_algorithm((8, 8, 16), 4, (1, 1), 2), Pointwise)
     assert isinstance(choose_algorithm((8, 8, 16), 16, (3, 3), 2, 1, 16), Depthwise)
     assert isinstance(choose_algorithm((8, 8, 16), 32, (3, 3), 2, 1, 16), Grouped)

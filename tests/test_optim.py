@@ -8,7 +8,8 @@ import pytest
 from dpcnn.nn import reference
 from dpcnn.optim.averaging import update_average
 from dpcnn.optim.clipping import squares
-from dpcnn.optim.optimizers import OPTIMIZERS, SGD, UPDATE_BLOCK, AdaGrad, Adam, AdamW, Momentum, Nesterov, RMSProp
+from dpcnn.optim.optimizer import UPDATE_BLOCK
+from dpcnn.optim.optimizers import OPTIMIZERS, SGD, AdaGrad, Adam, AdamW, Momentum, Nesterov, RMSProp
 from dpcnn.optim.schedules import SCHEDULES
 
 SIZE = 2 * UPDATE_BLOCK + 1234

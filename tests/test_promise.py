@@ -67,13 +67,29 @@ CHANGES = {
     "flip": st.sampled_from(["horizontal", "vertical", "both"]), "crop_padding": st.integers(1, 12),
     "crop_area": st.floats(0.1, 1), "colour_jitter": st.floats(0, 1), "cutout": st.integers(1, 12),
 }  # fmt: skip
+WITHOUT_DECAY = ["adam", "adagrad", "rmsprop"]
+OPTIMIZERS = st.sampled_from([*WITHOUT_DECAY, "adamw", "sgd", "momentum", "nesterov", "lars", "lamb"])
+
+
+def with_settings(draw, layers: list[dict], optimizer: str) -> list[dict]:
+    """The layers, some with a learning rate and a weight decay of their own; others than the last one may be frozen."""
+    found = []
+    for layer in layers:
+        settings = {}
+        if layer["kind"] in ("conv2d", "linear", "batchnorm", "layernorm"):
+            settings["lr"] = draw(st.sampled_from([1, 0.1, 2.5]))
+            settings["freeze"] = draw(st.booleans()) and layer is not layers[-1]
+        if layer["kind"] in ("conv2d", "linear") and optimizer not in WITHOUT_DECAY:
+            settings["weight_decay"] = draw(st.sampled_from([False, 0.1]))
+        found.append({**layer, **settings})
+    return found
 
 
 @st.composite
 def configs(draw) -> Config:
-    options = {
-        "optimizer": draw(st.sampled_from(["adam", "adamw", "sgd", "momentum", "nesterov", "adagrad", "rmsprop"]))
-    }
+    options = {"optimizer": draw(OPTIMIZERS), "layers": draw(layers())}
+    if draw(st.booleans()):
+        options["layers"] = with_settings(draw, options["layers"], options["optimizer"])
     if draw(st.booleans()):
         options["max_grad_norm"] = draw(st.sampled_from([0.001, 0.1, 5.0]))
     if draw(st.booleans()):
@@ -83,7 +99,7 @@ def configs(draw) -> Config:
     if draw(st.booleans()):
         options |= draw(st.fixed_dictionaries({}, optional=CHANGES))
     return Config(
-        model="random", layers=draw(layers()), validation=draw(st.sampled_from([0, 12])), epochs=2, lr=0.01, warmup=1,
+        model="random", validation=draw(st.sampled_from([0, 12])), epochs=2, lr=0.01, warmup=1,
         batch=draw(st.integers(1, 60)), microbatch=draw(st.integers(1, 24)), max_steps=draw(st.integers(2, 5)),
         seed=draw(st.integers(0, 2**63 - 1)), drift_check_every=draw(st.sampled_from([0, 1])), **options,
     )  # fmt: skip

@@ -1,7 +1,11 @@
 """The table of a network's layers."""
 
+from math import prod
+
 import pytest
 from commands import command
+
+from dpcnn.config import read_recipe
 
 
 def test_the_table_of_a_recipe():
@@ -43,3 +47,24 @@ def test_the_residual_network_has_the_published_size():
 def test_a_mistake_is_named(words, message):
     result = command("summary", *words)
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shape", "classes", "learned", "multiplications"),
+    [
+        ("resnet18", (224, 224, 3), 1000, 11_689_512, 1_814_073_344),
+        ("vgg11", (32, 32, 3), 10, 9_231_114, 152_769_536),
+        ("mobilenet", (224, 224, 3), 1000, 4_231_976, 568_740_352),
+    ],
+)
+def test_networks_have_the_published_number_of_parameters(recipe, shape, classes, learned, multiplications):
+    network = read_recipe(recipe).network(shape, classes)
+    assert sum(prod(p.shape) for p in network.parameters if not p.momentum) == learned
+    assert sum(layer.multiplications for layer in network.layers) == multiplications
+
+
+@pytest.mark.parametrize("recipe", ["resnet18", "vgg11", "mobilenet"])
+def test_the_table_of_a_large_recipe(recipe):
+    result = command("summary", recipe)
+    assert result.status == 0, result.err
+    assert "of them running means" in result.out.splitlines()[-1]

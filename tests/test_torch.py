@@ -1,6 +1,7 @@
 """Layers and optimizers against PyTorch's, where it is installed."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,14 +10,16 @@ from conftest import MNIST
 from metrics import events
 
 from dpcnn.base.rng import SampleRng
-from dpcnn.config import read_recipe
+from dpcnn.config import from_dict, read_recipe
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Linear
-from dpcnn.nn.losses import CrossEntropy
+from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES, CrossEntropy, Huber, SigmoidCrossEntropy, SquaredError
 from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 from dpcnn.optim.clipping import clip_coefficient, squares
 from dpcnn.optim.optimizers import OPTIMIZERS
+from dpcnn.runs.progress import Progress
+from dpcnn.training.plateau import plateaus
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 RNG = np.random.default_rng(3)
@@ -61,14 +64,54 @@ def test_layers(name):
     np.testing.assert_allclose(dx, there.grad.numpy(), rtol=1e-9, atol=1e-9)
 
 
-def test_loss():
-    logits, labels = RNG.standard_normal((6, 10)), RNG.integers(0, 10, 6)
-    losses, gradient = CrossEntropy(0.1).loss_and_gradient(logits, labels)
-    there = torch.from_numpy(logits).requires_grad_()
-    value = torch.nn.functional.cross_entropy(there, torch.from_numpy(labels), label_smoothing=0.1, reduction="sum")
+F = torch.nn.functional
+WEIGHTS = torch.linspace(0.25, 2.5, 10, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("loss", "theirs"),
+    [
+        (CrossEntropy(0.1), partial(F.cross_entropy, label_smoothing=0.1)),
+        (CrossEntropy(0.0, WEIGHTS.tolist()), partial(F.cross_entropy, weight=WEIGHTS)),
+        (CrossEntropy(0.1, WEIGHTS.tolist()), partial(F.cross_entropy, weight=WEIGHTS, label_smoothing=0.1)),
+        (SigmoidCrossEntropy(), F.binary_cross_entropy_with_logits),
+        (SquaredError(), F.mse_loss),
+        (Huber(0.6), partial(F.huber_loss, delta=0.6)),
+    ],
+    ids=str,
+)
+def test_losses(loss, theirs):
+    outputs = RNG.standard_normal((6, 10))
+    labels = {
+        CLASSES: RNG.integers(0, 10, 6),
+        MULTILABEL: RNG.integers(0, 2, (6, 10)).astype(float),
+        VALUES: RNG.standard_normal((6, 10)),
+    }[loss.targets]
+    losses, gradient = loss.loss_and_gradient(outputs, labels)
+    there = torch.from_numpy(outputs).requires_grad_()
+    value = theirs(there, torch.from_numpy(labels), reduction="sum")
     value.backward()
     assert losses.sum() == pytest.approx(value.item())
     np.testing.assert_allclose(gradient, there.grad.numpy(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_the_schedule_plateau(patience):
+    """Our loss decides between equal accuracies: here it is always the same."""
+    config = from_dict({"schedule": "plateau", "plateau_patience": patience, "gamma": 0.5})
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], 1.0)
+    there = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, "max", factor=0.5, patience=patience, threshold=0.0, threshold_mode="abs", eps=0.0
+    )
+    progress = Progress()
+    for epoch, accuracy in enumerate(RNG.integers(0, 6, 40).tolist(), 1):
+        there.step(accuracy)
+        progress.events.append(
+            {"event": "epoch", "epoch": epoch, "validation_accuracy": accuracy, "validation_loss": 1.0}
+        )
+        assert 0.5 ** plateaus(progress, config) == optimizer.param_groups[0]["lr"]
+    assert optimizer.param_groups[0]["lr"] < 0.1
 
 
 @pytest.mark.parametrize(

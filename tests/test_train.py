@@ -44,6 +44,7 @@ def test_a_run_leaves_what_it_promises(alone):
     assert [(event["epoch"], event["step"]) for event in epochs] == [(1, 7), (2, 14)]
     assert set(epochs[0]) == {
         "event", "epoch", "step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
+        "validation_top5", "validation_precision", "validation_recall", "validation_f1",
         "learning_rate", "seconds", "images_per_second",
     }  # fmt: skip
     end = found[-1]

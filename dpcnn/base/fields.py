@@ -82,7 +82,7 @@ class Table:
             raise FieldError(f"{where or 'the whole'}: expected a table of names and values, not {_short(value)}")
         self._values: dict[str, Any] = value
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._values
 
     def __iter__(self) -> Iterator[str]:
@@ -131,7 +131,7 @@ class Table:
     def sha256(self, key: str) -> str:
         """64 hexadecimal digits."""
         value = self.value(key)
-        if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        if not isinstance(value, str) or not is_sha256(value):
             raise FieldError(f"{self._path(key)}: expected a sha256, not {_short(value)}")
         return value
 
@@ -181,6 +181,11 @@ def number(value: Any, where: str, least: float = -math.inf, most: float = math.
     if not least <= value <= most:
         raise FieldError(f"{where}: expected a number from {least:g} to {most:g}, not {_short(value)}")
     return float(value)
+
+
+def is_sha256(text: str) -> bool:
+    """Whether this is a sha256: 64 hexadecimal digits in lower case."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 def name(value: Any, where: str) -> str:

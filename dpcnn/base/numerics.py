@@ -2,12 +2,13 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from dpcnn.base import startup
 from dpcnn.base.cpuid import instructions
@@ -54,6 +55,22 @@ def check(wanted: str) -> None:
             f"--numerics: the run has {wanted}, and this process has loaded {startup.numerics}; "
             f"set {startup.VARIABLE}={wanted} before Python starts"
         )
+    if startup.late and (reasons := deviations()):
+        raise ConfigError(
+            f"--numerics: NumPy was loaded before dpcnn, so this process lacks portable numerics ({reasons}); "
+            "import dpcnn first"
+        )
+
+
+@contextmanager
+def arithmetic() -> Iterator[None]:
+    """A block without warnings of NumPy: the code checks for infinities and NaN where they matter.
+
+    Where NumPy was loaded before dpcnn, the choice of BLAS threads came too late: it has effect here.
+    """
+    threads = 1 if startup.late and os.environ.get(startup.THREAD_VARIABLES[0]) == "1" else None
+    with threadpool_limits(threads, user_api="blas"), np.errstate(all="ignore"):
+        yield
 
 
 def deviations() -> str:

@@ -12,16 +12,17 @@ Each option is a flag of the command line and a key of recipes.
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import Field, field, fields
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from dpcnn.base.fields import MOST_INTEGER, FieldError, name
 from dpcnn.errors import ConfigError
 
 Scalar = int | float | str | bool
+Value = Scalar | tuple[float, ...]
 
 
 def option(
-    default: Scalar,
+    default: Value,
     help: str,
     *,
     least: float | None = None,
@@ -30,15 +31,18 @@ def option(
     most: float = MOST_INTEGER,
     choices: Collection[str] | None = None,
     free: bool = False,
+    later: bool = False,
 ) -> Any:
     """A field of a dataclass with bounds.
 
     Args:
         choices: all allowed values, looked up when a value is checked.
         free: whether the value may change when a run is resumed.
+        later: whether the files of older versions lack the value, and mean the default.
     """
     bounds = {"least": least, "above": above, "below": below, "most": most}
-    return field(default=default, metadata={"help": help, "bounds": bounds, "choices": choices, "free": free})
+    more = {"choices": choices, "free": free, "later": later}
+    return field(default=default, metadata={"help": help, "bounds": bounds, **more})
 
 
 def options_of(owner: type[Any]) -> list[Field[Any]]:
@@ -69,18 +73,35 @@ def check_options(instance: Any) -> None:
 def check(option: Field[Any], kind: type[Any], value: Any) -> None:
     """Check a value against the type, bounds and choices of its option, or raise ConfigError."""
     flag = flag_of(option.name)
+    if is_list(kind):
+        _check_list(option, kind, value)
+        return
     if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
         raise ConfigError(f"{flag}: expected {kind.__name__}, not {_short(value)}")
     choices = option.metadata["choices"]
     if choices is not None and value not in choices:
         raise ConfigError(f"{flag}: no {value!r}; choose from {', '.join(sorted(choices))}")
     if isinstance(value, str):
+        if not value and not option.default:
+            return
         try:
             name(value, flag)
         except FieldError as error:
             raise ConfigError(str(error)) from None
     elif not isinstance(value, bool):
         _check_bounds(flag, value, option.metadata["bounds"])
+
+
+def is_list(kind: type[Any]) -> bool:
+    """Whether the values of an option of this type are lists."""
+    return get_origin(kind) is tuple
+
+
+def _check_list(option: Field[Any], kind: type[Any], values: Any) -> None:
+    if not isinstance(values, list | tuple):
+        raise ConfigError(f"{flag_of(option.name)}: expected a list of numbers, not {_short(values)}")
+    for value in values:
+        check(option, get_args(kind)[0], value)
 
 
 def _check_bounds(flag: str, value: float, bounds: Mapping[str, float | None]) -> None:

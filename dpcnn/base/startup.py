@@ -22,6 +22,9 @@ VARIABLE = "DPCNN_NUMERICS"
 
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
+late = "numpy" in sys.modules
+"""Whether NumPy was loaded before dpcnn: then the settings below have no effect on it."""
+
 NEEDED = {"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}
 """Instructions of the portable kernels, x86-64-v3, as :func:`dpcnn.base.cpuid.instructions` names them."""
 

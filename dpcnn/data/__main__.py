@@ -15,6 +15,7 @@ from dpcnn.data.prepare import SHARDS, Target, fetch_and_prepare, prepare
 from dpcnn.data.shards import CROP, MOST_SHARDS, RESIZE
 from dpcnn.data.sources import TEST_PART, SourceOptions
 from dpcnn.errors import ConfigError
+from dpcnn.nn.losses import CLASSES, TARGETS
 from dpcnn.parallel.comm import SerialComm
 
 MOST_SIZE = 4096
@@ -67,6 +68,13 @@ def make_parser() -> Parser:
         f"(default {TEST_PART})",
     )
     make.add_argument("--seed", type=int, default=0, help="draws the test samples (default 0)")
+    make.add_argument(
+        "--targets",
+        choices=sorted(TARGETS),
+        default=CLASSES,
+        help="arrays: the kind of the labels: one class per sample; or zeros and ones (n, K); or floats (n,) or "
+        "(n, K) for regression (default classes)",
+    )
     get = actions.add_parser("fetch", help="download, check and prepare a data set")
     get.add_argument("name", choices=sorted(DOWNLOADS))
     get.add_argument("--out", type=Path, help="the new data set's folder (default data/NAME)")
@@ -129,7 +137,8 @@ def source_options(options: Namespace) -> SourceOptions:
         raise ConfigError(str(error)) from None
     names = read_names(options.names) if options.names else None
     size = image_size(options.size) if options.size else None
-    return SourceOptions(names, options.layout, test, seed, options.resize, size, options.colour, options.strict)
+    layout, targets, resize = options.layout, options.targets, options.resize
+    return SourceOptions(names, targets, layout, test, seed, resize, size, options.colour, options.strict)
 
 
 def image_size(text: str) -> tuple[int, int]:

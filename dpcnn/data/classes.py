@@ -115,12 +115,16 @@ def _flat(path: Path, labels: Array) -> Array:
         if labels.shape[1] > MOST_CLASSES:
             raise DataError(f"{path}: one-hot labels of {labels.shape[1]} classes; {MOST_CLASSES} are supported")
         if not (((labels == 0) | (labels == 1)).all() and (np.count_nonzero(labels, axis=1) == 1).all()):
-            raise DataError(f"{path}: labels {labels.shape}: expected one-hot rows, with a single 1 and zeros")
+            raise DataError(
+                f"{path}: labels {labels.shape}: expected one-hot rows, with a single 1 and zeros; otherwise give "
+                "--targets multilabel or values"
+            )
         labels = labels.argmax(axis=1)
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8", "replace")
     if labels.dtype.kind not in "iuU" or labels.ndim != 1:
-        raise DataError(f"{path}: expected labels of whole numbers or text, not {labels.dtype} {labels.shape}")
+        advice = "; give --targets values for a regression" if labels.dtype.kind == "f" else ""
+        raise DataError(f"{path}: expected labels of whole numbers or text, not {labels.dtype} {labels.shape}{advice}")
     return labels
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Shape
 from dpcnn.data.inputs import check_memory
 from dpcnn.data.layout import Layout, read_images, read_labels, read_layout
 from dpcnn.data.rows import FileImages
 from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import MANIFEST, Images, Manifest, read_manifest
 from dpcnn.errors import DataError, printable
+from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import shared_array
 
@@ -29,7 +31,9 @@ class Samples:
         manifest: of the data set.
         pieces: consecutive arrays or files of images (n, H, W, C), uint8.
         bounds: (len(pieces) + 1,) the index of the first sample of each piece, and the end.
-        labels: (samples,) integers.
+        labels: the targets: (samples,) integers, or (samples, K), see :data:`dpcnn.nn.losses.TARGETS`.
+        class_labels: of arrays from Python, the user's label of each class.
+        max_value: of arrays from Python, the value of white; None: it depends on their type.
 
     Raises:
         DataError: images or labels have another type or shape.
@@ -39,6 +43,8 @@ class Samples:
     pieces: tuple[Images | FileImages, ...]
     bounds: Indices
     labels: NDArray[Any]
+    class_labels: tuple[int | str, ...] = ()
+    max_value: float | None = None
 
     def __post_init__(self) -> None:
         for images in self.pieces:
@@ -49,18 +55,24 @@ class Samples:
         bounds = np.cumsum([0] + [len(images) for images in self.pieces]).tolist()
         if self.bounds.tolist() != bounds:
             raise DataError(f"expected the bounds {bounds} from the images of each piece, not {self.bounds.tolist()}")
-        if self.labels.dtype.kind not in "iu" or self.labels.shape != (bounds[-1],):
+        self._check_labels(self.manifest.labels_shape(bounds[-1]))
+
+    def _check_labels(self, shape: Shape) -> None:
+        values = self.manifest.targets == VALUES
+        if self.labels.dtype.kind not in ("f" if values else "iu") or self.labels.shape != shape:
             actual = f"{self.labels.dtype} {self.labels.shape}"
-            raise DataError(f"expected integer labels ({bounds[-1]},), one for each image, not {actual}")
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.manifest.classes:
+            what = "float" if values else "integer"
+            raise DataError(f"expected {what} labels {shape}, one for each image, not {actual}")
+        most = 1 if self.manifest.targets == MULTILABEL else self.manifest.classes - 1
+        if not values and self.labels.size and not 0 <= self.labels.min() <= self.labels.max() <= most:
             actual = f"{self.labels.min()} to {self.labels.max()}"
-            raise DataError(f"expected labels from 0 to {self.manifest.classes - 1}, one per class, not {actual}")
+            raise DataError(f"expected labels from 0 to {most}, one per class, not {actual}")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Indices) -> tuple[Images, NDArray[Any]]:
-        """The images (n, H, W, C) and labels (n,) of these samples, as new arrays.
+        """The images (n, H, W, C) and labels (n,) or (n, K) of these samples, as new arrays.
 
         Raises:
             DataError: a file can no longer be read.
@@ -139,15 +151,15 @@ def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -
     samples = int(bounds[-1])
     with comm.fail_together():
         advice = "prepare the data set again, with --contiguous"
-        check_memory(f"{folder} ({split})", samples * (manifest.image_bytes + 1), size, advice)
+        check_memory(f"{folder} ({split})", samples * manifest.sample_bytes, size, advice)
     images = shared_array(node, (samples, *manifest.image_shape), np.uint8)
-    labels = shared_array(node, (samples,), np.uint8)
+    labels = shared_array(node, manifest.labels_shape(samples), manifest.labels_type)
     with comm.fail_together():
         for number, layout in layouts.items():
             span = slice(bounds[number], bounds[number + 1])
             read_images(files[number], layout, images[span])
             read_labels(files[number], layout, labels[span])
-            check_labels(files[number].path, labels[span], manifest.classes)
+            check_labels(files[number].path, labels[span], manifest)
     return Samples(manifest, (images,), bounds[[0, -1]], labels)
 
 
@@ -160,13 +172,13 @@ def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm) ->
         layouts = _check(own, manifest, split)
     own_offsets = {number: (layout.images, layout.labels) for number, layout in layouts.items()}
     offsets = sorted(each for part in node.allgather_obj(list(own_offsets.items())) for each in part)
-    labels = np.empty(int(bounds[-1]), np.uint8)
+    labels = np.empty(manifest.labels_shape(int(bounds[-1])), manifest.labels_type)
     pieces = []
     with comm.fail_together():
         for number, (image_offset, label_offset) in offsets:
             shard_labels = labels[bounds[number] : bounds[number + 1]]
-            files[number].read(shard_labels.data, label_offset)
-            check_labels(files[number].path, shard_labels, manifest.classes)
+            files[number].read(shard_labels.reshape(-1).view(np.uint8).data, label_offset)
+            check_labels(files[number].path, shard_labels, manifest)
             pieces.append(FileImages(files[number], image_offset, (len(shard_labels), *manifest.image_shape)))
     return Samples(manifest, tuple(pieces), bounds, labels)
 
@@ -180,15 +192,20 @@ def _check(files: dict[int, ShardFile], manifest: Manifest, split: str) -> dict[
     return layouts
 
 
-def check_labels(path: Path, labels: Images, classes: int) -> None:
-    """Refuse labels beyond the number of classes.
+def check_labels(path: Path, labels: NDArray[Any], manifest: Manifest) -> None:
+    """Refuse labels beyond the number of classes, or other than 0 and 1, or values that are not finite.
 
     Raises:
         DataError: there is one; the message names the first.
     """
-    wrong = np.flatnonzero(labels >= classes)
+    expected, beyond = {
+        CLASSES: (f"there are {manifest.classes} classes", labels >= manifest.classes),
+        MULTILABEL: ("labels are 0 or 1", labels > 1),
+        VALUES: ("values must be finite", ~np.isfinite(labels)),
+    }[manifest.targets]
+    wrong = np.argwhere(beyond)
     if len(wrong):
+        place = tuple(wrong[0])
         raise DataError(
-            f"{path}: sample {wrong[0]} has label {labels[wrong[0]]}, but there are {classes} classes; "
-            "prepare the data set again"
+            f"{path}: sample {place[0]} has label {labels[place]}, but {expected}; prepare the data set again"
         )

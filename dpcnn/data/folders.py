@@ -17,6 +17,7 @@ from dpcnn.data.inputs import open_input
 from dpcnn.data.shards import MNIST, SPLITS, Images
 from dpcnn.data.sources import CSV_FOLDER, Source, SourceOptions
 from dpcnn.errors import ConfigError, DataError, printable
+from dpcnn.nn.losses import CLASSES
 
 HEADERS = ("file", "filename", "filepath", "path", "image")
 """What the first cell of a CSV file may be called."""
@@ -179,8 +180,8 @@ def _source(path: Path, folder: Path, listings: dict[str, Listing], options: Sou
         raise ConfigError(f"--size: {path} holds pictures; give the height and width of the images, as in --size 64x64")
     if options.resize == MNIST and options.colour != "grey":
         raise ConfigError("--resize mnist makes grey images; give --colour grey")
-    if options.layout:
-        raise ConfigError("--layout is for arrays; drop the option")
+    if options.layout or options.targets != CLASSES:
+        raise ConfigError("--layout and --targets are for arrays; drop the option")
     for split, listing in listings.items():
         if not any(map(len, listing.files)):
             raise DataError(f"{path}: no files of the {split} samples; expected a folder of pictures for each class")

@@ -1,6 +1,7 @@
 """The training samples held back for validation, as a pure function of labels, configuration and seed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +28,18 @@ class Holdout:
     remarks: tuple[str, ...]
 
 
-def hold_out(labels: NDArray[np.integer], amount: float, how: str, seed: int) -> Holdout:
+def hold_out(labels: NDArray[Any], amount: float, how: str, seed: int) -> Holdout:
     """Divide the samples of ``labels`` (n,).
+
+    Labels (n, K), several for each sample, have no classes to draw from: then the samples are drawn from all.
 
     Args:
         amount: the number of samples to hold back, or, below 1, their fraction.
         how: "last": the last ones; "stratified": drawn by seed, from each class in proportion to its samples.
     """
     samples, remarks = len(labels), []
+    if labels.ndim > 1:
+        labels = np.zeros(samples, np.int64)
     count = int(amount) if amount >= 1 else round(amount * samples)
     if count and count >= samples:
         count = round(DEFAULT * samples)

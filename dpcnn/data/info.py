@@ -10,6 +10,7 @@ from dpcnn.data.dataset import check_labels, find_data
 from dpcnn.data.layout import read_labels, read_layout
 from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import SPLITS, Manifest, Shard, read_manifest
+from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES
 from dpcnn.parallel.comm import SerialComm
 
 Counts = NDArray[np.int64]
@@ -34,28 +35,36 @@ def info(comm: SerialComm, name: str) -> list[str]:
 
 
 def _count(folder: Path, shard: Shard, manifest: Manifest) -> Counts:
-    """The number of samples of each class in a shard that is verified, (classes,)."""
+    """The number of samples of each class in a shard that is verified, (classes,); of each label or value, those that
+    are not 0."""
     with ShardFile(folder, shard) as file:
         file.verify()
-        labels = np.empty(shard.samples, np.uint8)
+        labels = np.empty(manifest.labels_shape(shard.samples), manifest.labels_type)
         read_labels(file, read_layout(file, shard, manifest), labels)
-    check_labels(file.path, labels, manifest.classes)
-    return np.bincount(labels, minlength=manifest.classes)
+    check_labels(file.path, labels, manifest)
+    if manifest.targets == CLASSES:
+        return np.bincount(labels, minlength=manifest.classes)
+    present: Counts = (labels != 0).sum(axis=0)
+    return present
 
 
 def rows(manifest: Manifest, counts: list[list[int]]) -> list[list[str]]:
-    """A row for each class with its samples by split, then the sums, and the number of shards."""
+    """A row for each class, label or value with its samples by split, then all samples, and the number of shards."""
     by_class = [[name, *map(str, each)] for name, *each in zip(manifest.class_names, *counts, strict=True)]
+    samples = [str(manifest.samples(split)) for split in SPLITS]
     shards = [str(len(manifest.splits[split])) for split in SPLITS]
-    return [*by_class, ["all", *(str(sum(each)) for each in counts)], ["shards", *shards]]
+    return [*by_class, ["all", *samples], ["shards", *shards]]
 
 
 def info_lines(folder: Path, manifest: Manifest, counts: list[list[int]]) -> list[str]:
     """The description of a verified data set; ``counts``: samples by split and class."""
+    s = "s" * (manifest.classes > 1)
+    kinds = {CLASSES: "classes", MULTILABEL: f"label{s} per sample", VALUES: f"value{s} per sample"}
+    titles = {CLASSES: "class", MULTILABEL: "label", VALUES: "not 0"}
     lines = [
-        f"{folder}: {manifest.name}, images {' x '.join(map(str, manifest.image_shape))}, {manifest.classes} classes, "
-        f"{'compressed' if manifest.compressed else 'contiguous'}",
-        *text(("class", *SPLITS), rows(manifest, counts)).splitlines(),
+        f"{folder}: {manifest.name}, images {' x '.join(map(str, manifest.image_shape))}, "
+        f"{manifest.classes} {kinds[manifest.targets]}, {'compressed' if manifest.compressed else 'contiguous'}",
+        *text((titles[manifest.targets], *SPLITS), rows(manifest, counts)).splitlines(),
     ]
     lines += [f"source: {name} {value}" for name, value in manifest.source.items()]
     lines.append(f"every shard verified; data {manifest.checksum}")

@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dpcnn.base.arrays import Shape
+from dpcnn.base.arrays import Array, Shape
 from dpcnn.data.inputs import reason
 from dpcnn.data.rows import FileImages
 from dpcnn.data.shard_files import ShardFile
@@ -27,6 +27,7 @@ CHUNK_BYTES = 1 << 20
 """The most bytes of a chunk, unless a single image is larger."""
 
 BYTES = (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)  # equal to users of HDF5, but not to HDF5
+FLOATS = (h5py.h5t.IEEE_F32LE,)
 AGAIN = "prepare the data set again"
 
 
@@ -45,7 +46,7 @@ class Layout:
     labels: int
 
 
-def write_shard(path: Path, blocks: Iterable[tuple[Images, Images]], shape: Shape, compressed: bool) -> None:
+def write_shard(path: Path, blocks: Iterable[tuple[Images, Array]], shape: Shape, compressed: bool) -> None:
     """Write one shard. Its bytes depend only on the samples and the HDF5 library.
 
     Args:
@@ -61,14 +62,14 @@ def write_shard(path: Path, blocks: Iterable[tuple[Images, Images]], shape: Shap
         file.create_dataset("labels", data=labels, track_times=False)
 
 
-def _write_images(dataset: h5py.Dataset, blocks: Iterable[tuple[Images, Images]]) -> Images:
+def _write_images(dataset: h5py.Dataset, blocks: Iterable[tuple[Images, Array]]) -> Array:
     """Write the images of ``blocks`` and return the labels. The dataset is closed afterwards: it is in no variable."""
-    labels, start = np.empty(len(dataset), np.uint8), 0
+    labels, start = [], 0
     for images, of_images in blocks:
-        stop = start + len(images)
-        dataset[start:stop], labels[start:stop] = images, of_images
-        start = stop
-    return labels
+        dataset[start : start + len(images)] = images
+        labels.append(of_images)
+        start += len(images)
+    return np.concatenate(labels)
 
 
 def most_rows(image_bytes: int) -> int:
@@ -83,8 +84,8 @@ def read_layout(file: ShardFile, shard: Shard, manifest: Manifest) -> Layout:
         DataError: it is not HDF5, is damaged, or does not match the manifest.
     """
     with _opened(file) as opened:
-        images = _dataset(file, opened, "images", (shard.samples, *manifest.image_shape))
-        labels = _dataset(file, opened, "labels", (shard.samples,))
+        images = _dataset(file, opened, "images", np.dtype(np.uint8), (shard.samples, *manifest.image_shape))
+        labels = _dataset(file, opened, "labels", manifest.labels_type, manifest.labels_shape(shard.samples))
         if not manifest.compressed:
             return Layout(shard.samples, _offset(file, images), _offset(file, labels))
         rows = _rows(file, images, shard.samples)
@@ -107,14 +108,16 @@ def _opened(file: ShardFile) -> Iterator[h5py.File]:
         raise DataError(f"{file.path}: not an HDF5 file, or a damaged one ({reason(error)}); {AGAIN}") from None
 
 
-def _dataset(file: ShardFile, opened: h5py.File, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
-    """The dataset with this name, which must be uint8 and have this shape."""
+def _dataset(
+    file: ShardFile, opened: h5py.File, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> h5py.Dataset:
+    """The dataset with this name, which must have this type, uint8 or float32, and this shape."""
     if not isinstance(opened.get(name, getlink=True), h5py.HardLink) or not isinstance(opened[name], h5py.Dataset):
         raise DataError(f"{file.path}: holds no dataset {name!r} of its own; {AGAIN}")
     dataset = opened[name]
-    if dataset.shape != shape or dataset.id.get_type() not in BYTES:
+    if dataset.shape != shape or dataset.id.get_type() not in (BYTES if dtype == np.uint8 else FLOATS):
         actual = f"{dataset.dtype} {dataset.shape}"
-        raise DataError(f"{file.path}: {name} are {actual}, but {MANIFEST} says uint8 {shape}; {AGAIN}")
+        raise DataError(f"{file.path}: {name} are {actual}, but {MANIFEST} says {dtype} {shape}; {AGAIN}")
     return dataset
 
 
@@ -123,7 +126,7 @@ def _offset(file: ShardFile, dataset: h5py.Dataset) -> int:
     properties, offset = dataset.id.get_create_plist(), dataset.id.get_offset()
     if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_external_count() or properties.get_nfilters():
         raise DataError(f"{file.path}: holds samples that are not contiguous; {AGAIN}")
-    if offset is None or not 0 <= offset <= file.size - dataset.size:
+    if offset is None or not 0 <= offset <= file.size - dataset.nbytes:
         raise DataError(f"{file.path}: holds only a part of its samples; {AGAIN}")
     return int(offset)
 
@@ -195,6 +198,6 @@ def _unpacked(packed: bytes, size: int) -> bytes:
     return content
 
 
-def read_labels(file: ShardFile, layout: Layout, out: Images) -> None:
-    """Fill an array (samples,) with a shard's labels."""
-    file.read(out.data, layout.labels)
+def read_labels(file: ShardFile, layout: Layout, out: Array) -> None:
+    """Fill an array, as :meth:`Manifest.labels_shape` describes it, with a shard's labels."""
+    file.read(out.reshape(-1).view(np.uint8).data, layout.labels)

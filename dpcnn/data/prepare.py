@@ -196,11 +196,12 @@ def describe(source: Source, splits: dict[str, tuple[Shard, ...]], target: Targe
         splits=splits,
         content=dict.fromkeys(SPLITS, ""),
         source=source.origin,
+        targets=source.targets,
     )
 
 
 def _check_readable(out: Path, manifest: Manifest, split: str, size: int) -> None:
     """Refuse a data set that :func:`dpcnn.data.dataset.load` would refuse, because it compresses too well."""
     if manifest.compressed:
-        needed = manifest.samples(split) * (manifest.image_bytes + 1)
+        needed = manifest.samples(split) * manifest.sample_bytes
         check_memory(f"{out} ({split})", needed, size, "prepare it with --contiguous")

@@ -3,7 +3,8 @@
 ::
 
     manifest.json       counts, shapes, the sha256 of every shard, and the source
-    train-00.h5 ..      each with "images" (samples, H, W, C) and "labels" (samples,), both uint8
+    train-00.h5 ..      each with "images" (samples, H, W, C), uint8, and "labels": (samples,) uint8 of classes, or
+                        (samples, K), see dpcnn.data.targets
     test-00.h5 ..
 
 The number of shards is independent of the number of ranks.
@@ -25,7 +26,9 @@ from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.base.files import MOST_JSON, Folder, read_bytes
 from dpcnn.data.classes import MOST_CLASSES, Names, numbered, parse_names
 from dpcnn.data.inputs import reason
+from dpcnn.data.targets import LABELS, parse_targets
 from dpcnn.errors import DataError
+from dpcnn.nn.losses import CLASSES
 
 Images = NDArray[np.uint8]
 
@@ -67,13 +70,15 @@ class Manifest:
     Attributes:
         name: of the data set.
         image_shape: (H, W, C).
-        class_names: the name of each class; numbers if the source has none. Labels are indices of it.
+        class_names: the name of each class; numbers if the source has none. Labels are indices of it. With other
+            targets, the name of each label or value of a sample.
         resize: how a picture becomes an image of this set, see :data:`RESIZE`.
         compressed: whether shards are compressed and read into memory, or contiguous and read sample by sample.
         splits: "train" and "test", each a list of shards in the order of samples.
         content: for each split, the sha256 of all its images' bytes and then all its labels':
             independent of how it is sharded.
         source: the origin of the data, for people.
+        targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`.
         mean, deviation: of the training images, for each channel, of pixels 0..255; a deviation of 0 counts as 1.
             Empty in data sets of older versions.
     """
@@ -86,12 +91,13 @@ class Manifest:
     splits: dict[str, tuple[Shard, ...]]
     content: dict[str, str]
     source: dict[str, str]
+    targets: str = CLASSES
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
 
     @property
     def classes(self) -> int:
-        """The number of classes; labels are 0 .. classes - 1."""
+        """The number of classes, or, with other targets, of the labels or values of a sample."""
         return len(self.class_names)
 
     @property
@@ -100,9 +106,24 @@ class Manifest:
         return math.prod(self.image_shape)
 
     @property
+    def labels_type(self) -> np.dtype[Any]:
+        """The type of the labels."""
+        return LABELS[self.targets]
+
+    def labels_shape(self, samples: int) -> tuple[int, ...]:
+        """The shape of the labels of so many samples: (samples,), or (samples, K) with other targets than classes."""
+        return (samples,) if self.targets == CLASSES else (samples, self.classes)
+
+    @property
+    def sample_bytes(self) -> int:
+        """The bytes of an image and its labels."""
+        return self.image_bytes + math.prod(self.labels_shape(1)) * self.labels_type.itemsize
+
+    @property
     def checksum(self) -> str:
         """The data set's identity: a sha256 of its content, independent of its name and its shards."""
-        return _sha256([list(self.image_shape), self.classes, sorted(self.content.items())])
+        kind = [] if self.targets == CLASSES else [self.targets]
+        return _sha256([list(self.image_shape), self.classes, sorted(self.content.items()), *kind])
 
     @property
     def digest(self) -> str:
@@ -185,6 +206,7 @@ def _parse(table: Table) -> Manifest:
         splits=splits,
         content={split: table.table("content").sha256(split) for split in SPLITS},
         source=_parse_source(table.table("source")),
+        targets=parse_targets(table),
         mean=_parse_values(table, "mean", channels, 0),
         deviation=_parse_values(table, "deviation", channels, LEAST_DEVIATION),
     )

@@ -11,14 +11,16 @@ import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import SHUFFLE, permutation
-from dpcnn.data.classes import Names, number_labels
+from dpcnn.data.classes import Names, number_labels, numbered
 from dpcnn.data.formats import read_csv, read_idx
 from dpcnn.data.holdout import TEST, stratified
 from dpcnn.data.inputs import Input, open_input
 from dpcnn.data.layout import most_rows
 from dpcnn.data.npz import ZIP, read_headers, read_npy, read_or_keep
 from dpcnn.data.shards import CROP, MOST_SIDE, SPLITS, Images
+from dpcnn.data.targets import targets_of
 from dpcnn.errors import ConfigError, DataError, printable
+from dpcnn.nn.losses import CLASSES
 from dpcnn.parallel.tree import chunks
 
 BLOCK_CHUNKS = 8
@@ -37,6 +39,7 @@ class SourceOptions:
 
     Attributes:
         names: of the classes; None: the source's own, or numbers.
+        targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`.
         layout: "hwc" or "chw", the order of height, width and channels in arrays; None: it must be clear.
         test: the number of test samples, or, below 1, their fraction of all; None: see :data:`TEST_PART`.
         seed: draws the test samples.
@@ -47,6 +50,7 @@ class SourceOptions:
     """
 
     names: Names | None = None
+    targets: str = CLASSES
     layout: str | None = None
     test: float | None = None
     seed: int = 0
@@ -62,11 +66,11 @@ class Source:
 
     Attributes:
         images: for each split, uint8 (n, H, W, C), or (n, C, H, W) with ``channels_first``; arrays of numbers index it.
-        labels: for each split (n,), uint8.
-        class_names: the name of each class.
+        labels: for each split, see :data:`dpcnn.data.targets.LABELS`.
+        class_names: the name of each class, label or value.
         resize: how a picture becomes an image of this set, see :data:`dpcnn.data.shards.RESIZE`.
         origin: the names of the source and their values, for people.
-
+        targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`.
         channels_first: whether the channels come before height and width in ``images``.
         orders: for each split, the indices (n,) of its samples in their order; missing: the order of the source.
         faults: the samples that this rank has skipped, each with the reason.
@@ -77,6 +81,7 @@ class Source:
     class_names: Names
     resize: str
     origin: dict[str, str]
+    targets: str = CLASSES
     channels_first: bool = False
     orders: dict[str, Array] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -104,14 +109,16 @@ class Source:
     def _draw_test(self, amount: float, seed: int) -> None:
         """Take the test samples from the training samples: from each class in proportion to its size, by the seed."""
         labels = self.labels["train"]
+        strata = labels if self.targets == CLASSES else np.zeros(len(labels), np.uint8)
         count = int(amount) if amount >= 1 else round(amount * len(labels))
         if not 0 < count < len(labels):
             raise ConfigError(f"--test {amount:g}: {count:,} of {len(labels):,} samples; expected some, and not all")
         of_test = np.zeros(len(labels), bool)
-        of_test[stratified(labels, count, seed, TEST)] = True
+        of_test[stratified(strata, count, seed, TEST)] = True
         self.images["test"], self.labels["test"] = self.images["train"], labels
         self.orders = {"train": np.flatnonzero(~of_test), "test": np.flatnonzero(of_test)}
-        self.origin["test samples"] = f"{count}, drawn from each class by seed {seed}"
+        of_each = " from each class" if self.targets == CLASSES else ""
+        self.origin["test samples"] = f"{count}, drawn{of_each} by seed {seed}"
 
     def shuffle(self, seed: int) -> None:
         """Shuffle the samples of each split; the order depends only on the seed."""
@@ -125,15 +132,15 @@ class Source:
         """The number of samples of a split."""
         return len(self.orders.get(split, self.labels[split]))
 
-    def blocks(self, split: str, start: int, stop: int) -> Iterator[tuple[Images, Images]]:
-        """The samples ``start .. stop - 1`` of a split, in order: images (n, H, W, C), labels (n,)."""
+    def blocks(self, split: str, start: int, stop: int) -> Iterator[tuple[Images, Array]]:
+        """The samples ``start .. stop - 1`` of a split, in order: images (n, H, W, C), labels (n,) or (n, K)."""
         for first, end in chunks(stop - start, BLOCK_CHUNKS * most_rows(math.prod(self.image_shape))):
             numbers = np.arange(start + first, start + end)
             indices = self.orders[split][numbers] if split in self.orders else numbers
             yield self.take(split, indices)
 
-    def take(self, split: str, indices: Array) -> tuple[Images, Images]:
-        """The images (n, H, W, C) and labels (n,) with these indices in the source's own order."""
+    def take(self, split: str, indices: Array) -> tuple[Images, Array]:
+        """The images (n, H, W, C) and labels (n,) or (n, K) with these indices in the source's own order."""
         images = self.images[split][indices]
         return np.moveaxis(images, 1, -1) if self.channels_first else images, self.labels[split][indices]
 
@@ -150,6 +157,9 @@ Pairs = dict[str, tuple[Any, Array]]
 def read_arrays_source(path: Path, options: SourceOptions) -> Source:
     """Read a folder of IDX, CSV or NPY files, or an NPZ file.
 
+    Args:
+        targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`; folders have classes.
+
     Raises:
         DataError: nothing known is there, or what is there is damaged.
         ConfigError: the options do not fit it.
@@ -158,8 +168,9 @@ def read_arrays_source(path: Path, options: SourceOptions) -> Source:
         raise ConfigError(f"--size and --strict are for pictures, but {path} holds arrays; drop the options")
     pairs, origin = _read_npz(path) if path.is_file() else _read_folder(path)
     images = {split: _checked(path, *pair) for split, pair in pairs.items()}
-    labels, names = number_labels(path, {split: pair[1] for split, pair in pairs.items()}, options.names)
-    source = Source(images, labels, names, options.resize, origin, channels_first=options.layout == "chw")
+    labels, names = _labels(path, {split: pair[1] for split, pair in pairs.items()}, options)
+    first = options.layout == "chw"
+    source = Source(images, labels, names, options.resize, origin, options.targets, channels_first=first)
     shapes = {split: each.shape[1:] for split, each in images.items()}
     if len(set(shapes.values())) > 1:
         raise DataError(
@@ -168,6 +179,20 @@ def read_arrays_source(path: Path, options: SourceOptions) -> Source:
     if options.layout is None:
         _check_layout(path, shapes["train"])
     return source.with_test(path, options)
+
+
+def _labels(path: Path, labels: dict[str, Array], options: SourceOptions) -> tuple[dict[str, Array], Names]:
+    """The labels of each split as shards store them, and the name of each class, or of each label or value."""
+    if options.targets == CLASSES:
+        return number_labels(path, labels, options.names)
+    stored = {split: targets_of(path, each, options.targets) for split, each in labels.items()}
+    columns = {each.shape[1] for each in stored.values()}
+    if len(columns) > 1:
+        raise DataError(f"{path}: the training and test labels have another number of columns; give both the same")
+    count = columns.pop()
+    if options.names and len(options.names) != count:
+        raise ConfigError(f"--names: {len(options.names)} names for the {count} columns of labels; give {count} names")
+    return stored, options.names or numbered(count)
 
 
 def _check_layout(path: Path, shape: Shape) -> None:

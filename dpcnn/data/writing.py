@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpcnn.base.arrays import Shape
+from dpcnn.base.arrays import Array, Shape
 from dpcnn.data.inputs import Reader
 from dpcnn.data.layout import image_blocks, most_rows, read_labels, read_layout, write_shard
 from dpcnn.data.moments import Moments
@@ -26,8 +26,8 @@ Say = Callable[[str], None]
 Job = tuple[str, str, int, int]
 """A shard to write: split, file name, first sample, end."""
 
-Blocks = Iterator[tuple[Images, Images]]
-"""Images (n, H, W, C) and labels (n,), some at a time."""
+Blocks = Iterator[tuple[Images, Array]]
+"""Images (n, H, W, C) and labels (n,) or (n, K), some at a time."""
 
 SECONDS = 10.0
 """Between two lines on the progress."""
@@ -79,7 +79,7 @@ def write_shards(
 
 def spooled(folder: Path, blocks: Blocks, image_shape: Shape) -> tuple[Blocks, int]:
     """Blocks of samples through a nameless file in ``folder``: the same samples, and how many they are."""
-    labels = [np.zeros(0, np.uint8)]
+    labels: list[Array] = [np.zeros(0, np.uint8)]
     with tempfile.TemporaryFile(dir=folder) as file:
         for images, of_images in blocks:
             file.write(images.data)
@@ -136,7 +136,7 @@ def content_sha256(folder: Path, manifest: Manifest, split: str) -> str:
             layout = read_layout(file, shard, manifest)
             for images in image_blocks(file, layout, (shard.samples, *manifest.image_shape), manifest.compressed):
                 found.update(images.data)
-            labels = np.empty(shard.samples, np.uint8)
+            labels = np.empty(manifest.labels_shape(shard.samples), manifest.labels_type)
             read_labels(file, layout, labels)
             every_label.append(labels)
     for labels in every_label:

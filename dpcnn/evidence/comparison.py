@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -12,19 +11,12 @@ from dpcnn.base.fields import load_json
 from dpcnn.base.files import read_bytes
 from dpcnn.base.text import markdown
 from dpcnn.config import Config
-from dpcnn.errors import ConfigError, LaunchError
 from dpcnn.evidence.jobs import config_words, run
 from dpcnn.evidence.measure import Result
 from dpcnn.reporting.figures import draw_scaling
 
-LAYOUTS = ("nchw", "channels-last")
-"""Memory layouts of PyTorch's images."""
-
 Speeds = dict[str, dict[int, list[float]]]
 """Images per second in each round, by kind of scaling and number of ranks."""
-
-Round = dict[str, float]
-"""Images per second of dpcnn and of PyTorch in each layout, and the fraction of the sgemm limit that dpcnn reaches."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +57,6 @@ class Jobs:
             result: Result = load_json(read_bytes(path))
         return result
 
-    def measure_torch(self, ranks: int, batch: int, layout: str) -> float:
-        """Images per second of PyTorch DDP; ``batch`` is per rank."""
-        words = ["--ranks", ranks, "--batch", batch, "--steps", self.steps, "--layout", layout]
-        config = self.config
-        if config.layers or config.loss != "cross-entropy":
-            raise ConfigError("--versus: PyTorch's side has the networks of --model and cross-entropy only")
-        smoothing = config.parts["label_smoothing"]
-        words += ["--model", config.model, "--data", config.data, "--smoothing", smoothing]
-        return float(run("dpcnn.evidence.peers.torch_ddp", *map(str, words)).strip().splitlines()[-1])
-
 
 def scaling(jobs: Jobs, counts: Sequence[int]) -> tuple[Result, str]:
     """Compare numbers of ranks, and draw their speeds to scaling.png and scaling.svg.
@@ -107,43 +89,3 @@ def scaling_table(counts: Sequence[int], batches: Mapping[str, Mapping[int, int]
             middle, extent = median(rates[count]), f"{min(rates[count]):,.0f} to {max(rates[count]):,.0f}"
             rows.append((kind, count, batches[kind][count], f"{middle:,.0f}", extent, f"{middle / base:.2f}"))
     return markdown(("scaling", "ranks", "batch", "images/s", "range", f"times {counts[0]} ranks"), rows)
-
-
-def versus(jobs: Jobs, ranks: int, batches: Sequence[int]) -> tuple[Result, str]:
-    """Compare with PyTorch DDP in both of its layouts: the same network, data and batch.
-
-    Args:
-        batches: per rank.
-
-    Returns:
-        All speeds and the machine; and a table.
-
-    Raises:
-        LaunchError: PyTorch is not installed.
-    """
-    if find_spec("torch") is None:
-        raise LaunchError("--versus torch: PyTorch is not installed; get it: pip install 'dpcnn[torch]'")
-    rounds: dict[int, list[Round]] = {batch: [] for batch in batches}
-    last: Result = {}
-    for _ in jobs.turns():
-        for batch in batches:
-            last = jobs.measure(ranks, ranks * batch, batch)
-            torch = {layout: jobs.measure_torch(ranks, batch, layout) for layout in LAYOUTS}
-            rounds[batch].append({"dpcnn": last["images_per_second"], "limit": last["fraction_of_limit"], **torch})
-    machine = last["machine"]
-    text = f"{machine['processor']}; {ranks} ranks; {jobs.rounds} rounds; images/s are medians"
-    table = versus_table([(batch, rounds[batch]) for batch in batches])
-    return {"rounds": rounds, "machine": machine}, f"{text}\n\n{table}"
-
-
-def versus_table(rounds_by_batch: Sequence[tuple[int, Sequence[Round]]]) -> str:
-    """A row for each batch; the ratio is that of dpcnn to PyTorch's faster layout."""
-    rows = []
-    for batch, rounds in rounds_by_batch:
-        ratios = [of["dpcnn"] / max(of[layout] for layout in LAYOUTS) for of in rounds]
-        speeds = [f"{median(of[key] for of in rounds):,.0f}" for key in ("dpcnn", *LAYOUTS)]
-        extent = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        limit = f"{median(of['limit'] for of in rounds):.0%}"
-        rows.append((batch, *speeds, f"{median(ratios):.2f}", extent, limit))
-    torch = ("DDP, NCHW", "DDP, channels-last")
-    return markdown(("batch per rank", "dpcnn", *torch, "ratio, median", "range", "of the sgemm limit"), rows)

@@ -1,10 +1,12 @@
 """Golden hashes: a table of the hashes of short trainings, which shows any change of bits.
 
-The trainings use random images. There is one for each recipe, and some for options that no recipe uses: :data:`RUNS`.
+The trainings use random images. There is one for each small recipe, and some for options that no recipe uses:
+:data:`RUNS`.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base import startup
+from dpcnn.base.arrays import Array
 from dpcnn.base.files import write_file
 from dpcnn.base.numerics import describe, deviations, fingerprint
 from dpcnn.base.text import text
@@ -22,7 +25,7 @@ from dpcnn.data.classes import numbered
 from dpcnn.data.dataset import Samples
 from dpcnn.data.shards import CROP, Manifest
 from dpcnn.errors import ConfigError, nearest
-from dpcnn.nn.losses import LOSSES
+from dpcnn.nn.losses import CLASSES, LOSSES, MULTILABEL, VALUES
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.console import Reporter
@@ -36,7 +39,7 @@ Hashes = dict[str, dict[str, str]]
 """By the step's number, and then by the tensor's name."""
 
 TABLE = Path(__file__).with_name("golden.json")
-STEPS, SIDE, CLASSES, EVALUATED = 5, 28, 10, 64
+STEPS, SIDE, OUTPUTS, EVALUATED = 5, 28, 10, 64
 
 OTHER_LAYERS = [
     {"kind": "scale", "low": -1.0, "span": 2.0},
@@ -88,11 +91,16 @@ NORMALISED = [
 ]
 
 AUGMENTATION = {"flip": "both", "crop_padding": 3, "crop_area": 0.3, "colour_jitter": 0.4, "cutout": 8}
+LARGE = {"mobilenet", "resnet18", "vgg11"}
+"""Recipes whose steps take long. Their kinds of layers are in other trainings."""
+
+RECIPES = sorted(path.name.removesuffix(".toml") for path in (files("dpcnn") / "recipes").iterdir())
 
 RUNS: dict[str, dict[str, Any]] = {
-    **{path.name.removesuffix(".toml"): {} for path in sorted((files("dpcnn") / "recipes").iterdir(), key=str)},
+    **{name: {} for name in RECIPES if name not in LARGE},
     **{optimizer: {"model": "mlp", "optimizer": optimizer, "init": "glorot"} for optimizer in OPTIMIZERS},
     **{loss: {"model": "mlp", "loss": loss} for loss in LOSSES},
+    "class-weights": {"model": "mlp", "class_weights": [0.5, 2.0, 1.0, 0.0, 3.0, 1.0, 1.0, 0.25, 1.0, 1.5]},
     "mlp": {"model": "mlp", "schedule": "exponential"},
     "all-options": {"model": "all options", **ALL_OPTIONS},
     "normalise": {"model": "normalise", "layers": NORMALISED},
@@ -102,24 +110,31 @@ RUNS: dict[str, dict[str, Any]] = {
 """The trainings by name, with the options that replace those of the recipe of this name, or of the default recipe."""
 
 
-def random_samples() -> Samples:
-    """Random images (640, 28, 28, 1) of ten classes, the same on every machine."""
+@cache
+def random_samples(targets: str = CLASSES) -> Samples:
+    """Random images (640, 28, 28, 1) of ten classes, labels or values, the same on every machine."""
     draws = np.random.Philox(0).random_raw(STEPS * 128 * (SIDE * SIDE // 8 + 1)).reshape(STEPS * 128, -1)
     images = draws[:, 1:].astype("<u8").view(np.uint8).reshape(-1, SIDE, SIDE, 1)
-    labels = (draws[:, 0] % CLASSES).astype(np.uint8)
-    names = numbered(CLASSES)
-    manifest = Manifest("random", (SIDE, SIDE, 1), names, CROP, True, {}, {"train": "", "test": ""}, {})
-    return Samples(manifest, (images,), np.array([0, len(images)]), labels)
+    bits = (draws[:, :1] >> np.arange(OUTPUTS, dtype=np.uint64) & 1).astype(np.uint8)
+    labels: dict[str, Array] = {
+        CLASSES: (draws[:, 0] % OUTPUTS).astype(np.uint8),
+        MULTILABEL: bits,
+        VALUES: (images[:, 0, :OUTPUTS, 0] / 255).astype(np.float32),
+    }
+    names, sha256s = numbered(OUTPUTS), {"train": "", "test": ""}
+    manifest = Manifest("random", (SIDE, SIDE, 1), names, CROP, True, {}, sha256s, {}, targets)
+    return Samples(manifest, (images,), np.array([0, len(images)]), labels[targets])
 
 
-def train(name: str, samples: Samples) -> Hashes:
+def train(name: str) -> Hashes:
     """Train a network of :data:`RUNS`: the hashes of all tensors after each step, and of an evaluation's losses."""
     own = {"validation": 0, "max_steps": STEPS, "warmup": 2, "numerics": startup.numerics, "data": "random"}
     path = files("dpcnn") / "recipes" / f"{name}.toml"
     recipe = read_recipe(name if path.is_file() else "simple-cnn")
     values = recipe.as_dict() if RUNS[name].keys().isdisjoint(("optimizer", "loss")) else {}
     config = from_dict({**values, **own, **RUNS[name]})
-    network, comm, hashes = config.network((SIDE, SIDE, 1), CLASSES), SerialComm(), {}
+    network, comm, hashes = config.network((SIDE, SIDE, 1), OUTPUTS), SerialComm(), {}
+    samples = random_samples(config.make_loss().targets)
     with TemporaryDirectory(prefix="dpcnn-golden-") as work, np.errstate(all="ignore"):
         trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Reporter())
         for step in range(1, STEPS + 1):
@@ -141,10 +156,10 @@ def train_all(names: Sequence[str], say: Callable[[str], None]) -> dict[str, Has
     for name in names:
         if name not in RUNS:
             raise ConfigError(f"--golden: no training {name!r}; {nearest(name, RUNS)}")
-    samples, hashes = random_samples(), {}
+    hashes = {}
     for name in names or RUNS:
         say(f"{STEPS} steps of {name}")
-        hashes[name] = train(name, samples)
+        hashes[name] = train(name)
     return hashes
 
 

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -50,6 +51,7 @@ def measure_job(
     with comm.fail_together():
         check(config.numerics)
         config = config.measured(samples.manifest.mean, samples.manifest.deviation)
+        config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     nodes = comm.allgather_obj(comm.node().rank).count(0)
     result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}
@@ -64,6 +66,7 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
     with TemporaryDirectory(prefix="dpcnn-bench-") as work:
         trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Reporter())
         peak = sgemm_peak(comm)
+        losses = warm_up(trainer)
         seconds = time_steps(comm, trainer, steps)
         peak = max(peak, sgemm_peak(comm))
         shares = [trainer.timer.seconds[phase] / seconds for phase in STEP_PHASES]
@@ -72,6 +75,7 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
         "config": config.as_dict(),
         "images_per_second": speed,
         "seconds_a_step": seconds / steps,
+        "losses": losses,
         "shares": [dict(zip(STEP_PHASES, row.tolist(), strict=True)) for row in comm.allgather(np.array(shares))],
         "flops_an_image": network.flops,
         "activations_an_image": network.activations,
@@ -82,17 +86,27 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
     }
 
 
-def time_steps(comm: SerialComm, trainer: Trainer, steps: int) -> float:
-    """The seconds of some steps, after a warm-up."""
+def warm_up(trainer: Trainer) -> list[float]:
+    """Take some steps, and return the mean loss of the batch of each."""
+    losses, before = [], 0.0
+    for _ in range(WARM_UP):
+        step(trainer)
+        metrics = trainer.progress.metrics  # of all steps so far
+        losses.append((metrics.loss - before) / trainer.config.batch)
+        before = metrics.loss
+    return losses
 
-    def step() -> None:
+
+def step(trainer: Trainer) -> None:
+    """Take a step."""
+    with np.errstate(all="ignore"):
         trainer.transact(trainer.train_step)()
 
-    with np.errstate(all="ignore"):
-        for _ in range(WARM_UP):
-            step()
-        trainer.timer.seconds.clear()
-        return timed(comm, step, steps)
+
+def time_steps(comm: SerialComm, trainer: Trainer, steps: int) -> float:
+    """The seconds of some steps."""
+    trainer.timer.seconds.clear()
+    return timed(comm, partial(step, trainer), steps)
 
 
 def timed(comm: SerialComm, action: Callable[[], Any], times: int) -> float:

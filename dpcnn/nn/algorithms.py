@@ -1,8 +1,9 @@
 """The choice of a convolution's algorithm. It depends on shapes only, and so do the bits of the result."""
 
 from dpcnn.base.arrays import Shape
-from dpcnn.nn.convolution import Im2col, Kernel, Winograd
+from dpcnn.nn.convolution import Kernel, Winograd
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise
+from dpcnn.nn.mec import Mec
 
 WINOGRAD_CHANNELS = 8
 """With fewer input channels the transforms cost more than the multiplications that they save."""
@@ -33,4 +34,4 @@ def choose_algorithm(
         return Pointwise(stride)
     if kernel_size == (3, 3) and stride == dilation == 1 and C >= WINOGRAD_CHANNELS:
         return Winograd(shape, padding)
-    return Im2col(kernel_size, stride, padding, dilation)
+    return Mec(kernel_size, stride, padding, dilation)

@@ -1,7 +1,7 @@
-"""Convolution kernels: im2col for any shape, Winograd's for 3x3 with stride 1. Shapes: see layer.py.
+"""The interface of convolution kernels, and Winograd's kernel for 3x3 with stride 1. Shapes: see layer.py.
 
-Each has the two methods of :class:`Kernel`, and works on a part of the output at a time, some rows or a
-tile, so that its intermediate results stay in the processor's cache.
+A kernel works on a part of the output at a time, some rows or a tile, so that its intermediate results stay in the
+processor's cache.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,12 @@ from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from dpcnn.base.arrays import Array, Shape, Workspace
 from dpcnn.nn.tuning import TUNING
 
 BAND = 1 << 21
-"""The largest size in bytes of the windows of a band, which is one or more rows of the output."""
+"""The largest size in bytes of the intermediate results of a band, which is one or more rows of the output."""
 
 POINTS = {
     2: (0, 1, -1),
@@ -40,69 +39,6 @@ class Kernel(Protocol):
 
     def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         """Fill ``dw`` and, unless it is None, ``dx`` from ``dy``; all contiguous."""
-
-
-class Im2col:
-    """Windows as the rows of a matrix, after Chellapilla, Puri and Simard, "High performance convolutional neural
-    networks for document processing" (2006): one matrix product per row of the output.
-
-    In the comments, n is the number of rows of a band, and K = KH KW C.
-    """
-
-    def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int, dilation: int = 1) -> None:
-        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.workspace = Workspace()
-        self.bands: list[tuple[int, int]] = []
-        self.columns: list[Array] = []  # for each band
-
-    def forward(self, x: Array, w: Array, y: Array) -> None:
-        (H, W, _, _), (KH, KW), p, F = x.shape, self.kernel_size, self.padding, w.shape[-1]
-        image = padded(self.workspace, x, p, (H + 2 * p, W + 2 * p))
-        self.bands = bands(len(y), KH * KW * image[0].nbytes)
-        self.columns = []
-        for lo, hi in self.bands:
-            self.columns.append(self._columns(image, lo, hi, y.shape[1]))
-            # (n, OW N, K) x (K, F) -> (n, OW N, F)
-            np.matmul(self.columns[-1], w.reshape(-1, F), out=y[lo:hi].reshape(hi - lo, -1, F))
-
-    def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
-        F = w.shape[-1]
-        dw[...] = 0
-        for (lo, hi), columns in zip(self.bands, self.columns, strict=True):
-            shares = self.workspace.array("shares of dw", (hi - lo, w[..., 0].size, F), dy.dtype)
-            # (n, K, OW N) x (n, OW N, F) -> (n, K, F)
-            np.matmul(columns.swapaxes(1, 2), dy[lo:hi].reshape(hi - lo, -1, F), out=shares)
-            dw += shares.sum(axis=0).reshape(w.shape)  # (n, K, F) -> (KH, KW, C, F)
-        if dx is not None:
-            self._scatter(dy, w, dx)
-
-    def _columns(self, image: Array, lo: int, hi: int, OW: int) -> Array:
-        """The windows of some output rows: (hi - lo, OW * N, KH * KW * C)."""
-        (KH, KW), (_, _, N, C), s, d = self.kernel_size, image.shape, self.stride, self.dilation
-        sides = extent(KH, d), extent(KW, d)
-        rows = image[lo * s : (hi - 1) * s + sides[0]]
-        windows = sliding_window_view(rows, sides, axis=(0, 1))[::s, ::s, ..., ::d, ::d]  # (n, OW, N, C, KH, KW)
-        n = hi - lo
-        if C > 1:
-            columns = self.workspace.array(f"columns {lo}", (n, OW, N, KH, KW, C), image.dtype)
-            np.copyto(columns, windows.transpose(0, 1, 2, 4, 5, 3))  # (n, OW, N, KH, KW, C)
-            return columns.reshape(n, OW * N, KH * KW * C)
-        planes = self.workspace.array(f"columns {lo}", (KH, KW, n, OW, N), image.dtype)  # long runs to copy
-        np.copyto(planes, windows[:, :, :, 0].transpose(3, 4, 0, 1, 2))  # (KH, KW, n, OW, N)
-        return planes.reshape(KH * KW, n, OW * N).transpose(1, 2, 0)  # (n, OW N, KH KW)
-
-    def _scatter(self, dy: Array, w: Array, dx: Array) -> None:
-        """Fill ``dx``: add the gradient of each output pixel to the pixels of its window."""
-        (H, W, N, C), (OH, OW, _, F), (KH, KW) = dx.shape, dy.shape, self.kernel_size
-        p, s, d = self.padding, self.stride, self.dilation
-        spread = self.workspace.array("spread", (H + 2 * p, W + 2 * p, N, C), dx.dtype)
-        spread[...] = 0
-        shares = self.workspace.array("shares", (KH, KW, OH, OW, N, C), dx.dtype)
-        # (OH OW N, F) x (KH KW, F, C) -> (KH KW, OH OW N, C)
-        np.matmul(flat(dy), w.reshape(KH * KW, C, F).transpose(0, 2, 1), out=shares.reshape(KH * KW, -1, C))
-        for i, j in np.ndindex(KH, KW):
-            spread[strided(i * d, OH, s), strided(j * d, OW, s)] += shares[i, j]  # (OH, OW, N, C)
-        dx[...] = spread[p : p + H, p : p + W]
 
 
 class Winograd:

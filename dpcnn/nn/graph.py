@@ -62,8 +62,10 @@ def _before(number: int, name: str, names: Sequence[str], numbers: dict[str, int
 
 
 def learning(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> list[bool]:
-    """For each layer, whether it or any layer in front of it has parameters, so that its output needs a gradient."""
+    """For each layer, whether it or any layer in front of it has parameters that are not frozen, so that its output
+    needs a gradient."""
     needed: list[bool] = []
     for layer, inputs in zip(layers, sources, strict=True):
-        needed.append(bool(layer.parameters) or any(needed[source] for source in inputs if source != IMAGES))
+        learns = bool(layer.parameters) and not layer.frozen
+        needed.append(learns or any(needed[source] for source in inputs if source != IMAGES))
     return needed

@@ -69,6 +69,12 @@ class Layer:
     """The name of the layer whose output it takes; empty: the layer before it."""
     others: tuple[str, ...] = ()
     """The names of its other inputs, for layers that merge."""
+    lr = 1.0
+    """The factor of the learning rate for its parameters."""
+    weight_decay: float | None = None
+    """The weight decay of its weights; None: that of the optimizer."""
+    frozen = False
+    """Whether its parameters stay as they are. It then computes as in evaluation."""
 
     def __init__(self) -> None:
         self.workspace = Workspace()

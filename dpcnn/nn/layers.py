@@ -11,11 +11,15 @@ from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn.algorithms import choose_algorithm
-from dpcnn.nn.convolution import output_length
+from dpcnn.nn.convolution import output_length, pixels
 from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Parameter, at_least, at_most
+from dpcnn.nn.normalisation import channel_sums
 from dpcnn.nn.tuning import TUNING
 
 MOST_PADDING = 64
+
+FEW_FILTERS = 20
+"""With fewer filters, NumPy adds up the gradient of a bias faster over rows of all images."""
 
 
 class Scale(Layer):
@@ -125,17 +129,20 @@ class Conv2d(Layer):
         self.algorithm = choose_algorithm(shape, self.filters, self.kernel_size, *sides, self.groups, self.dilation)
         self.output = output_length(H, KH, *sides, self.dilation), output_length(W, KW, *sides, self.dilation)
         self.multiplications = prod(self.output) * KH * KW * c * self.filters
-        self.scratch = 2 * prod(self.output) * KH * KW * C  # im2col's windows, and their gradients
+        self.scratch = KW * (H + 2 * self.padding) * self.output[1] * C + H * W * (C + self.filters)  # see mec.py
         return *self.output, self.filters
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         y = self.workspace.array("y", (*self.output, x.shape[2], self.filters), x.dtype)
         self.algorithm.forward(x, params["w"], y)
         if self.bias:
-            y += params["b"]
+            rows = pixels(y)  # (OH, OW, N F): long runs
+            rows += np.tile(params["b"], x.shape[2])
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array | None:
-            if self.bias:
+            if self.bias and self.filters < FEW_FILTERS:
+                grads["b"][...] = channel_sums(dy.reshape(-1, x.shape[2] * self.filters), self.filters)
+            elif self.bias:
                 np.sum(dy, axis=(0, 1, 2), out=grads["b"])  # (OH, OW, N, F) -> (F,)
             dx = self.workspace.array("dx", x.shape, x.dtype) if self.needs_input_grad else None
             self.algorithm.backward(dy, params["w"], grads["w"], dx)

@@ -16,8 +16,11 @@ from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
 Spec = Sequence[Mapping[str, Any]]
 MOST_LAYERS = 1_000
 
-WIRING = ("kind", "name", "input", "with")
-"""The keys of a layer's table that are not options of its kind."""
+WIRING, UPDATE = ("kind", "name", "input", "with"), ("lr", "weight_decay", "freeze")
+"""The keys of a layer's table that are not options of its kind: its connections, and how its parameters are updated."""
+
+MOST_FACTOR = 1e6
+"""The largest ``lr`` and ``weight_decay`` of a layer."""
 
 KINDS: dict[str, type[Layer]] = {
     kind.__name__.lower(): kind
@@ -106,7 +109,9 @@ def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
     if len(spec) > MOST_LAYERS:
         raise ConfigError(f"{len(spec):,} layers; at most {MOST_LAYERS:,} are supported")
     for number, table in enumerate(spec, 1):
-        options = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items() if key not in WIRING}
+        options = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in table.items() if key not in WIRING + UPDATE
+        }
         kind = table.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:
             raise ConfigError(f"layer {number}: no kind {repr(kind)[:40]}; known are {', '.join(KINDS)}")
@@ -121,6 +126,7 @@ def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         wire(layers[-1], table, where)
+        set_update(layers[-1], table, where)
     return layers
 
 
@@ -142,6 +148,22 @@ def wire(layer: Layer, table: Mapping[str, Any], where: str) -> None:
         if value is not None and not (isinstance(value, str) and NAME.fullmatch(value)):
             raise ConfigError(f"{where}: {key}: expected letters, digits, - and _, not {repr(value)[:40]}")
     layer.name, layer.input, layer.others = table.get("name", ""), table.get("input", ""), tuple(others)
+
+
+def set_update(layer: Layer, table: Mapping[str, Any], where: str) -> None:
+    """Give a layer its ``lr``, its ``weight_decay`` (false stands for 0), and whether to ``freeze`` it.
+
+    Raises:
+        ConfigError: one of them is of the wrong type, or out of its bounds.
+    """
+    lr, decay, frozen = (table.get(key, default) for key, default in zip(UPDATE, (1.0, None, False), strict=True))
+    if not (fits(lr, float) and 0 < lr <= MOST_FACTOR):
+        raise ConfigError(f"{where}: lr: expected a factor above 0 of the learning rate, not {repr(lr)[:40]}")
+    if not (decay is None or decay is False or (fits(decay, float) and 0 <= decay <= MOST_FACTOR)):
+        raise ConfigError(f"{where}: weight_decay: expected false or a number from 0, not {repr(decay)[:40]}")
+    if not isinstance(frozen, bool):
+        raise ConfigError(f"{where}: freeze: expected true or false, not {repr(frozen)[:40]}")
+    layer.lr, layer.weight_decay, layer.frozen = float(lr), None if decay is None else float(decay), frozen
 
 
 def check(options: Mapping[str, Any], kind: type[Layer], where: str) -> None:

@@ -3,20 +3,18 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import accumulate
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, Shape, Vector
+from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.machine import memory_left
-from dpcnn.base.rng import WEIGHTS, SampleRng, generator
+from dpcnn.base.rng import SampleRng
 from dpcnn.base.timing import Timer
-from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.errors import ConfigError
+from dpcnn.nn.flat import FlatParameters
 from dpcnn.nn.graph import IMAGES, connections, learning, unique_names
-from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.merging import Merge
@@ -28,27 +26,20 @@ NumPy copies shorter rows before and after each operation, which takes three tim
 the pixels of a batch have fewer.
 """
 
-
-MOST_PARAMETERS, MOST_ACTIVATIONS = 1 << 28, 1 << 26
-"""The largest number of parameters, and of elements in the outputs of all layers for one image.
-
-They limit the memory that a recipe or a checkpoint of a few bytes can request.
-"""
+MOST_ACTIVATIONS = 1 << 26
+"""The most elements in the outputs of all layers for one image; see :data:`dpcnn.nn.flat.MOST_PARAMETERS`."""
 
 
-class Network:
+class Network(FlatParameters):
     """Layers connected to an input shape, and the layout of their parameters in a flat vector.
 
     The vector holds every parameter in the order in which the layers declare them. The network
     itself holds none: each call is given a vector, so a gradient is computed into any memory.
 
     Attributes:
-        size: elements of a parameter or gradient vector.
-        running_stats: start, stop and momentum of the elements that are running means: see :class:`Parameter`.
         shapes: of each layer's output, without N.
         activations: elements of all layers' outputs for an image.
         timer: measures the phases of :meth:`gradient`.
-        parameters: every parameter under its full name, such as ``conv2d1.w``, in order.
 
     Raises:
         ConfigError: the images are too small for the layers, these do not fit each other, or the network is too large.
@@ -68,6 +59,8 @@ class Network:
         if len(self.shapes[-1]) > 1 or not any(layer.parameters for layer in self.layers):
             raise ConfigError(f"the model ends in {self.shapes[-1]}: its last layer must be a linear one")
         self.learning = learning(self.layers, self.sources)
+        if not self.learning[-1]:
+            raise ConfigError("every layer with parameters is frozen, so nothing can learn; delete a freeze = true")
         for layer, sources in zip(self.layers, self.sources, strict=True):
             layer.needs_input_grad = any(self.learning[source] for source in sources if source != IMAGES)
         self._steps_back = [
@@ -79,22 +72,8 @@ class Network:
             for number, layer in reversed(list(enumerate(self.layers)))
             if self.learning[number]
         ]
-        self.parameters = [
-            replace(p, name=f"{name}.{p.name}")
-            for name, layer in zip(self.names, self.layers, strict=True)
-            for p in layer.parameters
-        ]
-        self.size = sum(prod(p.shape) for p in self.parameters)
-        if self.size > MOST_PARAMETERS:
-            raise ConfigError(f"{self.size:,} parameters; at most {MOST_PARAMETERS:,} are supported")
-        ends = list(accumulate(prod(p.shape) for p in self.parameters))
-        self._places = [slice(end - prod(p.shape), end) for p, end in zip(self.parameters, ends, strict=True)]
-        self.running_stats = [
-            (place.start, place.stop, p.momentum)
-            for p, place in zip(self.parameters, self._places, strict=True)
-            if p.momentum
-        ]
-        places = iter(self._places)
+        FlatParameters.__init__(self, self.names, self.layers)
+        places = iter(slice(*interval) for interval in self.intervals)
         self._own = [[(p.name, next(places), p.shape) for p in layer.parameters] for layer in self.layers]
         self.timer = Timer()
 
@@ -123,15 +102,6 @@ class Network:
                 f"at most {MOST_ACTIVATIONS:,} are supported"
             )
 
-    def initialise(self, seed: int, init: str = "he", std: float = 0.01) -> Vector:
-        """Initial values, drawn by one of :data:`INITS` for parameters with a fan-in; biases are zero."""
-        params = np.empty(self.size, np.float32)
-        for number, (parameter, view) in enumerate(zip(self.parameters, self.views(params).values(), strict=True)):
-            view[...] = parameter.initial_value
-            if parameter.fan_in:
-                view[...] = INITS[init](generator(seed, WEIGHTS, number), parameter, std)
-        return params
-
     @property
     def flops(self) -> int:
         """Floating-point operations of an image's gradient, convolutions by their definition.
@@ -139,7 +109,10 @@ class Network:
         A multiplication and an addition for each weight at each position: forward, for the weights'
         gradient, and for that of the input, which the first layer does not need.
         """
-        return sum(2 * (2 + layer.needs_input_grad) * layer.multiplications for layer in self.layers)
+        return sum(
+            2 * (1 + learning + layer.needs_input_grad) * layer.multiplications
+            for layer, learning in zip(self.layers, self.learning, strict=True)
+        )
 
     def memory(self, images: int) -> int:
         """An estimate of the bytes for a gradient of ``images`` images: outputs, their gradients, scratch space."""
@@ -158,37 +131,6 @@ class Network:
             raise ConfigError(
                 f"the network needs about {needed / 1e9:.1f} GB for {images} images at once on each of {processes} "
                 f"processes, but only {left / 1e9:.1f} GB are free here; use fewer images or processes, or more memory"
-            )
-
-    def views(self, params: Array) -> dict[str, Array]:
-        """The parameters of a flat vector by full name: views, not copies."""
-        return {p.name: params[place].reshape(p.shape) for p, place in zip(self.parameters, self._places, strict=True)}
-
-    def flat(self, parameters: Mapping[str, Array]) -> Vector:
-        """Return the flat vector of named parameters.
-
-        Raises:
-            CheckpointError: their names or shapes are not this network's.
-        """
-        self.check(parameters)
-        params = np.empty(self.size, np.float32)
-        for name, view in self.views(params).items():
-            view[...] = parameters[name]
-        return params
-
-    def check(self, parameters: Mapping[str, Array]) -> None:
-        """Check the names and shapes of parameters against those of this network.
-
-        Raises:
-            CheckpointError: their names or shapes differ.
-        """
-        expected = {parameter.name: parameter.shape for parameter in self.parameters}
-        given = {name: array.shape for name, array in parameters.items()}
-        if given != expected:
-            name = next(name for name in [*expected, *given] if given.get(name) != expected.get(name))
-            raise CheckpointError(
-                f"the checkpoint is of another model: {name} is {given.get(name, 'absent')} in the checkpoint and "
-                f"{expected.get(name, 'absent')} in the model; use the model of the checkpoint's run"
             )
 
     def _pixels(self, images: Array, dtype: np.dtype[Any]) -> Array:
@@ -213,9 +155,9 @@ class Network:
             if isinstance(layer, Merge):
                 y, backward = layer.merge([values[source] for source in sources])
             elif self.users[sources[0]] > 1:
-                y, backward = layer.forward(self._own_copy(layer, x), own, rng)
+                y, backward = layer.forward(self._own_copy(layer, x), own, None if layer.frozen else rng)
             else:
-                y, backward = layer.forward(x, own, rng)
+                y, backward = layer.forward(x, own, None if layer.frozen else rng)
             values[number] = y
             yield y, backward
 
@@ -258,7 +200,7 @@ class Network:
             images: (N, *input_shape).
             labels: (N,) integers.
             loss: of a sample.
-            out: (size,) written over with the gradient of the sum of the N losses.
+            out: (size,) written over with the gradient of the sum of the N losses; 0 for frozen parameters.
             rng: the source of random numbers; None: nothing is random.
 
         Returns:
@@ -271,6 +213,8 @@ class Network:
                 correct = int(loss.correct(x, labels).sum())
             with self.timer("backward"):
                 self._backward(dy, [backward for _, backward in steps], self._named(out))
+                for start, stop in self.frozen:
+                    out[start:stop] = 0
             return float(losses.sum(dtype=np.float64)), correct
 
     def outputs(self, params: Array, images: Array) -> Iterator[tuple[str, dict[str, Array], Array]]:

@@ -1,7 +1,7 @@
 """The exponential moving average of the weights."""
 
 from dpcnn.base.arrays import Vector
-from dpcnn.optim.optimizers import UPDATE_BLOCK
+from dpcnn.optim.optimizer import UPDATE_BLOCK
 
 
 def update_average(ema: Vector, params: Vector, step: int, decay: float) -> None:

@@ -6,11 +6,17 @@ from numpy.typing import NDArray
 from dpcnn.base.arrays import Vector
 
 
-def squares(vector: Vector, block: int) -> NDArray[np.float64]:
-    """The sum of squares of each block of ``block`` elements; the last block may be shorter."""
-    whole = len(vector) // block * block
-    rows, rest = vector[:whole].reshape(-1, block), vector[whole:]
-    return np.array([*np.vecdot(rows, rows), *([np.vecdot(rest, rest)] if len(rest) else [])], np.float64)
+def squares(vector: Vector, block: int, start: int = 0) -> NDArray[np.float64]:
+    """The sum of squares of each block of ``block`` elements; the first and the last may be shorter.
+
+    Args:
+        start: the number of the first element of ``vector``; a block begins at each multiple of ``block``.
+    """
+    first, others = np.split(vector, [-start % block])
+    rows, last = np.split(others, [len(others) // block * block])
+    rows = rows.reshape(-1, block)
+    shorter = [[np.vecdot(part, part)] if len(part) else [] for part in (first, last)]
+    return np.array([*shorter[0], *np.vecdot(rows, rows), *shorter[1]], np.float64)
 
 
 def clip_coefficient(norm: float, max_norm: float) -> float:

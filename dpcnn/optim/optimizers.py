@@ -1,83 +1,20 @@
-"""Optimizers over flat vectors.
+"""The optimizers. One is chosen by its name in :data:`OPTIMIZERS`.
 
-Every optimizer is elementwise: each element's update depends on that element alone. So any rank
-may update any slice of the parameters, with the bits that one rank would get.
-
-An optimizer is a dataclass: its fields are its options. It is chosen by its name in :data:`OPTIMIZERS`.
+The weight decay of SGD with or without momentum is that of the loss, weight_decay / 2 * |p|^2; its gradient is added
+to the gradient. That of :class:`AdamW` is apart from the gradient.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from dpcnn.base.arrays import Vector, Workspace, zeros
+from dpcnn.base.arrays import Vector
 from dpcnn.base.elementary import whole_power
-from dpcnn.base.options import check_options, option
-
-UPDATE_BLOCK = 32_768
-"""Elements updated at a time, so that an optimizer's passes run in the cache."""
-
-
-@dataclass
-class Optimizer:
-    """Updates parameters in place from their gradient, a block at a time.
-
-    Attributes:
-        state_names: the names of the arrays that the optimizer remembers from step to step.
-
-    Raises:
-        ConfigError: an option out of its bounds.
-    """
-
-    state_names: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        self._workspace = Workspace()
-
-    def zeros(self, size: int, dtype: Any = np.float32) -> dict[str, Vector]:
-        """The state before the first step: arrays (size,) of zeros, by name."""
-        return {name: zeros((size,), dtype) for name in self.state_names}
-
-    def update(
-        self,
-        params: Vector,
-        grads: Vector,
-        state: Mapping[str, Vector],
-        step: int,
-        lr: float,
-        scale: float = 1.0,
-        before: Sequence[Vector] = (),
-    ) -> None:
-        """Take step number ``step`` (counted from 1) with the learning rate ``lr``.
-
-        Args:
-            params: (size,), changed in place.
-            grads: (size,), left as it is; to be multiplied by ``scale``: 1 / count for a sum over samples.
-            state: (size,) arrays by the names of ``state_names``, changed in place.
-            before: the parameters and the arrays of the state before the step, (size,) each, if they are not yet in
-                ``params`` and ``state``: they are copied there first, block by block.
-        """
-        scratch = self._workspace.array("scratch", (2, min(len(params), UPDATE_BLOCK)), params.dtype)
-        for start in range(0, len(params), UPDATE_BLOCK):
-            block = slice(start, start + UPDATE_BLOCK)
-            p = params[block]
-            states = [state[name][block] for name in self.state_names]
-            for after, array in zip([p, *states], before, strict=False):
-                after[...] = array[block]
-            self.update_block(p, grads[block], scale, step, lr, *states, *scratch[:, : len(p)])
-
-    def update_block(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
-        """Update some elements ``p`` in place.
-
-        Args:
-            g: their gradient, left as it is; to be multiplied by ``scale``.
-            arrays: the elements of each state array, changed in place; then two arrays of scratch space.
-        """
-        raise NotImplementedError
+from dpcnn.base.options import option
+from dpcnn.optim.layerwise import LAMB, LARS
+from dpcnn.optim.optimizer import DECAY, MOST_DECAY, Optimizer
 
 
 @dataclass
@@ -114,7 +51,7 @@ class AdamW(Adam):
     """Adam, and p -= lr * decay * p beside it: Loshchilov and Hutter, "Decoupled weight decay regularization" (2019),
     algorithm 2."""
 
-    weight_decay: float = option(0.01, "weight decay", least=0, most=1e6)
+    weight_decay: float = option(0.01, DECAY, least=0, most=MOST_DECAY)
 
     def update_block(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         p *= 1 - lr * self.weight_decay
@@ -123,24 +60,33 @@ class AdamW(Adam):
 
 @dataclass
 class SGD(Optimizer):
-    """p -= lr * g."""
+    """p -= lr * (g + weight_decay * p)."""
+
+    weight_decay: float = option(0.0, DECAY, least=0, most=MOST_DECAY)
 
     def update_block(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
-        a, _ = arrays
+        a, b = arrays
+        if self.weight_decay:
+            np.multiply(p, lr * self.weight_decay, out=b)
+            p -= b
         np.multiply(g, scale * lr, out=a)
         p -= a
 
 
 @dataclass
 class Momentum(Optimizer):
-    """u = momentum * u + g; p -= lr * u (Polyak, 1964)."""
+    """u = momentum * u + g + weight_decay * p; p -= lr * u (Polyak, 1964)."""
 
     state_names: ClassVar[tuple[str, ...]] = ("u",)
     momentum: float = option(0.9, "momentum", least=0, below=1)
+    weight_decay: float = option(0.0, DECAY, least=0, most=MOST_DECAY)
 
     def update_block(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
-        u, a, _ = arrays
+        u, a, b = arrays
         np.multiply(g, scale, out=a)
+        if self.weight_decay:
+            np.multiply(p, self.weight_decay, out=b)
+            a += b
         u *= self.momentum
         u += a
         np.multiply(u, lr, out=a)
@@ -149,15 +95,20 @@ class Momentum(Optimizer):
 
 @dataclass
 class Nesterov(Optimizer):
-    """u = momentum * u + g; p -= lr * (g + momentum * u): Sutskever et al., "On the importance of initialization
-    and momentum in deep learning" (2013), eq. 3 and 4, written for the point where the gradient is taken."""
+    """As :class:`Momentum`, but p -= lr * (g + weight_decay * p + momentum * u): Sutskever et al., "On the importance
+    of initialization and momentum in deep learning" (2013), eq. 3 and 4, written for the point where the gradient is
+    taken."""
 
     momentum: float = option(0.9, "momentum", least=0, below=1)
+    weight_decay: float = option(0.0, DECAY, least=0, most=MOST_DECAY)
     state_names: ClassVar[tuple[str, ...]] = ("u",)
 
     def update_block(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         u, a, b = arrays
         np.multiply(g, scale, out=a)
+        if self.weight_decay:
+            np.multiply(p, self.weight_decay, out=b)
+            a += b
         u *= self.momentum
         u += a
         np.multiply(u, self.momentum, out=b)
@@ -211,5 +162,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "nesterov": Nesterov,
     "adagrad": AdaGrad,
     "rmsprop": RMSProp,
+    "lars": LARS,
+    "lamb": LAMB,
 }
 """The optimizers by name."""

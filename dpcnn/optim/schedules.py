@@ -45,6 +45,12 @@ def cosine(progress: float, epochs: int, decay: float) -> float:
     return 0.5 * (1 + float(elementary.cos(np.pi * progress / epochs)))
 
 
+PLATEAU = "plateau"
+"""The schedule whose rate is constant, times ``decay`` whenever validation has stopped to improve.
+
+See :func:`dpcnn.training.plateau.plateaus`: it depends on the results of the run, not on its progress alone.
+"""
+
 Schedule = Callable[[float, int, float], float]
 SCHEDULES: dict[str, Schedule] = {
     "constant": constant,
@@ -52,6 +58,7 @@ SCHEDULES: dict[str, Schedule] = {
     "step": step,
     "cosine": cosine,
     "one-cycle": one_cycle,
+    PLATEAU: constant,
 }
 OVER_ALL_EPOCHS = {"step", "cosine", "one-cycle"}
 """Schedules that depend on how many epochs the run has, from the first step on."""

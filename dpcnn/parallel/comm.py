@@ -76,6 +76,9 @@ class SerialComm:
         """From here on, call ``make`` after each death, before the action is repeated: what depends on the number of
         ranks is made anew there."""
 
+    def forget(self) -> None:
+        """Forget the deaths so far, and what :meth:`on_death` was given: another run begins."""
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
 
@@ -146,6 +149,9 @@ class SerialComm:
     def leave(self, status: int) -> int:
         """The end of the command on every rank, with this exit status, which is returned."""
         return status
+
+    def depart(self) -> None:
+        """The end of a process that did not begin as a command: nothing here may be called any more."""
 
     def abort(self, status: int) -> NoReturn:
         """End the whole job now, with this exit status."""

@@ -86,6 +86,10 @@ class Surviving(SerialComm):
         if self.survives:
             self._rebuild.append(make)
 
+    def forget(self) -> None:
+        self._rebuild.clear()
+        self.deaths.clear()
+
     @abstractmethod
     def revoke(self) -> None:
         """End all operations of these ranks: each rank that waits in one gets an exception."""

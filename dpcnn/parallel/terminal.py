@@ -1,11 +1,15 @@
-"""The terminal that shows the output of a job, and a progress bar on it."""
+"""The terminal or notebook that shows the output of a job, and a progress bar on it."""
 
 import os
+import sys
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from dpcnn.parallel.launch import launcher
+
+NOTEBOOK_COLUMNS = 110
+"""The width of a bar in a notebook."""
 
 
 def terminal(descriptor: int) -> str | None:
@@ -30,15 +34,22 @@ def open_terminal(path: str | None) -> TextIO | None:
         return None
 
 
+def in_notebook() -> bool:
+    """Whether what this process prints appears in a notebook, which shows a bar by carriage returns."""
+    return type(sys.stdout).__module__ == "ipykernel.iostream"
+
+
 def image_bar(terminal: TextIO, images: int, done: int, line: str) -> "tqdm[Any] | None":
     """A bar that counts images; None if the terminal has no width.
 
     Args:
+        terminal: a terminal, or a notebook's stdout.
         images: the number of all images.
         done: the number of those that are done already.
         line: the format of the bar's line, for tqdm.
     """
-    if not os.get_terminal_size(terminal.fileno()).columns:
+    notebook = in_notebook()
+    if not notebook and not os.get_terminal_size(terminal.fileno()).columns:
         return None
     return tqdm(
         total=images,
@@ -46,7 +57,8 @@ def image_bar(terminal: TextIO, images: int, done: int, line: str) -> "tqdm[Any]
         unit=" images",
         unit_scale=True,
         mininterval=0.2,
-        dynamic_ncols=True,
+        ncols=NOTEBOOK_COLUMNS if notebook else None,
+        dynamic_ncols=not notebook,
         file=terminal,
         bar_format=line,
         postfix=[""],

@@ -79,12 +79,15 @@ class UlfmCommunicator(Surviving, Communicator):
         """Nothing: the end of MPI is that of the process."""
 
     def leave(self, status: int) -> NoReturn:
+        self.depart()
+        os._exit(status)
+
+    def depart(self) -> None:
         with suppress(self._mpi.Exception):
             self._comm.Agree(1)
         sys.stdout.flush()
         sys.stderr.flush()
         time.sleep(LAST_MESSAGES)
-        os._exit(status)
 
     def abort(self, status: int) -> NoReturn:
         self._comm = self._mpi.COMM_WORLD

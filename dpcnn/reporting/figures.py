@@ -11,6 +11,7 @@ import numpy as np
 
 from dpcnn.base.arrays import Array
 from dpcnn.base.files import write_file
+from dpcnn.data.classes import Names
 from dpcnn.data.shards import MNIST
 from dpcnn.errors import printable
 from dpcnn.runs.events import Event, evaluated, read_events
@@ -59,7 +60,7 @@ def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: boo
 
 
 def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
-    """Draw loss and accuracy of runs over their epochs, to STEM.png and STEM.svg.
+    """Draw loss and accuracy of runs over their epochs, to STEM.png and STEM.svg; in a regression, the absolute error.
 
     With ``narrow``, loss is drawn above accuracy, otherwise beside it.
 
@@ -70,7 +71,7 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
     if figure is None:
         return MISSING
     loss, accuracy = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
-    worst = 1.0
+    worst, second = 1.0, "accuracy"
     for number, run in enumerate(runs):
         events = read_events(run / "metrics.jsonl")
         epochs = [event for event in events if event["event"] == "epoch"]
@@ -78,32 +79,38 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
             return f"no curves drawn: {run} has not finished an epoch"
         steps_per_epoch = epochs[0]["step"]
         kinds = ["train", *evaluated(epochs[-1])]
-        worst = min(worst, *(e[f"{kind}_accuracy"] for kind in kinds for e in epochs if f"{kind}_accuracy" in e))
+        if number == 0 and "train_accuracy" not in epochs[-1]:
+            second = "mae"
+        worst = min([worst, *(e[f"{kind}_accuracy"] for kind in kinds for e in epochs if f"{kind}_accuracy" in e)])
         steps = thinned([event for event in events if event["event"] == "step"])
         epochs = thinned(epochs)
         label = f"{plain(run.name)}: " if len(runs) > 1 else ""
         of_steps = f"C{number}" if len(runs) > 1 else "grey"
-        for axes, key in ((loss, "loss"), (accuracy, "accuracy")):
-            fine = [event["step"] / steps_per_epoch for event in steps]
-            axes.plot(
-                fine, [event[key] for event in steps], color=of_steps, alpha=0.4, lw=1, label=f"{label}single steps"
-            )
+        for axes, key in ((loss, "loss"), (accuracy, second)):
+            if fine := [event for event in steps if key in event]:
+                x, y = [event["step"] / steps_per_epoch for event in fine], [event[key] for event in fine]
+                axes.plot(x, y, color=of_steps, alpha=0.4, lw=1, label=f"{label}single steps")
             for index, (kind, style) in enumerate(zip(kinds, STYLES, strict=False)):
                 color = f"C{number if len(runs) > 1 else index}"
                 rows = [event for event in epochs if f"{kind}_{key}" in event]
+                if not rows:
+                    continue
                 x, y = ([event["step"] / steps_per_epoch for event in rows], [event[f"{kind}_{key}"] for event in rows])
                 axes.plot(x, y, style, color=color, label=f"{label}{NAMES.get(kind, kind)}")
     positive = all(y > 0 for line in loss.lines for y in line.get_ydata())
     loss.set(xlabel="epoch", ylabel="loss", yscale="log" if positive else "linear", title="loss")
-    accuracy.set(xlabel="epoch", ylabel="accuracy", title="accuracy")
-    accuracy.set_ylim(max(0.0, 1 - 1.2 * (1 - worst) - 0.001), 1.0005)  # the first steps may lie below
+    title = {"mae": "mean absolute error"}.get(second, second)
+    accuracy.set(xlabel="epoch", ylabel=title, title=title)
+    if second == "accuracy":
+        accuracy.set_ylim(max(0.0, 1 - 1.2 * (1 - worst) - 0.001), 1.0005)  # the first steps may lie below
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
     if len(runs) > 1:  # too many lines for a legend inside the axes
         figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     else:
-        loss.legend()
-        accuracy.legend()
+        for axes in (loss, accuracy):
+            if axes.lines:
+                axes.legend()
     return save(figure, stem, "curves")
 
 
@@ -123,10 +130,14 @@ def short(name: str) -> str:
     return plain(name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…")
 
 
-def draw_confusion(examination: Examination, stem: Path) -> str:
-    """Draw the confusion matrix of an examination to STEM.png and STEM.svg.
+def draw_confusion(confusion: Array, names: Names, stem: Path) -> str:
+    """Draw a confusion matrix to STEM.png and STEM.svg.
 
     Only mistakes are shaded. The diagonal has the counts of the samples that are classified right.
+
+    Args:
+        confusion: (classes, classes) counts: by row the true class, by column the predicted one.
+        names: of the classes.
 
     Returns:
         A line with the names of the files, or with the reason why there are none.
@@ -134,15 +145,15 @@ def draw_confusion(examination: Examination, stem: Path) -> str:
     figure = new_figure(width=6, height=5.5)
     if figure is None:
         return MISSING
-    axes, confusion = figure.subplots(), examination.confusion
+    axes = figure.subplots()
     mistakes = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
     most = max(1, mistakes.max())
     axes.imshow(mistakes, cmap="Greys", vmin=0, vmax=most)
     axes.set(xlabel="predicted class", ylabel="true class")
     if len(confusion) <= MOST_NUMBERED:
-        names = [short(name) for name in examination.class_names]
-        axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
-        axes.set_yticks(range(len(names)), names)
+        labels = [short(name) for name in names]
+        axes.set_xticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 2 else 0)
+        axes.set_yticks(range(len(labels)), labels)
         for (row, column), count in np.ndenumerate(confusion):
             color = "white" if mistakes[row, column] > most / 2 else "black"
             weight = "bold" if row == column else "normal"

@@ -14,9 +14,11 @@ from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.base.files import MOST_JSON, read_bytes
 from dpcnn.base.timing import PHASES
 from dpcnn.errors import CheckpointError, LaunchError, printable
+from dpcnn.nn.metrics import METRICS
 from dpcnn.reporting.figures import draw_confusion, draw_curves, draw_mistakes, new_figure
 from dpcnn.reporting.first_layer import draw_first_layer
 from dpcnn.reporting.html import Section, document, facts, picture, table
+from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import CLASS_HEADER, class_rows
 from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.runs.events import Event, epoch_rows, read_events
@@ -53,31 +55,40 @@ def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, examination: Exa
     events = read_events(folder.metrics)
     with TemporaryDirectory(prefix="dpcnn-report-") as work:
         draw(folder, checkpoint, examination, Path(work))
-        sections = [*results(events, examination, Path(work)), *circumstances(folder, checkpoint, events)]
+        found = results(events, examination, Path(work), checkpoint.config.monitored)
+        sections = [*found, *circumstances(folder, checkpoint, events)]
     return document(printable(folder.path.resolve().name), summary(path, checkpoint, examination, events), sections)
 
 
 def draw(folder: RunFolder, checkpoint: Checkpoint, examination: Examination, out: Path) -> None:
     """Draw the page's pictures into a folder."""
     draw_curves([folder.path], out / "curves", narrow=True)
-    draw_confusion(examination, out / "confusion")
-    draw_mistakes(examination, MISTAKES, out / "mistakes", COLUMNS)
+    if examination.confusion is not None:
+        draw_confusion(examination.confusion, examination.class_names, out / "confusion")
+        draw_mistakes(examination, MISTAKES, out / "mistakes", COLUMNS)
+    elif "classes" not in examination.results:
+        draw_scatter(examination.answers, out / "values")
     draw_first_layer(checkpoint, examination.samples.take(np.array([0]))[0], out)
 
 
-def results(events: Sequence[Event], examination: Examination, drawn: Path) -> list[Section]:
+def results(events: Sequence[Event], examination: Examination, drawn: Path, monitor: str) -> list[Section]:
     """The sections on the results; ``drawn`` is the folder of the pictures."""
+    of_test = examination.results
+    classes = table(CLASS_HEADER, class_rows(of_test)) if "classes" in of_test else ""
+    metrics = {name: f"{of_test[name]:.6f}" for name in METRICS if name in of_test}
     epochs = [event for event in events if event["event"] == "epoch"]
     pictures = (
         ("Confusion matrix", "confusion", "counts of true class by predicted class"),
+        ("Predicted values", "values", "predicted values over true values"),
         ("The worst mistakes", "mistakes", "true class as predicted class"),
         ("Filters of the first layer", "filters", "before and after training"),
         ("Feature maps", "maps", "feature maps before and after training"),
     )
     return [
-        Section("Epochs", table(*epoch_rows(epochs)) if epochs else "", wide=True),
+        Section("Epochs", table(*epoch_rows(epochs, monitor)) if epochs else "", wide=True),
         Section("Loss and accuracy", picture(drawn, "curves", "loss and accuracy over the epochs")),
-        Section("Classes, on the test samples", table(CLASS_HEADER, class_rows(examination.results))),
+        Section("Metrics, on the test samples", facts(metrics)),
+        Section("Classes, on the test samples", classes),
         *(Section(title, picture(drawn, name, text)) for title, name, text in pictures),
     ]
 
@@ -102,9 +113,8 @@ def summary(path: Path, checkpoint: Checkpoint, examination: Examination, events
         "network": f"{checkpoint.config.model}, {checkpoint.network().size:,} parameters",
         "checkpoint": f"{path.name}: after {progress.step:,} steps, {progress.epochs} epochs; all figures, pictures "
         "and tables of classes on this page belong to it",
-        "test accuracy": f"{results['accuracy']:.4f}: {results['correct']:,} of {results['samples']:,} "
-        f"of {results['data']}",
-        **achieved(events, checkpoint.config.monitor),
+        **of_test(results),
+        **achieved(events, checkpoint.config.monitored),
         "seed": checkpoint.config.seed,
         "sha256 of the weights": checkpoint.weights_sha256,
         "sha256 of the data": checkpoint.data,
@@ -112,14 +122,23 @@ def summary(path: Path, checkpoint: Checkpoint, examination: Examination, events
     }
 
 
+def of_test(results: dict[str, Any]) -> dict[str, str]:
+    """The accuracy on the test samples, or the loss if there is no accuracy."""
+    if "accuracy" not in results:
+        return {"test loss": f"{results['loss']:.4f}, of {results['samples']:,} samples of {results['data']}"}
+    right = f"{results['correct']:,} of {results['samples']:,} of {results['data']}"
+    return {"test accuracy": f"{results['accuracy']:.4f}: {right}"}
+
+
 def achieved(events: Sequence[Event], monitor: str) -> dict[str, str]:
-    """The best validation accuracy of the run, and the number of its epochs and steps."""
+    """The best validation accuracy of the run, or ``monitor`` if there is none, and its epochs and steps."""
     progress = Progress(events=list(events))
     best, last = progress.best(monitor) or {}, (progress.epoch_events or [{"epoch": 0, "step": 0}])[-1]
     end = "" if any(event["event"] == "end" for event in events) else "; the run is not complete"
+    name = "accuracy" if "train_accuracy" in last else monitor
     return {
-        "validation accuracy": f"{best['validation_accuracy']:.4f} at best, after epoch {best['epoch']}"
-        if "validation_accuracy" in best
+        f"validation {name}": f"{best[f'validation_{name}']:.4f} at best, after epoch {best['epoch']}"
+        if f"validation_{name}" in best
         else "no samples held back",
         "trained for": f"{last['epoch']} epochs, {last['step']:,} steps{end}",
     }

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpcnn.base.text import text
+from dpcnn.nn.metrics import METRICS
 
 CLASS_HEADER = ("class", "samples", "precision", "recall")
 
@@ -21,9 +22,20 @@ def class_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def class_table(results: Mapping[str, Any]) -> str:
-    """The rows of :func:`class_rows` as text, with the confusion matrix."""
+    """The rows of :func:`class_rows` as text, with the confusion matrix if there is one."""
+    if "confusion" not in results:
+        return text(CLASS_HEADER, class_rows(results))
     rows = [
         (*row, *(str(count or ".") for count in counts))
         for row, counts in zip(class_rows(results), results["confusion"], strict=True)
     ]
     return text((*CLASS_HEADER, *(f"as {row[0]}" for row in rows)), rows)
+
+
+def sentence(results: Mapping[str, Any]) -> str:
+    """The results in lines: the loss and the accuracy, if there is one, then all other metrics of the loss."""
+    accuracy = "accuracy {accuracy:.4f} ({correct} of {samples})" if "accuracy" in results else "{samples} samples"
+    where = "{checkpoint} (step {step}) on the {split} samples of {data}: "
+    line = f"{where}{accuracy}, loss {{loss:.4f}}, {{seconds:.1f}} s"
+    others = [f"{name} {results[name]:.4f}" for name in METRICS if name in results and name not in ("accuracy", "loss")]
+    return f"{line.format(**results)}\n{', '.join(others)}"

@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape, Vector
-from dpcnn.base.fields import FieldError, Table, load_json, name
+from dpcnn.base.fields import MOST_INTEGER, FieldError, Table, integer, load_json, name
 from dpcnn.base.files import Folder, open_plain
 from dpcnn.config import Config, from_dict
 from dpcnn.data.classes import Names, parse_names
@@ -61,6 +61,8 @@ class Checkpoint:
         data: the data set's checksum.
         weights_sha256: of the flat parameter vector.
         fingerprint: that of the numerics of the run.
+        labels: of a model from Python, the label of each class, whole numbers or texts.
+        max_value: of such a model, the value of white in its arrays; None: it depends on their type.
     """
 
     parameters: dict[str, Vector]
@@ -73,6 +75,8 @@ class Checkpoint:
     data: str
     weights_sha256: str
     fingerprint: dict[str, Any]
+    labels: tuple[int | str, ...] = ()
+    max_value: float | None = None
 
     @property
     def classes(self) -> int:
@@ -99,7 +103,11 @@ class Checkpoint:
             "data": self.data,
             "weights_sha256": self.weights_sha256,
             "fingerprint": self.fingerprint,
-        }
+        } | self._of_arrays()
+
+    def _of_arrays(self) -> dict[str, Any]:
+        values = {"labels": self.labels, "max_value": self.max_value}
+        return {"estimator": values} if self.labels or self.max_value is not None else {}
 
 
 def content(checkpoint: Checkpoint) -> tuple[bytes, memoryview]:
@@ -219,10 +227,23 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
         data=state.text("data") and state.sha256("data"),
         weights_sha256=state.sha256("weights_sha256"),
         fingerprint=_fingerprint(state.table("fingerprint")),
+        **(_estimator(state.table("estimator"), classes) if "estimator" in state else {}),
     )
     if checkpoint.weights_sha256 != _sha256(parameters):
         raise FieldError("weights_sha256: does not match the parameters")
     return checkpoint
+
+
+def _estimator(table: Table, classes: int) -> dict[str, Any]:
+    """What a model from Python needs besides its network."""
+    labels = [
+        integer(label, "labels", -MOST_INTEGER) if type(label) is int else name(label, "labels")
+        for label in table.items("labels")
+    ]
+    if labels and (len(labels) != classes or len(set(labels)) < classes or len(set(map(type, labels))) > 1):
+        raise FieldError(f"labels: expected {classes} different labels of one type")
+    known = table.value("max_value") is not None
+    return {"labels": tuple(labels), "max_value": table.number("max_value") if known else None}
 
 
 def _fingerprint(table: Table) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The output of a run: a bar on a terminal, plain lines elsewhere, all lines in log.txt."""
+"""The output of a run: a bar on a terminal and in a notebook, plain lines elsewhere, all lines in log.txt."""
 
 import sys
 import time
@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from dpcnn.base.files import Folder
 from dpcnn.errors import printable
-from dpcnn.parallel.terminal import image_bar, open_terminal, terminal
-from dpcnn.runs.events import Event, evaluated
+from dpcnn.parallel.terminal import image_bar, in_notebook, open_terminal, terminal
+from dpcnn.runs.events import Event, brief, evaluated
 from dpcnn.runs.progress import Metrics, Progress
 
 LINE_SECONDS = 10.0  # between the plain lines of a running epoch
@@ -52,6 +52,9 @@ class Reporter:
 
     def step(self, progress: Progress, metrics: Metrics, rate: float) -> None:
         """A step is done; ``metrics`` are those of the step."""
+
+    def epoch(self, event: Event) -> None:
+        """An epoch is done; ``event`` is its line of metrics.jsonl. This is called on every rank, like ``step``."""
 
     def event(self, event: Event) -> None:
         """A line of metrics.jsonl has been recorded."""
@@ -122,7 +125,9 @@ class Console(Reporter):
 
     def _open(self) -> None:
         """Find out where the output goes, when this rank prints for the first time."""
-        if self._out is None:
+        if self._out is None and in_notebook():
+            self._terminal = self._out = sys.stdout
+        elif self._out is None:
             self._terminal = open_terminal(terminal(2))
             self._out = self._terminal if self._terminal and terminal(1) == self._terminal.name else sys.stdout
 
@@ -130,11 +135,11 @@ class Console(Reporter):
         self._epochs, self._images, self._begun = epochs, images, True
         self._started = self._said = time.monotonic()
 
-    def _show_bar(self) -> None:
-        """Show a bar, if there is a terminal."""
+    def _show_bar(self, done: int) -> None:
+        """Show a bar, if there is a terminal or a notebook; ``done`` images by a rank 0 that has died."""
         self._open()
-        if self._terminal is not None:  # the images that are done are those of a rank 0 that has died
-            self._bar = image_bar(self._terminal, self._images, self._done, BAR)
+        if self._terminal is not None:
+            self._bar = image_bar(self._terminal, self._images, done, BAR)
 
     def step(self, progress: Progress, metrics: Metrics, rate: float) -> None:
         self._done += metrics.count
@@ -142,11 +147,11 @@ class Console(Reporter):
             return
         if self._begun:
             self._begun = False
-            self._show_bar()
-        seen = progress.metrics
-        facts = f"loss {seen.mean_loss:.4f}, accuracy {seen.accuracy:.4f}, rate {rate:.2g}"
+            self._show_bar(self._done - metrics.count)
+        seen = [f"{name} {value:.4f}" for name, value in progress.metrics.named().items()]
+        facts = ", ".join([*seen, f"rate {rate:.2g}"])
         if self._bar is not None:
-            self._bar.set_description_str(f"epoch {progress.epochs + 1}/{self._epochs}", refresh=False)
+            self._bar.set_description_str(self._epoch(progress.epochs + 1), refresh=False)
             self._bar.postfix[0] = facts
             try:
                 self._bar.update(metrics.count)
@@ -155,7 +160,7 @@ class Console(Reporter):
         elif time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
             speed = self._done / (self._said - self._started)
-            where = f"epoch {progress.epochs + 1}/{self._epochs}, step {progress.step}"
+            where = f"{self._epoch(progress.epochs + 1)}, step {progress.step}"
             self._print(f"{where}: {facts}; {speed:,.0f} images/s")
 
     def event(self, event: Event) -> None:
@@ -165,13 +170,20 @@ class Console(Reporter):
         if event["event"] != "epoch":
             return
         names = {**{kind: kind for kind in evaluated(event)}, "training": "train"}
-        results = [
-            f"{name} accuracy {event[f'{k}_accuracy']:.4f}, loss {event[f'{k}_loss']:.4f}" for name, k in names.items()
-        ]
+        results = [f"{name} {_results(event, kind)}" for name, kind in names.items()]
         speed = f"{event['images_per_second']:,.0f} images/s, {event['seconds']:.1f} s"
-        self.say(f"epoch {event['epoch']}/{self._epochs}: {'; '.join([*results, speed])}")
+        self.say(f"{self._epoch(event['epoch'])}: {'; '.join([*results, speed])}")
+
+    def _epoch(self, number: int) -> str:
+        return f"epoch {number}/{self._epochs}" if self._epochs else f"epoch {number}"  # 0: a loop without begin()
 
     def end(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _results(event: Event, kind: str) -> str:
+    """The metrics of an evaluation in the line of an epoch; the loss is the last."""
+    first, *others = brief(event, kind)
+    return ", ".join(f"{name} {event[f'{kind}_{name}']:.4f}" for name in [*others, first])

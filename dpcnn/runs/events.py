@@ -1,21 +1,21 @@
 """The lines of a run's ``metrics.jsonl``, one JSON object each, and their table."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dpcnn.base.fields import FieldError, Table, load_json, name
 from dpcnn.base.files import MOST_JSON, MOST_TEXT, read_bytes
 from dpcnn.errors import CheckpointError
+from dpcnn.nn.metrics import METRICS
 
 Event = dict[str, Any]
 
 KINDS = ("validation", "test")
-"""The evaluations that an epoch's event may contain besides training: NAME_loss and NAME_accuracy."""
+"""The evaluations that an epoch's event may contain besides training: NAME_METRIC, as in validation_loss."""
 
-
-MOST_LOSS = 1e38
-"""The largest loss of a sample, which is a float32."""
+BRIEF = ("loss", "accuracy", "mae", "r2")
+"""The metrics that lines and tables for people contain, if there are such; metrics.jsonl contains all."""
 
 
 def parse_event(value: Any, where: str) -> Event:
@@ -26,12 +26,15 @@ def parse_event(value: Any, where: str) -> Event:
     """
     line = Table(value, where)
     kind = line.name("event")
+    measured: list[str] = []
     if kind == "step":
-        integers, floats = ["step", "epoch"], ["loss", "accuracy", "learning_rate"]
+        integers, floats = ["step", "epoch"], ["learning_rate"]
+        measured = ["loss", *present(line, "", ["accuracy"])]
     elif kind == "epoch":
-        evaluations = [split for split in KINDS if f"{split}_loss" in line or f"{split}_accuracy" in line]
-        measured = [f"{split}_{what}" for split in ("train", *evaluations) for what in ("loss", "accuracy")]
-        integers, floats = ["epoch", "step"], [*measured, "learning_rate", "seconds", "images_per_second"]
+        integers, floats = ["epoch", "step"], ["learning_rate", "seconds", "images_per_second"]
+        measured = ["train_loss", *present(line, "train_", ["accuracy"])]
+        for split in evaluated(line):
+            measured += [f"{split}_loss", *present(line, f"{split}_", [name for name in METRICS if name != "loss"])]
     elif kind == "hash":
         integers, floats = ["step"], []
         hashes = line.table("parameters")
@@ -44,35 +47,66 @@ def parse_event(value: Any, where: str) -> Event:
         for index, lost in enumerate(line.items("lost")):
             name(lost, f"{where}.lost[{index}]")
     elif kind == "end":
-        integers, floats = ["steps"], ["seconds", *(key for key in ["best_validation_accuracy"] if key in line)]
+        integers, floats, measured = ["steps"], ["seconds"], present(line, "best_validation_", METRICS)
         line.sha256("weights_sha256")
     else:
         raise FieldError(f"{where}: no event {kind!r}")
     for key in integers:
         line.integer(key, 1)
     for key in floats:
-        line.number(
-            key, *((0, 1) if key.endswith("accuracy") else (-MOST_LOSS, MOST_LOSS) if "loss" in key else (0, 1e300))
-        )
+        line.number(key, 0, 1e300)
+    for key in measured:
+        line.number(key, *bounds(key))
     more = {"hash": ["parameters"], "death": ["step", "ranks", "lost"], "end": ["weights_sha256"]}.get(kind, [])
-    line.only(["event", *integers, *floats, *more])
+    line.only(["event", *integers, *floats, *measured, *more])
     event: Event = value
     return event
 
 
-def evaluated(event: Event) -> list[str]:
+def present(keys: Container[Any], start: str, names: Iterable[str]) -> list[str]:
+    """Those of the keys START + NAME that exist."""
+    return [f"{start}{name}" for name in names if f"{start}{name}" in keys]
+
+
+def metric_of(key: str) -> str:
+    """The name of the metric in the key of a line, such as "f1" of "best_validation_f1"; empty if it is none."""
+    names = [name for name in METRICS if key == name or key.endswith(f"_{name}")]
+    return max(names, key=len, default="")
+
+
+def bounds(key: str) -> tuple[float, float]:
+    """The bounds of the metric in the key of a line."""
+    metric = METRICS[metric_of(key)]
+    return max(metric.least, -1e300), min(metric.most, 1e300)
+
+
+def evaluated(event: Container[Any]) -> list[str]:
     """Those of KINDS that the event of an epoch contains."""
-    return [kind for kind in KINDS if f"{kind}_accuracy" in event]
+    return [kind for kind in KINDS if f"{kind}_loss" in event]
 
 
-def epoch_rows(events: Sequence[Event]) -> tuple[list[str], list[list[str]]]:
+def brief(event: Event, kind: str, more: Sequence[str] = ()) -> list[str]:
+    """The metrics of an evaluation, or of "train", that people see: those of BRIEF, and of ``more``."""
+    return [name for name in dict.fromkeys([*BRIEF, *more]) if f"{kind}_{name}" in event]
+
+
+def headline(event: Event, kind: str) -> str:
+    """The most important metrics of an evaluation, or of "train", as text: those of BRIEF, the loss only if alone."""
+    names = brief(event, kind)[1:] or ["loss"]
+    return ", ".join(f"{kind} {name} {event[f'{kind}_{name}']:.4f}" for name in names)
+
+
+def epoch_rows(events: Sequence[Event], monitor: str = "loss") -> tuple[list[str], list[list[str]]]:
     """The table of a run's epochs: its header, and a row for each of ``events``, at least one.
 
-    A cell is empty if an epoch lacks an evaluation that the last epoch has.
+    A cell is empty if an epoch lacks an evaluation that the last epoch has. The columns are the metrics of
+    :func:`brief`, ``monitor`` among them.
     """
-    kinds = ["train", *evaluated(events[-1])]
-    titles = [title for kind in kinds for title in (f"{kind[:5]}{'.' * (len(kind) > 5)} loss", "accuracy")]
-    columns = [f"{kind}_{what}" for kind in kinds for what in ("loss", "accuracy")]
+    titles, columns = [], []
+    for kind in ["train", *evaluated(events[-1])]:
+        names = brief(events[-1], kind, [monitor])
+        titles += [f"{kind[:5]}{'.' * (len(kind) > 5)} {names[0]}", *names[1:]]
+        columns += [f"{kind}_{name}" for name in names]
     rows = [
         [
             str(event["epoch"]),

@@ -45,7 +45,13 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class RunFolder:
-    """The files of one run; only rank 0 creates and writes them."""
+    """The files of one run; only rank 0 creates and writes them.
+
+    Attributes:
+        kept: whether there are such files.
+    """
+
+    kept = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -166,7 +172,7 @@ class RunFolder:
             remove_leftovers(checkpoints)
             folder.write(self.config.name, tomli_w.dumps(config.as_dict()).encode())
             folder.write(self.metrics.name, b"".join(_line(event) for event in progress.events))
-            _point_best(checkpoints, progress.best(config.monitor))
+            _point_best(checkpoints, progress.best(config.monitored))
 
     def read_config(self) -> dict[str, Any]:
         """The options of the run in this folder.
@@ -206,7 +212,7 @@ class RunFolder:
         with self._checkpoints() as folder:
             store(folder, name, checkpoint)
             folder.point(LAST, name)
-            prune(folder, config.keep, _point_best(folder, checkpoint.progress.best(config.monitor)))
+            prune(folder, config.keep, _point_best(folder, checkpoint.progress.best(config.monitored)))
 
     @contextmanager
     def _checkpoints(self) -> Iterator[Folder]:

@@ -7,32 +7,42 @@ from typing import Any
 
 from dpcnn.base.fields import FieldError, Table
 from dpcnn.errors import CheckpointError
+from dpcnn.nn.metrics import METRICS
 from dpcnn.runs.events import Event, parse_event
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The summed loss of ``count`` samples, and the number that is classified right."""
+    """The summed loss of ``count`` samples, and the number that is classified right; None: they are not classified."""
 
     loss: float = 0.0
-    correct: int = 0
+    correct: int | None = 0
     count: int = 0
 
     def __add__(self, other: "Metrics") -> "Metrics":
-        return Metrics(self.loss + other.loss, self.correct + other.correct, self.count + other.count)
+        correct = None if self.correct is None or other.correct is None else self.correct + other.correct
+        return Metrics(self.loss + other.loss, correct, self.count + other.count)
 
     @property
     def mean_loss(self) -> float:
         return self.loss / self.count
 
     @property
-    def accuracy(self) -> float:
-        return self.correct / self.count
+    def accuracy(self) -> float | None:
+        return None if self.correct is None else self.correct / self.count
+
+    def named(self) -> dict[str, float]:
+        """The mean loss, and the accuracy if there is one."""
+        return {"loss": self.mean_loss} | ({} if self.accuracy is None else {"accuracy": self.accuracy})
 
 
-def total(losses: Iterable[float], correct_counts: Iterable[float], count: int) -> Metrics:
-    """The metrics of many microbatches: ``math.fsum`` is exact, so their distribution over ranks does not matter."""
-    return Metrics(math.fsum(losses), int(sum(correct_counts)), count)
+def total(losses: Iterable[float], correct_counts: Iterable[float] | None, count: int) -> Metrics:
+    """The metrics of many microbatches: ``math.fsum`` is exact, so their distribution over ranks does not matter.
+
+    Args:
+        correct_counts: None if the samples are not classified.
+    """
+    return Metrics(math.fsum(losses), None if correct_counts is None else int(sum(correct_counts)), count)
 
 
 @dataclass
@@ -68,7 +78,11 @@ class Progress:
         progress = cls(
             table.integer("step"),
             table.integer("epochs"),
-            Metrics(metrics.number("loss"), metrics.integer("correct"), metrics.integer("count")),
+            Metrics(
+                metrics.number("loss"),
+                None if metrics.value("correct") is None else metrics.integer("correct"),
+                metrics.integer("count"),
+            ),
             table.number("epoch_seconds", 0),
             table.number("seconds", 0),
             [parse_event(event, f"progress.events[{index}]") for index, event in enumerate(table.items("events"))],
@@ -76,7 +90,7 @@ class Progress:
         finished = [event["epoch"] for event in progress.epoch_events]
         if len(finished) != progress.epochs or finished != list(range(1, progress.epochs + 1)):
             raise FieldError(f"progress: {progress.epochs} epochs, but events of {len(finished)}")
-        if progress.metrics.correct > progress.metrics.count:
+        if (progress.metrics.correct or 0) > progress.metrics.count:
             raise FieldError(
                 f"progress.metrics: {progress.metrics.correct} of {progress.metrics.count} samples are correct"
             )
@@ -112,19 +126,25 @@ class Progress:
         return [event for event in self.events if event["event"] == "epoch"]
 
     def best(self, monitor: str) -> Event | None:
-        """The best epoch so far; without validation, the last.
+        """The best epoch so far by a metric of validation, the first of those with equal values; without validation,
+        the last.
 
         Args:
-            monitor: "accuracy": the highest validation accuracy; among equal ones, the lowest loss;
-                "loss": the lowest validation loss; among equal ones, the highest accuracy. If both agree, the first.
+            monitor: a name in :data:`dpcnn.nn.metrics.METRICS`.
         """
         every = self.epoch_events
-        epochs = [event for event in every if "validation_accuracy" in event]
+        epochs = [event for event in every if f"validation_{monitor}" in event]
         if every and not epochs:
             return every[-1]
+        return max(epochs, key=lambda event: merits(event, monitor), default=None)
 
-        def rank(event: Event) -> tuple[float, float]:
-            accuracy, loss = event["validation_accuracy"], event["validation_loss"]
-            return (accuracy, -loss) if monitor == "accuracy" else (-loss, accuracy)
 
-        return max(epochs, key=rank, default=None)
+def merits(event: Event, monitor: str) -> tuple[float, float]:
+    """Two numbers that are higher for a better epoch.
+
+    They are of the metric ``monitor``, and of the loss, which decides between equal values; if ``monitor`` is the loss,
+    the accuracy decides.
+    """
+    second = "accuracy" if monitor == "loss" else "loss"
+    first, other = (METRICS[name].merit(event.get(f"validation_{name}", 0.0)) for name in (monitor, second))
+    return first, other

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from dpcnn.base.files import Folder
 from dpcnn.errors import LaunchError, not_installed
-from dpcnn.runs.events import Event
+from dpcnn.runs.events import Event, metric_of
 from dpcnn.runs.folder import TENSORBOARD
 
 
 class TensorBoardWriter:
-    """Writes lines of metrics.jsonl to event files: loss and accuracy of steps and epochs, rate and speed.
+    """Writes lines of metrics.jsonl to event files: metrics of steps and epochs, rate and speed.
 
     Old event files of the folder are deleted, and all lines so far are written again: so a resumed
     run has each point once.
@@ -34,9 +34,9 @@ class TensorBoardWriter:
         if event["event"] not in ("step", "epoch"):
             return
         for key, value in event.items():
-            kind, _, what = key.rpartition("_")
-            if what in ("loss", "accuracy"):
-                self._writer.add_scalar(f"{what}/{kind or 'step'}", value, event["step"])
+            if metric := metric_of(key):
+                kind = key.removesuffix(metric).removesuffix("_") or "step"
+                self._writer.add_scalar(f"{metric}/{kind}", value, event["step"])
             elif key in ("learning_rate", "images_per_second"):
                 self._writer.add_scalar(key, value, event["step"])
         self._writer.flush()

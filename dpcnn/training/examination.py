@@ -17,11 +17,13 @@ from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
 from dpcnn.data.shards import Manifest
 from dpcnn.errors import CheckpointError, ConfigError
+from dpcnn.nn.losses import CLASSES, MULTILABEL, Loss
+from dpcnn.nn.metrics import Answers
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
-from dpcnn.training.evaluation import EVALUATION_BLOCK, Answers, evaluate
+from dpcnn.training.evaluation import EVALUATION_BLOCK, evaluate, measure
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class Examination:
         samples: the samples of the split's files.
         indices: (n,) the indices of the samples that the network answered.
         answers: the answers, in the order of ``indices``.
-        confusion: (classes, classes) counts: by row the true class, by column the predicted one.
-        class_names: the name of each class.
+        confusion: (classes, classes) counts: by row the true class, by column the predicted one; None if the samples
+            have no single class.
+        class_names: the name of each class, label or value.
         resize: how a picture becomes an image for the network, see :data:`dpcnn.data.shards.RESIZE`.
         results: the figures, ready for JSON; only rank 0 has the checkpoint's path and step in them.
     """
@@ -41,7 +44,7 @@ class Examination:
     samples: Samples
     indices: Array
     answers: Answers
-    confusion: Array
+    confusion: Array | None
     class_names: Names
     resize: str
     results: dict[str, Any]
@@ -83,20 +86,22 @@ def examine(
         check(config.numerics)
         if not len(indices):
             raise ConfigError(f"{path}: its run held no samples back for validation; give --split test")
+        loss = config.make_loss()
+        loss.check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         check_classes(path, class_names, samples.manifest)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(EVALUATION_BLOCK, len(indices)), comm.node().size)
         params = network.flat(checkpoint.parameters) if checkpoint else np.empty(network.size, np.float32)
     comm.broadcast(params)
     started = time.perf_counter()
-    answers = evaluate(comm, network, params, samples, indices, config.make_loss())
+    answers = evaluate(comm, network, params, samples, indices, loss)
     if not np.isfinite(answers.losses).all():
         raise CheckpointError(f"{path}: the loss is not finite: the weights are too large for these images")
-    confusion = answers.confusion(network.classes)
+    confusion = answers.confusion(network.classes) if loss.targets == CLASSES else None
     source = {"checkpoint": str(path), "step": checkpoint.progress.step} if checkpoint else {}
     source |= {"data": samples.manifest.name, "split": split}
     seconds = round(time.perf_counter() - started, 3)
-    figures = {**source, **_figures(answers, confusion, class_names), "seconds": seconds}
+    figures = {**source, **_figures(answers, loss, confusion, class_names), "seconds": seconds}
     return Examination(samples, indices, answers, confusion, class_names, resize, figures)
 
 
@@ -131,30 +136,40 @@ def _indices(samples: Samples, config: Config, split: str) -> Array:
     return hold_out(samples.labels, config.validation, config.holdout, config.seed).validation
 
 
-def _figures(answers: Answers, confusion: Array, names: Names) -> dict[str, Any]:
-    metrics = answers.metrics
-    return {
-        "samples": metrics.count,
-        "correct": metrics.correct,
-        "accuracy": metrics.accuracy,
-        "loss": metrics.mean_loss,
-        "classes": class_scores(confusion, names),
-        "confusion": confusion.tolist(),
-    }
+def _figures(answers: Answers, loss: Loss, confusion: Array | None, names: Names) -> dict[str, Any]:
+    """The metrics of a loss; for samples with classes or labels also those of each class."""
+    figures: dict[str, Any] = {"samples": answers.count}
+    if "accuracy" in loss.metrics:
+        figures["correct"] = int(answers.correct.sum())
+    figures |= measure(answers, loss)
+    if loss.targets == MULTILABEL:
+        figures["classes"] = scores(*answers.class_counts, names)
+    if confusion is not None:
+        figures |= {"classes": class_scores(confusion, names), "confusion": confusion.tolist()}
+    return figures
 
 
 def class_scores(confusion: Array, names: Names) -> list[dict[str, Any]]:
-    """The number of samples, the precision and the recall of each class.
+    """The :func:`scores` of each class.
 
     Args:
         confusion: (classes, classes) counts: by row the true class, by column the predicted one.
         names: of the classes.
+    """
+    return scores(confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1), names)
+
+
+def scores(right: Array, predicted: Array, of_class: Array, names: Names) -> list[dict[str, Any]]:
+    """The number of samples, the precision and the recall of each class, or of each label.
+
+    Args:
+        right, predicted, of_class: for each class the numbers of right predictions, of all predictions and of samples.
+        names: of the classes or labels.
 
     Returns:
         A dictionary per class. Precision is None for a class that was never predicted, and recall is None for a
         class without samples.
     """
-    right, of_class, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     return [
         {
             "class": number,
@@ -163,5 +178,5 @@ def class_scores(confusion: Array, names: Names) -> list[dict[str, Any]]:
             "precision": right[number] / predicted[number] if predicted[number] else None,
             "recall": right[number] / of_class[number] if of_class[number] else None,
         }
-        for number in range(len(confusion))
+        for number in range(len(of_class))
     ]

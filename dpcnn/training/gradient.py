@@ -13,12 +13,18 @@ from dpcnn.nn.network import Network
 
 
 class MicrobatchGradient:
-    """Computes gradients of the samples of a run."""
+    """Computes gradients of the samples of a run.
+
+    Attributes:
+        samples: of the run.
+        classifies: whether the network classifies them.
+    """
 
     def __init__(self, config: Config, network: Network, samples: Samples) -> None:
         self._seed, self._network, self.samples = config.seed, network, samples
         self._augment = Augment(network.input_shape, config)
         self._loss = config.make_loss()
+        self.classifies = "accuracy" in self._loss.metrics
 
     def __call__(self, params: Vector, epoch: int, indices: NDArray[Any], out: Vector) -> tuple[float, int]:
         """Write the gradient of the summed loss of some samples into ``out``, (network.size,).

@@ -13,8 +13,7 @@ def step_line(progress: Progress, metrics: Metrics, lr: float) -> Event:
         "event": "step",
         "step": progress.step,
         "epoch": progress.epochs + 1,
-        "loss": metrics.mean_loss,
-        "accuracy": metrics.accuracy,
+        **metrics.named(),
         "learning_rate": lr,
     }
 
@@ -25,8 +24,7 @@ def epoch_line(progress: Progress, evaluations: Event, lr: float) -> Event:
         "event": "epoch",
         "epoch": progress.epochs,
         "step": progress.step,
-        "train_loss": progress.metrics.mean_loss,
-        "train_accuracy": progress.metrics.accuracy,
+        **{f"train_{name}": value for name, value in progress.metrics.named().items()},
         **evaluations,
         "learning_rate": lr,
         "seconds": round(progress.epoch_seconds, 3),
@@ -46,12 +44,13 @@ def death_line(progress: Progress, death: Death, hosts: Mapping[int, str]) -> Ev
 
 
 def end_line(progress: Progress, monitor: str, weights_sha256: str) -> Event:
-    """The end of the run."""
+    """The end of the run, with the best epoch's validation metrics ``monitor`` and accuracy."""
     best = progress.best(monitor) or {}
+    keys = dict.fromkeys(f"validation_{name}" for name in (monitor, "accuracy"))
     return {
         "event": "end",
         "steps": progress.step,
         "seconds": round(progress.seconds, 3),
         "weights_sha256": weights_sha256,
-        **{f"best_{key}": best[key] for key in ["validation_accuracy"] if key in best},
+        **{f"best_{key}": best[key] for key in keys if key in best},
     }

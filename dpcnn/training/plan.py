@@ -5,11 +5,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base import elementary
 from dpcnn.base.rng import permutation
 from dpcnn.config import Config
 from dpcnn.data.dataset import Samples
 from dpcnn.data.holdout import hold_out
 from dpcnn.optim.schedules import SCHEDULES
+from dpcnn.runs.progress import Progress
+from dpcnn.training.plateau import plateaus
 
 
 class Plan:
@@ -41,10 +44,11 @@ class Plan:
             self._order = epoch, self.holdout.training[permutation(self.config.seed, epoch, self.training)]
         return self._order[1]
 
-    def lr(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+    def lr(self, step: int, progress: Progress) -> float:
+        """The learning rate of a step, counted from 0; ``progress`` has the evaluations before it."""
         config = self.config
         factor = SCHEDULES[config.schedule](step / self.steps_per_epoch, config.epochs, config.gamma)
+        factor *= elementary.whole_power(config.gamma, plateaus(progress, config))
         return config.lr * factor * min(1.0, (step + 1) / (config.warmup + 1))
 
     def images(self, step: int) -> int:

@@ -1,4 +1,4 @@
-"""The classes that a checkpoint's network predicts for images."""
+"""The classes, labels or values that a checkpoint's network predicts for images."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +32,8 @@ def predictions(checkpoint: Path, paths: Sequence[Path], say: Say) -> Iterator[d
         say: is called with a line for each file that is skipped.
 
     Yields:
-        For each image its "file", its number in the file as "image", its "class" and the "name" of that, and the
-        "probabilities" by the name of each class.
+        For each image its "file", its number in the file as "image", and the loss's answer with names: the "class" and
+        its "name", or the "labels" and their "names", with the "probabilities" by name; or the "values" by name.
 
     Raises:
         CheckpointError, DataError, ConfigError: the checkpoint or a file can't be used.
@@ -51,7 +51,7 @@ def predictions(checkpoint: Path, paths: Sequence[Path], say: Say) -> Iterator[d
             say(f"skipped {printable(str(error))}")
             continue
         for number, row in enumerate(_rows(path, network, params, loss, images)):
-            yield {"file": str(path), "image": number, **_answer(row, known.class_names)}
+            yield {"file": str(path), "image": number, **_named(loss.answer(row), known.class_names)}
 
 
 def files_of(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
@@ -73,7 +73,7 @@ def _images(path: Path, known: Checkpoint) -> Images:
 
 
 def _rows(path: Path, network: Network, params: Vector, loss: Loss, images: Images) -> Iterator[Array]:
-    """The probabilities (classes,) for each image."""
+    """The probabilities or values (classes,) for each image."""
     network.check_memory(min(EVALUATION_BLOCK, len(images)))
     for start, stop in chunks(len(images), EVALUATION_BLOCK):
         rows: Array = loss.probabilities(network.logits(params, images[start:stop]).astype(np.float64))
@@ -82,7 +82,11 @@ def _rows(path: Path, network: Network, params: Vector, loss: Loss, images: Imag
         yield from rows
 
 
-def _answer(row: Array, names: Names) -> dict[str, Any]:
-    """The class of an image with the probabilities (classes,) in ``row``."""
-    best = int(row.argmax())
-    return {"class": best, "name": names[best], "probabilities": dict(zip(names, row.tolist(), strict=True))}
+def _named(answer: dict[str, Any], names: Names) -> dict[str, Any]:
+    """An answer of a loss with the names of its class or labels, and with all its numbers by name."""
+    if "class" in answer:
+        answer = {"class": answer["class"], "name": names[answer["class"]], **answer}
+    if "labels" in answer:
+        answer = {"labels": answer["labels"], "names": [names[label] for label in answer["labels"]], **answer}
+    by_name = {key: dict(zip(names, answer[key], strict=True)) for key in ("probabilities", "values") if key in answer}
+    return answer | by_name

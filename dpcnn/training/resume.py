@@ -11,12 +11,14 @@ from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.flags import given, override
-from dpcnn.optim.schedules import OVER_ALL_EPOCHS
+from dpcnn.optim.schedules import OVER_ALL_EPOCHS, PLATEAU
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, read, step_name
 from dpcnn.runs.folder import RUNS, RunFolder, dated, numerics_of
 
 RECIPE = "simple-cnn"
+BINDING = {"epochs": OVER_ALL_EPOCHS, "monitor": {PLATEAU}}
+"""Options that may change when a run is resumed, except with these schedules."""
 
 
 @dataclass
@@ -141,19 +143,35 @@ def choose_config(options: Namespace, stored: dict[str, Any] | None, folder: str
         recipe = read_recipe(options.recipe or RECIPE)
         return with_cut(override(recipe, options), recipe, given(options))
     of_run = from_dict(stored, f"{folder}: ")
-    asked = override(read_recipe(options.recipe) if options.recipe else of_run, options)
+    asked = with_source(override(read_recipe(options.recipe) if options.recipe else of_run, options), of_run)
+    check_resumable(of_run, asked, folder)
+    return asked
+
+
+def with_source(asked: Config, of_run: Config) -> Config:
+    """The options ``asked`` for a run that is resumed, with the sha256 that the run has filled in for its source."""
+    if asked.init_from_sha256 or asked.init_from != of_run.init_from:
+        return asked
+    return replace(asked, init_from_sha256=of_run.init_from_sha256)
+
+
+def check_resumable(of_run: Config, asked: Config, folder: str) -> None:
+    """Make sure that a run can be resumed with these options.
+
+    Raises:
+        ConfigError: an option would change the result of the run.
+    """
     before, after = of_run.as_dict(), asked.as_dict()
     free = {option.name for option in options_of(Config) if option.metadata["free"]}
     for name in [*before, *after]:
         was, now = before.get(name), after.get(name)
-        bound = name == "epochs" and of_run.schedule in OVER_ALL_EPOCHS
+        bound = of_run.schedule in BINDING.get(name, ())
         if was != now and (bound or name not in free):
-            why = f", as the schedule {of_run.schedule} spans all epochs" if bound else ""
+            why = f", as the schedule {of_run.schedule} depends on it" if bound else ""
             raise ConfigError(
                 f"{flag_of(name)}: {folder} was started with {was}, and can't be resumed with {now}{why}; "
                 "drop the flag or start a new run"
             )
-    return asked
 
 
 def with_cut(config: Config, recipe: Config, typed: dict[str, Any]) -> Config:

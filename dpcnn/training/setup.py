@@ -2,20 +2,24 @@
 
 import platform
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
 from dpcnn import __version__
 from dpcnn.base.numerics import check, deviations, differences, fingerprint
 from dpcnn.cluster.stopping import Stop
-from dpcnn.data.dataset import find_data, load
+from dpcnn.config import Config
+from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
+from dpcnn.nn.losses import CLASSES
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.survival import survival
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.tensorboard import writer_class
 from dpcnn.training.resume import Start, choose_config, find_start
 from dpcnn.training.trainer import Trainer
+from dpcnn.training.warm_start import warm_start
 
 
 def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop) -> tuple[Trainer, Start]:
@@ -23,6 +27,22 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
 
     Nothing is written before everything that the user gave has been checked.
     """
+    start = share_start(comm, options, reporter)
+    with comm.fail_together():
+        config = choose_config(options, start.config, str(start.folder.path))
+        check(config.numerics)
+        data = find_data(config.data)
+    if options.stage:
+        data = stage(data, options.stage, comm)
+    samples = load(data, "train", comm)
+    test = load(data, "test", comm) if config.test else None
+    trainer = make_trainer(comm, config, samples, start, reporter, stop, test, options.tensorboard)
+    trainer.min_ranks = options.min_ranks
+    return trainer, start
+
+
+def share_start(comm: SerialComm, options: Namespace, reporter: Reporter) -> Start:
+    """Find the start on rank 0, share it with all ranks, and let the reporter continue the log that lies there."""
     start = Start()
     with comm.fail_together():
         if comm.rank == 0:
@@ -32,30 +52,45 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
     start = start.shared(comm)
     reporter.log_to(start.folder.log)
     reporter.size = comm.broadcast_obj(reporter.logged())
-    with comm.fail_together():
-        config = choose_config(options, start.config, str(start.folder.path))
-        check(config.numerics)
-        data = find_data(config.data)
-    if options.stage:
-        data = stage(data, options.stage, comm)
-    samples = load(data, "train", comm)
+    return start
+
+
+def make_trainer(
+    comm: SerialComm,
+    config: Config,
+    samples: Samples,
+    start: Start,
+    reporter: Reporter,
+    stop: Stop | None = None,
+    test: Samples | None = None,
+    tensorboard: bool = False,
+) -> Trainer:
+    """The trainer of a run at its start, on every rank.
+
+    Raises:
+        CheckpointError, ConfigError: on every rank.
+    """
     with comm.fail_together():
         if start.checkpoint and start.checkpoint.data != samples.manifest.checksum:
             raise CheckpointError(
-                f"{start.path}: trained on other data than {data}; give --data the data set of the run"
+                f"{start.path}: trained on other data than {samples.manifest.name}; give the data set of the run"
             )
+        config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         config = config.measured(samples.manifest.mean, samples.manifest.deviation)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         network.check_memory(min(config.microbatch, config.batch), comm.node().size)
-    test = load(data, "test", comm) if config.test else None
-    trainer = Trainer(comm, config, network, samples, start.folder, reporter, stop, test, options.tensorboard)
+    warm = None
+    if config.init_from and not start.path:
+        warm = warm_start(comm, config, network)
+        config = replace(config, init_from_sha256=warm.sha256)
+    trainer = Trainer(comm, config, network, samples, start.folder, reporter, stop, test, tensorboard, warm)
     if start.path:
         trainer.restore(start.checkpoint)
-    trainer.origin, trainer.min_ranks = start.path, options.min_ranks
+    trainer.origin = start.path
     with comm.fail_together():
         if comm.rank == 0 and start.config is None:
             start.folder.check_free()
-    return trainer, start
+    return trainer
 
 
 def open_run(trainer: Trainer, start: Start, reporter: Reporter) -> int:
@@ -84,6 +119,7 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     """The lines that a run prints before it trains."""
     config, comm, progress, data = trainer.config, trainer.comm, trainer.progress, trainer.samples.manifest
     held, how = len(trainer.plan.holdout.validation), {"stratified": ", drawn from each class by seed", "last": ""}
+    how |= {} if data.targets == CLASSES else {"stratified": ", drawn by seed"}
     lines = [
         f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
         f"{trainer.plan.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
@@ -92,7 +128,7 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
         f"{config.epochs} epochs of {trainer.plan.steps_per_epoch} steps; batch {config.batch} in microbatches of "
         f"{config.microbatch}; {config.optimizer}, rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
         *([survival(comm)] if comm.size > 1 else []),
-        f"run folder: {start.folder.path}",
+        *([f"run folder: {start.folder.path}"] if start.folder.kept else []),
     ]
     if start.path:
         complete = progress.epochs >= trainer.plan.last_epoch
@@ -102,6 +138,8 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
     elif start.config is not None:
         lines.append("no checkpoint yet: starting from step 0")
+    if trainer.warm:
+        lines.append(trainer.warm.remark)
     lines += trainer.plan.holdout.remarks
     if config.microbatch > config.batch:
         lines.append(f"--microbatch {config.microbatch} is above the batch: each batch is one microbatch, of one rank")

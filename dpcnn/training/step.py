@@ -58,7 +58,7 @@ class Decision:
     waited: NDArray[np.float64]
 
 
-def decide(comm: SerialComm, sums: Sums, microbatches: int, count: int) -> Decision:
+def decide(comm: SerialComm, sums: Sums, microbatches: int, count: int, classified: bool) -> Decision:
     """Exchange what the ranks know, and draw the same conclusions on each.
 
     ``math.fsum`` is exact, so the sums do not depend on which rank held which part of them.
@@ -66,6 +66,7 @@ def decide(comm: SerialComm, sums: Sums, microbatches: int, count: int) -> Decis
     Args:
         microbatches: of the step, on all ranks.
         count: samples of the step.
+        classified: whether the samples are classified, so that some are right.
     """
     row = np.zeros(1, message(math.ceil(microbatches / comm.size)))[0]
     row["stop"], row["finite"], row["waited"] = sums.stop, sums.finite, sums.waited
@@ -77,7 +78,7 @@ def decide(comm: SerialComm, sums: Sums, microbatches: int, count: int) -> Decis
     return Decision(
         stop=bool(rows["stop"].any()),
         finite=finite,
-        metrics=total(losses, rows["corrects"].ravel(), count) if finite else Metrics(),
+        metrics=total(losses, rows["corrects"].ravel() if classified else None, count) if finite else Metrics(),
         waited=rows["waited"].ravel(),
     )
 
@@ -148,7 +149,7 @@ def take_step(
     losses, correct_counts = zip(*results, strict=True) if results else ((), ())
     with timer("waiting"):
         sums = Sums(losses, correct_counts, stop(), finite, timer.seconds["waiting"])
-        decision = decide(team.comm, sums, len(microbatches), len(batch))
+        decision = decide(team.comm, sums, len(microbatches), len(batch), microbatch_gradient.classifies)
     if not decision.finite:
         where = divergence(team.comm, team.network, params, microbatch_gradient.samples, batch, microbatches)
         raise DivergenceError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dpcnn.base.text import text
 from dpcnn.runs.console import Reporter
-from dpcnn.runs.events import epoch_rows, evaluated
+from dpcnn.runs.events import Event, epoch_rows, evaluated, headline
 from dpcnn.training.trainer import Trainer
 
 Draw = Callable[[Sequence[Path], Path], str]
@@ -15,17 +15,18 @@ Draw = Callable[[Sequence[Path], Path], str]
 def finish(trainer: Trainer, reporter: Reporter, peak: float, draw: Draw | None) -> None:
     """Draw the curves unless ``draw`` is None, and print the table of epochs and the last line."""
     progress, folder = trainer.progress, trainer.run.path
-    best, last, sha256 = progress.best(trainer.config.monitor), progress.epoch_events[-1], trainer.weights_sha256
+    monitor = trainer.config.monitored
+    best, last, sha256 = progress.best(monitor), progress.epoch_events[-1], trainer.weights_sha256
     with trainer.writing("report"):
         if trainer.comm.rank == 0:
-            reporter.say(text(*epoch_rows(progress.epoch_events)))
+            reporter.say(text(*epoch_rows(progress.epoch_events, monitor)))
             if draw:
                 reporter.say(draw([folder], folder / "curves"))
             seconds = sum(event["seconds"] for event in progress.epoch_events)
             speed = trainer.plan.images(progress.step) / max(seconds, 1e-3)  # the seconds are rounded to milliseconds
-            results = [f"{kind} accuracy {last[f'{kind}_accuracy']:.4f}" for kind in evaluated(last) or ["train"]]
-            if best and "validation_accuracy" in best:
-                results[0] += f" (best {best['validation_accuracy']:.4f}, epoch {best['epoch']})"
+            results = [headline(last, kind) for kind in evaluated(last) or ["train"]]
+            if best and f"validation_{monitor}" in best:
+                results[0] += f" (best {shown_best(best, monitor)})"
             if deaths := [event for event in progress.events if event["event"] == "death"]:
                 lost = sum(len(event["lost"]) for event in deaths)
                 reporter.say(f"{lost} rank{'s' * (lost > 1)} died during the run; {deaths[-1]['ranks']} finished it")
@@ -33,6 +34,13 @@ def finish(trainer: Trainer, reporter: Reporter, peak: float, draw: Draw | None)
                 f"{', '.join(results)}, {progress.seconds:.1f} s, {speed:,.0f} images/s, "
                 f"peak memory {peak:.0f} MB per rank, {folder}, weights {sha256}"
             )
+
+
+def shown_best(best: Event, monitor: str) -> str:
+    """The best epoch's accuracy, or its monitored metric if there is no accuracy, and its number."""
+    value = best.get("validation_accuracy")
+    figure = f"{monitor} {best[f'validation_{monitor}']:.4f}" if value is None else f"{value:.4f}"
+    return f"{figure}, epoch {best['epoch']}"
 
 
 def say_stopped(trainer: Trainer, reporter: Reporter) -> None:

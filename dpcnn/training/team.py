@@ -8,7 +8,7 @@ import numpy as np
 from dpcnn.base.arrays import Vector
 from dpcnn.base.numerics import fingerprint
 from dpcnn.config import Config
-from dpcnn.data.shards import Manifest
+from dpcnn.data.dataset import Samples
 from dpcnn.errors import CheckpointError, DivergenceError
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
@@ -20,6 +20,7 @@ from dpcnn.runs.progress import Progress
 from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
 from dpcnn.training.state import AVERAGE, PARAMETERS, State, Vectors
 from dpcnn.training.update import Update
+from dpcnn.training.warm_start import WarmStart
 
 
 class Team:
@@ -33,28 +34,34 @@ class Team:
         blocks: the most blocks of elements that are unique to a rank.
     """
 
-    def __init__(self, comm: SerialComm, config: Config, network: Network, state: State | None) -> None:
-        """Every living rank makes its own, from the last committed state; None: there is none yet."""
+    def __init__(
+        self, comm: SerialComm, config: Config, network: Network, state: State | None, warm: WarmStart | None = None
+    ) -> None:
+        """Every living rank makes its own, from the last committed state; None: there is none yet.
+
+        Then the parameters begin with the values of ``warm``; None: with those that the seed draws.
+        """
         self.comm, self.config, self.network = comm, config, network
         make = EXCHANGES[config.exchange]
         self.exchange = make(comm, network.size, network.timer, state.elements if state else None)
         self.new = state is None or not self.exchange.whole
         if not self.exchange.whole:
             self.exchange = make(comm, network.size, network.timer)
-        self.state = self._initial() if state is None or self.new else state
+        self.state = self._initial(warm) if state is None or self.new else state
         self.state.renew(self.exchange.node)
         self.shard = self.exchange.shard
         self.own = self.state.within(self.shard)
-        self.update = Update(config, network, self.shard)
         unique = self.exchange.unique
+        self.update = Update(comm, config, network, self.shard, unique)
         self.blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / SHARD_BLOCK)))
 
-    def _initial(self) -> State:
+    def _initial(self, warm: WarmStart | None) -> State:
         """The state before the first step."""
         config, exchange = self.config, self.exchange
         names = [*OPTIMIZERS[config.optimizer].state_names, *([AVERAGE] if config.ema_decay else [])]
         state = State(names, self.network.size, exchange.node, exchange.elements)
-        shard, initial = exchange.shard, self.network.initialise(config.seed, config.init, config.init_std)
+        shard = exchange.shard
+        initial = warm.params if warm else self.network.initialise(config.seed, config.init, config.init_std)
         state.now[PARAMETERS][shard] = initial[shard]
         if config.ema_decay:
             state.now[AVERAGE][state.within(shard)] = initial[shard]
@@ -90,13 +97,13 @@ class Team:
         of_first: Hashes = by_rank[0]
         return of_first
 
-    def checkpoint(self, data: Manifest) -> Checkpoint | None:
+    def checkpoint(self, samples: Samples) -> Checkpoint | None:
         """A checkpoint of the state, on rank 0; None elsewhere.
 
         Its parameters are the weights to use, and the parameters of a run with an average take the place of that.
 
         Args:
-            data: the manifest of the data set.
+            samples: of the training.
 
         Raises:
             DivergenceError: on rank 0, where the weights are not finite.
@@ -117,11 +124,13 @@ class Team:
             self.state.progress,
             self.config,
             self.network.input_shape,
-            data.class_names,
-            data.resize,
-            data.checksum,
+            samples.manifest.class_names,
+            samples.manifest.resize,
+            samples.manifest.checksum,
             weights_sha256(weights),
             fingerprint(),
+            samples.class_labels,
+            samples.max_value,
         )
 
     def restore(self, checkpoint: Checkpoint | None, steps_per_epoch: int, last_step: int) -> None:

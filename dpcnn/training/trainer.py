@@ -1,9 +1,8 @@
 """The training loop.
 
-The loop does one action after another: a step, an evaluation, a line of the record, a checkpoint. Each is a
-transaction of all living ranks (:mod:`dpcnn.parallel.survival`). An action reads the committed state, writes memory
-that nobody needs if it fails, and returns what to do once all ranks have finished it. So the state changes on all
-ranks, or on none.
+The loop does one action after another: a step, an evaluation, a line of the record, a checkpoint. Each is a transaction
+of all living ranks (:mod:`dpcnn.parallel.survival`). An action reads the committed state, writes memory that nobody
+needs if it fails, and returns what to do once all ranks have finished it. So all ranks change the state, or none.
 """
 
 import platform
@@ -37,6 +36,7 @@ from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.step import Decision, take_step
 from dpcnn.training.team import Team
 from dpcnn.training.waiting import Waiting
+from dpcnn.training.warm_start import WarmStart
 
 STEP_EVENTS = 10  # lines of metrics.jsonl an epoch, besides the epoch's own
 
@@ -52,8 +52,9 @@ class Trainer:
         team: the living ranks, and what depends on their number.
         state: all that the run remembers.
         progress: where the run is.
+        warm: the initial values of a warm start, which the run saves first; None: the seed draws them.
         record: the run's record.
-        weights_sha256: of the final weights; empty until the run's end.
+        final_weights, weights_sha256: the weights to use, (network.size,), and their sha256; empty until the run's end.
         timer: where this rank's time goes.
         waiting: the time that ranks wait for each other; the same on every rank.
     """
@@ -69,21 +70,20 @@ class Trainer:
         stop: Stop | None = None,
         test: Samples | None = None,
         tensorboard: bool = False,
+        warm: WarmStart | None = None,
     ) -> None:
         """``stop`` says when to end before the run's end; ``test`` samples are evaluated after each epoch."""
         check(config.numerics)
         self.comm, self.config, self.network, self.samples, self.test = comm, config, network, samples, test
-        self.run, self.reporter, self.stop = run, reporter, stop or Stop()
-        self.record = Record(run, reporter, tensorboard)
-        self.plan = Plan(config, samples)
+        self.run, self.reporter, self.stop, self.warm = run, reporter, stop or Stop(), warm
+        self.record, self.plan = Record(run, reporter, tensorboard), Plan(config, samples)
         self.microbatch_gradient = MicrobatchGradient(config, network, samples)
         self.timer, self.loss = network.timer, config.make_loss()
-        self.waiting = Waiting(max(comm.members) + 1)
-        self.min_ranks = 1
+        self.waiting, self.min_ranks = Waiting(max(comm.members) + 1), 1
         self.origin: Path | None = None
         self._hosts = dict(zip(comm.members, comm.allgather_obj(platform.node()), strict=True))
         self._size_of_log = self._deaths_noted = 0
-        self._stopping, self._over, self.weights_sha256 = False, False, ""
+        self._stopping = self._over = False
         self._committed: State | None = None
         self.assemble()
         self._adopt()
@@ -105,8 +105,7 @@ class Trainer:
         try:
             with np.errstate(all="ignore"):  # what is not finite is found by the step itself, and named
                 while not self._over:
-                    commit = self.transact(self.next_action)
-                    commit()
+                    self.transact(self.next_action)()
         finally:
             self.reporter.end()
         return not self._stopping
@@ -148,7 +147,7 @@ class Trainer:
         if self._over:
             return  # all is written but for a few lines
         with self.timer("recovery"):
-            self.team = Team(self.comm, self.config, self.network, self._committed)
+            self.team = Team(self.comm, self.config, self.network, self._committed, self.warm)
             if self.team.new and self._committed:
                 self._restore_last()
 
@@ -163,7 +162,8 @@ class Trainer:
     def _adopt(self) -> None:
         """Go on from the state of the team."""
         self._committed = self.state
-        self._to_compare, self._to_save, self.weights_sha256 = False, False, ""
+        self._to_compare, self._to_save = False, self.warm is not None and self.progress.step == 0
+        self.final_weights, self.weights_sha256 = np.empty(0, np.float32), ""
         self._out_of_patience = out_of_patience(self.progress, self.config)
         self.record.restart(self.progress)
 
@@ -177,15 +177,15 @@ class Trainer:
             self._stopping = self._to_save = True
 
     def end_run(self) -> Commit:
-        """Say why the run ends before its last epoch, if it does; record its end."""
+        """Say why the run ends before its last epoch, if it does; keep its weights, and record its end."""
         with self.writing("report"):
             if self._out_of_patience and self.progress.epochs < self.plan.last_epoch:
                 self.reporter.say(self._out_of_patience)
-        sha256 = weights_sha256(self.team.weights())
+        weights = self.team.weights().copy()
 
         def commit() -> None:
-            self.weights_sha256 = sha256
-            self.progress.events.append(end_line(self.progress, self.config.monitor, sha256))
+            self.final_weights, self.weights_sha256 = weights, weights_sha256(weights)
+            self.progress.events.append(end_line(self.progress, self.config.monitored, self.weights_sha256))
 
         return commit
 
@@ -194,7 +194,7 @@ class Trainer:
 
     def train_step(self) -> Commit:
         """One step of every rank: see :func:`dpcnn.training.step.take_step`."""
-        started, lr, state = time.perf_counter(), self.plan.lr(self.progress.step), self.state
+        started, lr, state = time.perf_counter(), self.plan.lr(self.progress.step, self.progress), self.state
         decision = take_step(self.team, self.plan, self.microbatch_gradient, self.stop.due, lr)
 
         def commit() -> None:
@@ -230,7 +230,8 @@ class Trainer:
             progress = self.progress
             progress.epochs += 1
             progress.seconds += time.perf_counter() - started
-            progress.events.append(epoch_line(progress, evaluations, self.plan.lr(progress.step - 1)))
+            progress.events.append(epoch_line(progress, evaluations, self.plan.lr(progress.step - 1, progress)))
+            self.reporter.epoch(progress.events[-1])
             if progress.step == progress.epochs * self.plan.steps_per_epoch:  # else --max-steps has cut it short
                 progress.metrics, progress.epoch_seconds = Metrics(), 0.0
             self._to_save, self._out_of_patience = True, out_of_patience(progress, self.config)
@@ -270,8 +271,7 @@ class Trainer:
             check_data(self.comm, self.timer, self.samples, self.test)
             self.team.compare()
         with self.stop.saving(), self.writing("checkpoint"):
-            checkpoint = self.team.checkpoint(self.samples.manifest)
-            if checkpoint:
+            if checkpoint := self.team.checkpoint(self.samples):
                 self.run.save(checkpoint)
         return self._saved
 

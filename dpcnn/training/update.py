@@ -1,14 +1,19 @@
 """The update of a rank's shard of the parameters, from its shard of the summed gradient."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dpcnn.base.arrays import Vector
 from dpcnn.config import Config
+from dpcnn.errors import DivergenceError
 from dpcnn.nn.network import Network
 from dpcnn.optim.averaging import update_average
 from dpcnn.optim.clipping import clip_coefficient
+from dpcnn.optim.groups import parameter_groups
+from dpcnn.optim.layerwise import Layerwise
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.training.norms import Norms
 
 Parts = Mapping[str, Vector]
 
@@ -19,14 +24,20 @@ class Update:
     It keeps nothing from step to step: it reads the vectors of the state before a step, and writes those after it.
     """
 
-    def __init__(self, config: Config, network: Network, shard: slice) -> None:
-        self.config = config
-        self._optimizer = config.make_optimizer()
-        self._running = [
-            (slice(lo - shard.start, hi - shard.start), rate)
-            for start, stop, rate in network.running_stats
-            if (lo := max(start, shard.start)) < (hi := min(stop, shard.stop))
-        ]
+    def __init__(self, comm: SerialComm, config: Config, network: Network, shard: slice, unique: slice) -> None:
+        """``unique``: the elements of the shard that are this rank's alone, counted from its start."""
+        self.config, self._unique, self._timer = config, unique, network.timer
+        optimizer = config.make_optimizer()
+        self._names = ("parameters", *optimizer.state_names)
+        groups = parameter_groups(network, optimizer)
+        learning = [group for group in groups if not group.frozen]
+        self._groups = [(group, within(shard, group.start, group.stop)) for group in learning]
+        self._frozen = [within(shard, group.start, group.stop) for group in groups if group.frozen]
+        self._running = [(within(shard, start, stop), rate) for start, stop, rate in network.running_stats]
+        self._norms: Norms | None = None
+        if isinstance(optimizer, Layerwise):
+            held = slice(shard.start + unique.start, shard.start + unique.stop)
+            self._norms = Norms(comm, [(group.start, group.stop) for group in learning], held)
 
     def take_running_means(self, params: Vector, gradient: Vector, count: int) -> list[Vector]:
         """What the running means will be; their elements of the gradient, sums over ``count`` samples, become 0."""
@@ -46,18 +57,56 @@ class Update:
         Args:
             now: by name, the parameters and the other vectors of ``shard`` before the step; they stay as they are.
             next: the same after the step, written here.
-            gradient: summed over ``count`` samples.
+            gradient: summed over ``count`` samples; it may be written over.
             step: its number, from 1.
             rate: the learning rate.
             norm: of the summed gradient, all ranks' elements; for clipping.
             means: from :meth:`take_running_means`.
+
+        Raises:
+            DivergenceError: on every rank, where a norm of the optimizer's is not finite.
         """
         scale = clip_coefficient(norm / count, self.config.max_grad_norm) / count
-        params, names = next["parameters"], self._optimizer.state_names
-        before = [now["parameters"], *(now[name] for name in names)]
-        self._optimizer.update(params, gradient, next, step, rate, scale, before)
+        before, params = [now[name] for name in self._names], next["parameters"]
+        rates = [rate * group.lr for group, _ in self._groups]
+        if self._norms:
+            ratios = self._direct(self._norms, before, next, gradient, step, scale)
+            rates, before, scale = [one * ratio for one, ratio in zip(rates, ratios, strict=True)], [], 1.0
+        for (group, place), own in zip(self._groups, rates, strict=True):
+            arrays = self._part(next, place), step, own, scale, [array[place] for array in before]
+            group.optimizer.update(params[place], gradient[place], *arrays)
+        for place in self._frozen:
+            for name in self._names:
+                next[name][place] = now[name][place]
         for (place, _), mean in zip(self._running, means, strict=True):
             params[place] = mean
         if self.config.ema_decay:
             next["ema"][...] = now["ema"]
             update_average(next["ema"], params, step, self.config.ema_decay)
+
+    def _direct(
+        self, norms: Norms, before: Sequence[Vector], next: Parts, gradient: Vector, step: int, scale: float
+    ) -> list[float]:
+        """The first pass of a :class:`Layerwise` optimizer: the factor of the learning rate of each group."""
+        params = next["parameters"]
+        for group, place in self._groups:
+            if isinstance(group.optimizer, Layerwise):
+                own = [array[place] for array in before]
+                group.optimizer.direct(params[place], gradient[place], self._part(next, place), step, scale, own)
+        with self._timer("waiting"):
+            pairs = norms(params[self._unique], gradient[self._unique]).T  # (groups, 2)
+        if not np.isfinite(pairs).all():
+            raise DivergenceError(
+                f"step {step}: the norm of some weights or of their direction is not finite; the last checkpoint stays "
+                f"as it was; try a smaller --lr than {self.config.lr:g}"
+            )
+        return [group.ratio(*pair) for (group, _), pair in zip(self._groups, pairs.tolist(), strict=True)]
+
+    def _part(self, vectors: Parts, place: slice) -> dict[str, Vector]:
+        return {name: vectors[name][place] for name in self._names}
+
+
+def within(shard: slice, start: int, stop: int) -> slice:
+    """The elements ``start`` to ``stop`` of the whole vector that lie in a shard, counted from its start."""
+    first, last = max(start, shard.start), min(stop, shard.stop)
+    return slice(first - shard.start, max(first, last) - shard.start)

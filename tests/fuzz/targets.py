@@ -72,6 +72,8 @@ def make_sources(base: Path) -> None:
     arrays = {f"x_{split}": images[split] for split in images} | {f"y_{split}": labels[split] for split in images}
     np.savez(base / "plain.npz", **arrays)
     np.savez_compressed(base / "packed.npz", **arrays)
+    np.savez(base / "values.npz", **{key: a / 7 if key[0] == "y" else a for key, a in arrays.items()})
+    np.savez(base / "several.npz", **{key: np.eye(3)[a] if key[0] == "y" else a for key, a in arrays.items()})
     for kind in ("idx", "idxgz", "csv", "npy"):
         (base / kind).mkdir()
     for split, prefix in (("train", "train"), ("test", "t10k")):
@@ -120,9 +122,9 @@ def a_file(change: Callable[[bytes, Rng], bytes], files: list[str], commands: li
 
 def a_shard(folder: Path, rng: Rng) -> Case:
     """A change of a shard."""
-    data = ["set", "mapped"][rng.integers(2)]
+    data, train = [("set", NEW), ("mapped", MAPPED), ("valued", VALUED)][rng.integers(3)]
     mutate.shard(folder / data, f"train-0{rng.integers(2)}.h5", rng)
-    return [f"data info {data}", NEW.replace("data set", f"data {data}")][rng.integers(2)].split(), 20_000
+    return [f"data info {data}", train][rng.integers(2)].split(), 20_000
 
 
 def an_odd_file(folder: Path, rng: Rng) -> Case:
@@ -147,6 +149,7 @@ idx/train-images-idx3-ubyte csv/mnist_train.csv photos/a/0.png list.csv npy/x_tr
 """.split()
 NEW = "train --recipe recipe.toml --data set --max-steps 1 --no-curves --out new"
 MAPPED = NEW.replace("data set", "data mapped")
+VALUED = f"{NEW.replace('data set', 'data valued')} --loss huber"
 RESUME = "train --resume --out run --max-steps 0 --no-curves"
 ALL = [
     *(NEW, RESUME, "report run", "plot run", "evaluate run", "data info set", "predict run four.png"),
@@ -161,6 +164,7 @@ OF_A_CHECKPOINT = [
     "train --resume FILE --out new --max-steps 1 --no-curves --data set",
 ]
 PHOTOS = [f"photos/{file}" for file in ("a/0.png", "b/0.jpg", "a/0.webp", "b/0.tif", "a/0.lzw.tif", "b/0.jpg.tif")]
+REGRESSION = ["regression/checkpoints/step-00000006.h5", "regression/metrics.jsonl"]
 IDX = ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
 TARGETS = [
     Target("checkpoint", 25, a_file(mutate.checkpoint, CHECKPOINT, OF_A_CHECKPOINT)),
@@ -168,6 +172,9 @@ TARGETS = [
     Target("shard", 12, a_shard),
     Target("manifest", 5, a_file(mutate.as_json, ["set/manifest.json"], ["data info set", NEW, "evaluate run"])),
     Target("mapped manifest", 5, a_file(mutate.as_json, ["mapped/manifest.json"], ["data info mapped", MAPPED])),
+    Target("manifest of values", 3, a_file(mutate.as_json, ["valued/manifest.json"], ["data info valued", VALUED])),
+    Target("regression", 6, a_file(mutate.checkpoint, REGRESSION[:1], ["evaluate FILE", "predict FILE four.png"])),
+    Target("its metrics", 3, a_file(mutate.lines_of_json, REGRESSION[1:], ["plot regression", "report regression"])),
     Target("recipe", 12, a_file(mutate.text, ["recipe.toml"], [NEW])),
     Target("metrics", 6, a_file(mutate.lines_of_json, ["run/metrics.jsonl"], ["plot run", "report run", RESUME])),
     Target("config", 4, a_file(mutate.text, ["run/config.toml"], [RESUME])),
@@ -180,6 +187,10 @@ TARGETS = [
         "npz",
         10,
         a_file(mutate.any_bytes, ["plain.npz", "packed.npz"], ["data prepare FILE --out new", "predict run FILE"]),
+    ),
+    Target("values", 2, a_file(mutate.any_bytes, ["values.npz"], ["data prepare FILE --targets values --out new"])),
+    Target(
+        "several", 2, a_file(mutate.any_bytes, ["several.npz"], ["data prepare FILE --targets multilabel --out new"])
     ),
     Target("picture", 15, a_file(mutate.any_bytes, ["four.png", "alpha.png", "four.jpg"], ["predict run FILE"])),
     Target("photos", 15, a_file(mutate.any_bytes, PHOTOS, [PREPARE.replace("SOURCE", "photos"), "predict run photos"])),

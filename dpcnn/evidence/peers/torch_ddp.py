@@ -1,85 +1,79 @@
-"""PyTorch DDP with the network, data and batch of a dpcnn run: python -m dpcnn.evidence.peers.torch_ddp
+"""PyTorch's speed with the network, data and batches of a dpcnn run, on several processes or threads::
 
-One thread a rank, gloo, fused Adam, gradients as views of the buckets; the samples lie in memory as
-float tensors, so that only taking a batch of them costs time. Prints images a second.
+    torchrun --standalone --nproc-per-node 2 -m dpcnn.evidence.peers.torch_ddp --recipe lenet5 --batch 128
+
+The options of the run are those of a training; --batch is that of all processes. Several processes train with DDP over
+gloo, which sends gradients from its buckets without copies, knows that the graph does not change, and does not send the
+running means of batch normalisation. Without augmentation, all batches lie in memory before the first step: PyTorch's
+loader costs nothing. Prints a JSON object: images per second, and the mean loss of each batch of the warm-up.
 """
 
-import argparse
+import json
 import os
-import socket
+import sys
 import time
+from argparse import Namespace
+from functools import partial
+from typing import NoReturn
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from dpcnn.cli import DONE, Parser, run_command
+from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
-from dpcnn.evidence.peers.torch_net import translate
-from dpcnn.nn.layers import Scale
-from dpcnn.nn.models import MODELS, build
-from dpcnn.nn.network import Network
+from dpcnn.evidence.peers.torch_training import LAYOUTS, TorchTraining
+from dpcnn.flags import add_config_flags, override
 from dpcnn.parallel.comm import SerialComm
 
 WARM_UP = 10  # steps
 
 
-def main() -> None:
-    """Start the ranks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64, help="per rank")
+def make_parser() -> Parser:
+    """Make the parser of the command line."""
+    parser = Parser(prog="dpcnn.evidence.peers.torch_ddp", description=__doc__)
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--layout", choices=("nchw", "channels-last"), default="channels-last")
-    parser.add_argument("--model", default="simple-cnn")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--smoothing", type=float, default=0.01)
-    options = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(train, (options, port), nprocs=options.ranks)
+    parser.add_argument("--layout", choices=LAYOUTS, default="channels-last")
+    parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+    parser.add_argument("--recipe", default="simple-cnn")
+    add_config_flags(parser)
+    return parser
 
 
-def train(rank: int, options: argparse.Namespace, port: int) -> None:
-    """One rank."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    os.environ.update(GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=options.ranks)
-    samples = load(find_data(options.data), "train", SerialComm())
-    scale, *layers = build(MODELS[options.model], samples.manifest.classes)
-    assert isinstance(scale, Scale)
-    Network(samples.manifest.image_shape, [scale, *layers])  # tells the layers their shapes
-    layout = torch.channels_last if options.layout == "channels-last" else torch.contiguous_format
-    numbers = np.arange(rank, len(samples), options.ranks)
-    pixels, labels = samples.take(numbers)
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().contiguous(memory_format=layout)
-    images = images.mul_(scale.span / 255).add_(scale.low)
-    targets = torch.from_numpy(labels).long()
-    net = nn.Sequential(*map(translate, layers)).to(memory_format=layout)
-    ddp = nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
-    optimizer = torch.optim.Adam(ddp.parameters(), lr=1e-3, fused=True)
-    loss = nn.CrossEntropyLoss(label_smoothing=options.smoothing)
+def command(comm: SerialComm, options: Namespace) -> NoReturn:
+    """Measure the training of the command line on every process of this job, and end it."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(int(os.environ["RANK"]))  # for dropout
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo")
+    ranks = dist.get_world_size()
+    ddp = partial(DistributedDataParallel, gradient_as_bucket_view=True, static_graph=True, broadcast_buffers=False)
 
-    def step() -> None:
-        chosen = torch.randint(len(targets), (options.batch,))
-        optimizer.zero_grad()
-        value = loss(ddp(images[chosen].contiguous(memory_format=layout)), targets[chosen])
-        value.backward()
-        optimizer.step()
+    def wrap(net: nn.Module) -> nn.Module:
+        net = torch.compile(net) if options.compile else net
+        return ddp(net) if ranks > 1 else net
 
-    for _ in range(WARM_UP):
-        step()
+    config = override(read_recipe(options.recipe), options)
+    samples = load(find_data(config.data), "train", comm)
+    training = TorchTraining(config, samples, options.layout, dist.get_rank(), ranks, wrap)
+    made = map(training.batch, range(WARM_UP + options.steps))
+    batches = made if training.config.augments else iter(list(made))
+    losses = [training.step(number, next(batches)) for number in range(WARM_UP)]
     dist.barrier()
     started = time.perf_counter()
-    for _ in range(options.steps):
-        step()
+    for number, batch in enumerate(batches, WARM_UP):
+        training.step(number, batch)
     dist.barrier()
-    if rank == 0:
-        print(options.ranks * options.batch * options.steps / (time.perf_counter() - started), flush=True)
-    dist.destroy_process_group()
+    speed = config.batch * options.steps / (time.perf_counter() - started)
+    dist.all_reduce(mean := torch.stack(losses) / ranks)
+    if dist.get_rank() == 0:
+        print(json.dumps({"images_per_second": speed, "losses": mean.tolist()}), flush=True)
+    dist.barrier()
+    os._exit(DONE)  # an orderly end of gloo's threads sometimes aborts the process
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(command, make_parser, comm=SerialComm()))

@@ -15,7 +15,7 @@ from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
 from dpcnn.nn.merging import Add, Concat
 from dpcnn.nn.network import Network
-from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm
+from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
 
 
@@ -120,6 +120,7 @@ TWINS: dict[type[Layer], Callable[[Any], nn.Module]] = {
     BatchNorm: _batchnorm,
     LayerNorm: _layernorm,
     GroupNorm: lambda layer: nn.GroupNorm(layer.groups, layer.shape[-1], layer.epsilon),
+    LocalResponseNorm: lambda own: nn.LocalResponseNorm(own.size, own.alpha * own.size, own.beta, own.k),
     Dropout: lambda layer: nn.Dropout(layer.threshold / 65536),
     Flatten: lambda _: nn.Flatten(),
     Linear: lambda layer: nn.Linear(layer.parameters[0].shape[0], layer.features, bias=layer.bias),

@@ -8,7 +8,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,18 +22,9 @@ from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.peers.torch_net import torch_net
+from dpcnn.evidence.peers.torch_parts import check_options, torch_loss, torch_optimizer
 from dpcnn.optim.schedules import SCHEDULES
 from dpcnn.parallel.comm import SerialComm
-
-OPTIMIZERS: dict[str, Callable[[Any, Config], torch.optim.Optimizer]] = {
-    "adam": lambda p, config: torch.optim.Adam(p, config.lr),
-    "adamw": lambda p, config: torch.optim.AdamW(p, config.lr, weight_decay=config.parts["weight_decay"]),
-    "sgd": lambda p, config: torch.optim.SGD(p, config.lr),
-    "momentum": lambda p, config: torch.optim.SGD(p, config.lr, config.parts["momentum"]),
-    "nesterov": lambda p, config: torch.optim.SGD(p, config.lr, config.parts["momentum"], nesterov=True),
-    "adagrad": lambda p, config: torch.optim.Adagrad(p, config.lr, eps=1e-7),
-    "rmsprop": lambda p, config: torch.optim.RMSprop(p, config.lr),
-}
 
 
 def main() -> None:
@@ -57,17 +48,15 @@ def main() -> None:
 
 def train(config: Config) -> Iterator[dict[str, Any]]:
     """Train the recipe, and yield the results after each epoch."""
+    check_options(config)
     if config.ema_decay or config.max_grad_norm or config.augments:
         raise ConfigError("no PyTorch version of changed images, clipping or averaged weights")
-    if config.loss != "cross-entropy" or config.optimizer not in OPTIMIZERS:
-        raise ConfigError(f"no PyTorch version of the loss {config.loss} or the optimizer {config.optimizer}")
     torch.manual_seed(config.seed)
     samples, test = (load(find_data(config.data), split, SerialComm()) for split in ("train", "test"))
     config = config.measured(samples.manifest.mean, samples.manifest.deviation)
     network = config.network(samples.manifest.image_shape, samples.manifest.classes)
     net = torch_net(network, network.initialise(config.seed, config.init, config.init_std))
-    optimizer = OPTIMIZERS[config.optimizer](net.parameters(), config)
-    loss = nn.CrossEntropyLoss(label_smoothing=config.parts["label_smoothing"])
+    optimizer, loss = torch_optimizer(config, net), torch_loss(config)
     holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)
     training = len(holdout.training)
     steps_per_epoch, step = math.ceil(training / config.batch), 0

@@ -1,0 +1,1 @@
+"""Training from Python: models with the interface of scikit-learn, on all ranks of the job."""

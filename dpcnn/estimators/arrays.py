@@ -1,0 +1,217 @@
+"""Arrays of a user as samples."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from math import isqrt, prod
+from typing import Any
+
+import numpy as np
+
+from dpcnn.base.arrays import Array, Shape
+from dpcnn.data.dataset import Samples
+from dpcnn.data.shards import CROP, Manifest
+from dpcnn.errors import DataError
+from dpcnn.nn.losses import CLASSES, VALUES
+from dpcnn.parallel.comm import SerialComm
+
+SLACK = 1.0
+"""How far floats may lie beyond 0 and 1, as those of other samples than the scaled ones do."""
+
+MOST_CLASSES = 1 << 16
+
+NAME = "arrays"
+"""The name of the data set that arrays make."""
+
+
+class ArraySamples(Samples):
+    """Samples in memory, uint8 or float32 of 0..255, from the functions of this module."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def samples_of(images: Array, targets: Array, labels: Array, max_value: float | None) -> ArraySamples:
+    """The samples of images (n, H, W, C).
+
+    Args:
+        targets: (n,) the number of the class of each; or (n, K) float32 values.
+        labels: (classes,) the label of each class; empty for values.
+        max_value: from which the images were made.
+    """
+    if targets.ndim == 1:
+        targets = targets.astype(np.uint8 if len(labels) <= 256 else np.int64)
+    content = hashlib.sha256(b"" if images.dtype == np.uint8 else images.dtype.str.encode())
+    for array in (images, targets):
+        content.update(array.data)
+    _, H, W, C = images.shape
+    manifest = Manifest(
+        name=NAME,
+        image_shape=(H, W, C),
+        class_names=tuple(map(str, labels.tolist() or range(targets.shape[1]))),
+        resize=CROP,
+        compressed=False,
+        splits={},
+        content={"train": content.hexdigest()},
+        source={},
+        targets=CLASSES if targets.ndim == 1 else VALUES,
+    )
+    bounds = np.array([0, len(images)])
+    return ArraySamples(manifest, (images,), bounds, targets, tuple(labels.tolist()), max_value)
+
+
+def images_of(X: Any, image_shape: Shape | None, max_value: float | None) -> Array:
+    """The images of an array.
+
+    Args:
+        X: (n, H, W), (n, H, W, C), or (n, F) with the values of each image in a row; whole numbers or floats.
+        image_shape: (H, W, C); None: that of X, where rows of F values are square grey images.
+        max_value: the value of white; None: 255 for whole numbers, 1 for floats.
+
+    Returns:
+        (n, H, W, C), contiguous: uint8, or float32 in which white is 255.
+
+    Raises:
+        DataError: X has another type or shape, or values that are not between 0 and white.
+    """
+    array = np.asarray(X)
+    if array.dtype.kind not in "biuf" or not array.size:
+        raise DataError(f"X: expected images of numbers, not {array.dtype} {array.shape}")
+    shape = tuple(image_shape or _shape(array.shape))
+    if len(shape) != 3 or prod(shape) != prod(array.shape[1:]):
+        raise DataError(f"X: expected images of image_shape={shape}, (H, W, C), not an array of {array.shape}")
+    return np.ascontiguousarray(_pixels(array, max_value).reshape(-1, *shape))
+
+
+def _shape(shape: Shape) -> Shape:
+    """The (H, W, C) of the images in an array of this shape."""
+    if len(shape) == 4:
+        return shape[1:]
+    if len(shape) == 3:
+        return (*shape[1:], 1)
+    side = isqrt(shape[1]) if len(shape) == 2 else 0
+    if not side or side**2 != shape[1]:
+        raise DataError(
+            f"X: expected (n, H, W), (n, H, W, C), or (n, F) of square grey images, not {shape}; "
+            "for other images in rows, give the model image_shape=(H, W, C)"
+        )
+    return side, side, 1
+
+
+def _pixels(array: Array, max_value: float | None) -> Array:
+    """The array as uint8 where that keeps its values, otherwise as float32 with white at 255."""
+    if array.dtype == np.uint8 and max_value in (None, 255):
+        return array
+    whole, low, high = array.dtype.kind != "f", array.min().item(), array.max().item()
+    if not np.isfinite([low, high]).all():
+        raise DataError("X: some values are not finite; replace them")
+    if max_value is None:
+        least, most, expected = (
+            (0, 255, "whole numbers from 0 to 255") if whole else (-SLACK, 1 + SLACK, "floats from 0 to 1")
+        )
+        if not least <= low <= high <= most:
+            raise DataError(
+                f"X: expected {expected}, found {low:g} to {high:g}; give the model the value of white, max_value"
+            )
+        if whole:
+            return array.astype(np.uint8)
+    return np.multiply(array, 255 / (max_value or 1), dtype=np.float32, casting="unsafe")
+
+
+def labels_of(y: Any, count: int) -> Array:
+    """The labels of ``count`` samples, (n,): whole numbers, truth values or text.
+
+    Raises:
+        DataError: y has another type or shape.
+    """
+    labels = np.asarray(y)
+    if labels.dtype.kind == "O":
+        labels = np.array(labels.tolist())
+    if labels.shape == (count, 1):
+        labels = labels[:, 0]
+    if labels.shape != (count,) or labels.dtype.kind not in "biuU":
+        actual = f"{labels.dtype} {labels.shape}"
+        raise DataError(f"y: expected labels ({count},), one for each image, whole numbers or text, not {actual}")
+    return labels
+
+
+def values_of(y: Any, count: int, columns: int | None = None) -> Array:
+    """The values of ``count`` samples, (n, K) float32, from an array (n,) or (n, K) of numbers.
+
+    Args:
+        columns: K, if it is known.
+
+    Raises:
+        DataError: y has another type or shape, or values that are not finite.
+    """
+    values = np.asarray(y)
+    if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or len(values) != count or not values.size:
+        actual = f"{values.dtype} {values.shape}"
+        raise DataError(f"y: expected numbers ({count},) or ({count}, K), for each image one or several, not {actual}")
+    found = values.reshape(count, -1).astype(np.float32)
+    if columns not in (None, found.shape[1]):
+        raise DataError(f"y: expected {columns} values for each image, as in the training, not {found.shape[1]}")
+    if not np.isfinite(found).all():
+        raise DataError("y: some values are not finite, or too large for float32; replace them")
+    return found
+
+
+def classes_of(labels: Array) -> Array:
+    """The labels of all classes, ascending, (classes,).
+
+    Raises:
+        DataError: there are fewer than two, or too many.
+    """
+    classes: Array = np.unique(labels)
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise DataError(f"y: {len(classes):,} different labels; expected 2 to {MOST_CLASSES:,}, one per class")
+    return classes
+
+
+def numbered(labels: Array, classes: Array) -> Array:
+    """The number of each label's class, (n,).
+
+    Args:
+        classes: the labels of all classes, ascending.
+
+    Raises:
+        DataError: a label is not among them.
+    """
+    check_kind(labels, classes)
+    numbers: Array = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+    unknown = labels[classes[numbers] != labels]
+    if len(unknown):
+        raise DataError(f"y: no class {unknown[0].item()!r} among the labels of the training: {_few(classes.tolist())}")
+    return numbers
+
+
+def check_kind(labels: Array, classes: Array) -> None:
+    """Make sure that labels are texts like those of the training, or numbers like those.
+
+    Raises:
+        DataError: they are not.
+    """
+    if (labels.dtype.kind == "U") != (classes.dtype.kind == "U"):
+        raise DataError(f"y: expected labels of the type {classes.dtype}, as in the training, not {labels.dtype}")
+
+
+def _few(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values[:10])) + (", .." if len(values) > 10 else "")
+
+
+def check_same(comm: SerialComm, arrays: Sequence[Array], options: Any = None) -> None:
+    """Make sure that all ranks were given the same arrays and options.
+
+    Raises:
+        DataError: on every rank, if one was given others than rank 0.
+    """
+    if comm.size == 1:
+        return
+    content = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for array in arrays:
+        content.update(f"{array.dtype} {array.shape}".encode())
+        content.update(array.data)
+    first = comm.broadcast_obj(content.hexdigest())
+    with comm.fail_together():
+        if content.hexdigest() != first:
+            raise DataError(f"rank {comm.rank} was given other arrays or options than rank 0; give all ranks the same")

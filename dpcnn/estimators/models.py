@@ -1,0 +1,142 @@
+"""The models from Python."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from dpcnn.base.arrays import Array
+from dpcnn.estimators import session
+from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, numbered, values_of
+from dpcnn.estimators.estimator import Estimator
+from dpcnn.nn.losses import VALUES
+from dpcnn.nn.metrics import Answers, r2
+from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.folder import find_checkpoint
+
+
+class Classifier(Estimator):
+    """A network that learns classes: see :class:`dpcnn.estimators.estimator.Estimator`.
+
+    Labels are whole numbers or texts.
+
+    Attributes:
+        classes_: (classes,) the label of each class, ascending.
+    """
+
+    _estimator_type = "classifier"
+
+    def _encode(self, y: Any, count: int, labels: Array | None = None) -> tuple[Array, Array]:
+        given = labels_of(y, count)
+        classes = classes_of(given) if labels is None else labels
+        return numbered(given, classes), classes
+
+    def _adopt(self, checkpoint: Checkpoint) -> Self:
+        self.classes_ = np.array(checkpoint.labels or range(checkpoint.classes))
+        return super()._adopt(checkpoint)
+
+    def predict_proba(self, X: Any) -> Array:
+        """The probabilities of the classes, (n, classes) float64, in the order of ``classes_``.
+
+        Args:
+            X: images as for ``fit``; or the name or folder of a data set, for its test samples.
+
+        Raises:
+            ConfigError, DataError: on every rank.
+        """
+        return self._outputs(X)
+
+    def predict(self, X: Any) -> Array:
+        """The label of the most probable class of each image, (n,); for X see :meth:`predict_proba`."""
+        places = self.predict_proba(X).argmax(axis=1)
+        found: Array = self.classes_[places]
+        return found
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The accuracy for images and their labels, or for the test samples of a data set: see :meth:`predict_proba`.
+
+        Raises:
+            ConfigError, DataError: on every rank.
+        """
+        predicted = self.predict(X)
+        truth = self._truth(X, y, len(predicted))
+        check_kind(truth, self.classes_)
+        return float(np.mean(predicted == truth))
+
+    def _truth(self, X: Any, y: Any, count: int) -> Array:
+        if not isinstance(X, str | Path):
+            return labels_of(y, count)
+        labels: Array = self.classes_[self._test_targets(str(X))]
+        return labels
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        inputs = InputTags(two_d_array=True, three_d_array=True)
+        return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags(), input_tags=inputs)
+
+
+class Regressor(Estimator):
+    """A network that learns values, one or several for each image: see :class:`dpcnn.estimators.estimator.Estimator`.
+
+    Its loss is the squared error, unless the recipe or the option ``loss`` has another one for values, such as huber.
+    """
+
+    _estimator_type = "regressor"
+
+    def _options(self) -> dict[str, Any]:
+        own = self.base().make_loss().targets == VALUES
+        return self.options if own else {"loss": "squared-error", **self.options}
+
+    def _encode(self, y: Any, count: int, labels: Array | None = None) -> tuple[Array, Array]:
+        values = values_of(y, count, labels if labels is None else labels.shape[1])
+        return values, values[:0]  # no labels, of as many values
+
+    def predict(self, X: Any) -> Array:
+        """The values of each image, float64: (n,) if there is one for each, otherwise (n, K).
+
+        Args:
+            X: images as for ``fit``; or the name or folder of a data set, for its test samples.
+
+        Raises:
+            ConfigError, DataError: on every rank.
+        """
+        values = self._outputs(X)
+        return values[:, 0] if values.shape[1] == 1 else values
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The coefficient of determination (R2), the mean over the K values; for X see :meth:`predict`.
+
+        Raises:
+            ConfigError, DataError: on every rank.
+        """
+        predicted = self._outputs(X)
+        y = self._test_targets(str(X)) if isinstance(X, str | Path) else y
+        truth = values_of(y, *predicted.shape)
+        nothing = np.zeros(len(truth))
+        return r2(Answers(truth, predicted, nothing, nothing, nothing))
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags
+
+        inputs, targets = InputTags(two_d_array=True, three_d_array=True), TargetTags(required=True, multi_output=True)
+        return Tags("regressor", targets, regressor_tags=RegressorTags(), input_tags=inputs)
+
+
+def load(path: str | Path) -> Classifier | Regressor:
+    """The model of a checkpoint, or of the best checkpoint of a run's folder.
+
+    Its recipe is the whole configuration of the run, so that ``fit`` repeats that.
+
+    Raises:
+        CheckpointError: there is none, or it can't be read; on every rank.
+    """
+    comm = session.ranks()
+
+    def read_file() -> Checkpoint:
+        with comm.fail_together():
+            return read(find_checkpoint(Path(path)))
+
+    known = comm.transact(read_file)
+    kind = Regressor if known.config.make_loss().targets == VALUES else Classifier
+    return kind(known.config.as_dict(), image_shape=known.image_shape, max_value=known.max_value)._adopt(known)

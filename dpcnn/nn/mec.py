@@ -1,0 +1,197 @@
+"""Convolutions of any shape, by lowering along the width. Shapes: see layer.py."""
+
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from dpcnn.base.arrays import Array, Workspace
+from dpcnn.nn.convolution import extent, flat, strided
+
+SHARES = 1 << 21
+"""The largest size in bytes of gradients of weights or windows that are kept before they are added up."""
+
+
+class Mec:
+    """A matrix product per row of the output: Cho and Brand, "MEC: memory-efficient convolution for deep neural
+    network" (2017).
+
+    The windows of 1 x KW pixels of an image row are the columns of a matrix (KW C, OW N), which is made once. The
+    windows of an output row are KH such matrices, which lie one after the other in memory. So a pixel is copied KW
+    times, and not KH KW times as by im2col.
+
+    The gradient of the input is a convolution too: of ``dy``, with stride 1, for each :class:`Phase`.
+
+    In the comments, n is a number of output rows, and K = KH KW C.
+    """
+
+    def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int, dilation: int = 1) -> None:
+        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+        self.workspace = Workspace()
+        self.lowered = Lowered(self.workspace, "x")
+
+    def forward(self, x: Array, w: Array, y: Array) -> None:
+        (OH, OW, _, _), (KH, KW), s, p, d = y.shape, self.kernel_size, self.stride, self.padding, self.dilation
+        self.lowered.fill(x, (-p, -p), (extent(KH, d) + s * (OH - 1), OW), KW, s, d)
+        for rows, windows in self.lowered.windows(0, s, OH, KH):
+            # (n, OW N, K) x (K, F) -> (n, OW N, F)
+            np.matmul(windows.swapaxes(1, 2), flat(w), out=y[rows].reshape(len(windows), -1, y.shape[-1]))
+
+    def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
+        (OH, _, _, F), (KH, _) = dy.shape, self.kernel_size
+        total = flat(dw)
+        total[...] = 0
+        at_once = max(1, SHARES // dw.nbytes)
+        for rows, windows in self.lowered.windows(0, self.stride, OH, KH):
+            dys = dy[rows].reshape(len(windows), -1, F)
+            for first in range(0, len(windows), at_once):
+                some = slice(first, min(first + at_once, len(windows)))
+                shares = self.workspace.array("shares of dw", (some.stop - first, *total.shape), dw.dtype)
+                np.matmul(windows[some], dys[some], out=shares)  # (n, K, OW N) x (n, OW N, F) -> (n, K, F)
+                total += shares.sum(axis=0)
+        if dx is not None:
+            self._input_gradient(dy, w, dx)
+
+    def _input_gradient(self, dy: Array, w: Array, dx: Array) -> None:
+        """Fill ``dx``: a product per row sums over the height of the kernel; then the windows are added up."""
+        (_, OW, N, _), (KH, KW, C, _), s = dy.shape, w.shape, self.stride
+        down = phases(len(dx), KH, s, self.padding, self.dilation)
+        spacing = self.dilation // gcd(s, self.dilation)
+        first = min((phase.first for phase in down if phase.taps), default=0)
+        end = max((phase.end(spacing) for phase in down if phase.taps), default=0)
+        lowered = Lowered(self.workspace, "dy")
+        lowered.fill(dy, (first, 0), (end - first, OW), 1, 1, spacing)
+        at_once = max(1, SHARES // (w.itemsize * KW * C * OW * N))
+        for phase in down:
+            target = dx[phase.pixels]
+            if not phase.taps:
+                target[...] = 0
+                continue
+            # (taps, KW, C, F) -> (KW C, taps F)
+            flipped = w[phase.taps].transpose(1, 2, 0, 3).reshape(KW * C, -1)
+            for rows, windows in lowered.windows(phase.first - first, 1, phase.count, len(phase.taps)):
+                for lo in range(0, len(windows), at_once):
+                    some = windows[lo : lo + at_once]
+                    shares = self.workspace.array("shares of dx", (len(some), KW, C, OW, N), dx.dtype)
+                    # (KW C, taps F) x (n, taps F, OW N) -> (n, KW C, OW N)
+                    np.matmul(flipped, some, out=shares.reshape(len(some), KW * C, -1))
+                    target[rows][lo : lo + at_once] = self._add_windows(shares, dx.shape[1])
+
+    def _add_windows(self, shares: Array, W: int) -> Array:
+        """The rows (n, W, N, C) of an image, from the gradients (n, KW, C, OW, N) of their windows."""
+        (n, KW, C, OW, N), p, d = shares.shape, self.padding, self.dilation
+        planes = self.workspace.array("planes", (n, C, W + 2 * p, N), shares.dtype)
+        planes[...] = 0
+        for j in range(KW):
+            planes[:, :, strided(j * d, OW, self.stride)] += shares[:, j]  # (n, C, OW, N)
+        return planes[:, :, p : p + W].transpose(0, 2, 3, 1)
+
+
+class Lowered:
+    """The windows of 1 x KW pixels of an image's rows.
+
+    Rows that are ``dilation`` apart lie one after the other in memory.
+    """
+
+    def __init__(self, workspace: Workspace, key: str) -> None:
+        self.workspace, self.key = workspace, key
+
+    def fill(
+        self, x: Array, origin: tuple[int, int], size: tuple[int, int], width: int, stride: int, dilation: int
+    ) -> None:
+        """Take the windows of an image (H, W, N, C), which is 0 beyond its border.
+
+        Args:
+            origin: row and column of the first pixel of the first window, may be negative.
+            size: the number of rows, and of windows in each.
+            width: of a window, in pixels that are ``dilation`` apart.
+            stride: from a window to the next one.
+        """
+        (_, _, N, C), (rows, count), d = x.shape, size, dilation
+        channels = self._by_channels(x, origin, (rows, stride * (count - 1) + extent(width, d)))
+        per_phase = -(-rows // d)
+        self.memory = self.workspace.array(f"windows of {self.key}", (d, per_phase, width, C, count, N), x.dtype)
+        for phase in range(min(d, rows)):
+            own = channels[phase::d]
+            for j in range(width):
+                # (rows, C, count, N)
+                np.copyto(self.memory[phase, : len(own), j], own[:, :, strided(j * d, count, stride)])
+
+    def windows(self, first: int, stride: int, count: int, height: int) -> list[tuple[slice, Array]]:
+        """For ``count`` output rows, the windows of ``height`` rows, from row ``first`` on, ``stride`` apart.
+
+        Returns:
+            Pairs of some output rows, n of them, and their windows (n, height KW C, OW N), without copies.
+        """
+        d, _, width, C, across, N = self.memory.shape
+        step, found = d // gcd(stride, d), []
+        for start in range(min(step, count)):
+            rows = slice(start, None, step)
+            row, n = first + stride * start, len(range(start, count, step))
+            found.append(
+                (
+                    rows,
+                    as_strided(
+                        self.memory[row % d, row // d],
+                        (n, height * width * C, across * N),
+                        (
+                            stride * step // d * self.memory.strides[1],
+                            across * N * self.memory.itemsize,
+                            self.memory.itemsize,
+                        ),
+                        writeable=False,
+                    ),
+                )
+            )
+        return found
+
+    def _by_channels(self, x: Array, origin: tuple[int, int], size: tuple[int, int]) -> Array:
+        """Some rows and columns of an image, (rows, C, columns, N), zeros beyond its border."""
+        (H, W, N, C), (rows, columns), (top, left) = x.shape, size, origin
+        planes = x.transpose(0, 3, 1, 2)  # (H, C, W, N)
+        if top >= 0 and left >= 0 and top + rows <= H and left + columns <= W and C == 1:
+            return planes[top : top + rows, :, left : left + columns]
+        image = self.workspace.array(f"channels of {self.key}", (rows, C, columns, N), x.dtype)
+        down, across = inside(top, rows, H), inside(left, columns, W)
+        image[: down.start], image[down.stop :] = 0, 0
+        image[down, :, : across.start], image[down, :, across.stop :] = 0, 0
+        image[down, :, across] = planes[down.start + top : down.stop + top, :, across.start + left : across.stop + left]
+        return image
+
+
+def inside(first: int, count: int, length: int) -> slice:
+    """Those of ``count`` positions from ``first`` on that lie in 0 .. length - 1, counted from the first one."""
+    start = min(max(-first, 0), count)
+    return slice(start, max(start, min(count, length - first)))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Pixels along one side of the input that are a stride apart: the same positions of the kernel reach all of them.
+
+    Attributes:
+        pixels: of the input.
+        count: the number of these pixels.
+        taps: the positions of the kernel, from the last one to the first one.
+        first: the output pixel by which the last position reaches the first of the pixels; may be negative.
+    """
+
+    pixels: slice
+    count: int
+    taps: list[int]
+    first: int
+
+    def end(self, spacing: int) -> int:
+        """The end of the output pixels that reach these pixels, if one tap's lies ``spacing`` after that before it."""
+        return self.first + self.count - 1 + extent(len(self.taps), spacing)
+
+
+def phases(length: int, kernel_size: int, stride: int, padding: int, dilation: int) -> list[Phase]:
+    """The phases of a side of ``length`` pixels."""
+    found = []
+    for phase in range(min(stride, length)):
+        taps = [i for i in reversed(range(kernel_size)) if (i * dilation - phase - padding) % stride == 0]
+        first = (phase + padding - taps[0] * dilation) // stride if taps else 0
+        found.append(Phase(slice(phase, None, stride), len(range(phase, length, stride)), taps, first))
+    return found

@@ -1,0 +1,187 @@
+"""The comparisons with PyTorch: both sides do the same training, and the ratios are what they say."""
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from commands import command
+from conftest import MNIST, run
+
+from dpcnn.config import Config, read_recipe
+from dpcnn.data.dataset import load
+from dpcnn.errors import ConfigError
+from dpcnn.evidence.measure import warm_up
+from dpcnn.evidence.versus import COMPARED_STEP, median_interval, remarks, summary
+from dpcnn.optim.optimizers import OPTIMIZERS
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.runs.console import Reporter
+from dpcnn.runs.folder import RunFolder
+from dpcnn.training.trainer import Trainer
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+
+GROUPED = [
+    {"kind": "scale", "low": -1.0, "span": 2.0},
+    {"kind": "conv2d", "filters": 12, "kernel_size": 5, "padding": 2, "stride": 2, "bias": True},
+    {"kind": "batchnorm"},
+    {"kind": "relu"},
+    {"kind": "conv2d", "filters": 24, "kernel_size": 3, "padding": 1, "groups": 4},
+    {"kind": "batchnorm", "momentum": 0.3},
+    {"kind": "silu"},
+    {"kind": "conv2d", "filters": 24, "kernel_size": 3, "padding": 2, "groups": 24, "stride": 2, "dilation": 2},
+    {"kind": "localresponsenorm"},
+    {"kind": "conv2d", "filters": 32, "kernel_size": 1},
+    {"kind": "batchnorm"},
+    {"kind": "relu"},
+    {"kind": "globalavgpool"},
+    {"kind": "linear", "bias": True},
+]
+
+TRAININGS = {
+    "lenet5": read_recipe("lenet5"),
+    "mlp-adam": read_recipe("mlp-adam"),
+    "simple-cnn": replace(read_recipe("simple-cnn"), dropout=0.0),
+    "resnet20": read_recipe("resnet20"),  # with augmentation
+    "grouped": Config(model="grouped", layers=GROUPED),
+    "clipping and an average": Config(model="mlp", max_grad_norm=0.1, ema_decay=0.9, schedule="step", rotation=9.0),
+    **{name: Config(model="mlp", optimizer=name) for name in sorted(OPTIMIZERS.keys() - {"lars", "lamb"})},
+}
+"""Networks of all kinds with their own optimizers, and a small one with each optimizer that PyTorch has."""
+
+RATES = {"simple-cnn": 1e-4, "resnet20": 1e-3, "rmsprop": 1e-3, "sgd": 0.1, "momentum": 0.1, "nesterov": 0.1}
+"""Learning rates at which the loss falls from the first step on; else the steps amplify rounding a thousandfold."""
+
+
+@needs_torch
+@pytest.mark.parametrize("layout", ["nchw", "channels-last"])
+@pytest.mark.parametrize("name", TRAININGS)
+def test_both_networks_have_the_same_loss_after_three_steps(tmp_path, name, layout):
+    from dpcnn.evidence.peers.torch_training import TorchTraining
+
+    """Both compute the same in another order, so the first loss differs by rounding. In ResNet-20, PyTorch's in
+    channels-last differs by 8e-6 from its own in float64 (dpcnn's by 1e-6): the bound is twice that. Three steps
+    amplify it: Adam and batch normalisation divide by numbers near zero. So the last loss may differ by a thousandth of
+    what the steps have changed, at least twice what was found. Another momentum moves it by more: see the next test."""
+    values = {"data": str(MNIST), "batch": 64, "microbatch": 64, "warmup": 0, "lr": RATES.get(name, 0.01)}
+    config = replace(TRAININGS[name], **values)
+    samples = load(MNIST, "train", SerialComm())
+    network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+    ours = warm_up(Trainer(SerialComm(), config, network, samples, RunFolder(tmp_path), Reporter()))
+    training, untrained = TorchTraining(config, samples, layout), TorchTraining(config, samples, layout)
+    theirs = [training.step(number, training.batch(number)).item() for number in range(COMPARED_STEP + 1)]
+    gain = untrained.step(COMPARED_STEP, untrained.batch(COMPARED_STEP)).item() - theirs[-1]
+    assert abs(gain) > 0.01 * theirs[-1]
+    assert ours[0] == pytest.approx(theirs[0], rel=1.6e-5)
+    assert ours[COMPARED_STEP] == pytest.approx(theirs[-1], abs=1e-3 * abs(gain))
+
+
+@needs_torch
+def test_a_slightly_different_optimizer_would_be_noticed(tmp_path):
+    """The bound of the test above is narrow enough for it to fail."""
+    from dpcnn.evidence.peers.torch_training import TorchTraining
+
+    samples = load(MNIST, "train", SerialComm())
+    losses = []
+    for momentum in (0.9, 0.89):
+        config = Config(model="mlp", optimizer="momentum", lr=0.1, warmup=0, parts={"momentum": momentum})
+        training = TorchTraining(config, samples, "nchw")
+        losses.append([training.step(number, training.batch(number)).item() for number in range(COMPARED_STEP + 1)])
+    (first, *_, one), (_, *_, other) = losses
+    assert abs(one - other) > 1e-3 * abs(first - one)
+
+
+@needs_torch
+def test_the_processes_share_a_batch(small):
+    from dpcnn.evidence.peers.torch_training import TorchTraining
+
+    config = Config(model="mlp", data=str(small), batch=66, validation=0)
+    samples = load(small, "train", SerialComm())
+    whole, *parts = [TorchTraining(config, samples, "nchw", *share).batch(1) for share in ((), (0, 3), (1, 3), (2, 3))]
+    for number, tensor in enumerate(whole):
+        assert [len(part[number]) for part in parts] == [22, 22, 22]
+        np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), tensor)
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        ("class Odd(ReLU): ...\nKINDS['odd'] = Odd", [], "no PyTorch layer for Odd"),
+        ("class Odd(CrossEntropy): ...\nLOSSES['odd'] = Odd", ["--loss", "odd"], "no PyTorch loss for odd; add one"),
+        ("class Odd(SGD): ...\nOPTIMIZERS['odd'] = Odd", ["--optimizer", "odd"], "no PyTorch optimizer for odd; add"),
+    ],
+)
+def test_what_pytorch_lacks_is_one_line(small, tmp_path, module, flags, message):
+    start = "from dpcnn.nn.activations import ReLU\nfrom dpcnn.nn.models import KINDS\n"
+    start += "from dpcnn.nn.losses import CrossEntropy, LOSSES\nfrom dpcnn.optim.optimizers import OPTIMIZERS, SGD\n"
+    (tmp_path / "odd.py").write_text(start + module)
+    layer = "odd" if "KINDS['odd']" in module else "relu"
+    kinds = ("scale", "flatten", layer, "linear")
+    (tmp_path / "odd.toml").write_text("".join(f'[[layers]]\nkind = "{kind}"\n' for kind in kinds))
+    words = ["--versus", "torch", "--rounds", "1", "--recipe", tmp_path / "odd.toml", "--import", "odd"]
+    result = run(0, "-m", "dpcnn.bench", *words, "--data", small, *flags, cwd=tmp_path)
+    assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0], result.err
+
+
+@needs_torch
+def test_an_option_that_only_dpcnn_has_is_refused(monkeypatch):
+    from dpcnn.evidence.peers import torch_parts
+
+    torch_parts.check_options(TRAININGS["resnet20"])
+    monkeypatch.setattr(torch_parts, "THEIRS", torch_parts.THEIRS - {"shift"})
+    with pytest.raises(ConfigError, match="--shift: PyTorch's side has no such option"):
+        torch_parts.check_options(TRAININGS["resnet20"])
+
+
+@needs_torch
+@pytest.mark.parametrize("peer", ["torch", "torch-threads"])
+def test_jobs_in_turns(small, tmp_path, peer):
+    """dpcnn on 2 ranks, and PyTorch on 2 processes or with 2 threads, see the same losses."""
+    words = ["--versus", peer, "--batches", "8", "--rounds", "2", "--steps", "2", "--json", tmp_path / "v.json"]
+    result = run(0, "-m", "dpcnn.bench", *words, "--model", "mlp", "--data", small, "--validation", "0", limit=180)
+    assert result.status == 0, result.err
+    found = json.loads((tmp_path / "v.json").read_text())
+    rounds, ratios, losses = found["rounds"]["8"], found["ratios"]["8"], found["losses"]["8"]
+    assert len(rounds) == 2 and all(set(of) == {"dpcnn", "NCHW", "channels-last", "limit"} for of in rounds)
+    assert ratios["by_round"] == [of["dpcnn"] / max(of["NCHW"], of["channels-last"]) for of in rounds]
+    assert ratios["interval"][0] <= ratios["median"] <= ratios["interval"][1]
+    assert losses["dpcnn"] == pytest.approx(losses["NCHW"], rel=1e-4)
+    assert "| batch per rank | dpcnn | NCHW | channels-last | ratio, median |" in result.out
+    assert "warning" not in result.out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
+@pytest.mark.parametrize("peer", ["torch", "torch-threads"])
+def test_without_pytorch_it_says_how_to_get_it(peer):
+    result = command("bench", "--versus", peer)
+    assert result.status == 2
+    assert result.errors == [
+        f"dpcnn: error: --versus {peer}: PyTorch is not installed; get it: pip install 'dpcnn[torch]'"
+    ]
+
+
+def test_the_ratio_is_that_to_the_fastest_setting_of_each_round():
+    rounds = [{"dpcnn": 6.0, "a": 2.0, "b": 3.0, "limit": 1.0}, {"dpcnn": 6.0, "a": 4.0, "b": 1.0, "limit": 1.0}]
+    found = summary(rounds, ["a", "b"])
+    assert found["by_round"] == [2.0, 1.5] and found["median"] == 1.75
+
+
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        low, high = median_interval(rng.exponential(size=15))
+        covered += low <= np.log(2) <= high
+    assert 0.90 <= covered / 200 <= 0.99
+    values = rng.random(9)
+    assert median_interval(values) == median_interval(values) and median_interval([2.0]) == (2.0, 2.0)
+    low, high = median_interval(values)
+    assert values.min() <= low < np.median(values) < high <= values.max()
+
+
+def test_losses_that_differ_are_remarked():
+    assert not remarks({32: {"dpcnn": 2.0, "NCHW": 2.01}})
+    blank, warning = remarks({32: {"dpcnn": 2.0, "NCHW": 2.01}, 64: {"dpcnn": 2.0, "NCHW": 2.1}})
+    assert not blank and "with a batch of 64 per rank" in warning
