@@ -1,6 +1,5 @@
 """The one source of a run's options: flags, recipe files and checkpoints all come from here."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from importlib.resources import files
@@ -10,6 +9,7 @@ from typing import Any
 from dpcnn.base.arrays import Shape
 from dpcnn.base.fields import FieldError, is_sha256, load_toml
 from dpcnn.base.files import MOST_RECIPE, read_bytes
+from dpcnn.base.imports import check_imports
 from dpcnn.base.options import check_options, flag_of, option, options_of
 from dpcnn.base.startup import NUMERICS
 from dpcnn.errors import ConfigError, unknown_key
@@ -23,7 +23,7 @@ from dpcnn.optim.optimizer import Optimizer
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.optim.schedules import PLATEAU, SCHEDULES
 
-MOST_BATCH, MOST_EPOCHS, MOST_IMPORTS = 2**31 - 1, 1_000_000, 16
+MOST_BATCH, MOST_EPOCHS = 2**31 - 1, 1_000_000
 FLIPS = ("none", "horizontal", "vertical", "both")
 AUTO = "auto"
 
@@ -75,31 +75,13 @@ class Config:
     elastic: float = option(
         0.0, "augmentation: standard deviation of the elastic deformation, in pixels", least=0, most=10_000
     )
-    flip: str = option(
-        "none",
-        "augmentation: mirror half of the training images, drawn at random, left to right (horizontal), upside down "
-        "(vertical), or each way on its own (both)",
-        choices=FLIPS,
-    )
-    crop_padding: int = option(
-        0,
-        "augmentation: zeros on each side of training images, from which images of the old size are cropped at random: "
-        "a shift by whole pixels",
-        least=0,
-        most=10_000,
-    )
-    crop_area: float = option(
-        1.0,
-        "augmentation: smallest area of a random crop, as a fraction of the image; the crop is resized to the image",
-        above=0,
-        most=1,
-    )
+    flip: str = option("none", "augmentation: mirror half of the training images", choices=FLIPS, later=True)
+    crop_padding: int = option(0, "augmentation: zeros on each side before a crop", least=0, most=10_000, later=True)
+    crop_area: float = option(1.0, "augmentation: smallest part of the area in a crop", above=0, most=1, later=True)
     colour_jitter: float = option(
-        0.0, "augmentation: largest relative change of brightness, contrast and saturation", least=0, most=1
+        0.0, "augmentation: largest change of brightness, contrast and saturation", least=0, most=1, later=True
     )
-    cutout: int = option(
-        0, "augmentation: side of a square of zeros at a random place, in pixels", least=0, most=10_000
-    )
+    cutout: int = option(0, "augmentation: side of a square of zeros, in pixels", least=0, most=10_000, later=True)
     dropout: float = option(0.0, "drop probability of dropout layers without p", least=0, below=1)
     init_from: str = option(
         "",
@@ -256,27 +238,6 @@ class Config:
 
 OWN_NAMES = [each.name for each in fields(Config) if each.name != "parts"]
 """The names of the values that every run has."""
-
-
-def check_imports(names: Any) -> None:
-    """Check that the modules of these names are imported; a file never imports them, only the user does.
-
-    Raises:
-        ConfigError: what to type.
-    """
-    if not isinstance(names, list) or len(names) > MOST_IMPORTS or not all(map(is_module_name, names)):
-        raise ConfigError(f"imports: expected at most {MOST_IMPORTS} names of modules, not {repr(names)[:60]}")
-    missing = [name for name in names if name not in sys.modules]
-    if missing:
-        flags = " ".join(f"--import {name}" for name in missing)
-        raise ConfigError(
-            f"imports: this needs your module {missing[0]}, which runs only if you say so: add {flags} to the command"
-        )
-
-
-def is_module_name(name: Any) -> bool:
-    """Whether this is a name as in an import statement, such as ``package.module``."""
-    return isinstance(name, str) and len(name) <= 100 and all(word.isidentifier() for word in name.split("."))
 
 
 def part_names() -> set[str]:

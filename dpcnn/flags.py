@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from typing import Any
 
+from dpcnn.base.imports import is_module_name
 from dpcnn.base.options import flag_of, is_list, options_of, types_of
-from dpcnn.config import OWN_NAMES, Config, from_dict, is_module_name, part_names
+from dpcnn.config import OWN_NAMES, Config, from_dict, part_names
 from dpcnn.errors import ConfigError
 from dpcnn.nn.losses import LOSSES
 from dpcnn.optim.optimizers import OPTIMIZERS

@@ -18,8 +18,9 @@ from dpcnn.base import files
 from dpcnn.base.files import Folder
 from dpcnn.config import Config
 from dpcnn.errors import CheckpointError
-from dpcnn.runs.checkpoint import BLOCK, MAGIC, Checkpoint, prune, read, step_name, weights_sha256, write
+from dpcnn.runs.checkpoint import BLOCK, MAGIC, Checkpoint, read, weights_sha256, write
 from dpcnn.runs.progress import Metrics, Progress
+from dpcnn.runs.step_files import prune, step_name
 
 RNG = np.random.default_rng(9)
 
@@ -65,6 +66,20 @@ def test_everything_comes_back(tmp_path):
     np.testing.assert_array_equal(found.optimizer["m"], stored.optimizer["m"])
     assert found.state() == stored.state()
     assert os.listdir(tmp_path) == ["c.h5"]
+
+
+def test_a_checkpoint_of_an_older_version_has_the_defaults_of_what_it_lacks(tmp_path, monkeypatch):
+    """Class names, the way to resize, and options of augmentation came later."""
+    stored = example()
+    state = stored.state()
+    del state["class_names"], state["resize"]
+    for option in ("flip", "crop_padding", "crop_area", "colour_jitter", "cutout"):
+        del state["config"][option]
+    monkeypatch.setattr(Checkpoint, "state", lambda self: state)
+    write(tmp_path / "old.h5", stored)
+    monkeypatch.undo()
+    found = read(tmp_path / "old.h5")
+    assert (found.class_names, found.resize, found.config) == (("0", "1", "2", "3"), "crop", stored.config)
 
 
 def test_the_same_state_has_the_same_bytes(tmp_path):

@@ -11,7 +11,7 @@ from dpcnn.data.classes import in_order, number_labels, read_names
 from dpcnn.data.dataset import load
 from dpcnn.data.reading import read_source
 from dpcnn.data.shards import MANIFEST, read_manifest
-from dpcnn.data.sources import SourceOptions
+from dpcnn.data.source_options import SourceOptions
 from dpcnn.errors import ConfigError, DataError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read

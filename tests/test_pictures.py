@@ -20,7 +20,7 @@ from dpcnn.data.decoding import read_image
 from dpcnn.data.inputs import Input
 from dpcnn.data.reading import read_source
 from dpcnn.data.shards import read_manifest
-from dpcnn.data.sources import SourceOptions
+from dpcnn.data.source_options import SourceOptions
 from dpcnn.errors import DataError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read

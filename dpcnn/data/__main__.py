@@ -13,7 +13,7 @@ from dpcnn.data.downloads import DOWNLOADS
 from dpcnn.data.info import info
 from dpcnn.data.prepare import SHARDS, Target, fetch_and_prepare, prepare
 from dpcnn.data.shards import CROP, MOST_SHARDS, RESIZE
-from dpcnn.data.sources import TEST_PART, SourceOptions
+from dpcnn.data.source_options import TEST_PART, SourceOptions
 from dpcnn.errors import ConfigError
 from dpcnn.nn.losses import CLASSES, TARGETS
 from dpcnn.parallel.comm import SerialComm

@@ -15,7 +15,8 @@ from dpcnn.data.classes import MOST_CLASSES, assign_numbers
 from dpcnn.data.decoding import is_picture, read_image, versions
 from dpcnn.data.inputs import open_input
 from dpcnn.data.shards import MNIST, SPLITS, Images
-from dpcnn.data.sources import CSV_FOLDER, Source, SourceOptions
+from dpcnn.data.source_options import SourceOptions
+from dpcnn.data.sources import CSV_FOLDER, Source
 from dpcnn.errors import ConfigError, DataError, printable
 from dpcnn.nn.losses import CLASSES
 

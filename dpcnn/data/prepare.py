@@ -17,7 +17,8 @@ from dpcnn.data.inputs import check_memory
 from dpcnn.data.moments import Moments
 from dpcnn.data.reading import read_source
 from dpcnn.data.shards import SPLITS, Manifest, Shard, write_manifest
-from dpcnn.data.sources import Source, SourceOptions
+from dpcnn.data.source_options import SourceOptions
+from dpcnn.data.sources import Source
 from dpcnn.data.writing import Say, Written, content_sha256, plan, write_shards
 from dpcnn.errors import DataError, printable
 from dpcnn.parallel.comm import SerialComm

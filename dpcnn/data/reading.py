@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from dpcnn.data.folders import read_pictures_folder, read_pictures_list
-from dpcnn.data.sources import NPZ_FILE, Source, SourceOptions, is_folder_of_arrays, read_arrays_source
+from dpcnn.data.source_options import SourceOptions
+from dpcnn.data.sources import NPZ_FILE, Source, is_folder_of_arrays, read_arrays_source
 from dpcnn.errors import DataError
 
 

@@ -17,7 +17,8 @@ from dpcnn.data.holdout import TEST, stratified
 from dpcnn.data.inputs import Input, open_input
 from dpcnn.data.layout import most_rows
 from dpcnn.data.npz import ZIP, read_headers, read_npy, read_or_keep
-from dpcnn.data.shards import CROP, MOST_SIDE, SPLITS, Images
+from dpcnn.data.shards import MOST_SIDE, SPLITS, Images
+from dpcnn.data.source_options import TEST_PART, SourceOptions
 from dpcnn.data.targets import targets_of
 from dpcnn.errors import ConfigError, DataError, printable
 from dpcnn.nn.losses import CLASSES
@@ -26,38 +27,8 @@ from dpcnn.parallel.tree import chunks
 BLOCK_CHUNKS = 8
 """Chunks of a shard whose images are in memory at once."""
 
-TEST_PART = 0.1
-"""The part of the samples that are test samples, if the source does not say which are."""
-
 CHANNELS = (1, 3, 4)
 """Numbers of channels by which the layout of an array is recognised."""
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """What the user says about a source.
-
-    Attributes:
-        names: of the classes; None: the source's own, or numbers.
-        targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`.
-        layout: "hwc" or "chw", the order of height, width and channels in arrays; None: it must be clear.
-        test: the number of test samples, or, below 1, their fraction of all; None: see :data:`TEST_PART`.
-        seed: draws the test samples.
-        resize: how a picture becomes an image of this set, see :data:`dpcnn.data.shards.RESIZE`.
-        size: (H, W) of the images that pictures become.
-        colour: "rgb" or "grey", of these images.
-        strict: whether a picture that can't be read is an error, and is not skipped.
-    """
-
-    names: Names | None = None
-    targets: str = CLASSES
-    layout: str | None = None
-    test: float | None = None
-    seed: int = 0
-    resize: str = CROP
-    size: tuple[int, int] | None = None
-    colour: str = "rgb"
-    strict: bool = False
 
 
 @dataclass

@@ -15,7 +15,6 @@ import errno
 import hashlib
 import io
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,8 +27,8 @@ from dpcnn.base.arrays import Array, Shape, Vector
 from dpcnn.base.fields import MOST_INTEGER, FieldError, Table, integer, load_json, name
 from dpcnn.base.files import Folder, open_plain
 from dpcnn.config import Config, from_dict
-from dpcnn.data.classes import Names, parse_names
-from dpcnn.data.shards import parse_resize
+from dpcnn.data.classes import Names, numbered, parse_names
+from dpcnn.data.shards import CROP, parse_resize
 from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
@@ -37,8 +36,6 @@ from dpcnn.runs.progress import Progress
 
 MAGIC = b"dpcnn checkpoint 4\n"
 BLOCK = 512
-LAST, BEST = "last.h5", "best.h5"
-STEP = re.compile(r"step-(\d{8,16})\.h5")
 MOST_STATE = 32 << 20
 """The largest size of the state in bytes; the parsed JSON may take 30 times as much memory."""
 
@@ -222,8 +219,8 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
         Progress.from_dict(state.value("progress")),
         config,
         shape,
-        class_names=parse_names(state, classes),
-        resize=parse_resize(state),
+        class_names=parse_names(state, classes) if "class_names" in state else numbered(classes),
+        resize=parse_resize(state) if "resize" in state else CROP,
         data=state.text("data") and state.sha256("data"),
         weights_sha256=state.sha256("weights_sha256"),
         fingerprint=_fingerprint(state.table("fingerprint")),
@@ -287,24 +284,6 @@ def _sha256(parameters: Mapping[str, Vector]) -> str:
     for array in parameters.values():
         digest.update(array.astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
-
-
-def step_name(step: int) -> str:
-    """The file name of a step's checkpoint."""
-    return f"step-{step:08d}.h5"
-
-
-def steps(folder: Folder) -> list[str]:
-    """The names of a folder's checkpoints ``step-NUMBER.h5``, in the order of their steps."""
-    numbered = [(int(match[1]), match[0]) for file in folder.names() if (match := STEP.fullmatch(file))]
-    return [file for _, file in sorted(numbered)]
-
-
-def prune(folder: Folder, keep: int, best: str | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints and the best."""
-    for file in steps(folder)[:-keep]:
-        if file != best:
-            folder.remove(file)
 
 
 def weights_sha256(params: Vector) -> str:

@@ -30,9 +30,10 @@ from dpcnn.base.fields import FieldError, load_toml
 from dpcnn.base.files import MOST_RECIPE, Folder, Lock, read_bytes
 from dpcnn.config import Config, from_dict
 from dpcnn.errors import CheckpointError, ConfigError, printable
-from dpcnn.runs.checkpoint import BEST, LAST, STEP, Checkpoint, prune, read, step_name, steps, store
+from dpcnn.runs.checkpoint import Checkpoint, read, store
 from dpcnn.runs.events import Event
 from dpcnn.runs.progress import Progress
+from dpcnn.runs.step_files import BEST, LAST, STEP, prune, step_name, steps
 
 RUNS = Path("runs")
 LOCK = ".lock"

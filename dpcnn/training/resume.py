@@ -13,8 +13,9 @@ from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.flags import given, override
 from dpcnn.optim.schedules import OVER_ALL_EPOCHS, PLATEAU
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.runs.checkpoint import Checkpoint, read, step_name
+from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import RUNS, RunFolder, dated, numerics_of
+from dpcnn.runs.step_files import step_name
 
 RECIPE = "simple-cnn"
 BINDING = {"epochs": OVER_ALL_EPOCHS, "monitor": {PLATEAU}}
