@@ -174,9 +174,10 @@ def test_one_rank_downloads_and_all_prepare(server, download, tmp_path, monkeypa
 
 
 def test_the_known_sets_are_complete():
-    assert set(DOWNLOADS) == {"mnist", "fashion-mnist", "kmnist"}
-    for known in DOWNLOADS.values():
-        assert set(known.digests) == set(FILES) and known.mirrors
+    archives = {"cifar10": {"cifar-10-binary.tar.gz"}, "cifar100": {"cifar-100-binary.tar.gz"}}
+    assert set(DOWNLOADS) == {"mnist", "fashion-mnist", "kmnist", *archives}
+    for name, known in DOWNLOADS.items():
+        assert set(known.digests) == archives.get(name, set(FILES)) and known.mirrors
         for digest in known.digests.values():
             kind, _, value = digest.partition(":")
             assert len(bytes.fromhex(value)) == hashlib.new(kind).digest_size

@@ -68,8 +68,9 @@ def read_names(text: str) -> Names:
         ConfigError: a name is wrong, or the file can't be read.
     """
     try:
-        found = read_bytes(Path(text), MOST_NAMES_FILE).decode().splitlines() if os.path.isfile(text) else None
-        return check_names(map(str.strip, found or text.split(",")), "--names")
+        found = read_bytes(Path(text), MOST_NAMES_FILE).decode().split("\n") if os.path.isfile(text) else None
+        lines = [line for line in found if line.strip()] if found else text.split(",")
+        return check_names(map(str.strip, lines), "--names")
     except OSError as error:
         raise ConfigError(f"--names: {text}: {error.strerror}; give the names themselves, as in cat,dog") from None
     except (FieldError, UnicodeDecodeError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dpcnn.base.files import Folder, open_plain
+from dpcnn.data.cifar import NAMES_OF_10, NAMES_OF_100
 from dpcnn.data.classes import Names
 from dpcnn.data.inputs import BLOCK, digest, reason
 from dpcnn.data.shards import CROP, MNIST
@@ -27,7 +28,8 @@ class Download:
         mirrors: base addresses.
         digests: "sha256:.." or "md5:.." by file name.
         licence: of the data.
-        class_names: None: the labels' numbers.
+        class_names: None: those of ``names_file``, or the labels' numbers.
+        names_file: the file of the archive with a class name per line; "": the files are no archive.
         resize: how a picture becomes an image of this set, see :data:`dpcnn.data.shards.RESIZE`.
     """
 
@@ -35,6 +37,7 @@ class Download:
     digests: dict[str, str]
     licence: str
     class_names: Names | None = None
+    names_file: str = ""
     resize: str = CROP
 
 
@@ -45,7 +48,12 @@ def _download(
     mirrors: tuple[str, ...], kind: str, digests: Sequence[str], licence: str, names: str = "", resize: str = CROP
 ) -> Download:
     by_name = {name: f"{kind}:{digest}" for name, digest in zip(FILES, digests, strict=True)}
-    return Download(mirrors, by_name, licence, tuple(names.split(",")) if names else None, resize)
+    return Download(mirrors, by_name, licence, tuple(names.split(",")) if names else None, resize=resize)
+
+
+def _cifar(archive: str, md5: str, names_file: str) -> Download:
+    mirrors, licence = ("https://www.cs.toronto.edu/~kriz/",), "Alex Krizhevsky, Vinod Nair and Geoffrey Hinton"
+    return Download(mirrors, {archive: f"md5:{md5}"}, licence, names_file=names_file)
 
 
 DOWNLOADS = {
@@ -88,6 +96,8 @@ DOWNLOADS = {
         "CC BY-SA 4.0, ROIS-DS Center for Open Data in the Humanities",
         "o,ki,su,tsu,na,ha,ma,ya,re,wo",
     ),
+    "cifar10": _cifar("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", NAMES_OF_10),
+    "cifar100": _cifar("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", NAMES_OF_100),
 }
 
 

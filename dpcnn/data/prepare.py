@@ -12,6 +12,8 @@ from pathlib import Path
 
 from dpcnn.base import fields
 from dpcnn.base.files import write_file
+from dpcnn.data.cifar import unpack
+from dpcnn.data.classes import read_names
 from dpcnn.data.downloads import DOWNLOADS, fetch
 from dpcnn.data.inputs import check_memory
 from dpcnn.data.moments import Moments
@@ -87,8 +89,11 @@ def fetch_and_prepare(comm: SerialComm, name: str, mirror: str | None, target: T
         if comm.rank == 0:
             mirrors = (mirror,) if mirror else known.mirrors
             fetch(replace(known, mirrors=mirrors), folder, say)
+            if known.names_file:
+                unpack(folder, *known.digests)
     with comm.fail_together():
-        source = read_source(folder, SourceOptions(names=known.class_names, resize=known.resize))
+        names = read_names(str(folder / known.names_file)) if known.names_file else known.class_names
+        source = read_source(folder, SourceOptions(names=names, resize=known.resize))
         source.origin["licence"] = known.licence
     write_set(comm, source, target, say)
     with comm.fail_together():

@@ -11,6 +11,7 @@ import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import SHUFFLE, permutation
+from dpcnn.data.cifar import cifar_files, read_cifar
 from dpcnn.data.classes import Names, number_labels, numbered
 from dpcnn.data.formats import read_csv, read_idx
 from dpcnn.data.holdout import TEST, stratified
@@ -126,7 +127,7 @@ Pairs = dict[str, tuple[Any, Array]]
 
 
 def read_arrays_source(path: Path, options: SourceOptions) -> Source:
-    """Read a folder of IDX, CSV or NPY files, or an NPZ file.
+    """Read a folder of IDX, CSV, NPY or CIFAR files, or an NPZ file.
 
     Args:
         targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`; folders have classes.
@@ -183,7 +184,7 @@ def _read_folder(path: Path) -> tuple[Pairs, dict[str, str]]:
     raise DataError(
         f"{path}: expected a folder of pictures for each class, or train-images-idx3-ubyte, train-labels-idx1-ubyte, "
         f"t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (.gz or not), {' and '.join(CSV_NAMES.values())}, or "
-        "x_train.npy and y_train.npy"
+        "x_train.npy and y_train.npy, or the files of CIFAR in binary form"
     )
 
 
@@ -236,7 +237,7 @@ def _read_npy_pair(files: Sequence[Input]) -> tuple[Any, Array]:
 
 
 KINDS: list[tuple[Callable[[Path, str], list[Path]], Callable[[Sequence[Input]], tuple[Any, Array]]]]
-KINDS = [(_idx_files, _read_idx_pair), (_csv_files, _read_csv), (_npy_files, _read_npy_pair)]
+KINDS = [(_idx_files, _read_idx_pair), (_csv_files, _read_csv), (_npy_files, _read_npy_pair), (cifar_files, read_cifar)]
 """For each kind of folder, the functions that find and read the files of a split."""
 
 
