@@ -1,4 +1,4 @@
-"""Prepare, fetch and inspect data sets: dpcnn data prepare|fetch|info"""
+"""Prepare, fetch and inspect data sets: dpcnn data prepare|fetch|info|show"""
 
 import sys
 from argparse import Namespace
@@ -7,16 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpcnn.base import fields
+from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.data.classes import read_names
+from dpcnn.data.dataset import find_data, load
 from dpcnn.data.downloads import DOWNLOADS
 from dpcnn.data.info import info
 from dpcnn.data.prepare import SHARDS, Target, fetch_and_prepare, prepare
-from dpcnn.data.shards import CROP, MOST_SHARDS, RESIZE
+from dpcnn.data.shards import CROP, MOST_SHARDS, RESIZE, SPLITS
 from dpcnn.data.source_options import TEST_PART, SourceOptions
 from dpcnn.errors import ConfigError
 from dpcnn.nn.losses import CLASSES, TARGETS
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.reporting.data_page import data_page
+from dpcnn.reporting.page import check_matplotlib
 
 MOST_SIZE = 4096
 """The largest side of images that are made of pictures."""
@@ -30,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn.data", description=__doc__)
-    actions = parser.add_subparsers(dest="command", required=True, metavar="prepare|fetch|info")
+    actions = parser.add_subparsers(dest="command", required=True, metavar="prepare|fetch|info|show")
     make = actions.add_parser("prepare", help="make a data set from pictures or arrays")
     make.add_argument(
         "source",
@@ -85,21 +89,28 @@ def make_parser() -> Parser:
         )
         each.add_argument("--contiguous", action="store_true", help="do not compress: for data sets larger than memory")
         each.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle each split: for sources sorted by class")
-    show = actions.add_parser("info", help="show the contents of a data set, and verify its checksums")
-    show.add_argument("data", help="a name under data/, or a folder")
+    tell = actions.add_parser("info", help="print the contents of a data set, and verify its checksums")
+    show = actions.add_parser("show", help="make a page with samples of each class, and samples that look wrong")
+    for each in (tell, show):
+        each.add_argument("data", help="a name under data/, or a folder")
+    show.add_argument("--page", type=Path, metavar="FILE", help="the page (default samples.html in the set's folder)")
     return parser
 
 
 def command(comm: SerialComm, options: Namespace) -> int:
     """Run the action of the command line on every rank of ``comm``."""
-    with comm.fail_together():
-        if options.command != "info":
-            check(options)
     if options.command == "info":
         lines = info(comm, options.data)
         if comm.rank == 0:
             print("\n".join(lines))
         return DONE
+    if options.command == "show":
+        with comm.fail_together():
+            if comm.rank == 0:
+                show(options.data, options.page)
+        return DONE
+    with comm.fail_together():
+        check(options)
     out = options.out or Path("data") / options.name
     target = Target(out, options.name, options.shards, options.contiguous, options.shuffle)
     if options.command == "prepare":
@@ -109,6 +120,16 @@ def command(comm: SerialComm, options: Namespace) -> int:
     else:
         fetch_and_prepare(comm, options.name, options.mirror, target, print)
     return DONE
+
+
+def show(data: str, page: Path | None) -> None:
+    """Write the page on a data set, and print its name."""
+    check_matplotlib()
+    folder = find_data(data)
+    splits = {split: load(folder, split, SerialComm()) for split in SPLITS}
+    page = page or folder / "samples.html"
+    write_file(page, data_page(folder, splits).encode())
+    print(f"{page}: {page.stat().st_size:,} bytes")
 
 
 def check(options: Namespace) -> None:
