@@ -10,7 +10,7 @@ import pytest
 from commands import command
 from test_fetch import Server, server  # noqa: F401
 
-from dpcnn.data.cifar import CIFAR10, CIFAR100
+from dpcnn.data.cifar import CIFAR10, CIFAR100, unpack
 from dpcnn.data.dataset import load
 from dpcnn.data.downloads import DOWNLOADS, Download
 from dpcnn.parallel.comm import SerialComm
@@ -78,6 +78,16 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path):
         (tmp_path / name).write_bytes(content[:-1] if name == "test.bin" else content)
     result = command("data", "prepare", tmp_path, "--out", tmp_path / "set")
     assert result.status == 2 and f"{tmp_path / 'test.bin'}: 61,479 bytes, but expected samples of 3074" in result.err
+
+
+def test_links_in_an_archive_are_not_followed(tmp_path):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        for name, kind in (("test_batch.bin", tarfile.SYMTYPE), ("data_batch_1.bin", tarfile.LNKTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "/etc/hostname"
+            archive.addfile(link)
+    unpack(tmp_path, "a.tar.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
 def test_an_archive_that_is_cut_short_is_refused(server, tmp_path, monkeypatch):  # noqa: F811

@@ -232,3 +232,18 @@ def test_data_with_other_classes_is_refused(named_run, tmp_path):
     edit_manifest(tmp_path / "set", lambda m: m.pop("class_names"))
     assert (tmp_path / "set" / MANIFEST).exists()
     assert command("evaluate", named_run / "run", "--data", tmp_path / "set").status == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no names; expected one per line"),
+        ("cat\n\ndog\n", "expected a name of printable characters, not ''"),
+    ],
+)
+def test_a_file_of_names_without_names_or_with_a_gap_is_refused(tmp_path, content, message):
+    (tmp_path / "names.txt").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_names(str(tmp_path / "names.txt"))
+    (tmp_path / "names.txt").write_text("cat\ndog\n\n")
+    assert read_names(str(tmp_path / "names.txt")) == ("cat", "dog")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from commands import command, training
 from conftest import environment, run
-from test_predict import rechecked, sized
+from test_predict import damaged, sized
 
 from dpcnn.data.dataset import load
 from dpcnn.data.decoding import read_image
@@ -160,14 +160,8 @@ def test_damaged_pictures_are_one_kind_of_error(form, capfd):
     whole = saved(Image.fromarray(smooth(60, 80)), form.partition(" ")[0], exif=tag, **options)
     draw, refused = random.Random(form), 0
     for number in range(200):
-        content = bytearray(whole)
-        for _ in range(draw.choice((1, 2, 9))):
-            place = draw.randrange(min(len(content), draw.choice((200, 900, 10**6))))
-            content[place] = draw.choice((0, 255, draw.randrange(256)))
-        if form == "PNG" and number % 2:
-            content = rechecked(content)
         try:
-            image(bytes(content[: draw.choice((len(content), draw.randrange(len(content))))]))
+            image(damaged(whole, draw, form == "PNG" and number % 2))
         except DataError as error:
             assert str(error).isprintable()
             refused += 1

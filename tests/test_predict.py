@@ -201,18 +201,23 @@ def test_random_damage_of_pictures_is_refused_or_does_no_harm(form, capfd):
     picture.convert("RGB").save(file, form, exif=told.tobytes(), icc_profile=bytes(300))
     draw, refused = random.Random(form), 0
     for number in range(300):
-        content = bytearray(file.getvalue())
-        for _ in range(draw.choice((1, 2, 9))):
-            place = draw.randrange(min(len(content), draw.choice((200, 900, 10**6))))
-            content[place] = draw.choice((0, 255, draw.randrange(256)))
-        if form == "PNG" and number % 2:
-            content = rechecked(content)
         try:
-            pictures(bytes(content[: draw.choice((len(content), draw.randrange(len(content))))]), (28, 28, 1))
+            pictures(damaged(file.getvalue(), draw, form == "PNG" and number % 2), (28, 28, 1))
         except DataError as error:
             assert str(error).isprintable()
             refused += 1
     assert refused > 50 and capfd.readouterr() == ("", "")
+
+
+def damaged(content: bytes, draw: random.Random, recheck: bool) -> bytes:
+    """A copy with some other bytes, perhaps cut short; with ``recheck``, checksums of PNG chunks fit."""
+    copy = bytearray(content)
+    for _ in range(draw.choice((1, 2, 9))):
+        place = draw.randrange(min(len(copy), draw.choice((200, 900, 10**6))))
+        copy[place] = draw.choice((0, 255, draw.randrange(256)))
+    if recheck:
+        copy = rechecked(copy)
+    return bytes(copy[: draw.choice((len(copy), draw.randrange(len(copy))))])
 
 
 def rechecked(content: bytearray) -> bytearray:

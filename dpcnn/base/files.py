@@ -56,6 +56,20 @@ def open_plain(path: Path) -> BinaryIO:
     return file
 
 
+def read_at(descriptor: int, out: memoryview, offset: int) -> None:
+    """Fill ``out`` with the bytes of an open file from ``offset`` on.
+
+    Raises:
+        OSError: they can't be read.
+        EOFError: the file ends before.
+    """
+    while out.nbytes:
+        count = os.preadv(descriptor, [out], offset)
+        if not count:
+            raise EOFError("the file is too short")
+        out, offset = out[count:], offset + count
+
+
 def write_file(path: Path, *chunks: bytes | memoryview) -> None:
     """Write a file in one move: it has the old content or the new one, never a part, also after a crash."""
     with Folder(path.parent) as folder:

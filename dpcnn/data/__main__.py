@@ -19,8 +19,6 @@ from dpcnn.data.source_options import TEST_PART, SourceOptions
 from dpcnn.errors import ConfigError
 from dpcnn.nn.losses import CLASSES, TARGETS
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.reporting.data_page import data_page
-from dpcnn.reporting.page import check_matplotlib
 
 MOST_SIZE = 4096
 """The largest side of images that are made of pictures."""
@@ -124,6 +122,9 @@ def command(comm: SerialComm, options: Namespace) -> int:
 
 def show(data: str, page: Path | None) -> None:
     """Write the page on a data set, and print its name."""
+    from dpcnn.reporting.data_page import data_page  # here, because the other actions start faster without it
+    from dpcnn.reporting.page import check_matplotlib
+
     check_matplotlib()
     folder = find_data(data)
     splits = {split: load(folder, split, SerialComm()) for split in SPLITS}

@@ -68,7 +68,8 @@ def unpack(folder: Path, archive: str) -> None:
         with Folder(folder) as opened, tarfile.open(folder / archive, "r:gz") as members:
             for member in members:
                 name = PurePosixPath(member.name).name
-                source = members.extractfile(member) if name in MEMBERS and member.size <= MOST_MEMBER else None
+                known = name in MEMBERS and member.isfile() and member.size <= MOST_MEMBER
+                source = members.extractfile(member) if known else None
                 if source:
                     opened.remove(name)
                     with opened.appending(name) as file:

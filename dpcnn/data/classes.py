@@ -43,11 +43,13 @@ def check_names(names: Iterable[object], where: str) -> Names:
 
 
 def parse_names(table: Table, classes: int) -> Names:
-    """The value ``class_names`` of a file: a name for each class.
+    """The value ``class_names`` of a file, a name for each class; numbers in files of older versions, which have none.
 
     Raises:
         FieldError: the names are wrong, or not as many as the classes.
     """
+    if "class_names" not in table:
+        return numbered(classes)
     names = check_names(table.items("class_names"), "class_names")
     if len(names) != classes:
         raise FieldError(f"class_names: expected {classes} names, not {len(names)}")
@@ -68,8 +70,10 @@ def read_names(text: str) -> Names:
         ConfigError: a name is wrong, or the file can't be read.
     """
     try:
-        found = read_bytes(Path(text), MOST_NAMES_FILE).decode().split("\n") if os.path.isfile(text) else None
-        lines = [line for line in found if line.strip()] if found else text.split(",")
+        of_file = os.path.isfile(text)
+        lines = read_bytes(Path(text), MOST_NAMES_FILE).decode().rstrip().splitlines() if of_file else text.split(",")
+        if not lines:
+            raise FieldError(f"--names: {text}: holds no names; expected one per line")
         return check_names(map(str.strip, lines), "--names")
     except OSError as error:
         raise ConfigError(f"--names: {text}: {error.strerror}; give the names themselves, as in cat,dog") from None

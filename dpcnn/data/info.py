@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dpcnn.base.arrays import Array
 from dpcnn.base.text import text
 from dpcnn.data.dataset import check_labels, find_data
 from dpcnn.data.layout import read_labels, read_layout
@@ -14,6 +15,8 @@ from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES
 from dpcnn.parallel.comm import SerialComm
 
 Counts = NDArray[np.int64]
+TITLES = {CLASSES: "class", MULTILABEL: "label", VALUES: "not 0"}
+"""The meaning of the counts, by the kind of the labels."""
 
 
 def info(comm: SerialComm, name: str) -> list[str]:
@@ -35,13 +38,17 @@ def info(comm: SerialComm, name: str) -> list[str]:
 
 
 def _count(folder: Path, shard: Shard, manifest: Manifest) -> Counts:
-    """The number of samples of each class in a shard that is verified, (classes,); of each label or value, those that
-    are not 0."""
+    """The :func:`count_labels` of a shard, which is verified."""
     with ShardFile(folder, shard) as file:
         file.verify()
         labels = np.empty(manifest.labels_shape(shard.samples), manifest.labels_type)
         read_labels(file, read_layout(file, shard, manifest), labels)
     check_labels(file.path, labels, manifest)
+    return count_labels(labels, manifest)
+
+
+def count_labels(labels: Array, manifest: Manifest) -> Counts:
+    """The number of samples of each class, (classes,); of each label or value, those that are not 0."""
     if manifest.targets == CLASSES:
         return np.bincount(labels, minlength=manifest.classes)
     present: Counts = (labels != 0).sum(axis=0)
@@ -60,11 +67,10 @@ def info_lines(folder: Path, manifest: Manifest, counts: list[list[int]]) -> lis
     """The description of a verified data set; ``counts``: samples by split and class."""
     s = "s" * (manifest.classes > 1)
     kinds = {CLASSES: "classes", MULTILABEL: f"label{s} per sample", VALUES: f"value{s} per sample"}
-    titles = {CLASSES: "class", MULTILABEL: "label", VALUES: "not 0"}
     lines = [
         f"{folder}: {manifest.name}, images {' x '.join(map(str, manifest.image_shape))}, "
         f"{manifest.classes} {kinds[manifest.targets]}, {'compressed' if manifest.compressed else 'contiguous'}",
-        *text((titles[manifest.targets], *SPLITS), rows(manifest, counts)).splitlines(),
+        *text((TITLES[manifest.targets], *SPLITS), rows(manifest, counts)).splitlines(),
     ]
     lines += [f"source: {name} {value}" for name, value in manifest.source.items()]
     lines.append(f"every shard verified; data {manifest.checksum}")

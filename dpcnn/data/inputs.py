@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.base.files import open_plain
+from dpcnn.base.files import open_plain, read_at
 from dpcnn.errors import DataError, printable
 
 LEAST_ALLOWANCE, TIMES_THE_FILE = 256 << 20, 20
@@ -72,14 +72,12 @@ class Reader:
         Raises:
             DataError: they can't be read, or the file is too short.
         """
-        while out.nbytes:
-            try:
-                count = os.preadv(self._descriptor, [out], place)
-            except OSError as error:
-                raise DataError(f"{self.path}: can't be read ({error.strerror}); get the file again") from None
-            if not count:
-                raise DataError(f"{self.path}: ends too early; get the file again")
-            out, place = out[count:], place + count
+        try:
+            read_at(self._descriptor, out, place)
+        except OSError as error:
+            raise DataError(f"{self.path}: can't be read ({error.strerror}); get the file again") from None
+        except EOFError:
+            raise DataError(f"{self.path}: ends too early; get the file again") from None
 
 
 class Input:

@@ -44,7 +44,6 @@ def read_pictures(source: Input, shape: Shape, resize: str) -> Images:
         images: NDArray[Any] = read_idx(source)
     elif start[:2] == ZIP:
         images = _of_npz(source, shape)
-
     elif is_picture(start):
         return read_image(source, shape, resize)[None]
     else:

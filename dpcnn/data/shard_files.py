@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from dpcnn.base.files import open_plain
+from dpcnn.base.files import open_plain, read_at
 from dpcnn.data.inputs import digest
 from dpcnn.data.shards import MANIFEST, Shard
 from dpcnn.errors import DataError
@@ -90,14 +90,14 @@ class ShardFile:
         Raises:
             DataError: they can't be read, or are missing.
         """
-        while out.nbytes:
-            try:
-                count = os.preadv(self._descriptor, [out], offset)
-            except OSError as error:
-                raise DataError(f"{self.path}: can't be read ({error.strerror}); fix this or restore it") from None
-            if not count:
-                raise DataError(f"{self.path}: has been shortened while it was in use; restore it or prepare again")
-            out, offset = out[count:], offset + count
+        try:
+            read_at(self._descriptor, out, offset)
+        except OSError as error:
+            raise DataError(f"{self.path}: can't be read ({error.strerror}); fix this or restore it") from None
+        except EOFError:
+            raise DataError(
+                f"{self.path}: has been shortened while it was in use; restore it or prepare again"
+            ) from None
 
     def _look(self) -> tuple[int, int]:
         status = os.fstat(self._descriptor)

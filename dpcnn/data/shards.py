@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dpcnn.base import fields
 from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.base.files import MOST_JSON, Folder, read_bytes
-from dpcnn.data.classes import MOST_CLASSES, Names, numbered, parse_names
+from dpcnn.data.classes import MOST_CLASSES, Names, parse_names
 from dpcnn.data.inputs import reason
 from dpcnn.data.targets import LABELS, parse_targets
 from dpcnn.errors import DataError
@@ -200,8 +200,8 @@ def _parse(table: Table) -> Manifest:
     return Manifest(
         name=table.name("name"),
         image_shape=(height, width, channels),
-        class_names=parse_names(table, classes) if "class_names" in table else numbered(classes),
-        resize=parse_resize(table) if "resize" in table else CROP,
+        class_names=parse_names(table, classes),
+        resize=parse_resize(table),
         compressed=table.flag("compressed"),
         splits=splits,
         content={split: table.table("content").sha256(split) for split in SPLITS},
@@ -221,12 +221,12 @@ def _parse_values(table: Table, key: str, channels: int, least: float) -> tuple[
 
 
 def parse_resize(table: Table) -> str:
-    """The value ``resize`` of a file.
+    """The value ``resize`` of a file; that of files of older versions, which have none, is :data:`CROP`.
 
     Raises:
         FieldError: it is not one of :data:`RESIZE`.
     """
-    resize = table.name("resize")
+    resize = table.name("resize") if "resize" in table else CROP
     if resize not in RESIZE:
         raise FieldError(f"resize: expected {' or '.join(RESIZE)}, not {resize[:60]!r}")
     return resize

@@ -271,7 +271,6 @@ def _checked(path: Path, images: Any, labels: Array) -> Any:
             f"{path}: images {images.shape} and labels {labels.shape} do not match; "
             "expected images (n, H, W) or (n, H, W, C), and labels (n,)"
         )
-
     if not images.shape[0] or min(images.shape) < 1 or max(images.shape[1:]) > MOST_SIDE:
         raise DataError(f"{path}: images {images.shape}: expected at least one, with sides up to {MOST_SIDE:,}")
     if images.dtype != np.uint8:

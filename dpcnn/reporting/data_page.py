@@ -11,7 +11,7 @@ import numpy as np
 from dpcnn.base.arrays import Array
 from dpcnn.base.files import read_bytes
 from dpcnn.data.dataset import Samples
-from dpcnn.data.info import rows
+from dpcnn.data.info import TITLES, count_labels, rows
 from dpcnn.data.prepare import SKIPPED
 from dpcnn.data.shards import SPLITS, Manifest
 from dpcnn.nn.losses import CLASSES, VALUES
@@ -37,12 +37,12 @@ def data_page(folder: Path, splits: Mapping[str, Samples]) -> str:
         splits: the samples of each split.
     """
     manifest = splits["train"].manifest
-    counts = [_present(splits[split], manifest).sum(axis=0).tolist() for split in SPLITS]
+    counts = [count_labels(splits[split].labels, manifest).tolist() for split in SPLITS]
     skipped = _skipped(folder)
     with TemporaryDirectory(prefix="dpcnn-data-") as work:
         draw_samples(splits["train"], Path(work) / "samples")
         sections = [
-            Section("Samples", table(["class", *SPLITS], rows(manifest, counts))),
+            Section("Samples", table([TITLES[manifest.targets], *SPLITS], rows(manifest, counts))),
             Section("Training samples of each class", picture(Path(work), "samples", "some samples of each class")),
             Section("Doubtful samples", facts(doubtful(splits))),
             Section("Files that could not be read", table(["file and reason"], skipped) if skipped else ""),
@@ -58,13 +58,6 @@ def summary(manifest: Manifest) -> dict[str, Any]:
     return {"images": shape, **(of_channels if manifest.mean else {}), **manifest.source, "sha256": manifest.checksum}
 
 
-def _present(samples: Samples, manifest: Manifest) -> Array:
-    """Whether each sample belongs to each class or has each label, or a value that is not 0: (n, classes) bool."""
-    labels: Array = np.asarray(samples.labels)
-    present: Array = labels[:, None] == np.arange(manifest.classes) if manifest.targets == CLASSES else labels != 0
-    return present
-
-
 def draw_samples(samples: Samples, stem: Path) -> str:
     """Draw a row of samples for each class or label, or from the lowest to the highest of each value.
 
@@ -72,10 +65,7 @@ def draw_samples(samples: Samples, stem: Path) -> str:
         A line with the names of the files.
     """
     manifest = samples.manifest
-    of_value = manifest.targets == VALUES
-    columns = np.argsort(samples.labels, axis=0, kind="stable").T if of_value else _present(samples, manifest).T
-    named = list(zip(manifest.class_names, columns, strict=True))[:MOST_ROWS]
-    lines = [(name, spread(column if of_value else np.flatnonzero(column))) for name, column in named]
+    lines = [(name, spread(_of(n, samples))) for n, name in enumerate(manifest.class_names[:MOST_ROWS])]
     H, W, C = manifest.image_shape
     step = -(-max(H, W) // MOST_PIXELS)
     h, w, gap = -(-H // step), -(-W // step), 2
@@ -94,6 +84,14 @@ def draw_samples(samples: Samples, stem: Path) -> str:
     return save(figure, stem, "samples")
 
 
+def _of(number: int, samples: Samples) -> Array:
+    """The indices of the samples of a class or with a label; of all samples in the order of a value."""
+    labels, targets = samples.labels, samples.manifest.targets
+    if targets == VALUES:
+        return np.argsort(labels[:, number], kind="stable")
+    return np.flatnonzero(labels == number if targets == CLASSES else labels[:, number])
+
+
 def spread(indices: Array) -> Array:
     """At most :data:`COLUMNS` of some indices, evenly spaced, the first and the last among them."""
     if len(indices) <= COLUMNS:
@@ -109,7 +107,7 @@ def doubtful(splits: Mapping[str, Samples]) -> dict[str, str]:
         digests[split], plain[split] = _digests(samples)
     train, test = digests["train"], digests["test"]
     _, first, inverse = np.unique(train, return_index=True, return_inverse=True)
-    labels = np.asarray(splits["train"].labels).reshape(len(train), -1)
+    labels = splits["train"].labels.reshape(len(train), -1)
     found = {
         "training images of one colour": np.flatnonzero(plain["train"]),
         "test images of one colour": np.flatnonzero(plain["test"]),

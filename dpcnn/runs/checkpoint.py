@@ -27,8 +27,8 @@ from dpcnn.base.arrays import Array, Shape, Vector
 from dpcnn.base.fields import MOST_INTEGER, FieldError, Table, integer, load_json, name
 from dpcnn.base.files import Folder, open_plain
 from dpcnn.config import Config, from_dict
-from dpcnn.data.classes import Names, numbered, parse_names
-from dpcnn.data.shards import CROP, parse_resize
+from dpcnn.data.classes import Names, parse_names
+from dpcnn.data.shards import parse_resize
 from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
@@ -219,8 +219,8 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
         Progress.from_dict(state.value("progress")),
         config,
         shape,
-        class_names=parse_names(state, classes) if "class_names" in state else numbered(classes),
-        resize=parse_resize(state) if "resize" in state else CROP,
+        class_names=parse_names(state, classes),
+        resize=parse_resize(state),
         data=state.text("data") and state.sha256("data"),
         weights_sha256=state.sha256("weights_sha256"),
         fingerprint=_fingerprint(state.table("fingerprint")),
