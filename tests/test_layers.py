@@ -159,8 +159,8 @@ def test_activations_at_large_numbers():
 def convolve(kernel, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     """The output, dw and dx."""
     y, dw, dx = np.empty_like(dy), np.empty_like(w), np.empty_like(x)
-    kernel.forward(x, w, y)
-    kernel.backward(dy, w, dw, dx)
+    saved = kernel.forward(x, w, y)
+    kernel.backward(saved, dy, w, dw, dx)
     return y, dw, dx
 
 

@@ -1,5 +1,8 @@
 """Memory that is reused, at addresses that suit the processor's cache."""
 
+import sys
+import threading
+from functools import cache
 from itertools import count
 from math import prod
 from typing import Any
@@ -33,16 +36,38 @@ def zeros(shape: Shape, dtype: Any) -> Array:
     return array
 
 
-class Workspace:
-    """Arrays that are reused at every call: new memory costs page faults."""
+class _Blocks(threading.local):
+    """The memory of :func:`empty` in a thread: by size, that of the newest array first."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Array] = {}
+        self.of_size: dict[int, list[Array]] = {}
 
-    def array(self, key: str, shape: Shape, dtype: np.dtype[Any]) -> Array:
-        """An uninitialised array, in the memory of the last call with this key."""
-        size = prod(shape)
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.size < size or buffer.dtype != dtype:
-            buffer = self._buffers[key] = zeros((size,), dtype)
-        return buffer[:size].reshape(shape)
+
+_blocks = _Blocks()
+
+
+def empty(shape: Shape, dtype: Any) -> Array:
+    """An uninitialised contiguous array, in memory that an earlier one has left.
+
+    New memory costs page faults. The memory of an array is free as soon as nothing refers to the array or a view of it,
+    so its lifetime is that of any Python object.
+    """
+    size = _block_size(shape, dtype)
+    blocks = _blocks.of_size.setdefault(size, [])
+    place = next((place for place, block in enumerate(blocks) if sys.getrefcount(block.base) == _UNUSED), None)
+    block = zeros((size,), np.uint8) if place is None else blocks.pop(place)
+    blocks.insert(0, block)
+    return np.ndarray(shape, dtype, block)
+
+
+@cache
+def _block_size(shape: Shape, dtype: Any) -> int:
+    """The bytes of an array, rounded up by at most a quarter, so that arrays of similar sizes share memory."""
+    size: int = max(prod(shape) * np.dtype(dtype).itemsize, CACHE_LINE)
+    step = 1 << (size.bit_length() - 3)
+    return -(-size // step) * step
+
+
+_BLOCK = zeros((1,), np.uint8)
+_UNUSED = sys.getrefcount(_BLOCK.base)
+"""The number of references to a block's memory when only the block itself refers to it."""

@@ -5,7 +5,7 @@ from math import sqrt
 
 import numpy as np
 
-from dpcnn.base.arrays import Array
+from dpcnn.base.arrays import Array, empty
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn.layer import Backward, Layer
@@ -17,7 +17,7 @@ class ReLU(Layer):
     overwrites_input = True
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        positive = self.workspace.array("positive", x.shape, np.dtype(bool))
+        positive = empty(x.shape, np.dtype(bool))
         np.greater(x, 0, out=positive)
         np.maximum(x, self._zeros(x), out=x)
 
@@ -28,7 +28,7 @@ class ReLU(Layer):
 
     def _zeros(self, x: Array) -> Array:
         """A row of zeros: a comparison with it is three times as fast in NumPy as one with a scalar."""
-        zeros = self.workspace.array("zeros", x.shape[-2:], x.dtype)
+        zeros = empty(x.shape[-2:], x.dtype)
         zeros[...] = 0
         return zeros
 
@@ -42,13 +42,12 @@ class LeakyReLU(Layer):
     overwrites_input = True
 
     def __init__(self, negative_slope: float = 0.01) -> None:
-        super().__init__()
         if not 0 <= negative_slope <= 1:
             raise ConfigError(f"negative_slope: must be from 0 to 1, not {negative_slope}")
         self.negative_slope = negative_slope
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        slope = self.workspace.array("slope", x.shape, x.dtype)
+        slope = empty(x.shape, x.dtype)
         np.copyto(slope, x > 0)
         np.maximum(slope, x.dtype.type(self.negative_slope), out=slope)
         x *= slope
@@ -64,7 +63,7 @@ class GELU(Layer):
     (2016), section 2, in the form with tanh."""
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        y, slope, square = (self.workspace.array(key, x.shape, x.dtype) for key in ("y", "slope", "square"))
+        y, slope, square = (empty(x.shape, x.dtype) for _ in range(3))
         factor, cubic, half = (x.dtype.type(value) for value in (sqrt(2 / np.pi), 0.044715, 0.5))
         np.multiply(x, x, out=square)
         np.multiply(square, cubic, out=y)
@@ -99,7 +98,7 @@ class SiLU(Layer):
     units" (2018), eq. 2 and 4."""
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        y, slope, s = (self.workspace.array(key, x.shape, x.dtype) for key in ("y", "slope", "s"))
+        y, slope, s = (empty(x.shape, x.dtype) for _ in range(3))
         half = x.dtype.type(0.5)
         np.multiply(x, half, out=s)
         np.tanh(s, out=s)
@@ -120,7 +119,7 @@ class Tanh(Layer):
     """tanh(x); its slope is 1 - y^2."""
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        y, slope = (self.workspace.array(key, x.shape, x.dtype) for key in ("y", "slope"))
+        y, slope = (empty(x.shape, x.dtype) for _ in range(2))
         np.tanh(x, out=y)
         np.multiply(y, y, out=slope)
         np.subtract(1, slope, out=slope)
@@ -135,7 +134,7 @@ class Sigmoid(Layer):
     """1 / (1 + exp(-x)), as (1 + tanh(x/2)) / 2, which can't overflow; its slope is y (1 - y)."""
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        y, slope = (self.workspace.array(key, x.shape, x.dtype) for key in ("y", "slope"))
+        y, slope = (empty(x.shape, x.dtype) for _ in range(2))
         half = x.dtype.type(0.5)
         np.multiply(x, half, out=y)
         np.tanh(y, out=y)

@@ -6,11 +6,13 @@ processor's cache.
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, pairwise
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, Shape, Workspace
+from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.nn.tuning import TUNING
 
 BAND = 1 << 21
@@ -32,13 +34,17 @@ errors. The errors grow with m; the tests compare each with its bound.
 
 
 class Kernel(Protocol):
-    """One way to compute a convolution and its gradients; ``backward`` refers to the last ``forward``."""
+    """One way to compute a convolution and its gradients."""
 
-    def forward(self, x: Array, w: Array, y: Array) -> None:
-        """Fill ``y`` (OH, OW, N, F) from ``x`` (H, W, N, C) and ``w`` (KH, KW, C, F)."""
+    def forward(self, x: Array, w: Array, y: Array) -> Any:
+        """Fill ``y`` (OH, OW, N, F) from ``x`` (H, W, N, C) and ``w`` (KH, KW, C, F).
 
-    def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
-        """Fill ``dw`` and, unless it is None, ``dx`` from ``dy``; all contiguous."""
+        Returns:
+            What ``backward`` needs of ``x``.
+        """
+
+    def backward(self, saved: Any, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
+        """Fill ``dw`` and, unless it is None, ``dx`` from ``dy`` and what ``forward`` has returned; all contiguous."""
 
 
 class Winograd:
@@ -69,21 +75,21 @@ class Winograd:
         self.down, across = tiles(H, OH, self.m, padding), tiles(W, OW, self.m, padding)
         at_once = TUNING.winograd_tiles
         self.across = [across[first : first + at_once] for first in range(0, len(across), at_once)]
-        self.workspace = Workspace()
 
-    def forward(self, x: Array, w: Array, y: Array) -> None:
-        (_, W, N, C), F, a = x.shape, w.shape[-1], self.m + 2
-        (AT, BT, _), array, kernels = cook_toom(self.m, x.dtype), self.workspace.array, self._transform_kernels(w)
+    def forward(self, x: Array, w: Array, y: Array) -> list[Array]:
+        (_, W, N, C), F, a, dtype = x.shape, w.shape[-1], self.m + 2, x.dtype
+        (AT, BT, _), kernels, saved = cook_toom(self.m, dtype), self._transform_kernels(w), self._memory(N * C, dtype)
         x, y = pixels(x), pixels(y)  # (H, W, N C), (OH, OW, N F)
-        rows = array("rows", (a, W, N * C), x.dtype)
-        for i, top in enumerate(self.down):
+        rows, most = empty((a, W, N * C), dtype), len(self.across[0])
+        memory = empty((a * a * most * N * F,), dtype), empty((self.m * a * most * N * F,), dtype)
+        transformed = iter(saved)
+        for top in self.down:
             # (a, h) x (W, h, N C) -> (W, a, N C)
             np.matmul(BT[:, top.within], x[top.inputs].swapaxes(0, 1), out=rows.swapaxes(0, 1))
-            for k, group in enumerate(self.across):
+            for group in self.across:
                 T = len(group)
-                inputs = array(f"inputs {i} {k}", (a, a, T, N * C), x.dtype)
-                products = array("products", (a, a, T * N * F), x.dtype)
-                half = array("half", (top.height, a, T, N * F), x.dtype)
+                inputs = next(transformed)  # (a, a, T, N C)
+                products, half = first(memory[0], (a, a, T * N * F)), first(memory[1], (top.height, a, T, N * F))
                 for j, left in enumerate(group):
                     # (a, v) x (a, v, N C) -> (a, a, N C)
                     np.matmul(BT[:, left.within], rows[:, left.inputs], out=inputs[:, :, j])
@@ -94,30 +100,32 @@ class Winograd:
                 for j, left in enumerate(group):
                     # (q, a) x (p, a, N F) -> (p, q, N F)
                     np.matmul(AT[: left.height], half[:, :, j], out=y[top.outputs, left.outputs])
+        return saved
 
-    def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
-        (_, OW, N, F), W, C, a = dy.shape, self.width, w.shape[2], self.m + 2
-        (AT, _, G), array = cook_toom(self.m, dy.dtype), self.workspace.array
+    def backward(self, saved: list[Array], dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
+        (_, OW, N, F), W, C, a, dtype = dy.shape, self.width, w.shape[2], self.m + 2, dy.dtype
+        (AT, _, G), most = cook_toom(self.m, dtype), len(self.across[0])
         kernels = self._transform_kernels(w.swapaxes(2, 3).copy())  # (a a, F, C); BLAS is slower if it transposes
-        dkernels, share = (array(key, (a * a, C, F), w.dtype) for key in ("dkernels", "share"))
+        dkernels, share = empty((a * a, C, F), w.dtype), empty((a * a, C, F), w.dtype)
         dy = pixels(dy)  # (OH, OW, N F)
-        half, rows = array("half", (a, OW, N * F), dy.dtype), array("rows", (a, W, N * C), dy.dtype)
+        half, rows, transformed = empty((a, OW, N * F), dtype), empty((a, W, N * C), dtype), iter(saved)
+        memory = empty((a * a * most * N * F,), dtype), empty((a * a * most * N * C,), dtype)
         for i, top in enumerate(self.down):
             # (a, p) x (OW, p, N F) -> (OW, a, N F)
             np.matmul(AT[: top.height].T, dy[top.outputs].swapaxes(0, 1), out=half.swapaxes(0, 1))
             for k, group in enumerate(self.across):
                 T = len(group)
-                dproducts = array("products", (a, a, T, N * F), dy.dtype)
+                dproducts = first(memory[0], (a, a, T, N * F))
                 for j, left in enumerate(group):
                     # (a, q) x (a, q, N F) -> (a, a, N F)
                     np.matmul(AT[: left.height].T, half[:, left.outputs], out=dproducts[:, :, j])
-                inputs = array(f"inputs {i} {k}", (a * a, T * N, C), dy.dtype).swapaxes(1, 2)  # (a a, C, T N)
+                inputs = next(transformed).reshape(a * a, T * N, C).swapaxes(1, 2)  # (a a, C, T N)
                 # (a a, C, T N) x (a a, T N, F) -> (a a, C, F)
                 np.matmul(inputs, dproducts.reshape(a * a, T * N, F), out=share if i or k else dkernels)
                 if i or k:
                     dkernels += share
                 if dx is not None:
-                    dinputs = array("dinputs", (a, a, T, N * C), dy.dtype)
+                    dinputs = first(memory[1], (a, a, T, N * C))
                     # (a a, T N, F) x (a a, F, C) -> (a a, T N, C)
                     np.matmul(dproducts.reshape(a * a, T * N, F), kernels, out=dinputs.reshape(a * a, T * N, C))
                     for j, left in enumerate(group):
@@ -127,13 +135,22 @@ class Winograd:
         # (3, a) x (a, a C F) -> (3, a C F); then (3, a) x (3, a, C F) -> (3, 3, C F)
         np.matmul(G.T, np.matmul(G.T, dkernels.reshape(a, -1)).reshape(3, a, -1), out=dw.reshape(3, 3, -1))
 
+    def _memory(self, length: int, dtype: Any) -> list[Array]:
+        """Memory for the transformed inputs of each group of tiles: (a, a, T, length)."""
+        counts, size = [len(group) for _ in self.down for group in self.across], (self.m + 2) ** 2 * length
+        memory = empty((sum(counts), size), dtype)
+        return [
+            memory[start:end].reshape(self.m + 2, self.m + 2, end - start, length)
+            for start, end in pairwise(accumulate(counts, initial=0))
+        ]
+
     def _add_tile(self, tile: "Tile", values: Array, out: Array) -> None:
         """Write B times the values (.., a, L) of a tile into ``out`` (.., H, L), and add where earlier tiles lie."""
         B, old = cook_toom(self.m, out.dtype)[1][:, tile.within].T, tile.overlap  # (h, a)
         target = out[..., tile.inputs, :]  # (.., h, L)
         np.matmul(B[old:], values, out=target[..., old:, :])  # (h - old, a) x (.., a, L) -> (.., h - old, L)
         if old:
-            share = self.workspace.array("overlap", (*target.shape[:-2], old, target.shape[-1]), out.dtype)
+            share = empty((*target.shape[:-2], old, target.shape[-1]), out.dtype)
             np.matmul(B[:old], values, out=share)  # (old, a) x (.., a, L) -> (.., old, L)
             target[..., :old, :] += share
 
@@ -142,7 +159,7 @@ class Winograd:
         (_, _, G), (_, _, C, F), a = cook_toom(self.m, w.dtype), w.shape, self.m + 2
         half = np.matmul(G, w.reshape(3, -1)).reshape(a, 3, -1)  # (a, 3) x (3, 3 C F) -> (a, 3, C F)
         # (a, 3) x (a, 3, C F) -> (a, a, C F), as (a a, C, F)
-        return np.matmul(G, half, out=self.workspace.array("kernels", (a, a, C * F), w.dtype)).reshape(a * a, C, F)
+        return np.matmul(G, half, out=empty((a, a, C * F), w.dtype)).reshape(a * a, C, F)
 
 
 @dataclass(frozen=True)
@@ -195,10 +212,10 @@ def cook_toom(m: int, dtype: np.dtype[Any]) -> tuple[Array, Array, Array]:
     return AT.astype(dtype), BT.astype(dtype), G.astype(dtype)
 
 
-def padded(workspace: Workspace, x: Array, padding: int, size: tuple[int, int]) -> Array:
+def padded(x: Array, padding: int, size: tuple[int, int]) -> Array:
     """Images (H, W, N, C) in an array of zeros of a larger size, ``padding`` pixels from the top and the left."""
     (H, W, N, C), p = x.shape, padding
-    image = workspace.array("padded", (*size, N, C), x.dtype)
+    image = empty((*size, N, C), x.dtype)
     for border in (image[:p], image[p + H :], image[p : p + H, :p], image[p : p + H, p + W :]):
         border[...] = 0
     image[p : p + H, p : p + W] = x
@@ -208,6 +225,11 @@ def padded(workspace: Workspace, x: Array, padding: int, size: tuple[int, int]) 
 def pixels(x: Array) -> Array:
     """Contiguous (H, W, ..) with all values of a pixel as one run: (H, W, L)."""
     return x.reshape(*x.shape[:2], -1)
+
+
+def first(memory: Array, shape: Shape) -> Array:
+    """An array in the first elements of ``memory``, which has one axis."""
+    return memory[: prod(shape)].reshape(shape)
 
 
 def flat(y: Array) -> Array:

@@ -1,10 +1,11 @@
 """Convolutions of single pixels, of single channels and of groups of channels. Shapes: see layer.py."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, Workspace
+from dpcnn.base.arrays import Array, empty
 from dpcnn.nn.convolution import Kernel, bands, flat, padded, strided
 
 
@@ -13,23 +14,23 @@ class Pointwise:
 
     def __init__(self, stride: int) -> None:
         self.stride = stride
-        self.workspace = Workspace()
 
-    def forward(self, x: Array, w: Array, y: Array) -> None:
-        self.x = x
+    def forward(self, x: Array, w: Array, y: Array) -> Array:
+        taken = x
         if self.stride > 1:
-            self.x = self.workspace.array("x", (*y.shape[:3], x.shape[-1]), x.dtype)
-            np.copyto(self.x, x[:: self.stride, :: self.stride])
-        np.matmul(flat(self.x), w[0, 0], out=flat(y))
+            taken = empty((*y.shape[:3], x.shape[-1]), x.dtype)
+            np.copyto(taken, x[:: self.stride, :: self.stride])
+        np.matmul(flat(taken), w[0, 0], out=flat(y))
+        return taken
 
-    def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
-        np.matmul(flat(self.x).T, flat(dy), out=dw[0, 0])
+    def backward(self, saved: Array, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
+        np.matmul(flat(saved).T, flat(dy), out=dw[0, 0])
         if dx is None:
             return
         if self.stride == 1:
             np.matmul(flat(dy), w[0, 0].T, out=flat(dx))
             return
-        taken = self.workspace.array("dx", self.x.shape, dx.dtype)
+        taken = empty(saved.shape, dx.dtype)
         np.matmul(flat(dy), w[0, 0].T, out=flat(taken))
         dx[...] = 0
         dx[:: self.stride, :: self.stride] = taken
@@ -43,31 +44,33 @@ class Depthwise:
 
     def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int, dilation: int) -> None:
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.workspace = Workspace()
 
-    def forward(self, x: Array, w: Array, y: Array) -> None:
+    def forward(self, x: Array, w: Array, y: Array) -> Array:
         (H, W, N, _), p = x.shape, self.padding
-        self.image = padded(self.workspace, x, p, (H + 2 * p, W + 2 * p))
+        image = padded(x, p, (H + 2 * p, W + 2 * p))
         weights = self._repeated(w, N)
+        most = empty(y[self._bands(y)[0]].shape, y.dtype)
         for rows in self._bands(y):
-            product = self.workspace.array("product", y[rows].shape, y.dtype)
+            product = most[: rows.stop - rows.start]
             for number, position in enumerate(self._positions(rows, y.shape[1])):
                 if number == 0:
-                    np.multiply(self.image[position], weights[0], out=y[rows])
+                    np.multiply(image[position], weights[0], out=y[rows])
                 else:
-                    y[rows] += np.multiply(self.image[position], weights[number], out=product)
+                    y[rows] += np.multiply(image[position], weights[number], out=product)
+        return image
 
-    def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
+    def backward(self, saved: Array, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         N, C, p = *dy.shape[2:], self.padding
-        weights, sums = self._repeated(w, N), self.workspace.array("sums", (w[..., 0, 0].size, N * C), w.dtype)
-        spread = None if dx is None else self.workspace.array("spread", self.image.shape, dy.dtype)
+        weights, sums = self._repeated(w, N), empty((w[..., 0, 0].size, N * C), w.dtype)
+        spread = None if dx is None else empty(saved.shape, dy.dtype)
         sums[...] = 0
         if spread is not None:
             spread[...] = 0
+        most = empty(dy[self._bands(dy)[0]].shape, dy.dtype)
         for rows in self._bands(dy):
-            product = self.workspace.array("product", dy[rows].shape, dy.dtype)
+            product = most[: rows.stop - rows.start]
             for number, position in enumerate(self._positions(rows, dy.shape[1])):
-                np.multiply(self.image[position], dy[rows], out=product)
+                np.multiply(saved[position], dy[rows], out=product)
                 sums[number] += product.reshape(-1, N * C).sum(axis=0)
                 if spread is not None:
                     spread[position] += np.multiply(dy[rows], weights[number], out=product)
@@ -87,7 +90,7 @@ class Depthwise:
 
     def _repeated(self, w: Array, N: int) -> Array:
         """The weights of each position for all images: (KH * KW, N, C), as long runs are faster than broadcasting."""
-        repeated = self.workspace.array("weights", (w[..., 0, 0].size, N, w.shape[-1]), w.dtype)
+        repeated = empty((w[..., 0, 0].size, N, w.shape[-1]), w.dtype)
         repeated[...] = w.reshape(-1, 1, w.shape[-1])
         return repeated
 
@@ -98,19 +101,20 @@ class Grouped:
 
     def __init__(self, kernels: Sequence[Kernel]) -> None:
         self.kernels = kernels
-        self.workspace = Workspace()
 
-    def forward(self, x: Array, w: Array, y: Array) -> None:
+    def forward(self, x: Array, w: Array, y: Array) -> list[Any]:
+        saved = []
         for number, kernel in enumerate(self.kernels):
-            part = self._copy(f"y{number}", y, number)
-            kernel.forward(self._copy(f"x{number}", x, number), self._copy(f"w{number}", w, number), part)
+            part = self._copy(y, number)
+            saved.append(kernel.forward(self._copy(x, number), self._copy(w, number), part))
             self._channels(y, number)[...] = part
+        return saved
 
-    def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
+    def backward(self, saved: list[Any], dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         for number, kernel in enumerate(self.kernels):
-            part_dw = self._copy("dw", dw, number)
-            part_dx = None if dx is None else self._copy("dx", dx, number)
-            kernel.backward(self._copy("dy", dy, number), self._copy(f"w{number}", w, number), part_dw, part_dx)
+            part_dw = self._copy(dw, number)
+            part_dx = None if dx is None else self._copy(dx, number)
+            kernel.backward(saved[number], self._copy(dy, number), self._copy(w, number), part_dw, part_dx)
             self._channels(dw, number)[...] = part_dw
             if dx is not None and part_dx is not None:
                 self._channels(dx, number)[...] = part_dx
@@ -120,9 +124,9 @@ class Grouped:
         width = array.shape[-1] // len(self.kernels)
         return array[..., number * width : (number + 1) * width]
 
-    def _copy(self, key: str, array: Array, number: int) -> Array:
+    def _copy(self, array: Array, number: int) -> Array:
         """A contiguous copy of a group's channels."""
         group = self._channels(array, number)
-        copy = self.workspace.array(key, group.shape, array.dtype)
+        copy = empty(group.shape, array.dtype)
         np.copyto(copy, group)
         return copy

@@ -16,7 +16,7 @@ to windows, position by position, works on long runs of N * C numbers. Vectors a
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dpcnn.base.arrays import Array, Shape, Workspace
+from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 
@@ -46,8 +46,8 @@ class Parameter:
 class Layer:
     """A step of a network. It holds no parameters: they are passed to it by name.
 
-    An output lives in the layer's workspace until the layer's next call, or until a later layer
-    writes over it; no layer needs its own output in ``backward``.
+    A later layer may write over an output; no layer needs its own output in ``backward``. What ``backward`` refers to
+    stays in memory until the gradient is done with the layer, so it refers only to what it needs.
     """
 
     parameters: tuple[Parameter, ...] = ()
@@ -75,9 +75,6 @@ class Layer:
     """The weight decay of its weights; None: that of the optimizer."""
     frozen = False
     """Whether its parameters stay as they are. It then computes as in evaluation."""
-
-    def __init__(self) -> None:
-        self.workspace = Workspace()
 
     def build(self, shape: Shape) -> Shape:
         """Declare ``parameters`` for an input of this shape, without N, and return the output's shape."""

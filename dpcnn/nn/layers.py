@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn.algorithms import choose_algorithm
@@ -28,11 +28,10 @@ class Scale(Layer):
     takes_integers = True
 
     def __init__(self, low: float = 0.0, span: float = 1.0, dtype: Any = np.float32) -> None:
-        super().__init__()
         self.low, self.span, self.dtype = low, span, np.dtype(dtype)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        y = self.workspace.array("y", x.shape, self.dtype)
+        y = empty(x.shape, self.dtype)
         np.multiply(x, self.dtype.type(self.span / 255), out=y)
         y += self.dtype.type(self.low)
 
@@ -55,7 +54,6 @@ class Normalise(Layer):
     def __init__(
         self, mean: tuple[float, ...] = (), deviation: tuple[float, ...] = (), dtype: Any = np.float32
     ) -> None:
-        super().__init__()
         if any(value <= 0 for value in deviation):
             raise ConfigError(f"deviation: must be above 0, not {list(deviation)}")
         self.mean, self.deviation, self.dtype = mean, deviation, np.dtype(dtype)
@@ -72,7 +70,7 @@ class Normalise(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
-        y = self.workspace.array("y", x.shape, self.dtype)
+        y = empty(x.shape, self.dtype)
         np.copyto(y, x, casting="same_kind")
         rows = y.reshape(H * W, N * C)  # long rows: NumPy is slow where the last axis is as short as C
         rows *= np.tile(self.factor, N)
@@ -103,7 +101,6 @@ class Conv2d(Layer):
         groups: int = 1,
         dilation: int = 1,
     ) -> None:
-        super().__init__()
         self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         if len(self.kernel_size) != 2:
             raise ConfigError(f"kernel_size: expected a height and a width, not {list(self.kernel_size)}")
@@ -133,19 +130,20 @@ class Conv2d(Layer):
         return *self.output, self.filters
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        y = self.workspace.array("y", (*self.output, x.shape[2], self.filters), x.dtype)
-        self.algorithm.forward(x, params["w"], y)
+        shape, N, w = x.shape, x.shape[2], params["w"]
+        y = empty((*self.output, N, self.filters), x.dtype)
+        saved = self.algorithm.forward(x, w, y)
         if self.bias:
             rows = pixels(y)  # (OH, OW, N F): long runs
-            rows += np.tile(params["b"], x.shape[2])
+            rows += np.tile(params["b"], N)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array | None:
             if self.bias and self.filters < FEW_FILTERS:
-                grads["b"][...] = channel_sums(dy.reshape(-1, x.shape[2] * self.filters), self.filters)
+                grads["b"][...] = channel_sums(dy.reshape(-1, N * self.filters), self.filters)
             elif self.bias:
                 np.sum(dy, axis=(0, 1, 2), out=grads["b"])  # (OH, OW, N, F) -> (F,)
-            dx = self.workspace.array("dx", x.shape, x.dtype) if self.needs_input_grad else None
-            self.algorithm.backward(dy, params["w"], grads["w"], dx)
+            dx = empty(shape, dy.dtype) if self.needs_input_grad else None
+            self.algorithm.backward(saved, dy, w, grads["w"], dx)
             return dx
 
         return y, backward
@@ -162,7 +160,6 @@ class Dropout(Layer):
     overwrites_input = True  # outside training, the output is the input
 
     def __init__(self, p: float) -> None:
-        super().__init__()
         if not 0 <= p < 1:
             raise ConfigError(f"p: must be at least 0 and below 1, not {p}")
         self.threshold = int(p * 65536)
@@ -172,13 +169,13 @@ class Dropout(Layer):
             return x, lambda dy, grads: dy
         *pixel, N, C = x.shape
         kept = (rng.bits(self.number, x.size // N) >= self.threshold).reshape(N, *pixel, C)
-        mask = self.workspace.array("mask", x.shape, x.dtype)
+        mask = empty(x.shape, x.dtype)
         # (N, H, W, C) -> (H, W, N, C)
         np.multiply(np.moveaxis(kept, 0, -2), x.dtype.type(65536 / (65536 - self.threshold)), out=mask)
-        y = np.multiply(x, mask, out=self.workspace.array("y", x.shape, x.dtype))
+        y = np.multiply(x, mask, out=empty(x.shape, x.dtype))
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
-            return np.multiply(dy, mask, out=self.workspace.array("dx", x.shape, x.dtype))
+            return np.multiply(dy, mask, out=empty(dy.shape, dy.dtype))
 
         return y, backward
 
@@ -192,11 +189,11 @@ class Flatten(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
-        y = self.workspace.array("y", (N, H, W, C), x.dtype)
+        y = empty((N, H, W, C), x.dtype)
         np.copyto(y, x.transpose(2, 0, 1, 3))  # (H, W, N, C) -> (N, H, W, C)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
-            dx = self.workspace.array("dx", x.shape, x.dtype)
+            dx = empty((H, W, N, C), dy.dtype)
             np.copyto(dx, dy.reshape(N, H, W, C).transpose(1, 2, 0, 3))  # (N, H W C) -> (H, W, N, C)
             return dx
 
@@ -207,7 +204,6 @@ class Linear(Layer):
     """x w + b: (N, C) to (N, F), weights "w" (C, F) and, with ``bias``, "b" (F,)."""
 
     def __init__(self, features: int, bias: bool = False) -> None:
-        super().__init__()
         at_least(1, features=features)
         self.features, self.bias = features, bias
 
@@ -221,7 +217,7 @@ class Linear(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         w = params["w"]
-        y = self.workspace.array("y", (len(x), self.features), x.dtype)
+        y = empty((len(x), self.features), x.dtype)
         np.matmul(x, w, out=y)  # (N, C) x (C, F) -> (N, F)
         if self.bias:
             y += params["b"]
@@ -236,9 +232,9 @@ class Linear(Layer):
                 np.sum(dy, axis=0, out=grads["b"])  # (N, F) -> (F,)
             if not self.needs_input_grad:
                 return None
-            dy_transposed = self.workspace.array("dy transposed", (F, N), dy.dtype)
+            dy_transposed = empty((F, N), dy.dtype)
             np.copyto(dy_transposed, dy.T)  # (N, F) -> (F, N)
-            dx = self.workspace.array("dx", (C, N), x.dtype)
+            dx = empty((C, N), x.dtype)
             # (C / rows, rows, F) x (F, N) -> (C / rows, rows, N)
             np.matmul(w.reshape(-1, rows, F), dy_transposed, out=dx.reshape(-1, rows, N))
             return dx.T  # (N, C)

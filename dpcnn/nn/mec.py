@@ -6,7 +6,7 @@ from math import gcd
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from dpcnn.base.arrays import Array, Workspace
+from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.nn.convolution import extent, flat, strided
 
 SHARES = 1 << 21
@@ -28,28 +28,25 @@ class Mec:
 
     def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int, dilation: int = 1) -> None:
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-        self.workspace = Workspace()
-        self.lowered = Lowered(self.workspace, "x")
 
-    def forward(self, x: Array, w: Array, y: Array) -> None:
+    def forward(self, x: Array, w: Array, y: Array) -> "Lowered":
         (OH, OW, _, _), (KH, KW), s, p, d = y.shape, self.kernel_size, self.stride, self.padding, self.dilation
-        self.lowered.fill(x, (-p, -p), (extent(KH, d) + s * (OH - 1), OW), KW, s, d)
-        for rows, windows in self.lowered.windows(0, s, OH, KH):
+        lowered = Lowered(x, (-p, -p), (extent(KH, d) + s * (OH - 1), OW), KW, s, d)
+        for rows, windows in lowered.windows(0, s, OH, KH):
             # (n, OW N, K) x (K, F) -> (n, OW N, F)
             np.matmul(windows.swapaxes(1, 2), flat(w), out=y[rows].reshape(len(windows), -1, y.shape[-1]))
+        return lowered
 
-    def backward(self, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
+    def backward(self, saved: "Lowered", dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         (OH, _, _, F), (KH, _) = dy.shape, self.kernel_size
         total = flat(dw)
         total[...] = 0
         at_once = max(1, SHARES // dw.nbytes)
-        for rows, windows in self.lowered.windows(0, self.stride, OH, KH):
+        for rows, windows in saved.windows(0, self.stride, OH, KH):
             dys = dy[rows].reshape(len(windows), -1, F)
             for first in range(0, len(windows), at_once):
-                some = slice(first, min(first + at_once, len(windows)))
-                shares = self.workspace.array("shares of dw", (some.stop - first, *total.shape), dw.dtype)
-                np.matmul(windows[some], dys[some], out=shares)  # (n, K, OW N) x (n, OW N, F) -> (n, K, F)
-                total += shares.sum(axis=0)
+                some = slice(first, first + at_once)
+                add_products(windows[some], dys[some], total)
         if dx is not None:
             self._input_gradient(dy, w, dx)
 
@@ -60,8 +57,7 @@ class Mec:
         spacing = self.dilation // gcd(s, self.dilation)
         first = min((phase.first for phase in down if phase.taps), default=0)
         end = max((phase.end(spacing) for phase in down if phase.taps), default=0)
-        lowered = Lowered(self.workspace, "dy")
-        lowered.fill(dy, (first, 0), (end - first, OW), 1, 1, spacing)
+        lowered = Lowered(dy, (first, 0), (end - first, OW), 1, 1, spacing)
         at_once = max(1, SHARES // (w.itemsize * KW * C * OW * N))
         for phase in down:
             target = dx[phase.pixels]
@@ -73,19 +69,25 @@ class Mec:
             for rows, windows in lowered.windows(phase.first - first, 1, phase.count, len(phase.taps)):
                 for lo in range(0, len(windows), at_once):
                     some = windows[lo : lo + at_once]
-                    shares = self.workspace.array("shares of dx", (len(some), KW, C, OW, N), dx.dtype)
-                    # (KW C, taps F) x (n, taps F, OW N) -> (n, KW C, OW N)
-                    np.matmul(flipped, some, out=shares.reshape(len(some), KW * C, -1))
-                    target[rows][lo : lo + at_once] = self._add_windows(shares, dx.shape[1])
+                    target[rows][lo : lo + at_once] = self._rows(flipped, some, (KW, C, OW, N), dx.shape[1])
 
-    def _add_windows(self, shares: Array, W: int) -> Array:
-        """The rows (n, W, N, C) of an image, from the gradients (n, KW, C, OW, N) of their windows."""
-        (n, KW, C, OW, N), p, d = shares.shape, self.padding, self.dilation
-        planes = self.workspace.array("planes", (n, C, W + 2 * p, N), shares.dtype)
+    def _rows(self, flipped: Array, windows: Array, shape: Shape, W: int) -> Array:
+        """Some rows (n, W, N, C) of ``dx``, from windows (n, taps F, OW N) of ``dy``; ``shape``: (KW, C, OW, N)."""
+        (KW, C, OW, N), n, p, d = shape, len(windows), self.padding, self.dilation
+        shares = empty((n, *shape), windows.dtype)
+        # (KW C, taps F) x (n, taps F, OW N) -> (n, KW C, OW N)
+        np.matmul(flipped, windows, out=shares.reshape(n, KW * C, -1))
+        planes = empty((n, C, W + 2 * p, N), shares.dtype)
         planes[...] = 0
         for j in range(KW):
             planes[:, :, strided(j * d, OW, self.stride)] += shares[:, j]  # (n, C, OW, N)
         return planes[:, :, p : p + W].transpose(0, 2, 3, 1)
+
+
+def add_products(windows: Array, dys: Array, total: Array) -> None:
+    """Add the gradient of the weights by some rows, windows (n, K, OW N) times dys (n, OW N, F), to ``total``."""
+    shares = empty((len(windows), *total.shape), total.dtype)
+    total += np.matmul(windows, dys, out=shares).sum(axis=0)
 
 
 class Lowered:
@@ -94,10 +96,7 @@ class Lowered:
     Rows that are ``dilation`` apart lie one after the other in memory.
     """
 
-    def __init__(self, workspace: Workspace, key: str) -> None:
-        self.workspace, self.key = workspace, key
-
-    def fill(
+    def __init__(
         self, x: Array, origin: tuple[int, int], size: tuple[int, int], width: int, stride: int, dilation: int
     ) -> None:
         """Take the windows of an image (H, W, N, C), which is 0 beyond its border.
@@ -109,9 +108,9 @@ class Lowered:
             stride: from a window to the next one.
         """
         (_, _, N, C), (rows, count), d = x.shape, size, dilation
-        channels = self._by_channels(x, origin, (rows, stride * (count - 1) + extent(width, d)))
+        channels = by_channels(x, origin, (rows, stride * (count - 1) + extent(width, d)))
         per_phase = -(-rows // d)
-        self.memory = self.workspace.array(f"windows of {self.key}", (d, per_phase, width, C, count, N), x.dtype)
+        self.memory = empty((d, per_phase, width, C, count, N), x.dtype)
         for phase in range(min(d, rows)):
             own = channels[phase::d]
             for j in range(width):
@@ -146,18 +145,19 @@ class Lowered:
             )
         return found
 
-    def _by_channels(self, x: Array, origin: tuple[int, int], size: tuple[int, int]) -> Array:
-        """Some rows and columns of an image, (rows, C, columns, N), zeros beyond its border."""
-        (H, W, N, C), (rows, columns), (top, left) = x.shape, size, origin
-        planes = x.transpose(0, 3, 1, 2)  # (H, C, W, N)
-        if top >= 0 and left >= 0 and top + rows <= H and left + columns <= W and C == 1:
-            return planes[top : top + rows, :, left : left + columns]
-        image = self.workspace.array(f"channels of {self.key}", (rows, C, columns, N), x.dtype)
-        down, across = inside(top, rows, H), inside(left, columns, W)
-        image[: down.start], image[down.stop :] = 0, 0
-        image[down, :, : across.start], image[down, :, across.stop :] = 0, 0
-        image[down, :, across] = planes[down.start + top : down.stop + top, :, across.start + left : across.stop + left]
-        return image
+
+def by_channels(x: Array, origin: tuple[int, int], size: tuple[int, int]) -> Array:
+    """Some rows and columns of an image, (rows, C, columns, N), zeros beyond its border."""
+    (H, W, N, C), (rows, columns), (top, left) = x.shape, size, origin
+    planes = x.transpose(0, 3, 1, 2)  # (H, C, W, N)
+    if top >= 0 and left >= 0 and top + rows <= H and left + columns <= W and C == 1:
+        return planes[top : top + rows, :, left : left + columns]
+    image = empty((rows, C, columns, N), x.dtype)
+    down, across = inside(top, rows, H), inside(left, columns, W)
+    image[: down.start], image[down.stop :] = 0, 0
+    image[down, :, : across.start], image[down, :, across.stop :] = 0, 0
+    image[down, :, across] = planes[down.start + top : down.stop + top, :, across.start + left : across.stop + left]
+    return image
 
 
 def inside(first: int, count: int, length: int) -> slice:

@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.errors import ConfigError
 from dpcnn.nn.layer import Layer
 
@@ -38,13 +38,16 @@ class Add(Merge):
 
     def merge(self, inputs: Sequence[Array]) -> tuple[Array, Split]:
         first, second, *others = inputs
-        y = np.add(first, second, out=self.workspace.array("y", first.shape, first.dtype))
+        y = np.add(first, second, out=empty(first.shape, first.dtype))
         for x in others:
             y += x
 
+        count = len(inputs) - 1
+
         def backward(dy: Array) -> list[Array]:
-            copies = self.workspace.array("copies", (len(inputs) - 1, *dy.shape), dy.dtype)
-            copies[...] = dy
+            copies = [empty(dy.shape, dy.dtype) for _ in range(count)]
+            for copy in copies:
+                np.copyto(copy, dy)
             return [dy, *copies]
 
         return y, backward
@@ -61,13 +64,13 @@ class Concat(Merge):
 
     def merge(self, inputs: Sequence[Array]) -> tuple[Array, Split]:
         ends = list(accumulate((x.shape[-1] for x in inputs), initial=0))
-        y = self.workspace.array("y", (*inputs[0].shape[:-1], ends[-1]), inputs[0].dtype)
+        y = empty((*inputs[0].shape[:-1], ends[-1]), inputs[0].dtype)
         np.concatenate(inputs, axis=-1, out=y)
 
         def backward(dy: Array) -> list[Array]:
             gradients = []
-            for number, (start, end) in enumerate(pairwise(ends)):
-                dx = self.workspace.array(f"dx{number}", (*dy.shape[:-1], end - start), dy.dtype)
+            for start, end in pairwise(ends):
+                dx = empty((*dy.shape[:-1], end - start), dy.dtype)
                 np.copyto(dx, dy[..., start:end])
                 gradients.append(dx)
             return gradients

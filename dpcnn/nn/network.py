@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.base.machine import memory_left
 from dpcnn.base.rng import SampleRng
 from dpcnn.base.timing import Timer
@@ -145,38 +145,49 @@ class Network(FlatParameters):
     def _forward(
         self, params: Array, images: Array, rng: SampleRng | None = None
     ) -> Iterator[tuple[Array, Callable[..., Any]]]:
-        """Each layer's output, valid until the next one, and its function ``backward``, in order."""
-        values = {IMAGES: self._pixels(images, params.dtype)}
+        """Each layer's output, valid until the next one, and its function ``backward``, in order.
+
+        An output is kept until the last layer that takes it has done so.
+        """
+        values, left = {IMAGES: self._pixels(images, params.dtype)}, self.users.copy()
         backward: Callable[..., Any]
         for number, (layer, sources, own) in enumerate(
             zip(self.layers, self.sources, self._named(params), strict=True)
         ):
-            x = values[sources[0]]
+            xs = [values[source] for source in sources]
+            left.subtract(sources)
+            for source in sources:
+                if not left[source]:
+                    values.pop(source, None)
             if isinstance(layer, Merge):
-                y, backward = layer.merge([values[source] for source in sources])
-            elif self.users[sources[0]] > 1:
-                y, backward = layer.forward(self._own_copy(layer, x), own, None if layer.frozen else rng)
+                values[number], backward = layer.merge(xs)
             else:
-                y, backward = layer.forward(x, own, None if layer.frozen else rng)
-            values[number] = y
-            yield y, backward
+                x = self._own_copy(layer, xs[0]) if self.users[sources[0]] > 1 else xs[0]
+                values[number], backward = layer.forward(x, own, None if layer.frozen else rng)
+                del x
+            del xs
+            yield values[number], backward
 
     def _own_copy(self, layer: Layer, x: Array) -> Array:
         """``x``, or a copy of it for a layer that writes over its input, which other layers take too."""
         if not layer.overwrites_input:
             return x
-        copy = layer.workspace.array("input", x.shape, x.dtype)
+        copy = empty(x.shape, x.dtype)
         np.copyto(copy, x)
         return copy
 
     def _backward(
-        self, dy: Array, backwards: Sequence[Callable[..., Any]], grads: Sequence[Mapping[str, Array]]
+        self, dy: Array, backwards: list[Callable[..., Any] | None], grads: Sequence[Mapping[str, Array]]
     ) -> None:
-        """Fill ``grads``. The gradients of a value that several layers take are added up in the order of those layers
-        from the last to the first."""
+        """Fill ``grads``, and use up ``backwards``.
+
+        The gradients of a value that several layers take are added up in the order of those layers from the last to the
+        first.
+        """
         arrived = {len(self.layers) - 1: dy}
         for number, merges, targets in self._steps_back:
-            dy, backward = arrived.pop(number), backwards[number]
+            dy, backward, backwards[number] = arrived.pop(number), backwards[number], None  # its memory is free then
+            assert backward
             dxs = backward(dy) if merges else (backward(dy, grads[number]),)
             for target, dx in zip(targets, dxs, strict=True):
                 if target in arrived:
@@ -185,9 +196,10 @@ class Network(FlatParameters):
                     arrived[target] = dx
 
     def logits(self, params: Array, images: Array) -> Array:
-        """The last layer's output, (N, classes), for images (N, *input_shape); valid until the next call."""
+        """The last layer's output, (N, classes), for images (N, *input_shape)."""
         with ufunc_buffer(UFUNC_BUFFER):
-            *_, (x, _) = self._forward(params, images)
+            for x, _ in self._forward(params, images):  # noqa: B007
+                pass
             return x
 
     def gradient(
@@ -208,11 +220,13 @@ class Network(FlatParameters):
         """
         with ufunc_buffer(UFUNC_BUFFER):
             with self.timer("forward"):
-                *_, (x, _) = steps = list(self._forward(params, images, rng))
+                backwards: list[Callable[..., Any] | None] = []
+                for x, backward in self._forward(params, images, rng):  # noqa: B007
+                    backwards.append(backward)
                 losses, dy = loss.loss_and_gradient(x, labels)
                 correct = int(loss.correct(x, labels).sum())
             with self.timer("backward"):
-                self._backward(dy, [backward for _, backward in steps], self._named(out))
+                self._backward(dy, backwards, self._named(out))
                 for start, stop in self.frozen:
                     out[start:stop] = 0
             return float(losses.sum(dtype=np.float64)), correct

@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 
 from dpcnn.base import elementary
-from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn.layer import Backward, Layer, Parameter, at_least, at_most
@@ -27,7 +27,6 @@ class BatchNorm(Layer):
     """
 
     def __init__(self, epsilon: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
         if not (epsilon > 0 and 0 < momentum <= 1):
             raise ConfigError(f"epsilon, momentum: must be above 0, and momentum at most 1, not {epsilon}, {momentum}")
         self.epsilon, self.momentum = epsilon, momentum
@@ -46,26 +45,26 @@ class BatchNorm(Layer):
         *pixel, N, C = x.shape
         count = prod(pixel) * N
         rows = x.reshape(-1, N * C)  # (L, N C): long rows, with a channel's values C apart
-        y, spare = (self.workspace.array(key, x.shape, x.dtype) for key in ("y", "spare"))
-        centred, scratch = y.reshape(rows.shape), spare.reshape(rows.shape)  # (L, N C)
+        y = empty(x.shape, x.dtype)
+        centred = y.reshape(rows.shape)  # (L, N C)
 
         mean, variance = params["mean"], params["variance"]
         if rng is not None:
             mean = channel_sums(rows, C) / count
         np.subtract(rows, np.tile(mean, N), out=centred)  # (L, N C) - (N C,)
         if rng is not None:
-            variance = channel_sums(np.square(centred, out=scratch), C) / count
+            variance = channel_sums(np.square(centred, out=empty(rows.shape, x.dtype)), C) / count
         deviation = np.sqrt(variance + self.epsilon)
         centred *= np.tile(params["w"] / deviation, N)
         centred += np.tile(params["b"], N)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             """dx = w / deviation * (dy - (sum of dy) / count - z * (sum of dy z) / count), z being the normalised x."""
-            normal = np.subtract(rows, np.tile(mean, N), out=scratch)
+            normal = np.subtract(rows, np.tile(mean, N), out=empty(rows.shape, rows.dtype))
             normal *= np.tile(1 / deviation, N)
             dx = dy.reshape(rows.shape)  # (L, N C)
             grads["b"][...] = channel_sums(dx, C)
-            grads["w"][...] = channel_sums(np.multiply(dx, normal, out=centred), C)
+            grads["w"][...] = channel_sums(np.multiply(dx, normal, out=empty(rows.shape, rows.dtype)), C)
             grads["mean"][...] = N * mean
             grads["variance"][...] = N * variance
             if rng is not None:
@@ -74,7 +73,7 @@ class BatchNorm(Layer):
                 dx -= normal
                 dx -= np.tile(grads["b"] / count, N)
             dx *= np.tile(params["w"] / deviation, N)
-            return dx.reshape(x.shape)  # (H, W, N, C) or (N, C)
+            return dx.reshape(dy.shape)  # (H, W, N, C) or (N, C)
 
         return y, backward
 
@@ -88,7 +87,6 @@ class SampleNorm(Layer):
     """
 
     def __init__(self, epsilon: float = 1e-5) -> None:
-        super().__init__()
         if not epsilon > 0:
             raise ConfigError(f"epsilon: must be above 0, not {epsilon}")
         self.epsilon = epsilon
@@ -107,7 +105,7 @@ class SampleNorm(Layer):
         raise NotImplementedError
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        normal, y = (self.workspace.array(key, x.shape, x.dtype) for key in ("normal", "y"))
+        normal, y = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
         z, parts = self.parted(normal), self.parted(x)
         np.subtract(parts, self.means(parts), out=z)
         deviation = np.sqrt(self.means(np.square(z, out=self.parted(y))) + self.epsilon)
@@ -118,7 +116,7 @@ class SampleNorm(Layer):
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             """dx = (dz - mean of dz - z * mean of (dz z)) / deviation, with dz = dy * w."""
             axes = tuple(range(dy.ndim - 1))
-            product = self.workspace.array("product", dy.shape, dy.dtype)
+            product = empty(dy.shape, dy.dtype)
             np.sum(dy, axis=axes, out=grads["b"])
             np.sum(np.multiply(dy, normal, out=product), axis=axes, out=grads["w"])
             product *= params["w"]
@@ -179,7 +177,6 @@ class LocalResponseNorm(Layer):
     """
 
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> None:
-        super().__init__()
         at_least(1, size=size)
         at_most(MOST_SIZE, size=size)
         if size % 2 == 0:
@@ -189,18 +186,18 @@ class LocalResponseNorm(Layer):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        scale, y = (self.workspace.array(key, x.shape, x.dtype) for key in ("scale", "y"))
+        scale, y = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
         self._around(np.square(x), scale)
         scale *= self.alpha
         scale += self.k
-        power = elementary.power(scale, -self.beta, out=self.workspace.array("power", x.shape, x.dtype))
+        power = elementary.power(scale, -self.beta, out=empty(x.shape, x.dtype))
         np.multiply(x, power, out=y)
-        kept = self.workspace.array("x", x.shape, x.dtype)
+        kept = empty(x.shape, x.dtype)
         kept[...] = x  # the next layer may overwrite y, and the layer before x
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             """dx_c = dy_c / s_c^beta - 2 alpha beta x_c * (the sum of dy x / s^(beta + 1) around c)."""
-            dx, shared = (self.workspace.array(key, dy.shape, dy.dtype) for key in ("dx", "shared"))
+            dx, shared = empty(dy.shape, dy.dtype), empty(dy.shape, dy.dtype)
             np.multiply(dy, power, out=dx)
             self._around(dx * kept / scale, shared)
             shared *= kept

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.base.rng import SampleRng
 from dpcnn.nn.convolution import output_length, strided
 from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, at_least, at_most
@@ -14,7 +14,6 @@ class Pool2d(Layer):
     """Windows of ``kernel_size`` by ``kernel_size``, ``stride`` apart, over images with ``padding`` on all sides."""
 
     def __init__(self, kernel_size: int, stride: int | None = None, padding: int = 0) -> None:
-        super().__init__()
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding = padding
         at_least(1, kernel_size=self.kernel_size, stride=self.stride)
@@ -33,7 +32,7 @@ class Pool2d(Layer):
         if not self.padding:
             return x
         (H, W, N, C), p = x.shape, self.padding
-        image = self.workspace.array("padded", (H + 2 * p, W + 2 * p, N, C), x.dtype)
+        image = empty((H + 2 * p, W + 2 * p, N, C), x.dtype)
         image[...] = value
         self.inner(image)[...] = x
         return image
@@ -54,7 +53,7 @@ class Pool2d(Layer):
         """The gradient of the image, contiguous, from that of the padded image."""
         if not self.padding:
             return dx
-        inner = self.workspace.array("inner", self.inner(dx).shape, dx.dtype)
+        inner = empty(self.inner(dx).shape, dx.dtype)
         np.copyto(inner, self.inner(dx))
         return inner
 
@@ -67,19 +66,19 @@ class MaxPool2d(Pool2d):
         H, W, N, C = x.shape
         OH, OW = self.output
         first, *others = self.places(OH, OW)
-        y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
-        larger = self.workspace.array("larger", (len(others), *y.shape), np.dtype(bool))
+        y = empty((OH, OW, N, C), x.dtype)
+        larger = empty((len(others), *y.shape), np.dtype(bool))
         largest = x[first]  # (OH, OW, N, C)
         for position, flags in zip(others, larger, strict=True):
             np.greater(x[position], largest, out=flags)  # than at all positions before
             largest = np.maximum(largest, x[position], out=y)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
-            dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
+            dx = empty((H, W, N, C), dy.dtype)
             tiled = self.stride == self.kernel_size and (OH * self.kernel_size, OW * self.kernel_size) == (H, W)
             if not tiled:
                 dx[...] = 0
-            left, share = (self.workspace.array(key, dy.shape, dy.dtype) for key in ("left", "share"))
+            left, share = empty(dy.shape, dy.dtype), empty(dy.shape, dy.dtype)
             untaken = dy
             for position, flags in zip(reversed(others), larger[::-1], strict=True):
                 share = dx[position] if tiled else share  # (OH, OW, N, C)
@@ -105,14 +104,14 @@ class AvgPool2d(Pool2d):
         OH, OW = self.output
         positions = self.places(OH, OW)
         share = x.dtype.type(1 / self.kernel_size**2)
-        y = self.workspace.array("y", (OH, OW, N, C), x.dtype)
+        y = empty((OH, OW, N, C), x.dtype)
         y[...] = x[positions[0]]  # (OH, OW, N, C)
         for position in positions[1:]:
             y += x[position]
         y *= share
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
-            dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
+            dx = empty((H, W, N, C), dy.dtype)
             dx[...] = 0
             dy *= share
             for position in positions:
@@ -132,12 +131,12 @@ class GlobalAvgPool(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
-        y = self.workspace.array("y", (N, C), x.dtype)
+        y = empty((N, C), x.dtype)
         np.sum(x.reshape(H * W, N * C), axis=0, out=y.reshape(N * C))  # (H W, N C) -> (N C,)
         y *= x.dtype.type(1 / self.pixels)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
-            dx = self.workspace.array("dx", (H, W, N, C), dy.dtype)
+            dx = empty((H, W, N, C), dy.dtype)
             dx[...] = dy * dy.dtype.type(1 / self.pixels)  # (N, C) -> (H, W, N, C)
             return dx
 

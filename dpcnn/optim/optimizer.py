@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dpcnn.base.arrays import Vector, Workspace, zeros
+from dpcnn.base.arrays import Vector, empty, zeros
 from dpcnn.base.options import check_options
 
 UPDATE_BLOCK = 32_768
@@ -37,7 +37,6 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         check_options(self)
-        self._workspace = Workspace()
 
     def zeros(self, size: int, dtype: Any = np.float32) -> dict[str, Vector]:
         """The state before the first step: arrays (size,) of zeros, by name."""
@@ -69,7 +68,7 @@ class Optimizer:
         self, params: Vector, grads: Vector, state: Mapping[str, Vector], before: Sequence[Vector]
     ) -> Iterator[tuple[Vector, Vector, list[Vector]]]:
         """The arguments of :meth:`update_block` that are arrays, block by block."""
-        scratch = self._workspace.array("scratch", (2, min(len(params), UPDATE_BLOCK)), params.dtype)
+        scratch = empty((2, min(len(params), UPDATE_BLOCK)), params.dtype)
         for start in range(0, len(params), UPDATE_BLOCK):
             block = slice(start, start + UPDATE_BLOCK)
             p = params[block]
