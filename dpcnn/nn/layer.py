@@ -52,7 +52,7 @@ class Layer:
 
     parameters: tuple[Parameter, ...] = ()
     scratch = 0
-    """Elements per image that the layer needs besides its output and its gradient."""
+    """Elements per image that the layer keeps for ``backward`` besides its output."""
     multiplications = 0
     """Multiplications per image in ``forward``, by the layer's definition."""
     needs_input_grad = True

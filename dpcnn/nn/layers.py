@@ -126,7 +126,7 @@ class Conv2d(Layer):
         self.algorithm = choose_algorithm(shape, self.filters, self.kernel_size, *sides, self.groups, self.dilation)
         self.output = output_length(H, KH, *sides, self.dilation), output_length(W, KW, *sides, self.dilation)
         self.multiplications = prod(self.output) * KH * KW * c * self.filters
-        self.scratch = KW * (H + 2 * self.padding) * self.output[1] * C + H * W * (C + self.filters)  # see mec.py
+        self.scratch = KW * (H + 2 * self.padding) * self.output[1] * C  # see mec.py
         return *self.output, self.filters
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:

@@ -26,6 +26,10 @@ NumPy copies shorter rows before and after each operation, which takes three tim
 the pixels of a batch have fewer.
 """
 
+TRANSFORMED = 8
+"""Elements of transformed kernels and their gradients for each weight of a convolution: an estimate for Winograd's
+tiles of all sizes."""
+
 MOST_ACTIVATIONS = 1 << 26
 """The most elements in the outputs of all layers for one image; see :data:`dpcnn.nn.flat.MOST_PARAMETERS`."""
 
@@ -115,9 +119,11 @@ class Network(FlatParameters):
         )
 
     def memory(self, images: int) -> int:
-        """An estimate of the bytes for a gradient of ``images`` images: outputs, their gradients, scratch space."""
+        """An estimate of the bytes for a gradient of ``images`` images: outputs, windows, transformed kernels, and the
+        parameters with their gradient."""
         scratch = sum(layer.scratch for layer in self.layers)
-        return 4 * (images * (3 * self.activations + scratch) + 2 * self.size)
+        kernels = sum(TRANSFORMED * prod(p.shape) for layer in self.layers if layer.scratch for p in layer.parameters)
+        return 4 * (images * (3 * self.activations // 2 + scratch) + kernels + 2 * self.size)
 
     def check_memory(self, images: int, processes: int = 1) -> None:
         """Make sure that ``images`` images at once fit into this machine's memory, on each of ``processes`` processes.

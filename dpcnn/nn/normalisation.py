@@ -1,6 +1,6 @@
 """Normalisation. Shapes: see layer.py."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 
 import numpy as np
@@ -9,7 +9,11 @@ from dpcnn.base import elementary
 from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
+from dpcnn.nn.convolution import bands
 from dpcnn.nn.layer import Backward, Layer, Parameter, at_least, at_most
+
+CACHED = 1 << 22
+"""The largest size in bytes of the part of an image on which a batch normalisation works at a time."""
 
 MOST_SIZE = 255
 """The largest ``size`` of a local response normalisation."""
@@ -43,39 +47,102 @@ class BatchNorm(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         *pixel, N, C = x.shape
-        count = prod(pixel) * N
-        rows = x.reshape(-1, N * C)  # (L, N C): long rows, with a channel's values C apart
+        rows, count = x.reshape(-1, N * C), prod(pixel) * N  # (L, N C): long rows, with a channel's values C apart
         y = empty(x.shape, x.dtype)
         centred = y.reshape(rows.shape)  # (L, N C)
 
         mean, variance = params["mean"], params["variance"]
         if rng is not None:
             mean = channel_sums(rows, C) / count
-        np.subtract(rows, np.tile(mean, N), out=centred)  # (L, N C) - (N C,)
-        if rng is not None:
-            variance = channel_sums(np.square(centred, out=empty(rows.shape, x.dtype)), C) / count
+            variance = by_channel(self._squares(rows, np.tile(mean, N), centred), C) / count
+        else:
+            np.subtract(rows, np.tile(mean, N), out=centred)  # (L, N C) - (N C,)
         deviation = np.sqrt(variance + self.epsilon)
-        centred *= np.tile(params["w"] / deviation, N)
-        centred += np.tile(params["b"], N)
+        slope, offset = np.tile(params["w"] / deviation, N), np.tile(params["b"], N)
+        for band in in_bands(rows):
+            centred[band] *= slope
+            centred[band] += offset
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             """dx = w / deviation * (dy - (sum of dy) / count - z * (sum of dy z) / count), z being the normalised x."""
-            normal = np.subtract(rows, np.tile(mean, N), out=empty(rows.shape, rows.dtype))
-            normal *= np.tile(1 / deviation, N)
             dx = dy.reshape(rows.shape)  # (L, N C)
+            normal = Normal(rows, np.tile(mean, N), np.tile(1 / deviation, N))
             grads["b"][...] = channel_sums(dx, C)
-            grads["w"][...] = channel_sums(np.multiply(dx, normal, out=empty(rows.shape, rows.dtype)), C)
+            grads["w"][...] = by_channel(normal.sum_of_products(dx), C)
             grads["mean"][...] = N * mean
             grads["variance"][...] = N * variance
-            if rng is not None:
-                grads["variance"][...] *= count / max(1, count - 1)
-                normal *= np.tile(grads["w"] / count, N)
-                dx -= normal
-                dx -= np.tile(grads["b"] / count, N)
-            dx *= np.tile(params["w"] / deviation, N)
+            if rng is None:
+                dx *= slope
+                return dx.reshape(dy.shape)
+            grads["variance"][...] *= count / max(1, count - 1)
+            by_normal, constant = np.tile(grads["w"] / count, N), np.tile(grads["b"] / count, N)
+            for band, z in normal.bands():
+                z *= by_normal
+                dx[band] -= z
+                dx[band] -= constant
+                dx[band] *= slope
             return dx.reshape(dy.shape)  # (H, W, N, C) or (N, C)
 
         return y, backward
+
+    def _squares(self, rows: Array, mean: Array, centred: Array) -> Array:
+        """Fill ``centred`` with rows (L, N C) minus ``mean`` (N C,), and return the sum of its squares, (N C,)."""
+        total = Total(rows)
+        for band in in_bands(rows):
+            np.subtract(rows[band], mean, out=centred[band])
+            np.square(centred[band], out=total.terms(band))
+            total.add(band)
+        return total.sum
+
+
+class Normal:
+    """The normalised rows (L, N C) of an input, (rows - mean) * factor, band by band."""
+
+    def __init__(self, rows: Array, mean: Array, factor: Array) -> None:
+        self.rows, self.mean, self.factor = rows, mean, factor
+        self.sides = in_bands(rows)
+        self.memory = empty((self.sides[0].stop, rows.shape[1]), rows.dtype)
+        self.computed = slice(0)
+
+    def bands(self) -> Iterator[tuple[slice, Array]]:
+        """Each band and its values, which may be written over; those of a single band are computed once."""
+        for band in self.sides:
+            values = self.memory[: band.stop - band.start]
+            if band != self.computed:
+                np.subtract(self.rows[band], self.mean, out=values)
+                values *= self.factor
+                self.computed = band
+            yield band, values
+
+    def sum_of_products(self, dy: Array) -> Array:
+        """The sum of all rows of ``dy`` (L, N C), each times its normalised row: (N C,)."""
+        total = Total(self.rows)
+        for band, values in self.bands():
+            np.multiply(dy[band], values, out=total.terms(band))
+            total.add(band)
+        return total.sum
+
+
+class Total:
+    """The sum of some terms like rows (L, N C), added up in order, band by band, with the bits of ``sum(axis=0)``."""
+
+    def __init__(self, rows: Array) -> None:
+        self.memory = empty((1 + in_bands(rows)[0].stop, rows.shape[1]), rows.dtype)  # the sum so far, and the terms
+        self.sum: Array = self.memory[0]
+
+    def terms(self, band: slice) -> Array:
+        """Memory for the terms of a band."""
+        return self.memory[1 : 1 + band.stop - band.start]
+
+    def add(self, band: slice) -> None:
+        """Add the terms of a band."""
+        first = 1 if band.start == 0 else 0
+        self.sum[...] = self.memory[first : 1 + band.stop - band.start].sum(axis=0)
+
+
+def in_bands(rows: Array) -> list[slice]:
+    """Bands of ``rows`` (L, N C) that stay in the processor's cache."""
+    return [slice(start, stop) for start, stop in bands(len(rows), rows[0].nbytes, CACHED)]
 
 
 class SampleNorm(Layer):
@@ -165,8 +232,13 @@ class GroupNorm(SampleNorm):
 
 def channel_sums(rows: Array, channels: int) -> Array:
     """The sum of each channel, (C,), of rows (L, N * C)."""
-    sums: Array = rows.sum(axis=0).reshape(-1, channels).sum(axis=0)  # (L, N C) -> (N, C) -> (C,)
-    return sums
+    return by_channel(rows.sum(axis=0), channels)
+
+
+def by_channel(sums: Array, channels: int) -> Array:
+    """The sum of each channel, (C,), of a row (N * C,)."""
+    total: Array = sums.reshape(-1, channels).sum(axis=0)  # (N, C) -> (C,)
+    return total
 
 
 class LocalResponseNorm(Layer):
