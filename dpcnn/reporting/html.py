@@ -13,9 +13,10 @@ main { columns: 34rem 2; column-gap: 3rem; }
 section { break-inside: avoid; } section.wide { column-span: all; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 img { width: 100%; max-width: 34rem; display: block; }
-div.table { overflow-x: auto; }
+div.table { overflow: auto; max-height: 40rem; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #ccc; text-align: right; white-space: nowrap; }
+div.table th { position: sticky; top: 0; background: #fff; }
 table.facts th, table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 table.facts th { font-weight: normal; color: #555; white-space: nowrap; }
 """

@@ -15,9 +15,12 @@ from dpcnn.base.files import MOST_JSON, read_bytes
 from dpcnn.base.timing import PHASES
 from dpcnn.errors import CheckpointError, LaunchError, printable
 from dpcnn.nn.metrics import METRICS
-from dpcnn.reporting.figures import draw_confusion, draw_curves, draw_mistakes, new_figure
+from dpcnn.reporting.confusion import PAIR_HEADER, confused_pairs, draw_confusion
+from dpcnn.reporting.curves import draw_curves
+from dpcnn.reporting.figures import new_figure
 from dpcnn.reporting.first_layer import draw_first_layer
 from dpcnn.reporting.html import Section, document, facts, picture, table
+from dpcnn.reporting.mistakes import draw_mistakes
 from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import CLASS_HEADER, class_rows
 from dpcnn.runs.checkpoint import Checkpoint
@@ -77,8 +80,8 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path, moni
     classes = table(CLASS_HEADER, class_rows(of_test)) if "classes" in of_test else ""
     metrics = {name: f"{of_test[name]:.6f}" for name in METRICS if name in of_test}
     epochs = [event for event in events if event["event"] == "epoch"]
+    confused = [] if examination.confusion is None else confused_pairs(examination.confusion, examination.class_names)
     pictures = (
-        ("Confusion matrix", "confusion", "counts of true class by predicted class"),
         ("Predicted values", "values", "predicted values over true values"),
         ("The worst mistakes", "mistakes", "true class as predicted class"),
         ("Filters of the first layer", "filters", "before and after training"),
@@ -89,6 +92,8 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path, moni
         Section("Loss and accuracy", picture(drawn, "curves", "loss and accuracy over the epochs")),
         Section("Metrics, on the test samples", facts(metrics)),
         Section("Classes, on the test samples", classes),
+        Section("Confusion matrix", picture(drawn, "confusion", "counts of true class by predicted class")),
+        Section("The most confused classes", table(PAIR_HEADER, confused) if confused else ""),
         *(Section(title, picture(drawn, name, text)) for title, name, text in pictures),
     ]
 
