@@ -66,7 +66,7 @@ def test_a_single_mistake_among_1000_classes_is_drawn():
     np.testing.assert_array_equal(largest(small), small)
 
 
-@pytest.mark.parametrize(("classes", "named"), [(10, True), (30, True), (31, False), (1000, False)])
+@pytest.mark.parametrize(("classes", "named"), [(10, True), (31, False), (1000, False)])
 def test_a_confusion_matrix_has_names_only_if_they_are_few(classes, named, tmp_path):
     confusion = np.full((classes, classes), 3)
     draw_confusion(confusion, tuple(f"class {number}" for number in range(classes)), tmp_path / "confusion")

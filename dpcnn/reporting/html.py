@@ -12,6 +12,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #111; max-width: 76rem; marg
 main { columns: 34rem 2; column-gap: 3rem; }
 section { break-inside: avoid; } section.wide { column-span: all; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+p.note { font-size: 0.85rem; color: #555; max-width: 34rem; }
 img { width: 100%; max-width: 34rem; display: block; }
 div.table { overflow: auto; max-height: 40rem; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
@@ -57,6 +58,11 @@ def picture(folder: Path, name: str, text: str) -> str:
     if not path.exists():
         return ""
     return f'<img alt="{text}" src="data:image/svg+xml;base64,{b64encode(path.read_bytes()).decode()}">\n'
+
+
+def note(text: str) -> str:
+    """A paragraph in small type, about what stands above it."""
+    return f'<p class="note">{escape(text)}</p>\n'
 
 
 def table(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:

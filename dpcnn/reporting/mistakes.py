@@ -4,8 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
+from dpcnn.base.arrays import Array
+from dpcnn.nn.metrics import Answers
 from dpcnn.reporting.figures import MISSING, new_figure, save, shades_of, short, show
 from dpcnn.training.examination import Examination
+
+
+def worst_mistakes(answers: Answers, most: int) -> Array:
+    """The numbers of the wrong answers with the highest losses, at most ``most``, the highest first."""
+    wrong = np.flatnonzero(answers.predicted != answers.labels)
+    worst: Array = wrong[np.argsort(-answers.losses[wrong], kind="stable")][:most]
+    return worst
 
 
 def draw_mistakes(examination: Examination, most: int, stem: Path, columns: int = 8) -> str:
@@ -19,8 +28,7 @@ def draw_mistakes(examination: Examination, most: int, stem: Path, columns: int 
         A line with the names of the files, or with the reason why there are none.
     """
     answers, names = examination.answers, examination.class_names
-    wrong = np.flatnonzero(answers.predicted != answers.labels)
-    worst = wrong[np.argsort(-answers.losses[wrong], kind="stable")][:most]
+    worst = worst_mistakes(answers, most)
     if not len(worst):
         return "no mistakes drawn: there are none"
     rows = -(-len(worst) // columns)

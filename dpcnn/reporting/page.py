@@ -15,11 +15,12 @@ from dpcnn.base.files import MOST_JSON, read_bytes
 from dpcnn.base.timing import PHASES
 from dpcnn.errors import CheckpointError, LaunchError, printable
 from dpcnn.nn.metrics import METRICS
+from dpcnn.reporting.activation_maps import draw_activation_maps
 from dpcnn.reporting.confusion import PAIR_HEADER, confused_pairs, draw_confusion
 from dpcnn.reporting.curves import draw_curves
 from dpcnn.reporting.figures import new_figure
 from dpcnn.reporting.first_layer import draw_first_layer
-from dpcnn.reporting.html import Section, document, facts, picture, table
+from dpcnn.reporting.html import Section, document, facts, note, picture, table
 from dpcnn.reporting.mistakes import draw_mistakes
 from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import CLASS_HEADER, class_rows
@@ -69,6 +70,7 @@ def draw(folder: RunFolder, checkpoint: Checkpoint, examination: Examination, ou
     if examination.confusion is not None:
         draw_confusion(examination.confusion, examination.class_names, out / "confusion")
         draw_mistakes(examination, MISTAKES, out / "mistakes", COLUMNS)
+        draw_activation_maps(checkpoint, examination, out / "activation")
     elif "classes" not in examination.results:
         draw_scatter(examination.answers, out / "values")
     draw_first_layer(checkpoint, examination.samples.take(np.array([0]))[0], out)
@@ -83,7 +85,6 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path, moni
     confused = [] if examination.confusion is None else confused_pairs(examination.confusion, examination.class_names)
     pictures = (
         ("Predicted values", "values", "predicted values over true values"),
-        ("The worst mistakes", "mistakes", "true class as predicted class"),
         ("Filters of the first layer", "filters", "before and after training"),
         ("Feature maps", "maps", "feature maps before and after training"),
     )
@@ -94,8 +95,20 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path, moni
         Section("Classes, on the test samples", classes),
         Section("Confusion matrix", picture(drawn, "confusion", "counts of true class by predicted class")),
         Section("The most confused classes", table(PAIR_HEADER, confused) if confused else ""),
+        Section("The worst mistakes", picture(drawn, "mistakes", "true class as predicted class")),
+        Section("Where the network finds the predicted class", activation_maps(drawn)),
         *(Section(title, picture(drawn, name, text)) for title, name, text in pictures),
     ]
+
+
+def activation_maps(drawn: Path) -> str:
+    """The class activation maps with their explanation; empty if the network has none."""
+    maps = picture(drawn, "activation", "images, and the class activation maps over them")
+    text = (
+        "The worst mistakes, and the surest right answers. The colours show how much each place adds to the output for "
+        "the predicted class, from blue (the least in this image) to red (the most)."
+    )
+    return maps and maps + note(text)
 
 
 def circumstances(folder: RunFolder, checkpoint: Checkpoint, events: Sequence[Event]) -> list[Section]:
