@@ -7,6 +7,8 @@ import pytest
 
 from dpcnn.reporting.confusion import confused_pairs, draw_confusion, largest
 from dpcnn.reporting.curves import draw_curves
+from dpcnn.reporting.timelines import draw_timelines
+from dpcnn.runs.events import read_events
 
 
 def write_run(folder, epochs: int, steps: int):
@@ -81,3 +83,20 @@ def test_a_picture_is_the_same_each_time(tmp_path):
     for suffix in (".png", ".svg"):
         one, two = ((tmp_path / name).with_suffix(suffix).read_bytes() for name in ("one", "two"))
         assert one == two
+
+
+def test_the_learning_rate_and_the_memory_are_drawn_if_they_are_recorded(tmp_path):
+    run = write_run(tmp_path / "run", 3, 30)
+    events = read_events(run / "metrics.jsonl")
+    rate, memory = draw_timelines(events, tmp_path)
+    assert rate == f"learning rate drawn: {tmp_path / 'rate.png'} and {tmp_path / 'rate.svg'}"
+    assert memory == "no peak memory in MB drawn: the run has recorded none"  # as those of older versions
+    events = [event | ({"peak_memory_mb": 80.5} if event["event"] == "epoch" else {}) for event in events]
+    assert draw_timelines(events, tmp_path)[1].startswith("peak memory in MB drawn: ")
+    assert "<path" in (tmp_path / "rate.svg").read_text() and "<path" in (tmp_path / "memory.svg").read_text()
+
+
+@pytest.mark.parametrize("value", [0, 5e-324, 1e300])
+def test_a_curve_of_any_value(value, tmp_path):
+    events = [{"event": "epoch", "step": 10 * epoch, "learning_rate": value} for epoch in (1, 2)]
+    assert draw_timelines(events, tmp_path)[0].startswith("learning rate drawn: ")

@@ -24,6 +24,7 @@ from dpcnn.reporting.html import Section, document, facts, note, picture, table
 from dpcnn.reporting.mistakes import draw_mistakes
 from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import CLASS_HEADER, class_rows
+from dpcnn.reporting.timelines import draw_timelines
 from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.runs.events import Event, epoch_rows, read_events
 from dpcnn.runs.folder import RunFolder
@@ -58,15 +59,18 @@ def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, examination: Exa
     """
     events = read_events(folder.metrics)
     with TemporaryDirectory(prefix="dpcnn-report-") as work:
-        draw(folder, checkpoint, examination, Path(work))
+        draw(folder, checkpoint, examination, events, Path(work))
         found = results(events, examination, Path(work), checkpoint.config.monitored)
         sections = [*found, *circumstances(folder, checkpoint, events)]
     return document(printable(folder.path.resolve().name), summary(path, checkpoint, examination, events), sections)
 
 
-def draw(folder: RunFolder, checkpoint: Checkpoint, examination: Examination, out: Path) -> None:
+def draw(
+    folder: RunFolder, checkpoint: Checkpoint, examination: Examination, events: Sequence[Event], out: Path
+) -> None:
     """Draw the page's pictures into a folder."""
     draw_curves([folder.path], out / "curves", narrow=True)
+    draw_timelines(events, out)
     if examination.confusion is not None:
         draw_confusion(examination.confusion, examination.class_names, out / "confusion")
         draw_mistakes(examination, MISTAKES, out / "mistakes", COLUMNS)
@@ -91,6 +95,8 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path, moni
     return [
         Section("Epochs", table(*epoch_rows(epochs, monitor)) if epochs else "", wide=True),
         Section("Loss and accuracy", picture(drawn, "curves", "loss and accuracy over the epochs")),
+        Section("Learning rate", picture(drawn, "rate", "learning rate over the epochs")),
+        Section("Peak memory", memory_curve(drawn)),
         Section("Metrics, on the test samples", facts(metrics)),
         Section("Classes, on the test samples", classes),
         Section("Confusion matrix", picture(drawn, "confusion", "counts of true class by predicted class")),
@@ -99,6 +105,12 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path, moni
         Section("Where the network finds the predicted class", activation_maps(drawn)),
         *(Section(title, picture(drawn, name, text)) for title, name, text in pictures),
     ]
+
+
+def memory_curve(drawn: Path) -> str:
+    """The curve of the memory with its explanation; empty if the run recorded none."""
+    curve = picture(drawn, "memory", "peak memory over the epochs")
+    return curve and curve + note("The largest memory of rank 0 since its start.")
 
 
 def activation_maps(drawn: Path) -> str:
