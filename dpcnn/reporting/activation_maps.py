@@ -19,7 +19,7 @@ from dpcnn.reporting.mistakes import worst_mistakes
 from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.training.examination import Examination
 
-COLUMNS = 5
+COLUMNS = 4
 """The largest number of mistakes, and of classes, whose maps are drawn."""
 
 

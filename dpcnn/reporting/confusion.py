@@ -9,14 +9,14 @@ from dpcnn.base.arrays import Array
 from dpcnn.data.classes import Names
 from dpcnn.reporting.figures import MISSING, new_figure, save, short
 
-MOST_NUMBERED, MOST_CELLS, MOST_PAIRS = 30, 250, 15
-"""The most classes of a picture with names and counts, the most cells on a side of a picture, and the most pairs of
-classes in a table."""
+MOST_NUMBERED, MOST_CELLS, MOST_PAIRS, MOST_LETTERS = 30, 250, 15, 22
+"""The most classes of a picture with names and counts, cells on a side of a picture, pairs of classes in a table, and
+characters of a name in a picture."""
 
-POINTS = 330
-"""The sides of the matrix in a picture, in points."""
+POINTS = 280
+"""About the length of a side of the matrix in a picture, in points."""
 
-PAIR_HEADER = ("true class", "predicted class", "samples", "of the true class")
+PAIR_HEADER = ("true class", "predicted class", "samples", "of the class")
 
 
 def confused_pairs(confusion: Array, names: Names) -> list[tuple[str, ...]]:
@@ -63,7 +63,7 @@ def draw_confusion(confusion: Array, names: Names, stem: Path) -> str:
     axes = figure.subplots()
     if len(confusion) <= MOST_NUMBERED:
         axes.set(xlabel="predicted class", ylabel="true class")
-        _draw_counts(axes, confusion, [short(name) for name in names])
+        _draw_counts(axes, confusion, [short(name, MOST_LETTERS) for name in names])
     else:
         every = f"the {len(confusion):,} classes in their order"
         axes.set(xlabel=f"predicted class: {every}", ylabel=f"true class: {every}", xticks=[], yticks=[])

@@ -49,7 +49,7 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
                 x, y = ([event["step"] / steps_per_epoch for event in rows], [event[f"{kind}_{key}"] for event in rows])
                 axes.plot(x, y, style, color=color, label=f"{label}{NAMES.get(kind, kind)}")
     positive = all(y > 0 for line in loss.lines for y in line.get_ydata())
-    loss.set(xlabel="epoch", ylabel="loss", yscale="log" if positive else "linear", title="loss")
+    loss.set(xlabel="" if narrow else "epoch", ylabel="loss", yscale="log" if positive else "linear", title="loss")
     title = {"mae": "mean absolute error"}.get(second, second)
     accuracy.set(xlabel="epoch", ylabel=title, title=title)
     if second == "accuracy":

@@ -22,9 +22,9 @@ def plain(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
-def short(name: str) -> str:
-    """The name of a class for a picture: its beginning if it is long."""
-    return plain(name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…")
+def short(name: str, most: int = MOST_LETTERS) -> str:
+    """The name of a class for a picture: its beginning if it has more than ``most`` characters."""
+    return plain(name if len(name) <= most else f"{name[: most - 1].rstrip()}…")
 
 
 def shades_of(resize: str) -> str:

@@ -31,7 +31,7 @@ from dpcnn.runs.folder import RunFolder
 from dpcnn.runs.progress import Progress
 from dpcnn.training.examination import Examination
 
-MISTAKES, COLUMNS = 25, 5
+MISTAKES, COLUMNS = 24, 4
 """The largest number of images, and the number of columns, in the picture of the worst mistakes."""
 
 
@@ -83,7 +83,7 @@ def draw(
 def results(events: Sequence[Event], examination: Examination, drawn: Path, monitor: str) -> list[Section]:
     """The sections on the results; ``drawn`` is the folder of the pictures."""
     of_test = examination.results
-    classes = table(CLASS_HEADER, class_rows(of_test)) if "classes" in of_test else ""
+    classes = table(CLASS_HEADER, class_rows(of_test), names=1) if "classes" in of_test else ""
     metrics = {name: f"{of_test[name]:.6f}" for name in METRICS if name in of_test}
     epochs = [event for event in events if event["event"] == "epoch"]
     confused = [] if examination.confusion is None else confused_pairs(examination.confusion, examination.class_names)
@@ -100,7 +100,7 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path, moni
         Section("Metrics, on the test samples", facts(metrics)),
         Section("Classes, on the test samples", classes),
         Section("Confusion matrix", picture(drawn, "confusion", "counts of true class by predicted class")),
-        Section("The most confused classes", table(PAIR_HEADER, confused) if confused else ""),
+        Section("The most confused classes", table(PAIR_HEADER, confused, names=2) if confused else ""),
         Section("The worst mistakes", picture(drawn, "mistakes", "true class as predicted class")),
         Section("Where the network finds the predicted class", activation_maps(drawn)),
         *(Section(title, picture(drawn, name, text)) for title, name, text in pictures),
@@ -219,4 +219,4 @@ def layers_table(checkpoint: Checkpoint) -> str:
         [name, " x ".join(map(str, shape)), f"{sum(prod(p.shape) for p in layer.parameters):,}"]
         for name, layer, shape in zip(network.names, network.layers, network.shapes, strict=True)
     ]
-    return table(["layer", "output", "parameters"], rows)
+    return table(["layer", "output", "parameters"], rows, names=1)

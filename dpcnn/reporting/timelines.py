@@ -28,7 +28,7 @@ def draw_timeline(events: Sequence[Event], key: str, label: str, stem: Path) -> 
     axes = figure.subplots()
     x = [event["step"] / epochs[0]["step"] for event in with_value]
     axes.plot(x, [event[key] for event in with_value], marker="." if len(x) < 50 else "")
-    axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+    axes.set(xlabel="epoch", ylabel=label, xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
     return save(figure, stem, label)
 
