@@ -22,7 +22,10 @@ div.table th { position: sticky; top: 0; background: #fff; white-space: normal; 
   text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 5rem; }
 table.facts th, table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 table.facts th { font-weight: normal; color: #555; white-space: nowrap; }
-@media (max-width: 40rem) { th, td { padding: 0.2rem 0.3rem; } table.facts th { white-space: normal; overflow-wrap: break-word; } }
+@media (max-width: 40rem) {
+  th, td { padding: 0.2rem 0.3rem; }
+  table.facts th { white-space: normal; overflow-wrap: break-word; }
+}
 @media print { div.table { max-height: none; } }
 """
 
