@@ -9,7 +9,8 @@ from pathlib import Path
 from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
 from dpcnn.errors import ConfigError
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.reporting.figures import draw_confusion, draw_mistakes
+from dpcnn.reporting.confusion import draw_confusion
+from dpcnn.reporting.mistakes import draw_mistakes
 from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import class_table, sentence
 from dpcnn.runs.folder import numerics_of

@@ -11,7 +11,7 @@ from dpcnn.errors import ConfigError
 from dpcnn.evidence.forecast import check, fit_table, fitted, look_ahead, read_job
 from dpcnn.evidence.jobs import numbers
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.reporting.figures import draw_scaling
+from dpcnn.reporting.scaling import draw_scaling
 
 
 def main(argv: Sequence[str] | None = None) -> int:

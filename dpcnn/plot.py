@@ -9,7 +9,7 @@ from dpcnn.base.files import Folder
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.flags import add_import
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.reporting.figures import draw_curves
+from dpcnn.reporting.curves import draw_curves
 from dpcnn.reporting.first_layer import draw_first_layer, read_test_image
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.folder import RunFolder, find_checkpoint

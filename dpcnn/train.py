@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hold()
     started = time.time()
     from dpcnn.cli import run_command  # not before: on a cluster, loading all this may take long
-    from dpcnn.reporting.figures import draw_curves
+    from dpcnn.reporting.curves import draw_curves
     from dpcnn.training.resume import wanted_numerics
     from dpcnn.training.run import train, training_parser
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TIMES = ("seconds", "images_per_second")
+from dpcnn.runs.events import MEASURED
 
 
 def events(folder: Path) -> list[dict]:
@@ -15,7 +15,7 @@ def events(folder: Path) -> list[dict]:
 
 def timeless(folder: Path) -> list[dict]:
     """The events without what differs between two runs of the same result."""
-    return [{key: value for key, value in event.items() if key not in TIMES} for event in events(folder)]
+    return [{key: value for key, value in event.items() if key not in MEASURED} for event in events(folder)]
 
 
 def until_step(folder: Path, step: int, job, limit: float = 60.0) -> None:

@@ -22,6 +22,7 @@ from dpcnn.estimators.arrays import images_of
 from dpcnn.nn.activations import ReLU
 from dpcnn.nn.models import KINDS
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.runs.events import MEASURED
 
 X, Y = synthetic(200, 1)
 NAMES = np.array(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
@@ -85,7 +86,7 @@ def test_ranks_change_nothing(fitted, nodes):
     def one():
         seen = []
         model = small_model().fit(X, NAMES[Y], validation=0.1, on_step=seen.append, on_epoch=seen.append)
-        timeless = [{k: v for k, v in figures.items() if k not in ("seconds", "images_per_second")} for figures in seen]
+        timeless = [{k: v for k, v in figures.items() if k not in MEASURED} for figures in seen]
         return model.weights_sha256, json.dumps(timeless), model.predict_proba(X).tobytes(), model.score(X, NAMES[Y])
 
     results = set(on_threads(nodes, one))

@@ -18,11 +18,11 @@ from dpcnn.errors import DivergenceError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.console import Reporter
+from dpcnn.runs.events import MEASURED
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer
 
 SIDE, CLASSES = 9, 3
-TIMES = ("seconds", "images_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def trained(data: Path, config: Config, nodes: list[int], folder: Path, resume: 
     return {
         "weights": last.weights_sha256,
         "optimizer": {name: array.tobytes() for name, array in last.optimizer.items()},
-        "events": [{k: v for k, v in event.items() if k not in TIMES} for event in events],
+        "events": [{k: v for k, v in event.items() if k not in MEASURED} for event in events],
     }
 
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from metrics import until_step
 
 from dpcnn.runs.checkpoint import read
-
-TIMES = ("seconds", "images_per_second")
+from dpcnn.runs.events import MEASURED
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def left_by(folder: Path) -> dict:
     """All that a run leaves, but for times, and for who has died."""
     last = read(folder / "checkpoints" / "last.h5")
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = [{k: v for k, v in event.items() if k not in TIMES} for event in events if event["event"] != "death"]
+    kept = [{k: v for k, v in event.items() if k not in MEASURED} for event in events if event["event"] != "death"]
     log = (folder / "log.txt").read_text()
     return {
         "weights": last.weights_sha256,

@@ -40,6 +40,7 @@ def test_every_point_once_in_a_resumed_run_too(quick, tmp_path):
         ("loss/train", "train_loss"),
         ("accuracy/validation", "validation_accuracy"),
         ("images_per_second", "images_per_second"),
+        ("peak_memory_mb", "peak_memory_mb"),
     ):
         assert [step for step, _ in found[tag]] == [7, 14]
         assert [value for _, value in found[tag]] == pytest.approx([event[key] for event in epochs], rel=1e-6)

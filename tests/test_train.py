@@ -45,7 +45,7 @@ def test_a_run_leaves_what_it_promises(alone):
     assert set(epochs[0]) == {
         "event", "epoch", "step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
         "validation_top5", "validation_precision", "validation_recall", "validation_f1",
-        "learning_rate", "seconds", "images_per_second",
+        "learning_rate", "seconds", "images_per_second", "peak_memory_mb",
     }  # fmt: skip
     end = found[-1]
     assert set(end) == {"event", "steps", "seconds", "weights_sha256", "best_validation_accuracy"}
@@ -56,7 +56,7 @@ def test_a_run_leaves_what_it_promises(alone):
     vector = np.concatenate([array.ravel() for array in checkpoint.parameters.values()])
     assert weights_sha256(vector) == end["weights_sha256"] == checkpoint.weights_sha256
     times = json.loads((folder / "times.json").read_text())
-    assert len(times["ranks"]) == 1 and times["ranks"][0]["peak_memory_mb"] > 30
+    assert len(times["ranks"]) == 1 and times["ranks"][0]["peak_memory_mb"] >= epochs[1]["peak_memory_mb"] > 30
     assert set(times["ranks"][0]["seconds"]) == set(PHASES)
     assert 0 < times["ranks"][0]["seconds"]["forward"] <= end["seconds"]
     last_line = result.out.splitlines()[-1]

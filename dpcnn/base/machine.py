@@ -1,4 +1,4 @@
-"""The memory that is left on this machine."""
+"""Memory: what is left on this machine, and what this process has used."""
 
 import resource
 from contextlib import suppress
@@ -21,6 +21,11 @@ def memory_left() -> int:
     if own != resource.RLIM_INFINITY:
         left.append(own)
     return max(0, min(left))
+
+
+def peak_memory() -> float:
+    """The largest memory that this process has had so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _available() -> int:

@@ -13,7 +13,7 @@ from dpcnn.base.text import markdown
 from dpcnn.config import Config
 from dpcnn.evidence.jobs import config_words, run
 from dpcnn.evidence.measure import Result
-from dpcnn.reporting.figures import draw_scaling
+from dpcnn.reporting.scaling import draw_scaling
 
 Speeds = dict[str, dict[int, list[float]]]
 """Images per second in each round, by kind of scaling and number of ranks."""

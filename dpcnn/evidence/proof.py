@@ -17,10 +17,7 @@ from dpcnn.errors import LaunchError
 from dpcnn.evidence.jobs import command, complaint, config_words
 from dpcnn.parallel.launch import descendants
 from dpcnn.runs.checkpoint import Checkpoint, read
-from dpcnn.runs.events import Event, read_events
-
-TIMES = ("seconds", "images_per_second")
-"""Values of an event that may differ between runs."""
+from dpcnn.runs.events import MEASURED, Event, read_events
 
 SURVIVING = " --with-ft ulfm"
 """The words after Open MPI's mpirun with which ranks survive the death of one."""
@@ -181,7 +178,7 @@ def first_difference(expected: Sequence[Event], found: Sequence[Event]) -> str |
     difference."""
     for ours, theirs in zip(expected, found, strict=False):
         for key in ours:
-            if key not in TIMES and ours[key] != theirs.get(key):
+            if key not in MEASURED and ours[key] != theirs.get(key):
                 if key == "parameters" and isinstance(theirs.get(key), dict):
                     key = next(name for name in ours[key] if ours[key][name] != theirs[key].get(name))
                 return f"step {ours.get('step', ours.get('steps'))}, {key}"

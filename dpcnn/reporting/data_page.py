@@ -42,10 +42,10 @@ def data_page(folder: Path, splits: Mapping[str, Samples]) -> str:
     with TemporaryDirectory(prefix="dpcnn-data-") as work:
         draw_samples(splits["train"], Path(work) / "samples")
         sections = [
-            Section("Samples", table([TITLES[manifest.targets], *SPLITS], rows(manifest, counts))),
+            Section("Samples", table([TITLES[manifest.targets], *SPLITS], rows(manifest, counts), names=1)),
             Section("Training samples of each class", picture(Path(work), "samples", "some samples of each class")),
             Section("Doubtful samples", facts(doubtful(splits))),
-            Section("Files that could not be read", table(["file and reason"], skipped) if skipped else ""),
+            Section("Files that could not be read", table(["file and reason"], skipped, names=1) if skipped else ""),
         ]
     return document(manifest.name, summary(manifest), sections)
 

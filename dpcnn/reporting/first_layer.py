@@ -9,7 +9,8 @@ from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import ConfigError
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.reporting.figures import draw_filters, draw_maps, shades_of
+from dpcnn.reporting.figures import shades_of
+from dpcnn.reporting.filters import draw_filters, draw_maps
 from dpcnn.runs.checkpoint import Checkpoint
 
 

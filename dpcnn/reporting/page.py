@@ -15,18 +15,23 @@ from dpcnn.base.files import MOST_JSON, read_bytes
 from dpcnn.base.timing import PHASES
 from dpcnn.errors import CheckpointError, LaunchError, printable
 from dpcnn.nn.metrics import METRICS
-from dpcnn.reporting.figures import draw_confusion, draw_curves, draw_mistakes, new_figure
+from dpcnn.reporting.activation_maps import draw_activation_maps
+from dpcnn.reporting.confusion import PAIR_HEADER, confused_pairs, draw_confusion
+from dpcnn.reporting.curves import draw_curves
+from dpcnn.reporting.figures import new_figure
 from dpcnn.reporting.first_layer import draw_first_layer
-from dpcnn.reporting.html import Section, document, facts, picture, table
+from dpcnn.reporting.html import Section, document, facts, note, picture, table
+from dpcnn.reporting.mistakes import draw_mistakes
 from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import CLASS_HEADER, class_rows
+from dpcnn.reporting.timelines import draw_timelines
 from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.runs.events import Event, epoch_rows, read_events
 from dpcnn.runs.folder import RunFolder
 from dpcnn.runs.progress import Progress
 from dpcnn.training.examination import Examination
 
-MISTAKES, COLUMNS = 25, 5
+MISTAKES, COLUMNS = 24, 4
 """The largest number of images, and the number of columns, in the picture of the worst mistakes."""
 
 
@@ -54,18 +59,22 @@ def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, examination: Exa
     """
     events = read_events(folder.metrics)
     with TemporaryDirectory(prefix="dpcnn-report-") as work:
-        draw(folder, checkpoint, examination, Path(work))
+        draw(folder, checkpoint, examination, events, Path(work))
         found = results(events, examination, Path(work), checkpoint.config.monitored)
         sections = [*found, *circumstances(folder, checkpoint, events)]
     return document(printable(folder.path.resolve().name), summary(path, checkpoint, examination, events), sections)
 
 
-def draw(folder: RunFolder, checkpoint: Checkpoint, examination: Examination, out: Path) -> None:
+def draw(
+    folder: RunFolder, checkpoint: Checkpoint, examination: Examination, events: Sequence[Event], out: Path
+) -> None:
     """Draw the page's pictures into a folder."""
     draw_curves([folder.path], out / "curves", narrow=True)
+    draw_timelines(events, out)
     if examination.confusion is not None:
         draw_confusion(examination.confusion, examination.class_names, out / "confusion")
         draw_mistakes(examination, MISTAKES, out / "mistakes", COLUMNS)
+        draw_activation_maps(checkpoint, examination, out / "activation")
     elif "classes" not in examination.results:
         draw_scatter(examination.answers, out / "values")
     draw_first_layer(checkpoint, examination.samples.take(np.array([0]))[0], out)
@@ -74,23 +83,44 @@ def draw(folder: RunFolder, checkpoint: Checkpoint, examination: Examination, ou
 def results(events: Sequence[Event], examination: Examination, drawn: Path, monitor: str) -> list[Section]:
     """The sections on the results; ``drawn`` is the folder of the pictures."""
     of_test = examination.results
-    classes = table(CLASS_HEADER, class_rows(of_test)) if "classes" in of_test else ""
+    classes = table(CLASS_HEADER, class_rows(of_test), names=1) if "classes" in of_test else ""
     metrics = {name: f"{of_test[name]:.6f}" for name in METRICS if name in of_test}
     epochs = [event for event in events if event["event"] == "epoch"]
+    confused = [] if examination.confusion is None else confused_pairs(examination.confusion, examination.class_names)
     pictures = (
-        ("Confusion matrix", "confusion", "counts of true class by predicted class"),
         ("Predicted values", "values", "predicted values over true values"),
-        ("The worst mistakes", "mistakes", "true class as predicted class"),
         ("Filters of the first layer", "filters", "before and after training"),
         ("Feature maps", "maps", "feature maps before and after training"),
     )
     return [
         Section("Epochs", table(*epoch_rows(epochs, monitor)) if epochs else "", wide=True),
         Section("Loss and accuracy", picture(drawn, "curves", "loss and accuracy over the epochs")),
+        Section("Learning rate", picture(drawn, "rate", "learning rate over the epochs")),
+        Section("Peak memory", memory_curve(drawn)),
         Section("Metrics, on the test samples", facts(metrics)),
         Section("Classes, on the test samples", classes),
+        Section("Confusion matrix", picture(drawn, "confusion", "counts of true class by predicted class")),
+        Section("The most confused classes", table(PAIR_HEADER, confused, names=2) if confused else ""),
+        Section("The worst mistakes", picture(drawn, "mistakes", "true class as predicted class")),
+        Section("Where the network finds the predicted class", activation_maps(drawn)),
         *(Section(title, picture(drawn, name, text)) for title, name, text in pictures),
     ]
+
+
+def memory_curve(drawn: Path) -> str:
+    """The curve of the memory with its explanation; empty if the run recorded none."""
+    curve = picture(drawn, "memory", "peak memory over the epochs")
+    return curve and curve + note("The largest memory of rank 0 since its start.")
+
+
+def activation_maps(drawn: Path) -> str:
+    """The class activation maps with their explanation; empty if the network has none."""
+    maps = picture(drawn, "activation", "images, and the class activation maps over them")
+    text = (
+        "The worst mistakes, and the surest right answers. The colours show how much each place adds to the output for "
+        "the predicted class, from blue (the least in this image) to red (the most)."
+    )
+    return maps and maps + note(text)
 
 
 def circumstances(folder: RunFolder, checkpoint: Checkpoint, events: Sequence[Event]) -> list[Section]:
@@ -189,4 +219,4 @@ def layers_table(checkpoint: Checkpoint) -> str:
         [name, " x ".join(map(str, shape)), f"{sum(prod(p.shape) for p in layer.parameters):,}"]
         for name, layer, shape in zip(network.names, network.layers, network.shapes, strict=True)
     ]
-    return table(["layer", "output", "parameters"], rows)
+    return table(["layer", "output", "parameters"], rows, names=1)

@@ -14,6 +14,12 @@ Event = dict[str, Any]
 KINDS = ("validation", "test")
 """The evaluations that an epoch's event may contain besides training: NAME_METRIC, as in validation_loss."""
 
+PEAK_MEMORY = "peak_memory_mb"
+"""The key of rank 0's largest memory so far, in the event of an epoch."""
+
+MEASURED = ("seconds", "images_per_second", PEAK_MEMORY)
+"""The keys of values that are measured: they differ from one run to the next, and all others are the same."""
+
 BRIEF = ("loss", "accuracy", "mae", "r2")
 """The metrics that lines and tables for people contain, if there are such; metrics.jsonl contains all."""
 
@@ -32,6 +38,7 @@ def parse_event(value: Any, where: str) -> Event:
         measured = ["loss", *present(line, "", ["accuracy"])]
     elif kind == "epoch":
         integers, floats = ["epoch", "step"], ["learning_rate", "seconds", "images_per_second"]
+        floats += present(line, "", [PEAK_MEMORY])  # runs of older versions lack it
         measured = ["train_loss", *present(line, "train_", ["accuracy"])]
         for split in evaluated(line):
             measured += [f"{split}_loss", *present(line, f"{split}_", [name for name in METRICS if name != "loss"])]

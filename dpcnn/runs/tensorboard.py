@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dpcnn.base.files import Folder
 from dpcnn.errors import LaunchError, not_installed
-from dpcnn.runs.events import Event, metric_of
+from dpcnn.runs.events import PEAK_MEMORY, Event, metric_of
 from dpcnn.runs.folder import TENSORBOARD
 
 
@@ -37,7 +37,7 @@ class TensorBoardWriter:
             if metric := metric_of(key):
                 kind = key.removesuffix(metric).removesuffix("_") or "step"
                 self._writer.add_scalar(f"{metric}/{kind}", value, event["step"])
-            elif key in ("learning_rate", "images_per_second"):
+            elif key in ("learning_rate", "images_per_second", PEAK_MEMORY):
                 self._writer.add_scalar(key, value, event["step"])
         self._writer.flush()
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
+from dpcnn.base.machine import peak_memory
 from dpcnn.parallel.comm import Death
-from dpcnn.runs.events import Event
+from dpcnn.runs.events import PEAK_MEMORY, Event
 from dpcnn.runs.progress import Metrics, Progress
 
 
@@ -29,6 +30,7 @@ def epoch_line(progress: Progress, evaluations: Event, lr: float) -> Event:
         "learning_rate": lr,
         "seconds": round(progress.epoch_seconds, 3),
         "images_per_second": round(progress.metrics.count / progress.epoch_seconds, 1),
+        PEAK_MEMORY: round(peak_memory(), 1),
     }
 
 

@@ -2,10 +2,10 @@
 
 import json
 import platform
-import resource
 from collections.abc import Sequence
 from typing import Any
 
+from dpcnn.base.machine import peak_memory
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.trace import merged
 from dpcnn.training.trainer import Trainer
@@ -25,7 +25,7 @@ def write_times(trainer: Trainer, reporter: Reporter) -> float:
     comm = trainer.comm
     facts = {
         "host": platform.node(),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_memory_mb": round(peak_memory(), 1),
         "seconds": trainer.timer.rounded(),
         "waited_for": round(float(trainer.waiting.seconds[comm.members[comm.rank]]), 3),
     }
