@@ -286,7 +286,7 @@ def test_a_csv_file_of_files_and_labels(tmp_path):
         ("a\0.png,cat\n", "line 1 has a zero byte"),
         ("a.png,\x1b[2J\n", "class names: expected a name of printable characters"),
         ("a.png,cat\nb.png,dog\n", "none of the train pictures can be read; the first: "),
-        ("".join(f"{n}.png,{n}\n" for n in range(300)), "more than 256 classes"),
+        ("".join(f"{n}.png,{n}\n" for n in range(65_536)), "more than 65,535 classes"),
     ],
 )
 def test_lists_that_are_not_so(text, message, tmp_path):

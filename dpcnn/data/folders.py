@@ -11,7 +11,7 @@ import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.files import open_plain
-from dpcnn.data.classes import MOST_CLASSES, assign_numbers
+from dpcnn.data.classes import MOST_CLASSES, assign_numbers, class_type
 from dpcnn.data.decoding import is_picture, read_image, versions
 from dpcnn.data.inputs import open_input
 from dpcnn.data.shards import MNIST, SPLITS, Images
@@ -48,9 +48,9 @@ class Listing:
         """
         numbers = [self.classes.setdefault(label, len(self.classes)) for label in labels]
         if len(self.classes) > MOST_CLASSES:
-            raise DataError(f"more than {MOST_CLASSES} classes; at most {MOST_CLASSES} are supported")
+            raise DataError(f"more than {MOST_CLASSES:,} classes; at most {MOST_CLASSES:,} are supported")
         self.files.append(np.array(files))
-        self.labels.append(np.array(numbers, np.uint8))
+        self.labels.append(np.array(numbers, np.uint16))
 
 
 @dataclass
@@ -192,7 +192,7 @@ def _source(path: Path, folder: Path, listings: dict[str, Listing], options: Sou
     files, labels = {}, {}
     for split, listing in listings.items():
         every = np.concatenate(listing.files)
-        numbers = np.array([names[name] for name in listing.classes], np.uint8)
+        numbers = np.array([names[name] for name in listing.classes], class_type(len(names)))
         files[split], labels[split] = Files(every, (len(every), *shape)), numbers[np.concatenate(listing.labels)]
     origin = {"pictures": f"{sum(map(len, labels.values())):,} files, {options.colour}", "decoded by": versions()}
     return PictureSource(

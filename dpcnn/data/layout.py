@@ -26,8 +26,13 @@ from dpcnn.parallel.tree import chunks
 CHUNK_BYTES = 1 << 20
 """The most bytes of a chunk, unless a single image is larger."""
 
-BYTES = (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)  # equal to users of HDF5, but not to HDF5
-FLOATS = (h5py.h5t.IEEE_F32LE,)
+TYPES: dict[np.dtype[Any], tuple[h5py.h5t.TypeID, ...]] = {
+    np.dtype("u1"): (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE),  # equal to users of HDF5, but not to HDF5
+    np.dtype("<u2"): (h5py.h5t.STD_U16LE,),
+    np.dtype("<f4"): (h5py.h5t.IEEE_F32LE,),
+}
+"""The types of HDF5 for those of samples."""
+
 AGAIN = "prepare the data set again"
 
 
@@ -111,11 +116,11 @@ def _opened(file: ShardFile) -> Iterator[h5py.File]:
 def _dataset(
     file: ShardFile, opened: h5py.File, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> h5py.Dataset:
-    """The dataset with this name, which must have this type, uint8 or float32, and this shape."""
+    """The dataset with this name, which must have this type, one of :data:`TYPES`, and this shape."""
     if not isinstance(opened.get(name, getlink=True), h5py.HardLink) or not isinstance(opened[name], h5py.Dataset):
         raise DataError(f"{file.path}: holds no dataset {name!r} of its own; {AGAIN}")
     dataset = opened[name]
-    if dataset.shape != shape or dataset.id.get_type() not in (BYTES if dtype == np.uint8 else FLOATS):
+    if dataset.shape != shape or dataset.id.get_type() not in TYPES[dtype]:
         actual = f"{dataset.dtype} {dataset.shape}"
         raise DataError(f"{file.path}: {name} are {actual}, but {MANIFEST} says {dtype} {shape}; {AGAIN}")
     return dataset

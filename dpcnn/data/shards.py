@@ -3,8 +3,8 @@
 ::
 
     manifest.json       counts, shapes, the sha256 of every shard, and the source
-    train-00.h5 ..      each with "images" (samples, H, W, C), uint8, and "labels": (samples,) uint8 of classes, or
-                        (samples, K), see dpcnn.data.targets
+    train-00.h5 ..      each with "images" (samples, H, W, C), uint8, and "labels": (samples,) of classes, uint8, or
+                        uint16 of more than 256; or (samples, K), see dpcnn.data.targets
     test-00.h5 ..
 
 The number of shards is independent of the number of ranks.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dpcnn.base import fields
 from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.base.files import MOST_JSON, Folder, read_bytes
-from dpcnn.data.classes import MOST_CLASSES, Names, parse_names
+from dpcnn.data.classes import MOST_CLASSES, Names, class_type, parse_names
 from dpcnn.data.inputs import reason
 from dpcnn.data.targets import LABELS, parse_targets
 from dpcnn.errors import DataError
@@ -108,7 +108,7 @@ class Manifest:
     @property
     def labels_type(self) -> np.dtype[Any]:
         """The type of the labels."""
-        return LABELS[self.targets]
+        return class_type(self.classes) if self.targets == CLASSES else LABELS[self.targets]
 
     def labels_shape(self, samples: int) -> tuple[int, ...]:
         """The shape of the labels of so many samples: (samples,), or (samples, K) with other targets than classes."""

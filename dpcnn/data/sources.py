@@ -38,7 +38,7 @@ class Source:
 
     Attributes:
         images: for each split, uint8 (n, H, W, C), or (n, C, H, W) with ``channels_first``; arrays of numbers index it.
-        labels: for each split, see :data:`dpcnn.data.targets.LABELS`.
+        labels: for each split, of the type of :attr:`dpcnn.data.shards.Manifest.labels_type`.
         class_names: the name of each class, label or value.
         resize: how a picture becomes an image of this set, see :data:`dpcnn.data.shards.RESIZE`.
         origin: the names of the source and their values, for people.
