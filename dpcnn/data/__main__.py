@@ -38,7 +38,7 @@ def make_parser() -> Parser:
         "source",
         type=Path,
         help="a folder of pictures per class, or a CSV file of file,label; or a folder of IDX, CSV or NPY "
-        "files, or an NPZ file with the keys of Keras",
+        "files, an NPZ file with the keys of Keras, or the arrays of an HDF5 file, as in file.h5:images,labels",
     )
     make.add_argument("--out", type=Path, required=True, help="the new data set's folder")
     make.add_argument("--name", help="the data set's name (default: that of the folder)")

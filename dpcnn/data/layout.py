@@ -26,8 +26,11 @@ from dpcnn.parallel.tree import chunks
 CHUNK_BYTES = 1 << 20
 """The most bytes of a chunk, unless a single image is larger."""
 
+BYTES = (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)
+"""The types of HDF5 for uint8: equal to its users, but not to HDF5."""
+
 TYPES: dict[np.dtype[Any], tuple[h5py.h5t.TypeID, ...]] = {
-    np.dtype("u1"): (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE),  # equal to users of HDF5, but not to HDF5
+    np.dtype("u1"): BYTES,
     np.dtype("<u2"): (h5py.h5t.STD_U16LE,),
     np.dtype("<f4"): (h5py.h5t.IEEE_F32LE,),
 }
@@ -189,11 +192,11 @@ def _chunks(file: ShardFile, layout: Layout, shape: Shape) -> Iterator[tuple[int
     size = layout.rows * math.prod(shape[1:])
     with _opened(file) as opened:
         for start, stop in chunks(shape[0], layout.rows):
-            flat = np.frombuffer(_unpacked(_packed(opened["images"], start), size), np.uint8)
+            flat = np.frombuffer(unpacked(_packed(opened["images"], start), size), np.uint8)
             yield start, flat.reshape(-1, *shape[1:])[: stop - start]
 
 
-def _unpacked(packed: bytes, size: int) -> bytes:
+def unpacked(packed: bytes, size: int) -> bytes:
     """Unpack a chunk of ``size`` bytes; an error if its size differs."""
     unpacking = zlib.decompressobj()
     content = unpacking.decompress(packed, size)

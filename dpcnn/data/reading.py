@@ -12,11 +12,17 @@ from dpcnn.errors import DataError
 def read_source(path: Path, options: SourceOptions | None = None) -> Source:
     """Read a source of arrays or of pictures.
 
+    Args:
+        path: of a file or folder; or FILE:A,B of an HDF5 file and the names of its arrays of images and labels.
+
     Raises:
         DataError: nothing known is there, or what is there is damaged.
         ConfigError: the options do not fit it.
     """
     options = options or SourceOptions()
+    file, _, names = str(path).rpartition(":")
+    if os.path.isfile(file) and not path.exists():
+        return read_arrays_source(Path(file), options, names.split(","))
     if path.is_file():
         pictures = path.suffix.lower() == ".csv"
         return read_pictures_list(path, options) if pictures else read_arrays_source(path, options)

@@ -1,4 +1,4 @@
-"""Sources of data sets: folders of IDX, CSV or NPY files, and NPZ files. All are untrusted."""
+"""Sources of data sets: folders of IDX, CSV or NPY files, NPZ files, and HDF5 files. All are untrusted."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +14,7 @@ from dpcnn.base.rng import SHUFFLE, permutation
 from dpcnn.data.cifar import cifar_files, read_cifar
 from dpcnn.data.classes import Names, number_labels, numbered
 from dpcnn.data.formats import read_csv, read_idx
+from dpcnn.data.hdf5 import SIGNATURE, read_hdf5
 from dpcnn.data.holdout import TEST, stratified
 from dpcnn.data.inputs import Input, open_input
 from dpcnn.data.layout import most_rows
@@ -126,11 +127,11 @@ Pairs = dict[str, tuple[Any, Array]]
 """For each split, images and labels as they are in the source."""
 
 
-def read_arrays_source(path: Path, options: SourceOptions) -> Source:
-    """Read a folder of IDX, CSV, NPY or CIFAR files, or an NPZ file.
+def read_arrays_source(path: Path, options: SourceOptions, names: Sequence[str] = ()) -> Source:
+    """Read a folder of IDX, CSV, NPY or CIFAR files, an NPZ file, or an HDF5 file.
 
     Args:
-        targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`; folders have classes.
+        names: of the arrays in an HDF5 file: images and labels, and perhaps images and labels of test samples.
 
     Raises:
         DataError: nothing known is there, or what is there is damaged.
@@ -138,7 +139,7 @@ def read_arrays_source(path: Path, options: SourceOptions) -> Source:
     """
     if options.size or options.strict:
         raise ConfigError(f"--size and --strict are for pictures, but {path} holds arrays; drop the options")
-    pairs, origin = _read_npz(path) if path.is_file() else _read_folder(path)
+    pairs, origin = _read_hdf5(path, names) if names else _read_npz(path) if path.is_file() else _read_folder(path)
     images = {split: _checked(path, *pair) for split, pair in pairs.items()}
     labels, names = _labels(path, {split: pair[1] for split, pair in pairs.items()}, options)
     first = options.layout == "chw"
@@ -249,6 +250,8 @@ def is_folder_of_arrays(folder: Path) -> bool:
 def _read_npz(path: Path) -> tuple[Pairs, dict[str, str]]:
     """Read an NPZ file with the keys of Keras."""
     with open_input(path) as file:
+        if file.head(len(SIGNATURE)) == SIGNATURE:
+            raise DataError(f"{path}: give the names of its arrays, as in {path}:images,labels")
         if file.head(2) != ZIP:
             raise DataError(f"{path}: not an NPZ file; expected {NPZ_FILE}, or a folder of IDX, CSV or picture files")
         origin = {printable(path.name)[:255]: f"sha256 {file.sha256()}"}
@@ -260,6 +263,19 @@ def _read_npz(path: Path) -> tuple[Pairs, dict[str, str]]:
         arrays = {key: headers[key] for keys in wanted.values() for key in keys}
         found = dict(zip(arrays, read_or_keep(file, arrays.values()), strict=True))
     return {split: (found[x], found[y]) for split, (x, y) in wanted.items()}, origin
+
+
+def _read_hdf5(path: Path, names: Sequence[str]) -> tuple[Pairs, dict[str, str]]:
+    """Read the arrays with these names of an HDF5 file."""
+    if len(names) not in (2, 4):
+        raise DataError(
+            f"{path}: {len(names)} names of arrays; expected two, as in {path}:images,labels, or four, the last two of "
+            "test samples"
+        )
+    with open_input(path) as file:
+        origin = {printable(path.name)[:255]: f"sha256 {file.sha256()}", "arrays": printable(",".join(names))[:255]}
+        arrays = read_hdf5(file, names)
+    return dict(zip(SPLITS, zip(arrays[::2], arrays[1::2], strict=True), strict=False)), origin
 
 
 def _checked(path: Path, images: Any, labels: Array) -> Any:

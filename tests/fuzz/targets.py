@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import mutate
 import numpy as np
 from PIL import Image
@@ -72,6 +73,13 @@ def make_sources(base: Path) -> None:
     arrays = {f"x_{split}": images[split] for split in images} | {f"y_{split}": labels[split] for split in images}
     np.savez(base / "plain.npz", **arrays)
     np.savez_compressed(base / "packed.npz", **arrays)
+    for name, filters in (
+        ("plain.h5", {}),
+        ("packed.h5", {"compression": "gzip", "shuffle": True, "chunks": (7, 5, 12)}),
+    ):
+        with h5py.File(base / name, "w") as file:
+            file.create_dataset("x", data=arrays["x_train"], **filters)
+            file["g/y"] = arrays["y_train"]
     np.savez(base / "values.npz", **{key: a / 7 if key[0] == "y" else a for key, a in arrays.items()})
     np.savez(base / "several.npz", **{key: np.eye(3)[a] if key[0] == "y" else a for key, a in arrays.items()})
     for kind in ("idx", "idxgz", "csv", "npy"):
@@ -187,6 +195,9 @@ TARGETS = [
         "npz",
         10,
         a_file(mutate.any_bytes, ["plain.npz", "packed.npz"], ["data prepare FILE --out new", "predict run FILE"]),
+    ),
+    Target(
+        "hdf5", 8, a_file(mutate.any_bytes, ["plain.h5", "packed.h5"], ["data prepare FILE:x,g/y --test 6 --out new"])
     ),
     Target("values", 2, a_file(mutate.any_bytes, ["values.npz"], ["data prepare FILE --targets values --out new"])),
     Target(
