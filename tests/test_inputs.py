@@ -234,9 +234,9 @@ KERAS |= {key.replace("train", "test"): array for key, array in KERAS.items()}
         ({"y_test": np.zeros(6)}, "expected labels of whole numbers or text, not float64"),
         (
             {"x_train": np.zeros((6, 4, 4), np.float32)},
-            "expected uint8 images 0..255 (n, H, W, C), not float32; multiply by 255 and convert",
+            "expected images of uint8, uint16, float16, float32, one type for all, not float32, uint8; convert them",
         ),
-        ({"x_train": np.zeros((6, 4, 4), np.int64)}, "not int64; convert them"),
+        ({"x_train": np.zeros((6, 4, 4), np.int64)}, "one type for all, not int64, uint8; convert them"),
         ({"x_train": np.zeros((5, 4, 4), np.uint8)}, "do not match"),
         ({"x_train": np.zeros((6, 4), np.uint8)}, "do not match"),
         ({"x_train": np.zeros((0, 4, 4), np.uint8), "y_train": np.zeros(0, int)}, "expected at least one"),

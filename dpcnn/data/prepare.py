@@ -203,6 +203,8 @@ def describe(source: Source, splits: dict[str, tuple[Shard, ...]], target: Targe
         content=dict.fromkeys(SPLITS, ""),
         source=source.origin,
         targets=source.targets,
+        pixels=source.pixels,
+        max_value=source.max_value,
     )
 
 

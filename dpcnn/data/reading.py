@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
+from dpcnn.data.arrays import NPZ_FILE, is_folder_of_arrays, read_arrays_source
 from dpcnn.data.folders import read_pictures_folder, read_pictures_list
 from dpcnn.data.source_options import SourceOptions
-from dpcnn.data.sources import NPZ_FILE, Source, is_folder_of_arrays, read_arrays_source
+from dpcnn.data.sources import Source
 from dpcnn.errors import DataError
 
 
