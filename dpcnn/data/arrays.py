@@ -1,4 +1,4 @@
-"""Sources of arrays: folders of IDX, CSV, NPY or CIFAR files, NPZ files, and HDF5 files. All are untrusted."""
+"""Sources of arrays: folders of IDX, CSV, NPY, CIFAR or EMNIST files, NPZ files, and HDF5 files. All are untrusted."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -8,6 +8,7 @@ from typing import Any
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.data.cifar import cifar_files, read_cifar
 from dpcnn.data.classes import Names, number_labels, numbered
+from dpcnn.data.emnist import emnist_files, read_emnist
 from dpcnn.data.formats import read_csv, read_idx
 from dpcnn.data.hdf5 import SIGNATURE, read_hdf5
 from dpcnn.data.inputs import Input, open_input
@@ -166,7 +167,8 @@ def _read_npy_pair(files: Sequence[Input]) -> tuple[Any, Array]:
 
 
 KINDS: list[tuple[Callable[[Path, str], list[Path]], Callable[[Sequence[Input]], tuple[Any, Array]]]]
-KINDS = [(_idx_files, _read_idx_pair), (_csv_files, _read_csv), (_npy_files, _read_npy_pair), (cifar_files, read_cifar)]
+KINDS = [(_idx_files, _read_idx_pair), (_csv_files, _read_csv), (_npy_files, _read_npy_pair)]
+KINDS += [(cifar_files, read_cifar), (emnist_files, read_emnist)]
 """For each kind of folder, the functions that find and read the files of a split."""
 
 
