@@ -90,7 +90,8 @@ def fetch_and_prepare(comm: SerialComm, name: str, mirror: str | None, target: T
             mirrors = (mirror,) if mirror else known.mirrors
             fetch(replace(known, mirrors=mirrors), folder, say)
             if known.members:
-                unpack(folder, *known.digests, names=known.members)
+                (archive,) = known.digests
+                unpack(folder, archive, known.members)
     with comm.fail_together():
         names = read_names(str(folder / known.names_file)) if known.names_file else known.class_names
         source = read_source(folder, SourceOptions(names=names, resize=known.resize))
