@@ -302,7 +302,7 @@ def test_lists_that_are_not_so(text, message, tmp_path):
         (["--size", "64"], "--size: expected a height and a width up to 4096, as in 64x64, not '64'"),
         (["--size", "0x64"], "--size: expected a height"),
         (["--size", "64x99999"], "--size: expected a height"),
-        (["--size", "8x8", "--layout", "chw"], "--layout and --targets are for arrays"),
+        (["--size", "8x8", "--layout", "chw"], "--layout, --targets and --max-value are for arrays"),
         (["--size", "8x8", "--names", "cat,dog"], "the class '10' is not in --names"),
         (["--size", "8x8", "--resize", "mnist"], "--resize mnist makes grey images; give --colour grey"),
     ],

@@ -73,6 +73,8 @@ def make_sources(base: Path) -> None:
     arrays = {f"x_{split}": images[split] for split in images} | {f"y_{split}": labels[split] for split in images}
     np.savez(base / "plain.npz", **arrays)
     np.savez_compressed(base / "packed.npz", **arrays)
+    fine = {key: (a / 255).astype(np.float16) if key[0] == "x" else a for key, a in arrays.items()}
+    np.savez(base / "fine.npz", **fine)
     for name, filters in (
         ("plain.h5", {}),
         ("packed.h5", {"compression": "gzip", "shuffle": True, "chunks": (7, 5, 12)}),
@@ -157,6 +159,7 @@ idx/train-images-idx3-ubyte csv/mnist_train.csv photos/a/0.png list.csv npy/x_tr
 """.split()
 NEW = "train --recipe recipe.toml --data set --max-steps 1 --no-curves --out new"
 MAPPED = NEW.replace("data set", "data mapped")
+FINE = NEW.replace("data set", "data fine")
 VALUED = f"{NEW.replace('data set', 'data valued')} --loss huber"
 RESUME = "train --resume --out run --max-steps 0 --no-curves"
 ALL = [
@@ -199,6 +202,8 @@ TARGETS = [
     Target(
         "hdf5", 8, a_file(mutate.any_bytes, ["plain.h5", "packed.h5"], ["data prepare FILE:x,g/y --test 6 --out new"])
     ),
+    Target("fine", 2, a_file(mutate.any_bytes, ["fine.npz"], ["data prepare FILE --out new"])),
+    Target("fine manifest", 3, a_file(mutate.as_json, ["fine/manifest.json"], ["data info fine", FINE])),
     Target("values", 2, a_file(mutate.any_bytes, ["values.npz"], ["data prepare FILE --targets values --out new"])),
     Target(
         "several", 2, a_file(mutate.any_bytes, ["several.npz"], ["data prepare FILE --targets multilabel --out new"])
