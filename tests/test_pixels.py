@@ -55,28 +55,29 @@ def arrays(kind: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-@pytest.mark.parametrize("form", ["npz", "packed npz", "npy", "hdf5"])
-def test_images_come_back_from_every_source_with_the_same_bytes_on_any_ranks(form, kind, tmp_path):
+@pytest.mark.parametrize(
+    ("form", "flags"), [("npz", []), ("packed npz", ["--contiguous"]), ("npy", ["--contiguous"]), ("hdf5", [])]
+)
+def test_images_come_back_from_every_source_with_the_same_bytes_on_any_ranks(form, flags, kind, tmp_path):
     source = write(tmp_path / "source", form, arrays(kind))
-    for flags in ([], ["--contiguous"]):
-        found = []
-        for ranks in (1, 3):
-            out = tmp_path / f"{len(flags)} {ranks}" / "set"
-            result = command("data", "prepare", source, "--out", out, "--shards", "3", *flags, ranks=ranks)
-            assert result.status == 0, result.err
-            found.append({path.name: path.read_bytes() for path in out.iterdir()})
-        assert found[0] == found[1]
-        samples = load(out, "train", SerialComm())
-        assert samples.manifest.pixels == kind and samples.max_value == WHITE[kind]
-        stored = np.concatenate([piece[np.arange(len(piece))] for piece in samples.pieces])
-        assert stored.dtype == kind
-        np.testing.assert_array_equal(stored[..., 0], IMAGES[kind])
-        numbers = np.random.default_rng(0).permutation(200)
-        taken, labels = samples.take(numbers)
-        assert taken.dtype == np.float32
-        expected = IMAGES[kind][numbers].astype(np.float64) * 255 / WHITE[kind]
-        np.testing.assert_allclose(taken[..., 0], expected, rtol=2e-7)
-        np.testing.assert_array_equal(labels, Y[numbers])
+    found = []
+    for ranks in (1, 3):
+        out = tmp_path / str(ranks) / "set"
+        result = command("data", "prepare", source, "--out", out, "--shards", "3", *flags, ranks=ranks)
+        assert result.status == 0, result.err
+        found.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert found[0] == found[1]
+    samples = load(out, "train", SerialComm())
+    assert samples.manifest.pixels == kind and samples.max_value == WHITE[kind]
+    stored = np.concatenate([piece[np.arange(len(piece))] for piece in samples.pieces])
+    assert stored.dtype == kind
+    np.testing.assert_array_equal(stored[..., 0], IMAGES[kind])
+    numbers = np.random.default_rng(0).permutation(200)
+    taken, labels = samples.take(numbers)
+    assert taken.dtype == np.float32
+    expected = IMAGES[kind][numbers].astype(np.float64) * 255 / WHITE[kind]
+    np.testing.assert_allclose(taken[..., 0], expected, rtol=2e-7)
+    np.testing.assert_array_equal(labels, Y[numbers])
 
 
 def prepare(tmp_path: Path, images: np.ndarray, *flags, status: int = 0, out: str = "set"):
@@ -217,11 +218,9 @@ def test_predictions_take_arrays_of_the_training_s_type_and_uint8(run_of_uint16,
     assert result.status == 2 and "x.npz: values from -1 to -1, expected 0 to 65535" in result.errors[0]
 
 
-def test_evaluation_and_report_and_page(run_of_uint16, tmp_path):
+def test_evaluation_and_page(run_of_uint16, tmp_path):
     pytest.importorskip("matplotlib")
     assert json.loads(command("evaluate", run_of_uint16 / "run1", "--json", ranks=2).out)["samples"] == 60
-    result = command("report", run_of_uint16 / "run1", "--out", tmp_path / "page.html")
-    assert result.status == 0 and not result.err, result.err
     result = command("data", "show", run_of_uint16 / "set", "--page", tmp_path / "samples.html")
     assert result.status == 0 and not result.err, result.err
 
