@@ -14,7 +14,7 @@ from dpcnn.reporting.mistakes import draw_mistakes
 from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import class_table, sentence
 from dpcnn.runs.folder import numerics_of
-from dpcnn.training.examination import Examination, examine, read_on_rank_0
+from dpcnn.training.examination import MOST_CONFUSED, Examination, examine, read_on_rank_0
 
 MISTAKES = 40
 """The most images in the picture of the worst mistakes."""
@@ -63,7 +63,10 @@ def command(comm: SerialComm, options: Namespace) -> int:
 def draw(found: Examination, folder: Path) -> None:
     """Draw the confusion matrix and the worst mistakes, or the predicted values, and print the names of the files."""
     if found.confusion is None and "classes" in found.results:
-        raise ConfigError("--plots: there is no picture of several labels per sample; drop the flag")
+        raise ConfigError(
+            "--plots: there is no picture of several labels per sample, or of more than "
+            f"{MOST_CONFUSED:,} classes; drop the flag"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if found.confusion is None:
         print(draw_scatter(found.answers, folder / "values"))

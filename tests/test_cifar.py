@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from commands import command
 from test_fetch import Server, server  # noqa: F401
 
-from dpcnn.data.cifar import CIFAR10, CIFAR100, unpack
+from dpcnn.data.archives import unpack
+from dpcnn.data.cifar import CIFAR10, CIFAR100
 from dpcnn.data.dataset import load
-from dpcnn.data.downloads import DOWNLOADS, Download
+from dpcnn.data.downloads import DOWNLOADS
 from dpcnn.parallel.comm import SerialComm
 
 RNG = np.random.default_rng(3)
@@ -47,8 +49,9 @@ def test_an_archive_is_fetched_and_prepared(server, classes, tmp_path, monkeypat
     (archive,) = DOWNLOADS[f"cifar{classes}"].digests
     write_archive(server.folder / archive, {**files, "../../outside.bin": b"no", "readme.html": b"no"})
     sha256 = "sha256:" + hashlib.sha256((server.folder / archive).read_bytes()).hexdigest()
-    known = Download((server.address,), {archive: sha256}, "a licence", names_file=NAMES[classes])
-    monkeypatch.setitem(DOWNLOADS, f"cifar{classes}", known)
+    name = f"cifar{classes}"
+    known = replace(DOWNLOADS[name], mirrors=(server.address,), digests={archive: sha256})
+    monkeypatch.setitem(DOWNLOADS, name, known)
     result = command("data", "fetch", f"cifar{classes}", "--out", tmp_path / "set", ranks=2)
     assert result.status == 0, result.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["served", "set"]
@@ -86,7 +89,7 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
             link = tarfile.TarInfo(name)
             link.type, link.linkname = kind, "/etc/hostname"
             archive.addfile(link)
-    unpack(tmp_path, "a.tar.gz")
+    unpack(tmp_path, "a.tar.gz", DOWNLOADS["cifar10"].members)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
@@ -96,7 +99,7 @@ def test_an_archive_that_is_cut_short_is_refused(server, tmp_path, monkeypatch):
     write_archive(path, files)
     path.write_bytes(path.read_bytes()[:-4000])
     sha256 = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-    known = Download((server.address,), {path.name: sha256}, "a licence", names_file=NAMES[10])
+    known = replace(DOWNLOADS["cifar10"], mirrors=(server.address,), digests={path.name: sha256})
     monkeypatch.setitem(DOWNLOADS, "cifar10", known)
     result = command("data", "fetch", "cifar10", "--out", tmp_path / "set")
     assert result.status == 2 and "not a whole archive" in result.errors[0] and not (tmp_path / "set").exists()

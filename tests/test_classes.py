@@ -89,13 +89,14 @@ def test_given_names_decide_the_order_of_strings(tmp_path):
     [
         (np.array([[0, 1], [1, 1]]), None, "expected one-hot rows"),
         (np.array([[0.5, 0.5], [0, 1]]), None, "expected one-hot rows"),
-        (np.zeros((2, 300)), None, "one-hot labels of 300 classes; 256 are supported"),
+        (np.zeros((2, 65_536), bool), None, "one-hot labels of 65,536 classes; 65,535 are supported"),
         (np.zeros((2, 2, 2), int), None, "expected labels of whole numbers or text, not int64 (2, 2, 2)"),
         (np.array([0, 2]), ("a", "b"), "labels up to 2, but --names has 2 names"),
         (np.array(["a", "c"]), ("a", "b"), "the class 'c' is not in --names"),
         (np.array(["a", "\x1b[2J"]), None, "class names: expected a name of printable characters"),
         (np.array(["a", ""]), None, "class names: expected a name of printable characters"),
-        (np.array([str(n) for n in range(257)]), None, "257 classes; at most 256"),
+        (np.array([str(n) for n in range(65_536)]), None, "65,536 classes; at most 65,535"),
+        (np.array([f"{n:0200}" for n in range(20_000)]), None, "20,000 names take more than 2,097,152 bytes"),
         (np.array([0x61, 0x110000], np.uint32).view("U1"), None, "change the labels"),
     ],
 )

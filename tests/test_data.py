@@ -261,7 +261,7 @@ def test_numbers_beyond_the_samples_are_refused(contiguous):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (np.zeros((4, 12, 12, 1), np.float32), np.zeros(4, int), "not float32 (4, 12, 12, 1); multiply by 255"),
+        (np.zeros((4, 12, 12, 1), np.float32), np.zeros(4, int), "not float32 (4, 12, 12, 1); convert and reshape"),
         (np.zeros((4, 12, 12), np.uint8), np.zeros(4, int), "not uint8 (4, 12, 12); convert and reshape them"),
         (np.zeros((4, 12, 12, 1), np.uint8), np.zeros(4), "expected integer labels (4,), one for each image"),
         (np.zeros((4, 12, 12, 1), np.uint8), np.zeros(3, int), "expected integer labels (4,), one for each image"),

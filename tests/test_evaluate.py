@@ -9,11 +9,16 @@ from conftest import run
 
 from dpcnn.nn.metrics import METRICS, Answers
 from dpcnn.reporting.tables import class_table
-from dpcnn.training.examination import class_scores
+from dpcnn.training.examination import scores
 
 LABELS, PREDICTED = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1])
 NAMES = ("cat", "dog", "a fish", "3")
 ANSWERS = Answers(LABELS, PREDICTED, LABELS == PREDICTED, np.array([0.1, 0.2, 3, 0.1, 2, 4]), np.zeros(6, int))
+
+
+def of_classes(confusion: np.ndarray) -> list[dict]:
+    """The scores of each class of a confusion matrix."""
+    return scores(confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1), NAMES)
 
 
 def test_counts_by_hand():
@@ -21,7 +26,7 @@ def test_counts_by_hand():
     assert confusion.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     assert (METRICS["accuracy"].of(ANSWERS), ANSWERS.count) == (0.5, 6)
     assert METRICS["loss"].of(ANSWERS) == pytest.approx(9.4 / 6)
-    first, second, third, fourth = class_scores(confusion, NAMES[: len(confusion)])
+    first, second, third, fourth = of_classes(confusion)
     assert first == {"class": 0, "name": "cat", "samples": 3, "precision": 2 / 3, "recall": 2 / 3}
     assert second == {"class": 1, "name": "dog", "samples": 2, "precision": 1 / 3, "recall": 1 / 2}
     assert third == {"class": 2, "name": "a fish", "samples": 1, "precision": None, "recall": 0}
@@ -30,9 +35,7 @@ def test_counts_by_hand():
 
 def test_the_table_class_scores():
     confusion = ANSWERS.confusion(3)
-    lines = class_table(
-        {"classes": class_scores(confusion, NAMES[: len(confusion)]), "confusion": confusion.tolist()}
-    ).splitlines()
+    lines = class_table({"classes": of_classes(confusion), "confusion": confusion.tolist()}).splitlines()
     assert lines[0].split() == "class samples precision recall as cat as dog as a fish".split()
     assert lines[2].split() == ["cat", "3", "0.6667", "0.6667", "2", "1", "."]
     assert lines[4].split() == ["a", "fish", "1", "-", "0.0000", ".", "1", "."]

@@ -10,6 +10,7 @@ from commands import command, dispatch
 from sources import write_source
 
 from dpcnn.data.downloads import DOWNLOADS, FILES, Download, fetch
+from dpcnn.data.emnist import CLASSES
 from dpcnn.errors import ConfigError, DataError
 from dpcnn.parallel.comm import SerialComm
 
@@ -174,7 +175,8 @@ def test_one_rank_downloads_and_all_prepare(server, download, tmp_path, monkeypa
 
 
 def test_the_known_sets_are_complete():
-    archives = {"cifar10": {"cifar-10-binary.tar.gz"}, "cifar100": {"cifar-100-binary.tar.gz"}}
+    archives = {"cifar10": {"cifar-10-binary.tar.gz"}, "cifar100": {"cifar-100-binary.tar.gz"}, "emnist": {"gzip.zip"}}
+    archives |= {f"emnist-{division}": {"gzip.zip"} for division in CLASSES if division != "balanced"}
     assert set(DOWNLOADS) == {"mnist", "fashion-mnist", "kmnist", *archives}
     for name, known in DOWNLOADS.items():
         assert set(known.digests) == archives.get(name, set(FILES)) and known.mirrors

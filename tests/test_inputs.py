@@ -226,14 +226,17 @@ KERAS |= {key.replace("train", "test"): array for key, array in KERAS.items()}
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"y_train": np.array([0, 1, 2, 300, 4, 5])}, "labels up to 255 (256 classes) are supported, found 300"),
-        ({"y_train": np.array([0, 1, 2, -3, 4, 5])}, "labels up to 255 (256 classes) are supported, found -3"),
+        (
+            {"y_train": np.array([0, 1, 2, 65_535, 4, 5])},
+            "labels up to 65,534 (65,535 classes) are supported, found 65535",
+        ),
+        ({"y_train": np.array([0, 1, 2, -3, 4, 5])}, "labels up to 65,534 (65,535 classes) are supported, found -3"),
         ({"y_test": np.zeros(6)}, "expected labels of whole numbers or text, not float64"),
         (
             {"x_train": np.zeros((6, 4, 4), np.float32)},
-            "expected uint8 images 0..255 (n, H, W, C), not float32; multiply by 255 and convert",
+            "expected images of uint8, uint16, float16, float32, one type for all, not float32, uint8; convert them",
         ),
-        ({"x_train": np.zeros((6, 4, 4), np.int64)}, "not int64; convert them"),
+        ({"x_train": np.zeros((6, 4, 4), np.int64)}, "one type for all, not int64, uint8; convert them"),
         ({"x_train": np.zeros((5, 4, 4), np.uint8)}, "do not match"),
         ({"x_train": np.zeros((6, 4), np.uint8)}, "do not match"),
         ({"x_train": np.zeros((0, 4, 4), np.uint8), "y_train": np.zeros(0, int)}, "expected at least one"),
@@ -300,8 +303,8 @@ def test_pipes_and_devices_are_refused_at_once(kind, small, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(classes=True), "classes: expected a whole number from 1 to 256, not True"),
-        (lambda m: m.update(classes=257), "classes: expected a whole number from 1 to 256"),
+        (lambda m: m.update(classes=True), "classes: expected a whole number from 1 to 65535, not True"),
+        (lambda m: m.update(classes=65_536), "classes: expected a whole number from 1 to 65535"),
         (lambda m: m.update(image_shape=[True, 28, 28]), "image_shape: expected a whole number from 1 to 65536"),
         (lambda m: m.update(image_shape=[28, 28]), "image_shape: expected 3 whole numbers"),
         (lambda m: m.update(image_shape=[28, 28, 10**30]), "a number of more than 64 bits"),

@@ -108,7 +108,7 @@ def test_a_data_set_of_before_is_told(prepared, tmp_path):
         ("mean", [1, 2], "mean: expected 3 numbers, not 2"),
         ("mean", [1, 2, 256], "mean: expected a number from 0 to 255"),
         ("mean", [1, 2, "3"], "mean: expected a finite number"),
-        ("deviation", [1, 0, 1], "deviation: expected a number from 1e-06 to 255"),
+        ("deviation", [1, 0, 1], "deviation: expected a number from 1e-09 to 255"),
         ("deviation", 3, "deviation: expected a list"),
     ],
 )

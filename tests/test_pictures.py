@@ -286,7 +286,7 @@ def test_a_csv_file_of_files_and_labels(tmp_path):
         ("a\0.png,cat\n", "line 1 has a zero byte"),
         ("a.png,\x1b[2J\n", "class names: expected a name of printable characters"),
         ("a.png,cat\nb.png,dog\n", "none of the train pictures can be read; the first: "),
-        ("".join(f"{n}.png,{n}\n" for n in range(300)), "more than 256 classes"),
+        ("".join(f"{n}.png,{n}\n" for n in range(65_536)), "more than 65,535 classes"),
     ],
 )
 def test_lists_that_are_not_so(text, message, tmp_path):
@@ -302,7 +302,7 @@ def test_lists_that_are_not_so(text, message, tmp_path):
         (["--size", "64"], "--size: expected a height and a width up to 4096, as in 64x64, not '64'"),
         (["--size", "0x64"], "--size: expected a height"),
         (["--size", "64x99999"], "--size: expected a height"),
-        (["--size", "8x8", "--layout", "chw"], "--layout and --targets are for arrays"),
+        (["--size", "8x8", "--layout", "chw"], "--layout, --targets and --max-value are for arrays"),
         (["--size", "8x8", "--names", "cat,dog"], "the class '10' is not in --names"),
         (["--size", "8x8", "--resize", "mnist"], "--resize mnist makes grey images; give --colour grey"),
     ],

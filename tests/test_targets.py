@@ -255,7 +255,9 @@ def test_pictures_have_classes(tmp_path):
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     words = ["--size", "8x8", "--targets", "values"]
     result = command("data", "prepare", tmp_path / "photos", "--out", tmp_path / "set", *words)
-    assert result.status == 2 and "--layout and --targets are for arrays; drop the option" in result.errors[0]
+    assert (
+        result.status == 2 and "--layout, --targets and --max-value are for arrays; drop the option" in result.errors[0]
+    )
 
 
 @pytest.mark.parametrize("targets", ["values", "multilabel"])

@@ -13,6 +13,7 @@ from dpcnn.data.classes import read_names
 from dpcnn.data.dataset import find_data, load
 from dpcnn.data.downloads import DOWNLOADS
 from dpcnn.data.info import info
+from dpcnn.data.pixels import LEAST_WHITE, MOST_WHITE
 from dpcnn.data.prepare import SHARDS, Target, fetch_and_prepare, prepare
 from dpcnn.data.shards import CROP, MOST_SHARDS, RESIZE, SPLITS
 from dpcnn.data.source_options import TEST_PART, SourceOptions
@@ -38,7 +39,7 @@ def make_parser() -> Parser:
         "source",
         type=Path,
         help="a folder of pictures per class, or a CSV file of file,label; or a folder of IDX, CSV or NPY "
-        "files, or an NPZ file with the keys of Keras",
+        "files, an NPZ file with the keys of Keras, or the arrays of an HDF5 file, as in file.h5:images,labels",
     )
     make.add_argument("--out", type=Path, required=True, help="the new data set's folder")
     make.add_argument("--name", help="the data set's name (default: that of the folder)")
@@ -61,6 +62,12 @@ def make_parser() -> Parser:
     )
     make.add_argument(
         "--layout", choices=("hwc", "chw"), help="arrays: whether height and width or the channels come first"
+    )
+    make.add_argument(
+        "--max-value",
+        type=float,
+        metavar="X",
+        help="arrays of uint16 or floats: the value of white; black is 0 (default 65535, or 1 for floats)",
     )
     make.add_argument(
         "--test",
@@ -155,12 +162,14 @@ def source_options(options: Namespace) -> SourceOptions:
     try:
         test = None if options.test is None else fields.number(options.test, "--test", 0)
         seed = fields.integer(options.seed, "--seed")
+        white = options.max_value
+        white = None if white is None else fields.number(white, "--max-value", LEAST_WHITE, MOST_WHITE)
     except fields.FieldError as error:
         raise ConfigError(str(error)) from None
     names = read_names(options.names) if options.names else None
     size = image_size(options.size) if options.size else None
     layout, targets, resize = options.layout, options.targets, options.resize
-    return SourceOptions(names, targets, layout, test, seed, resize, size, options.colour, options.strict)
+    return SourceOptions(names, targets, layout, test, seed, resize, size, options.colour, options.strict, white)
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -4,28 +4,18 @@ Krizhevsky, "Learning multiple layers of features from tiny images" (2009). A sa
 pixels, 3072 bytes (3, 32, 32). A sample of CIFAR-100 has the number of its superclass before the label.
 """
 
-import shutil
-import tarfile
-import zlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from dpcnn.base.files import Folder
-from dpcnn.data.inputs import Input, reason
+from dpcnn.data.inputs import Input
 from dpcnn.data.shards import Images
 from dpcnn.errors import DataError
 
 CIFAR10 = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
 CIFAR100 = {"train": ("train.bin",), "test": ("test.bin",)}
 NAMES_OF_10, NAMES_OF_100 = "batches.meta.txt", "fine_label_names.txt"
-MEMBERS = {*CIFAR10["train"], *CIFAR10["test"], *CIFAR100["train"], *CIFAR100["test"], NAMES_OF_10, NAMES_OF_100}
-"""The files of the archives that are unpacked."""
-
-MOST_MEMBER = 1 << 28
-"""The most bytes of a file in an archive; the largest one has 50,000 samples of 3,074 bytes."""
-
 PIXELS = 3 * 32 * 32
 
 
@@ -56,23 +46,3 @@ def _rows(file: Input, size: int) -> Images:
     if not len(rows) or file.size % size or file.fill(rows.reshape(-1)) < rows.size or file.read(1):
         raise DataError(f"{file.path}: {file.size:,} bytes, but expected samples of {size} bytes; get the file again")
     return rows
-
-
-def unpack(folder: Path, archive: str) -> None:
-    """Unpack the known files of an archive in a folder, into this folder.
-
-    Raises:
-        DataError: it is not such an archive.
-    """
-    try:
-        with Folder(folder) as opened, tarfile.open(folder / archive, "r:gz") as members:
-            for member in members:
-                name = PurePosixPath(member.name).name
-                known = name in MEMBERS and member.isfile() and member.size <= MOST_MEMBER
-                source = members.extractfile(member) if known else None
-                if source:
-                    opened.remove(name)
-                    with opened.appending(name) as file:
-                        shutil.copyfileobj(source, file)
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{folder / archive}: not a whole archive ({reason(error)}); remove it and try again") from None

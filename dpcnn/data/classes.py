@@ -1,9 +1,11 @@
 """Classes: their names, and labels of every kind as the numbers of their classes."""
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,10 @@ from dpcnn.errors import ConfigError, DataError
 
 Names = tuple[str, ...]
 
-MOST_CLASSES = 256
+MOST_CLASSES = 65_535
+MOST_NAMES = 2 << 20
+"""The most bytes of all class names together, as JSON: a manifest has at most 4 MiB."""
+
 MOST_NAMES_FILE = 1 << 20
 """The largest size of a file of class names in bytes."""
 
@@ -32,14 +37,21 @@ def check_names(names: Iterable[object], where: str) -> Names:
         where: the beginning of a message.
 
     Raises:
-        FieldError: a name is wrong, or there are two of the same name.
+        FieldError: a name is wrong, or there are two of the same name, or all together are too long.
     """
     checked: dict[str, None] = {}
     for name in names:
         if fields.name(name, where) in checked:
             raise FieldError(f"{where}: two classes have the name {name!r}")
         checked[str(name)] = None
+    if len(json.dumps(list(checked))) > MOST_NAMES:
+        raise FieldError(f"{where}: {len(checked):,} names take more than {MOST_NAMES:,} bytes; give shorter ones")
     return tuple(checked)
+
+
+def class_type(classes: int) -> np.dtype[Any]:
+    """The type of the numbers of so many classes: uint8, or uint16 of more than 256 classes."""
+    return np.dtype("u1" if classes <= 256 else "<u2")
 
 
 def parse_names(table: Table, classes: int) -> Names:
@@ -58,9 +70,10 @@ def parse_names(table: Table, classes: int) -> Names:
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Names in the order of their classes: by value if all are whole numbers, otherwise by their characters."""
-    names = list(names)
-    numbers = {name: fields.digits(name) for name in names}
-    return sorted(names, key=lambda name: (numbers[name] or 0, name) if None not in numbers.values() else (0, name))
+    by_value = [(fields.digits(name), name) for name in names]
+    if any(value is None for value, _ in by_value):
+        return sorted(name for _, name in by_value)
+    return [name for _, name in sorted(by_value)]
 
 
 def read_names(text: str) -> Names:
@@ -90,7 +103,7 @@ def number_labels(path: Path, labels: Mapping[str, Array], names: Names | None) 
         names: the class names that the user gives. None: those of strings in their order; otherwise numbers.
 
     Returns:
-        Labels (n,), uint8; and the names of all classes.
+        Labels (n,) of the :func:`class_type`; and the names of all classes.
 
     Raises:
         DataError: the labels are of another kind, negative, too many, or without a name.
@@ -102,14 +115,16 @@ def number_labels(path: Path, labels: Mapping[str, Array], names: Names | None) 
     most = max(int(each.max()) for each in flat.values())
     if least < 0 or most >= MOST_CLASSES:
         raise DataError(
-            f"{path}: labels up to {MOST_CLASSES - 1} ({MOST_CLASSES} classes) are supported, found "
+            f"{path}: labels up to {MOST_CLASSES - 1:,} ({MOST_CLASSES:,} classes) are supported, found "
             f"{most if least >= 0 else least}; number the classes from 0"
         )
     columns = max((each.shape[1] for each in labels.values() if each.ndim == 2), default=1)
     found = names or numbered(max(most + 1, columns if columns > 1 else 0))
     if len(found) <= most:
         raise DataError(f"{path}: labels up to {most}, but --names has {len(found)} names; give one for each class")
-    return {split: each.astype(np.uint8, copy=False) for split, each in flat.items()}, found
+    if len(found) > MOST_CLASSES:
+        raise DataError(f"{path}: {len(found):,} classes; at most {MOST_CLASSES:,} are supported")
+    return {split: each.astype(class_type(len(found)), copy=False) for split, each in flat.items()}, found
 
 
 def _flat(path: Path, labels: Array) -> Array:
@@ -118,7 +133,7 @@ def _flat(path: Path, labels: Array) -> Array:
         labels = labels[:, 0]
     elif labels.ndim == 2 and labels.dtype.kind in "buif":
         if labels.shape[1] > MOST_CLASSES:
-            raise DataError(f"{path}: one-hot labels of {labels.shape[1]} classes; {MOST_CLASSES} are supported")
+            raise DataError(f"{path}: one-hot labels of {labels.shape[1]:,} classes; {MOST_CLASSES:,} are supported")
         if not (((labels == 0) | (labels == 1)).all() and (np.count_nonzero(labels, axis=1) == 1).all()):
             raise DataError(
                 f"{path}: labels {labels.shape}: expected one-hot rows, with a single 1 and zeros; otherwise give "
@@ -142,7 +157,7 @@ def _of_strings(path: Path, labels: Mapping[str, Array], names: Names | None) ->
     told = {}
     for split, each in labels.items():
         unique, inverse = np.unique(each, return_inverse=True)
-        told[split] = np.array([numbers[name] for name in unique.tolist()], np.uint8)[inverse]
+        told[split] = np.array([numbers[name] for name in unique.tolist()], class_type(len(numbers)))[inverse]
     return told, tuple(numbers)
 
 
@@ -161,11 +176,11 @@ def assign_numbers(path: Path, found: set[str], names: Names | None) -> dict[str
         checked = names or check_names(in_order(found), f"{path}: class names")
     except FieldError as error:
         raise DataError(f"{error}; change the labels") from None
-    unknown = [name for name in in_order(found) if name not in checked]
+    unknown = in_order(found.difference(checked))
     if unknown:
         raise DataError(f"{path}: the class {unknown[0][:60]!r} is not in --names")
     if len(checked) > MOST_CLASSES:
-        raise DataError(f"{path}: {len(checked)} classes; at most {MOST_CLASSES} are supported")
+        raise DataError(f"{path}: {len(checked):,} classes; at most {MOST_CLASSES:,} are supported")
     return {name: number for number, name in enumerate(checked)}
 
 

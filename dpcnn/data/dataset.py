@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dpcnn.base.arrays import Shape
 from dpcnn.data.inputs import check_memory
 from dpcnn.data.layout import Layout, read_images, read_labels, read_layout
+from dpcnn.data.pixels import scaled
 from dpcnn.data.rows import FileImages
 from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import MANIFEST, Images, Manifest, read_manifest
@@ -29,11 +30,11 @@ class Samples:
 
     Attributes:
         manifest: of the data set.
-        pieces: consecutive arrays or files of images (n, H, W, C), uint8.
+        pieces: consecutive arrays or files of images (n, H, W, C), of the manifest's type.
         bounds: (len(pieces) + 1,) the index of the first sample of each piece, and the end.
         labels: the targets: (samples,) integers, or (samples, K), see :data:`dpcnn.nn.losses.TARGETS`.
         class_labels: of arrays from Python, the user's label of each class.
-        max_value: of arrays from Python, the value of white; None: it depends on their type.
+        max_value: the value of white; None: it depends on the type.
 
     Raises:
         DataError: images or labels have another type or shape.
@@ -48,10 +49,11 @@ class Samples:
 
     def __post_init__(self) -> None:
         for images in self.pieces:
-            if images.dtype != np.uint8 or images.ndim != 4:
-                scale = "multiply by 255 and convert" if images.dtype.kind == "f" else "convert and reshape them"
+            if images.dtype != self.manifest.images_type or images.ndim != 4:
                 actual = f"{images.dtype} {images.shape}"
-                raise DataError(f"expected uint8 images 0..255 (n, H, W, C), not {actual}; {scale}")
+                raise DataError(
+                    f"expected {self.manifest.pixels} images (n, H, W, C), not {actual}; convert and reshape them"
+                )
         bounds = np.cumsum([0] + [len(images) for images in self.pieces]).tolist()
         if self.bounds.tolist() != bounds:
             raise DataError(f"expected the bounds {bounds} from the images of each piece, not {self.bounds.tolist()}")
@@ -74,17 +76,19 @@ class Samples:
     def take(self, indices: Indices) -> tuple[Images, NDArray[Any]]:
         """The images (n, H, W, C) and labels (n,) or (n, K) of these samples, as new arrays.
 
+        Images are uint8, or float32 in which white is 255 if they are stored with another type.
+
         Raises:
             DataError: a file can no longer be read.
         """
         if len(self.pieces) == 1:
-            return self.pieces[0][indices], self.labels[indices]
-        images = np.empty((len(indices), *self.pieces[0].shape[1:]), np.uint8)
+            return scaled(self.pieces[0][indices], self.manifest.max_value), self.labels[indices]
+        images = np.empty((len(indices), *self.pieces[0].shape[1:]), self.pieces[0].dtype)
         piece_of = np.searchsorted(self.bounds, indices, side="right") - 1
         for piece in np.unique(piece_of):
             rows = piece_of == piece
             images[rows] = self.pieces[piece][indices[rows] - self.bounds[piece]]
-        return images, self.labels[indices]
+        return scaled(images, self.manifest.max_value), self.labels[indices]
 
     def check_unchanged(self) -> None:
         """Make sure that the files from which images are read have not changed since the start.
@@ -152,7 +156,7 @@ def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -
     with comm.fail_together():
         advice = "prepare the data set again, with --contiguous"
         check_memory(f"{folder} ({split})", samples * manifest.sample_bytes, size, advice)
-    images = shared_array(node, (samples, *manifest.image_shape), np.uint8)
+    images = shared_array(node, (samples, *manifest.image_shape), manifest.images_type)
     labels = shared_array(node, manifest.labels_shape(samples), manifest.labels_type)
     with comm.fail_together():
         for number, layout in layouts.items():
@@ -160,7 +164,7 @@ def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -
             read_images(files[number], layout, images[span])
             read_labels(files[number], layout, labels[span])
             check_labels(files[number].path, labels[span], manifest)
-    return Samples(manifest, (images,), bounds[[0, -1]], labels)
+    return Samples(manifest, (images,), bounds[[0, -1]], labels, max_value=manifest.max_value)
 
 
 def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -> Samples:
@@ -179,8 +183,9 @@ def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm) ->
             shard_labels = labels[bounds[number] : bounds[number + 1]]
             files[number].read(shard_labels.reshape(-1).view(np.uint8).data, label_offset)
             check_labels(files[number].path, shard_labels, manifest)
-            pieces.append(FileImages(files[number], image_offset, (len(shard_labels), *manifest.image_shape)))
-    return Samples(manifest, tuple(pieces), bounds, labels)
+            shape = (len(shard_labels), *manifest.image_shape)
+            pieces.append(FileImages(files[number], image_offset, shape, manifest.images_type))
+    return Samples(manifest, tuple(pieces), bounds, labels, max_value=manifest.max_value)
 
 
 def _check(files: dict[int, ShardFile], manifest: Manifest, split: str) -> dict[int, Layout]:

@@ -4,14 +4,15 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from dpcnn.base.files import Folder, open_plain
-from dpcnn.data.cifar import NAMES_OF_10, NAMES_OF_100
+from dpcnn.data.cifar import CIFAR10, CIFAR100, NAMES_OF_10, NAMES_OF_100
 from dpcnn.data.classes import Names
+from dpcnn.data.emnist import CLASSES, names_of
 from dpcnn.data.inputs import BLOCK, digest, reason
 from dpcnn.data.shards import CROP, MNIST
 from dpcnn.errors import DataError
@@ -29,7 +30,8 @@ class Download:
         digests: "sha256:.." or "md5:.." by file name.
         licence: of the data.
         class_names: None: those of ``names_file``, or the labels' numbers.
-        names_file: the file of the archive with a class name per line; "": the files are no archive.
+        members: the files to unpack, if the download is an archive.
+        names_file: the one of ``members`` with a class name per line; "": there is none.
         resize: how a picture becomes an image of this set, see :data:`dpcnn.data.shards.RESIZE`.
     """
 
@@ -37,6 +39,7 @@ class Download:
     digests: dict[str, str]
     licence: str
     class_names: Names | None = None
+    members: tuple[str, ...] = ()
     names_file: str = ""
     resize: str = CROP
 
@@ -51,9 +54,21 @@ def _download(
     return Download(mirrors, by_name, licence, tuple(names.split(",")) if names else None, resize=resize)
 
 
-def _cifar(archive: str, md5: str, names_file: str) -> Download:
+def _cifar(archive: str, md5: str, files: Mapping[str, tuple[str, ...]], names_file: str) -> Download:
     mirrors, licence = ("https://www.cs.toronto.edu/~kriz/",), "Alex Krizhevsky, Vinod Nair and Geoffrey Hinton"
-    return Download(mirrors, {archive: f"md5:{md5}"}, licence, names_file=names_file)
+    members = (*files["train"], *files["test"], names_file)
+    return Download(mirrors, {archive: f"md5:{md5}"}, licence, members=members, names_file=names_file)
+
+
+def _emnist(division: str) -> Download:
+    mirrors, digests = ("https://biometrics.nist.gov/cs_links/EMNIST/",), {"gzip.zip": f"md5:{MD5_OF_EMNIST}"}
+    members = (*names_of(division, "train"), *names_of(division, "test"))
+    licence = "NIST, and Gregory Cohen, Saeed Afshar, Jonathan Tapson and André van Schaik"
+    return Download(mirrors, digests, licence, tuple(CLASSES[division]), members, resize=MNIST)
+
+
+MD5_OF_EMNIST = "58c8d27c78d21e728a6bc7b3cc06412e"
+"""The digest in torchvision (``torchvision.datasets.EMNIST.md5``); NIST publishes none."""
 
 
 DOWNLOADS = {
@@ -96,8 +111,10 @@ DOWNLOADS = {
         "CC BY-SA 4.0, ROIS-DS Center for Open Data in the Humanities",
         "o,ki,su,tsu,na,ha,ma,ya,re,wo",
     ),
-    "cifar10": _cifar("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", NAMES_OF_10),
-    "cifar100": _cifar("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", NAMES_OF_100),
+    "cifar10": _cifar("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", CIFAR10, NAMES_OF_10),
+    "cifar100": _cifar("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", CIFAR100, NAMES_OF_100),
+    "emnist": _emnist("balanced"),
+    **{f"emnist-{division}": _emnist(division) for division in CLASSES if division != "balanced"},
 }
 
 

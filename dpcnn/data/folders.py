@@ -11,12 +11,13 @@ import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.files import open_plain
-from dpcnn.data.classes import MOST_CLASSES, assign_numbers
+from dpcnn.data.arrays import CSV_FOLDER
+from dpcnn.data.classes import MOST_CLASSES, assign_numbers, class_type
 from dpcnn.data.decoding import is_picture, read_image, versions
 from dpcnn.data.inputs import open_input
 from dpcnn.data.shards import MNIST, SPLITS, Images
 from dpcnn.data.source_options import SourceOptions
-from dpcnn.data.sources import CSV_FOLDER, Source
+from dpcnn.data.sources import Source
 from dpcnn.errors import ConfigError, DataError, printable
 from dpcnn.nn.losses import CLASSES
 
@@ -48,9 +49,9 @@ class Listing:
         """
         numbers = [self.classes.setdefault(label, len(self.classes)) for label in labels]
         if len(self.classes) > MOST_CLASSES:
-            raise DataError(f"more than {MOST_CLASSES} classes; at most {MOST_CLASSES} are supported")
+            raise DataError(f"more than {MOST_CLASSES:,} classes; at most {MOST_CLASSES:,} are supported")
         self.files.append(np.array(files))
-        self.labels.append(np.array(numbers, np.uint8))
+        self.labels.append(np.array(numbers, np.uint16))
 
 
 @dataclass
@@ -181,8 +182,8 @@ def _source(path: Path, folder: Path, listings: dict[str, Listing], options: Sou
         raise ConfigError(f"--size: {path} holds pictures; give the height and width of the images, as in --size 64x64")
     if options.resize == MNIST and options.colour != "grey":
         raise ConfigError("--resize mnist makes grey images; give --colour grey")
-    if options.layout or options.targets != CLASSES:
-        raise ConfigError("--layout and --targets are for arrays; drop the option")
+    if options.layout or options.targets != CLASSES or options.max_value:
+        raise ConfigError("--layout, --targets and --max-value are for arrays; drop the option")
     for split, listing in listings.items():
         if not any(map(len, listing.files)):
             raise DataError(f"{path}: no files of the {split} samples; expected a folder of pictures for each class")
@@ -192,7 +193,7 @@ def _source(path: Path, folder: Path, listings: dict[str, Listing], options: Sou
     files, labels = {}, {}
     for split, listing in listings.items():
         every = np.concatenate(listing.files)
-        numbers = np.array([names[name] for name in listing.classes], np.uint8)
+        numbers = np.array([names[name] for name in listing.classes], class_type(len(names)))
         files[split], labels[split] = Files(every, (len(every), *shape)), numbers[np.concatenate(listing.labels)]
     origin = {"pictures": f"{sum(map(len, labels.values())):,} files, {options.colour}", "decoded by": versions()}
     return PictureSource(

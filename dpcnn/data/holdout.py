@@ -65,11 +65,10 @@ VALIDATION, TEST = 0, 1
 def stratified(labels: NDArray[np.integer], count: int, seed: int, purpose: int = VALIDATION) -> Indices:
     """The indices of ``count`` samples: per class its share by largest remainders, with the lowest random keys."""
     keys = philox(seed, HOLDOUT, purpose).random_raw(len(labels))
-    classes, sizes = np.unique(labels, return_counts=True)
+    _, sizes = np.unique(labels, return_counts=True)
     shares, remainders = np.divmod(sizes * count, len(labels))
     shares[np.argsort(-remainders, kind="stable")[: count - shares.sum()]] += 1
-    drawn = [np.zeros(0, np.int64)]
-    for label, share in zip(classes, shares, strict=True):
-        members = np.flatnonzero(labels == label)
-        drawn.append(members[np.argsort(keys[members], kind="stable")[:share]])
-    return np.concatenate(drawn)
+    by_class = np.lexsort((keys, labels))
+    place = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within its class
+    drawn: Indices = by_class[place < np.repeat(shares, sizes)]
+    return drawn

@@ -67,8 +67,9 @@ def info_lines(folder: Path, manifest: Manifest, counts: list[list[int]]) -> lis
     """The description of a verified data set; ``counts``: samples by split and class."""
     s = "s" * (manifest.classes > 1)
     kinds = {CLASSES: "classes", MULTILABEL: f"label{s} per sample", VALUES: f"value{s} per sample"}
+    pixels = "" if manifest.max_value is None else f" of {manifest.pixels}, white is {manifest.max_value:g}"
     lines = [
-        f"{folder}: {manifest.name}, images {' x '.join(map(str, manifest.image_shape))}, "
+        f"{folder}: {manifest.name}, images {' x '.join(map(str, manifest.image_shape))}{pixels}, "
         f"{manifest.classes} {kinds[manifest.targets]}, {'compressed' if manifest.compressed else 'contiguous'}",
         *text((TITLES[manifest.targets], *SPLITS), rows(manifest, counts)).splitlines(),
     ]

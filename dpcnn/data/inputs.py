@@ -108,6 +108,11 @@ class Input:
     ) -> None:
         self._file.close()
 
+    @property
+    def name(self) -> str:
+        """A path by which a library can open this very file, as it is stored."""
+        return f"/dev/fd/{self._file.fileno()}"
+
     def rewind(self) -> None:
         """Go back to the first byte."""
         self._file.seek(0)

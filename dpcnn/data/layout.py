@@ -26,8 +26,17 @@ from dpcnn.parallel.tree import chunks
 CHUNK_BYTES = 1 << 20
 """The most bytes of a chunk, unless a single image is larger."""
 
-BYTES = (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)  # equal to users of HDF5, but not to HDF5
-FLOATS = (h5py.h5t.IEEE_F32LE,)
+BYTES = (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)
+"""The types of HDF5 for uint8: equal to its users, but not to HDF5."""
+
+TYPES: dict[np.dtype[Any], tuple[h5py.h5t.TypeID, ...]] = {
+    np.dtype("u1"): BYTES,
+    np.dtype("<u2"): (h5py.h5t.STD_U16LE,),
+    np.dtype("<f2"): (h5py.h5t.IEEE_F16LE,),
+    np.dtype("<f4"): (h5py.h5t.IEEE_F32LE,),
+}
+"""The types of HDF5 for those of samples."""
+
 AGAIN = "prepare the data set again"
 
 
@@ -46,19 +55,20 @@ class Layout:
     labels: int
 
 
-def write_shard(path: Path, blocks: Iterable[tuple[Images, Array]], shape: Shape, compressed: bool) -> None:
+def write_shard(path: Path, blocks: Iterable[tuple[Images, Array]], shape: Shape, dtype: Any, compressed: bool) -> None:
     """Write one shard. Its bytes depend only on the samples and the HDF5 library.
 
     Args:
         blocks: images and labels, some at a time; all but the last have a multiple of :func:`most_rows`.
         shape: (samples, H, W, C) of all images.
+        dtype: of the images.
     """
     filters: dict[str, Any] = {}
     if compressed:
-        rows = min(shape[0], most_rows(math.prod(shape[1:])))
+        rows = min(shape[0], most_rows(math.prod(shape[1:]) * np.dtype(dtype).itemsize))
         filters = {"chunks": (rows, *shape[1:]), "compression": "gzip", "compression_opts": 9}
     with h5py.File(path, "w", libver="earliest", locking=False) as file:
-        labels = _write_images(file.create_dataset("images", shape, np.uint8, track_times=False, **filters), blocks)
+        labels = _write_images(file.create_dataset("images", shape, dtype, track_times=False, **filters), blocks)
         file.create_dataset("labels", data=labels, track_times=False)
 
 
@@ -84,7 +94,7 @@ def read_layout(file: ShardFile, shard: Shard, manifest: Manifest) -> Layout:
         DataError: it is not HDF5, is damaged, or does not match the manifest.
     """
     with _opened(file) as opened:
-        images = _dataset(file, opened, "images", np.dtype(np.uint8), (shard.samples, *manifest.image_shape))
+        images = _dataset(file, opened, "images", manifest.images_type, (shard.samples, *manifest.image_shape))
         labels = _dataset(file, opened, "labels", manifest.labels_type, manifest.labels_shape(shard.samples))
         if not manifest.compressed:
             return Layout(shard.samples, _offset(file, images), _offset(file, labels))
@@ -111,11 +121,11 @@ def _opened(file: ShardFile) -> Iterator[h5py.File]:
 def _dataset(
     file: ShardFile, opened: h5py.File, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
 ) -> h5py.Dataset:
-    """The dataset with this name, which must have this type, uint8 or float32, and this shape."""
+    """The dataset with this name, which must have this type, one of :data:`TYPES`, and this shape."""
     if not isinstance(opened.get(name, getlink=True), h5py.HardLink) or not isinstance(opened[name], h5py.Dataset):
         raise DataError(f"{file.path}: holds no dataset {name!r} of its own; {AGAIN}")
     dataset = opened[name]
-    if dataset.shape != shape or dataset.id.get_type() not in (BYTES if dtype == np.uint8 else FLOATS):
+    if dataset.shape != shape or dataset.id.get_type() not in TYPES[dtype]:
         actual = f"{dataset.dtype} {dataset.shape}"
         raise DataError(f"{file.path}: {name} are {actual}, but {MANIFEST} says {dtype} {shape}; {AGAIN}")
     return dataset
@@ -138,7 +148,7 @@ def _rows(file: ShardFile, dataset: h5py.Dataset, samples: int) -> int:
     if properties.get_layout() != h5py.h5d.CHUNKED or filters != [h5py.h5z.FILTER_DEFLATE]:
         raise DataError(f"{file.path}: images are not compressed by gzip alone, but {MANIFEST} says so; {AGAIN}")
     rows = int(dataset.chunks[0])
-    if dataset.chunks[1:] != dataset.shape[1:] or not 1 <= rows <= most_rows(dataset.size // samples):
+    if dataset.chunks[1:] != dataset.shape[1:] or not 1 <= rows <= most_rows(dataset.nbytes // samples):
         raise DataError(f"{file.path}: its chunks of {dataset.chunks} differ from those of prepare; {AGAIN}")
     return rows
 
@@ -149,7 +159,7 @@ def _packed(dataset: h5py.Dataset, start: int) -> bytes:
     The chunk is looked up directly: in a hostile file, a walk through the index of the chunks may never end.
     """
     skipped, packed = dataset.id.read_direct_chunk((start, 0, 0, 0))
-    if skipped or len(packed) > 2 * math.prod(dataset.chunks) + 1024:
+    if skipped or len(packed) > 2 * math.prod(dataset.chunks) * dataset.dtype.itemsize + 1024:
         raise ValueError(f"the chunk of image {start} is not compressed like those of prepare")
     return bytes(packed)
 
@@ -160,35 +170,36 @@ def read_images(file: ShardFile, layout: Layout, out: Images) -> None:
     Raises:
         DataError: a chunk can't be unpacked.
     """
-    for start, images in _chunks(file, layout, out.shape):
+    for start, images in _chunks(file, layout, out.shape, out.dtype):
         out[start : start + layout.rows] = images
 
 
-def image_blocks(file: ShardFile, layout: Layout, shape: Shape, compressed: bool) -> Iterator[Images]:
+def image_blocks(file: ShardFile, layout: Layout, samples: int, manifest: Manifest) -> Iterator[Images]:
     """The images (samples, H, W, C) of a shard, some at a time.
 
     Raises:
         DataError: they can't be read.
     """
-    if compressed:
-        for _, images in _chunks(file, layout, shape):
+    shape, dtype = (samples, *manifest.image_shape), manifest.images_type
+    if manifest.compressed:
+        for _, images in _chunks(file, layout, shape, dtype):
             yield images
         return
-    stored = FileImages(file, layout.images, shape)
-    for start, stop in chunks(shape[0], most_rows(math.prod(shape[1:]))):
+    stored = FileImages(file, layout.images, shape, dtype)
+    for start, stop in chunks(samples, most_rows(manifest.image_bytes)):
         yield stored[np.arange(start, stop)]
 
 
-def _chunks(file: ShardFile, layout: Layout, shape: Shape) -> Iterator[tuple[int, Images]]:
+def _chunks(file: ShardFile, layout: Layout, shape: Shape, dtype: Any) -> Iterator[tuple[int, Images]]:
     """The chunks of a compressed shard, each with the index of its first image."""
-    size = layout.rows * math.prod(shape[1:])
+    size = layout.rows * math.prod(shape[1:]) * dtype.itemsize
     with _opened(file) as opened:
         for start, stop in chunks(shape[0], layout.rows):
-            flat = np.frombuffer(_unpacked(_packed(opened["images"], start), size), np.uint8)
+            flat = np.frombuffer(unpacked(_packed(opened["images"], start), size), dtype)
             yield start, flat.reshape(-1, *shape[1:])[: stop - start]
 
 
-def _unpacked(packed: bytes, size: int) -> bytes:
+def unpacked(packed: bytes, size: int) -> bytes:
     """Unpack a chunk of ``size`` bytes; an error if its size differs."""
     unpacking = zlib.decompressobj()
     content = unpacking.decompress(packed, size)

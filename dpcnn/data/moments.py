@@ -7,21 +7,28 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.arrays import Array
+from dpcnn.data.pixels import STEPS, levels
 from dpcnn.data.shards import Images
+from dpcnn.parallel.comm import SerialComm
 
 DIGITS = 1 << 40
 """The parts of 1 to which a deviation is rounded, by whole numbers: a float's square root may depend on the machine."""
 
 
 class Moments:
-    """Sums over images.
+    """Sums over images, of their values as :func:`dpcnn.data.pixels.levels`.
 
     Attributes:
-        sums: (3, C) int64: by channel the number of values, their sum, and the sum of their squares.
+        sums: (3, C) integers of Python: by channel the number of values, their sum, and the sum of their squares.
+
+    Args:
+        channels: C.
+        max_value: the value of white; None: the images are uint8.
     """
 
-    def __init__(self, channels: int) -> None:
-        self.sums = np.zeros((3, channels), np.int64)
+    def __init__(self, channels: int, max_value: float | None = None) -> None:
+        self.sums = np.zeros((3, channels), object)
+        self._max_value = max_value
 
     def counted(self, blocks: Iterable[tuple[Images, Array]]) -> Iterator[tuple[Images, Array]]:
         """The same blocks of images (n, H, W, C) and labels; their values are counted."""
@@ -30,17 +37,24 @@ class Moments:
             yield images, labels
 
     def add(self, images: Images) -> None:
-        """Count the values of images (n, H, W, C), uint8."""
-        rows = images.reshape(len(images), math.prod(images.shape[1:]))
-        places = rows.sum(axis=0, dtype=np.int64), np.square(rows, dtype=np.uint16).sum(axis=0, dtype=np.int64)
+        """Count the values of images (n, H, W, C)."""
+        rows = levels(images, self._max_value).reshape(len(images), math.prod(images.shape[1:]))
+        wide = np.uint16 if rows.dtype == np.uint8 else np.uint32
+        places = rows.sum(axis=0, dtype=np.int64), np.square(rows, dtype=wide).sum(axis=0, dtype=np.int64)
         channels = self.sums.shape[1]
         self.sums[0] += images.size // channels
-        self.sums[1:] += [each.reshape(-1, channels).sum(axis=0) for each in places]
+        self.sums[1:] += np.array([each.reshape(-1, channels).sum(axis=0) for each in places]).astype(object)
+
+    def gather(self, comm: SerialComm) -> None:
+        """Add the sums of all ranks on every rank."""
+        self.sums = np.sum([np.array(sums, object) for sums in comm.allgather_obj(self.sums.tolist())], axis=0)
 
     def mean_and_deviation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """For each channel; the deviation of a channel without variation is 1, so that a division by it is harmless."""
+        """For each channel, on the scale of uint8; the deviation of a channel without variation is 1: it can divide."""
+        steps = 1 if self._max_value is None else STEPS
         columns: list[list[Any]] = self.sums.T.tolist()
         deviations = (
-            math.isqrt((count * squares - total**2) * DIGITS**2) / (count * DIGITS) for count, total, squares in columns
+            math.isqrt((count * squares - total**2) * DIGITS**2) / (count * DIGITS * steps)
+            for count, total, squares in columns
         )
-        return tuple(total / count for count, total, _ in columns), tuple(each or 1.0 for each in deviations)
+        return tuple(total / (count * steps) for count, total, _ in columns), tuple(each or 1.0 for each in deviations)

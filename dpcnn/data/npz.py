@@ -13,6 +13,7 @@ import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.data.inputs import BLOCK, Input, check_memory, fill, reason
+from dpcnn.data.pixels import WHITE
 from dpcnn.data.rows import FileImages
 from dpcnn.errors import DataError, printable
 
@@ -62,7 +63,8 @@ class Header:
     @property
     def stays(self) -> bool:
         """Whether the array is one of images that can be read from the file on demand."""
-        return self.stored and self.dtype == np.uint8 and len(self.shape) in (3, 4) and not self.fortran
+        known = self.dtype.newbyteorder("=").name in WHITE
+        return self.stored and known and len(self.shape) in (3, 4) and not self.fortran
 
 
 def read_headers(source: Input) -> dict[str, Header]:
@@ -128,7 +130,7 @@ def _kept(source: Input, header: Header) -> FileImages:
     if header.start + header.nbytes != size:
         raise DataError(f"{source.path}: the array has another length than its header says; get the file again")
     H, W, *C = header.shape[1:]
-    return FileImages(source.reader(), place, (header.shape[0], H, W, *(C or [1])))
+    return FileImages(source.reader(), place, (header.shape[0], H, W, *(C or [1])), header.dtype)
 
 
 def _blocks(file: zipfile.ZipFile, member: str) -> Iterator[bytes]:

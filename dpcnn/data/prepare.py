@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dpcnn.base import fields
 from dpcnn.base.files import write_file
-from dpcnn.data.cifar import unpack
+from dpcnn.data.archives import unpack
 from dpcnn.data.classes import read_names
 from dpcnn.data.downloads import DOWNLOADS, fetch
 from dpcnn.data.inputs import check_memory
@@ -89,8 +89,9 @@ def fetch_and_prepare(comm: SerialComm, name: str, mirror: str | None, target: T
         if comm.rank == 0:
             mirrors = (mirror,) if mirror else known.mirrors
             fetch(replace(known, mirrors=mirrors), folder, say)
-            if known.names_file:
-                unpack(folder, *known.digests)
+            if known.members:
+                (archive,) = known.digests
+                unpack(folder, archive, known.members)
     with comm.fail_together():
         names = read_names(str(folder / known.names_file)) if known.names_file else known.class_names
         source = read_source(folder, SourceOptions(names=names, resize=known.resize))
@@ -203,6 +204,8 @@ def describe(source: Source, splits: dict[str, tuple[Shard, ...]], target: Targe
         content=dict.fromkeys(SPLITS, ""),
         source=source.origin,
         targets=source.targets,
+        pixels=source.pixels,
+        max_value=source.max_value,
     )
 
 

@@ -1,7 +1,7 @@
 """Images that stay in their file and are read on demand."""
 
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,19 +23,19 @@ class FileImages:
 
     Attributes:
         shape: (n, H, W, C).
-        dtype: uint8.
+        dtype: of their values.
         file: in which they lie.
 
     Args:
         file: open for reading.
         place: of the first image's first byte in it.
         shape: (n, H, W, C).
+        dtype: of their values.
     """
 
-    dtype, ndim = np.dtype(np.uint8), 4
-
-    def __init__(self, file: Readable, place: int, shape: Shape) -> None:
-        self.file, self.shape, self._place = file, shape, place
+    def __init__(self, file: Readable, place: int, shape: Shape, dtype: Any = np.uint8) -> None:
+        self.file, self.shape, self.dtype, self._place = file, shape, np.dtype(dtype), place
+        self.ndim = len(shape)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -44,9 +44,9 @@ class FileImages:
         """The images (len(indices), H, W, C) of these indices, as a new array."""
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"numbers from {indices.min()} to {indices.max()}, but there are {len(self)} images")
-        images = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        images = np.empty((len(indices), *self.shape[1:]), self.dtype)
         size = images[:1].nbytes
-        flat = images.reshape(-1).data
+        flat = images.reshape(-1).view(np.uint8).data
         for start, stop in _runs(indices):
             self.file.read(flat[start * size : stop * size], self._place + int(indices[start]) * size)
         return images

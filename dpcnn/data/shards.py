@@ -3,8 +3,8 @@
 ::
 
     manifest.json       counts, shapes, the sha256 of every shard, and the source
-    train-00.h5 ..      each with "images" (samples, H, W, C), uint8, and "labels": (samples,) uint8 of classes, or
-                        (samples, K), see dpcnn.data.targets
+    train-00.h5 ..      each with "images" (samples, H, W, C), and "labels": (samples,) of classes, uint8, or
+                        uint16 of more than 256; or (samples, K), see dpcnn.data.targets
     test-00.h5 ..
 
 The number of shards is independent of the number of ranks.
@@ -24,13 +24,15 @@ from numpy.typing import NDArray
 from dpcnn.base import fields
 from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.base.files import MOST_JSON, Folder, read_bytes
-from dpcnn.data.classes import MOST_CLASSES, Names, parse_names
+from dpcnn.data.classes import MOST_CLASSES, Names, class_type, parse_names
 from dpcnn.data.inputs import reason
+from dpcnn.data.pixels import BYTES, parse_pixels, stored_type
 from dpcnn.data.targets import LABELS, parse_targets
 from dpcnn.errors import DataError
 from dpcnn.nn.losses import CLASSES
 
-Images = NDArray[np.uint8]
+Images = NDArray[Any]
+"""(n, H, W, C), of the types of :data:`dpcnn.data.pixels.WHITE`."""
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -43,8 +45,8 @@ RESIZE = (CROP, MNIST)
 "mnist": the character that is drawn in it is centred as in MNIST.
 """
 
-LEAST_DEVIATION = 1e-6
-"""The least deviation of a channel with two different values, as large as a split may be."""
+LEAST_DEVIATION = 1e-9
+"""Below the least deviation of a channel with two different values, as large as a split may be."""
 
 MOST_SIDE = 1 << 16
 MOST_BYTES = 1 << 40
@@ -81,6 +83,8 @@ class Manifest:
         targets: the kind of the labels, one of :data:`dpcnn.nn.losses.TARGETS`.
         mean, deviation: of the training images, for each channel, of pixels 0..255; a deviation of 0 counts as 1.
             Empty in data sets of older versions.
+        pixels: the type of the images' values, one of :data:`dpcnn.data.pixels.WHITE`.
+        max_value: the value of white; None for uint8.
     """
 
     name: str
@@ -94,6 +98,8 @@ class Manifest:
     targets: str = CLASSES
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
+    pixels: str = BYTES
+    max_value: float | None = None
 
     @property
     def classes(self) -> int:
@@ -103,12 +109,17 @@ class Manifest:
     @property
     def image_bytes(self) -> int:
         """The bytes of an image."""
-        return math.prod(self.image_shape)
+        return math.prod(self.image_shape) * self.images_type.itemsize
+
+    @property
+    def images_type(self) -> np.dtype[Any]:
+        """The type of the images."""
+        return stored_type(self.pixels)
 
     @property
     def labels_type(self) -> np.dtype[Any]:
         """The type of the labels."""
-        return LABELS[self.targets]
+        return class_type(self.classes) if self.targets == CLASSES else LABELS[self.targets]
 
     def labels_shape(self, samples: int) -> tuple[int, ...]:
         """The shape of the labels of so many samples: (samples,), or (samples, K) with other targets than classes."""
@@ -122,13 +133,21 @@ class Manifest:
     @property
     def checksum(self) -> str:
         """The data set's identity: a sha256 of its content, independent of its name and its shards."""
-        kind = [] if self.targets == CLASSES else [self.targets]
+        kind: list[Any] = [] if self.targets == CLASSES else [self.targets]
+        kind += [] if self.pixels == BYTES else [self.pixels, self.max_value]
         return _sha256([list(self.image_shape), self.classes, sorted(self.content.items()), *kind])
 
     @property
     def digest(self) -> str:
         """A sha256 of the manifest, which includes the sha256 of each shard."""
-        return _sha256(asdict(self))
+        return _sha256(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values for JSON; those of images of uint8 do not name this type, as before there were others."""
+        values = asdict(self)
+        return {
+            key: value for key, value in values.items() if self.pixels != BYTES or key not in ("pixels", "max_value")
+        }
 
     def samples(self, split: str) -> int:
         """The number of samples of a split."""
@@ -150,7 +169,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         DataError: the manifest is wrong.
         OSError: it can't be written.
     """
-    content = json.dumps({"format": FORMAT, "classes": manifest.classes, **asdict(manifest)}, indent=1).encode() + b"\n"
+    content = (
+        json.dumps({"format": FORMAT, "classes": manifest.classes, **manifest.as_dict()}, indent=1).encode() + b"\n"
+    )
     parse_manifest(folder / MANIFEST, content)
     with Folder(folder) as opened:
         opened.write(MANIFEST, content)
@@ -192,7 +213,9 @@ def parse_manifest(path: Path, content: bytes) -> Manifest:
 def _parse(table: Table) -> Manifest:
     table.integer("format", FORMAT, FORMAT)
     height, width, channels = table.integers("image_shape", 3, 1, MOST_SIDE)
-    splits = {split: _parse_split(table.table("splits"), split, height * width * channels) for split in SPLITS}
+    pixels, max_value = parse_pixels(table)
+    image_bytes = height * width * channels * stored_type(pixels).itemsize
+    splits = {split: _parse_split(table.table("splits"), split, image_bytes) for split in SPLITS}
     names = [shard.file for shards in splits.values() for shard in shards]
     if len(set(names)) < len(names):
         raise FieldError("splits: a file occurs twice")
@@ -209,6 +232,8 @@ def _parse(table: Table) -> Manifest:
         targets=parse_targets(table),
         mean=_parse_values(table, "mean", channels, 0),
         deviation=_parse_values(table, "deviation", channels, LEAST_DEVIATION),
+        pixels=pixels,
+        max_value=max_value,
     )
 
 

@@ -24,6 +24,7 @@ class SourceOptions:
         size: (H, W) of the images that pictures become.
         colour: "rgb" or "grey", of these images.
         strict: whether a picture that can't be read is an error, and is not skipped.
+        max_value: the value of white in arrays of uint16 or floats; None: see :data:`dpcnn.data.pixels.WHITE`.
     """
 
     names: Names | None = None
@@ -35,3 +36,4 @@ class SourceOptions:
     size: tuple[int, int] | None = None
     colour: str = "rgb"
     strict: bool = False
+    max_value: float | None = None

@@ -10,8 +10,8 @@ from dpcnn.base.fields import FieldError, Table
 from dpcnn.errors import DataError
 from dpcnn.nn.losses import CLASSES, MULTILABEL, TARGETS, VALUES
 
-LABELS: dict[str, np.dtype[Any]] = {CLASSES: np.dtype("u1"), MULTILABEL: np.dtype("u1"), VALUES: np.dtype("<f4")}
-"""The type of the labels in shards, for each kind of targets (:data:`dpcnn.nn.losses.TARGETS`)."""
+LABELS: dict[str, np.dtype[Any]] = {MULTILABEL: np.dtype("u1"), VALUES: np.dtype("<f4")}
+"""The type of the labels in shards, for each kind of targets (:data:`dpcnn.nn.losses.TARGETS`) but classes."""
 
 MOST_COLUMNS = 256
 

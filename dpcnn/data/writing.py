@@ -14,6 +14,7 @@ from dpcnn.base.arrays import Array, Shape
 from dpcnn.data.inputs import Reader
 from dpcnn.data.layout import image_blocks, most_rows, read_labels, read_layout, write_shard
 from dpcnn.data.moments import Moments
+from dpcnn.data.pixels import stored_type
 from dpcnn.data.rows import FileImages
 from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import MOST_SHARDS, SPLITS, Images, Manifest, Shard
@@ -57,7 +58,7 @@ def write_shards(
     folder: Path, comm: SerialComm, source: Source, jobs: list[Job], compressed: bool, say: Say
 ) -> tuple[Written, Moments]:
     """Write this rank's shards; the result, on every rank, describes all of them and all training images."""
-    written, moments = {}, Moments(source.image_shape[-1])
+    written, moments = {}, Moments(source.image_shape[-1], source.max_value)
     mine = sum(stop - start for _, _, start, stop in jobs[comm.rank :: comm.size])
     with comm.fail_together(), Pace(None if comm.rank else say, mine) as pace:
         for number in range(comm.rank, len(jobs), comm.size):
@@ -68,10 +69,11 @@ def write_shards(
                 blocks, samples = spooled(folder, blocks, source.image_shape)
             if not samples:
                 continue
-            write_shard(folder / name, blocks, (samples, *source.image_shape), compressed)
+            shape, dtype = (samples, *source.image_shape), stored_type(source.pixels)
+            write_shard(folder / name, blocks, shape, dtype, compressed)
             with ShardFile(folder, Shard(name, samples, "")) as file:
                 written[str(number)] = [name, samples, file.sha256()], file.size
-    comm.allreduce(moments.sums)
+    moments.gather(comm)
     found = {int(number): told for part in comm.allgather_obj(written) for number, told in part.items()}
     shards = [(jobs[number][0], Shard(*told), size) for number, (told, size) in sorted(found.items())]
     return {split: [(shard, size) for of, shard, size in shards if of == split] for split in SPLITS}, moments
@@ -134,7 +136,7 @@ def content_sha256(folder: Path, manifest: Manifest, split: str) -> str:
     for shard in manifest.splits[split]:
         with ShardFile(folder, shard) as file:
             layout = read_layout(file, shard, manifest)
-            for images in image_blocks(file, layout, (shard.samples, *manifest.image_shape), manifest.compressed):
+            for images in image_blocks(file, layout, shard.samples, manifest):
                 found.update(images.data)
             labels = np.empty(manifest.labels_shape(shard.samples), manifest.labels_type)
             read_labels(file, layout, labels)

@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dpcnn.base.arrays import Array
 from dpcnn.base.files import write_file
 from dpcnn.data.shards import MNIST
@@ -33,9 +35,11 @@ def shades_of(resize: str) -> str:
 
 
 def show(axes: Any, image: Array, shades: str) -> None:
-    """Show an image (H, W, C), uint8: in colour, or the mean of its channels."""
+    """Show an image (H, W, C) of values 0..255: in colour, or the mean of its channels."""
     axes.axis("off")
-    axes.imshow(image if image.shape[-1] in (3, 4) else image.mean(axis=-1), cmap=shades, vmin=0, vmax=255)
+    axes.imshow(
+        image.astype(np.uint8) if image.shape[-1] in (3, 4) else image.mean(axis=-1), cmap=shades, vmin=0, vmax=255
+    )
 
 
 def new_figure(width: float, height: float = 4) -> Any:

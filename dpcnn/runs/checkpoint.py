@@ -59,7 +59,7 @@ class Checkpoint:
         weights_sha256: of the flat parameter vector.
         fingerprint: that of the numerics of the run.
         labels: of a model from Python, the label of each class, whole numbers or texts.
-        max_value: of such a model, the value of white in its arrays; None: it depends on their type.
+        max_value: the value of white in the arrays of the training; None: it depends on their type.
     """
 
     parameters: dict[str, Vector]

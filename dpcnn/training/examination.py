@@ -17,13 +17,16 @@ from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
 from dpcnn.data.shards import Manifest
 from dpcnn.errors import CheckpointError, ConfigError
-from dpcnn.nn.losses import CLASSES, MULTILABEL, Loss
+from dpcnn.nn.losses import CLASSES, VALUES, Loss
 from dpcnn.nn.metrics import Answers
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
 from dpcnn.training.evaluation import EVALUATION_BLOCK, evaluate, measure
+
+MOST_CONFUSED = 1000
+"""The most classes of a confusion matrix."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Examination:
         indices: (n,) the indices of the samples that the network answered.
         answers: the answers, in the order of ``indices``.
         confusion: (classes, classes) counts: by row the true class, by column the predicted one; None if the samples
-            have no single class.
+            have no single class, or more than :data:`MOST_CONFUSED` classes.
         class_names: the name of each class, label or value.
         resize: how a picture becomes an image for the network, see :data:`dpcnn.data.shards.RESIZE`.
         results: the figures, ready for JSON; only rank 0 has the checkpoint's path and step in them.
@@ -97,7 +100,8 @@ def examine(
     answers = evaluate(comm, network, params, samples, indices, loss)
     if not np.isfinite(answers.losses).all():
         raise CheckpointError(f"{path}: the loss is not finite: the weights are too large for these images")
-    confusion = answers.confusion(network.classes) if loss.targets == CLASSES else None
+    counted = loss.targets == CLASSES and network.classes <= MOST_CONFUSED
+    confusion = answers.confusion(network.classes) if counted else None
     source = {"checkpoint": str(path), "step": checkpoint.progress.step} if checkpoint else {}
     source |= {"data": samples.manifest.name, "split": split}
     seconds = round(time.perf_counter() - started, 3)
@@ -142,21 +146,12 @@ def _figures(answers: Answers, loss: Loss, confusion: Array | None, names: Names
     if "accuracy" in loss.metrics:
         figures["correct"] = int(answers.correct.sum())
     figures |= measure(answers, loss)
-    if loss.targets == MULTILABEL:
-        figures["classes"] = scores(*answers.class_counts, names)
+    if loss.targets != VALUES:
+        right, predicted, samples = (np.pad(each, (0, len(names) - len(each))) for each in answers.class_counts)
+        figures["classes"] = scores(right, predicted, samples, names)
     if confusion is not None:
-        figures |= {"classes": class_scores(confusion, names), "confusion": confusion.tolist()}
+        figures["confusion"] = confusion.tolist()
     return figures
-
-
-def class_scores(confusion: Array, names: Names) -> list[dict[str, Any]]:
-    """The :func:`scores` of each class.
-
-    Args:
-        confusion: (classes, classes) counts: by row the true class, by column the predicted one.
-        names: of the classes.
-    """
-    return scores(confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1), names)
 
 
 def scores(right: Array, predicted: Array, of_class: Array, names: Names) -> list[dict[str, Any]]:

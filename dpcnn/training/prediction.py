@@ -69,7 +69,7 @@ def files_of(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
 def _images(path: Path, known: Checkpoint) -> Images:
     """The images of a file as the network takes them."""
     with open_pictures(path) as source:
-        return read_pictures(source, known.image_shape, known.resize)
+        return read_pictures(source, known.image_shape, known.resize, known.max_value)
 
 
 def _rows(path: Path, network: Network, params: Vector, loss: Loss, images: Images) -> Iterator[Array]:

@@ -38,6 +38,7 @@ data prepare plain.npz --out mapped --shards 2 --contiguous
 train --recipe recipe.toml --data set --out run --no-curves
 export run --format safetensors --out net.safetensors
 bench --recipe recipe.toml --data set --steps 2 --json bench.json
+data prepare fine.npz --out fine --shards 2
 data prepare values.npz --out valued --shards 2 --targets values
 train --recipe recipe.toml --data valued --loss huber --out regression --no-curves
 """

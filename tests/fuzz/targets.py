@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import mutate
 import numpy as np
 from PIL import Image
@@ -72,6 +73,15 @@ def make_sources(base: Path) -> None:
     arrays = {f"x_{split}": images[split] for split in images} | {f"y_{split}": labels[split] for split in images}
     np.savez(base / "plain.npz", **arrays)
     np.savez_compressed(base / "packed.npz", **arrays)
+    fine = {key: (a / 255).astype(np.float16) if key[0] == "x" else a for key, a in arrays.items()}
+    np.savez(base / "fine.npz", **fine)
+    for name, filters in (
+        ("plain.h5", {}),
+        ("packed.h5", {"compression": "gzip", "shuffle": True, "chunks": (7, 5, 12)}),
+    ):
+        with h5py.File(base / name, "w") as file:
+            file.create_dataset("x", data=arrays["x_train"], **filters)
+            file["g/y"] = arrays["y_train"]
     np.savez(base / "values.npz", **{key: a / 7 if key[0] == "y" else a for key, a in arrays.items()})
     np.savez(base / "several.npz", **{key: np.eye(3)[a] if key[0] == "y" else a for key, a in arrays.items()})
     for kind in ("idx", "idxgz", "csv", "npy"):
@@ -149,6 +159,7 @@ idx/train-images-idx3-ubyte csv/mnist_train.csv photos/a/0.png list.csv npy/x_tr
 """.split()
 NEW = "train --recipe recipe.toml --data set --max-steps 1 --no-curves --out new"
 MAPPED = NEW.replace("data set", "data mapped")
+FINE = NEW.replace("data set", "data fine")
 VALUED = f"{NEW.replace('data set', 'data valued')} --loss huber"
 RESUME = "train --resume --out run --max-steps 0 --no-curves"
 ALL = [
@@ -188,6 +199,11 @@ TARGETS = [
         10,
         a_file(mutate.any_bytes, ["plain.npz", "packed.npz"], ["data prepare FILE --out new", "predict run FILE"]),
     ),
+    Target(
+        "hdf5", 8, a_file(mutate.any_bytes, ["plain.h5", "packed.h5"], ["data prepare FILE:x,g/y --test 6 --out new"])
+    ),
+    Target("fine", 2, a_file(mutate.any_bytes, ["fine.npz"], ["data prepare FILE --out new"])),
+    Target("fine manifest", 3, a_file(mutate.as_json, ["fine/manifest.json"], ["data info fine", FINE])),
     Target("values", 2, a_file(mutate.any_bytes, ["values.npz"], ["data prepare FILE --targets values --out new"])),
     Target(
         "several", 2, a_file(mutate.any_bytes, ["several.npz"], ["data prepare FILE --targets multilabel --out new"])

@@ -86,7 +86,7 @@ def train(config: Config) -> Iterator[dict[str, Any]]:
 def tensors(samples: Samples, numbers: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels (n, C, H, W) and labels (n,) of samples."""
     images, labels = samples.take(numbers)
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().contiguous(), torch.from_numpy(labels).long()
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().contiguous(), torch.from_numpy(labels.astype(np.int64))
 
 
 def accuracy(net: nn.Module, samples: Samples, numbers: Any) -> float:

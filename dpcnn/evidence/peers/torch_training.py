@@ -63,7 +63,7 @@ class TorchTraining:
         images = self.augment(images, SampleRng(self.config.seed, 0, indices))
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
         pixels = torch.empty(pixels.shape, memory_format=self.layout).copy_(pixels)
-        return self.scale(pixels), torch.from_numpy(labels).long()
+        return self.scale(pixels), torch.from_numpy(labels.astype(np.int64))
 
     def step(self, number: int, batch: tuple[torch.Tensor, torch.Tensor]) -> Any:
         """Take a step, and return the mean loss of the batch before it, a tensor."""
