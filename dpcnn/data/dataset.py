@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,22 @@ class Samples:
         if len(self.pieces) == 1:
             return self.pieces[0][indices], self.labels[indices]
         images = np.empty((len(indices), *self.pieces[0].shape[1:]), np.uint8)
-        piece_of = np.searchsorted(self.bounds, indices, side="right") - 1
-        for piece in np.unique(piece_of):
-            rows = piece_of == piece
+        for piece, rows in self._by_piece(indices):
             images[rows] = self.pieces[piece][indices[rows] - self.bounds[piece]]
         return images, self.labels[indices]
+
+    def read_ahead(self, indices: Indices) -> None:
+        """Let the system begin to read the images of these samples, if they are in files, and return at once."""
+        for piece, rows in self._by_piece(indices):
+            images = self.pieces[piece]
+            if isinstance(images, FileImages):
+                images.read_ahead(indices[rows] - self.bounds[piece])
+
+    def _by_piece(self, indices: Indices) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """Each piece that contains some of these samples, and which of them it contains."""
+        piece_of = np.searchsorted(self.bounds, indices, side="right") - 1
+        for piece in np.unique(piece_of):
+            yield piece, piece_of == piece
 
     def check_unchanged(self) -> None:
         """Make sure that the files from which images are read have not changed since the start.
@@ -174,6 +186,8 @@ def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm) ->
     offsets = sorted(each for part in node.allgather_obj(list(own_offsets.items())) for each in part)
     labels = np.empty(manifest.labels_shape(int(bounds[-1])), manifest.labels_type)
     pieces = []
+    for file in files:
+        file.expect_random()
     with comm.fail_together():
         for number, (image_offset, label_offset) in offsets:
             shard_labels = labels[bounds[number] : bounds[number + 1]]

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from dpcnn.base.files import open_plain, read_at
+from dpcnn.base.files import expect_random, open_plain, read_ahead, read_at
 from dpcnn.data.inputs import digest
 from dpcnn.data.shards import MANIFEST, Shard
 from dpcnn.errors import DataError
@@ -98,6 +98,14 @@ class ShardFile:
             raise DataError(
                 f"{self.path}: has been shortened while it was in use; restore it or prepare again"
             ) from None
+
+    def read_ahead(self, offset: int, size: int) -> None:
+        """Let the system begin to read ``size`` bytes from ``offset`` on."""
+        read_ahead(self._descriptor, offset, size)
+
+    def expect_random(self) -> None:
+        """Tell the system that samples are read in random order from now on."""
+        expect_random(self._descriptor)
 
     def _look(self) -> tuple[int, int]:
         status = os.fstat(self._descriptor)
