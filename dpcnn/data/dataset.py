@@ -16,6 +16,7 @@ from dpcnn.data.layout import Layout, read_images, read_labels, read_layout
 from dpcnn.data.rows import FileImages
 from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import MANIFEST, Images, Manifest, read_manifest
+from dpcnn.data.verified import Verification
 from dpcnn.errors import DataError, printable
 from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES
 from dpcnn.parallel.comm import SerialComm
@@ -132,11 +133,15 @@ def find_data(name: str) -> Path:
     )
 
 
-def load(folder: Path, split: str, comm: SerialComm) -> Samples:
+def load(folder: Path, split: str, comm: SerialComm, verify: bool = False) -> Samples:
     """Read a split on every rank of ``comm``, and check every shard against the manifest.
 
-    The ranks of a node divide the checks among them; all checks precede any allocation. Compressed shards are then read
-    into one buffer per node. Contiguous shards stay open, and their images are read on demand.
+    A shard that has not changed since it was verified is not verified again, see :mod:`dpcnn.data.verified`. The ranks
+    of a node divide the checks among them; all checks precede any allocation. Compressed shards are then read into one
+    buffer per node. Contiguous shards stay open, and their images are read on demand.
+
+    Args:
+        verify: whether to verify every shard.
 
     Raises:
         DataError: on every rank, if any rank finds a fault.
@@ -149,16 +154,19 @@ def load(folder: Path, split: str, comm: SerialComm) -> Samples:
             raise DataError(
                 f"{folder}: rank {comm.rank} sees another data set than rank 0; give all nodes the same files"
             )
-    return (_in_memory if manifest.compressed else _in_files)(folder, manifest, split, comm)
+    verification = Verification(comm.node(), folder, manifest, verify)
+    samples = (_in_memory if manifest.compressed else _in_files)(folder, manifest, split, comm, verification)
+    verification.save()
+    return samples
 
 
-def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -> Samples:
+def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm, verification: Verification) -> Samples:
     """Read the split's compressed shards into memory that the ranks of a node share."""
     node, shards, bounds = comm.node(), manifest.splits[split], manifest.bounds(split)
     own = range(node.rank, len(shards), node.size)
     with comm.fail_together():
         files = {number: ShardFile(folder, shards[number]) for number in own}
-        layouts = _check(files, manifest, split)
+        layouts = _check(files, manifest, split, verification)
     size = sum(node.allgather_obj(sum(file.size for file in files.values())))
     samples = int(bounds[-1])
     with comm.fail_together():
@@ -175,13 +183,13 @@ def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -
     return Samples(manifest, (images,), bounds[[0, -1]], labels)
 
 
-def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -> Samples:
+def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm, verification: Verification) -> Samples:
     """Open the split's contiguous shards on every rank, and read the labels into memory."""
     node, shards, bounds = comm.node(), manifest.splits[split], manifest.bounds(split)
     with comm.fail_together():
         files = [ShardFile(folder, shard) for shard in shards]
         own = {number: files[number] for number in range(node.rank, len(shards), node.size)}
-        layouts = _check(own, manifest, split)
+        layouts = _check(own, manifest, split, verification)
     own_offsets = {number: (layout.images, layout.labels) for number, layout in layouts.items()}
     offsets = sorted(each for part in node.allgather_obj(list(own_offsets.items())) for each in part)
     labels = np.empty(manifest.labels_shape(int(bounds[-1])), manifest.labels_type)
@@ -197,11 +205,13 @@ def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm) ->
     return Samples(manifest, tuple(pieces), bounds, labels)
 
 
-def _check(files: dict[int, ShardFile], manifest: Manifest, split: str) -> dict[int, Layout]:
+def _check(
+    files: dict[int, ShardFile], manifest: Manifest, split: str, verification: Verification
+) -> dict[int, Layout]:
     """Verify shards, and locate their samples."""
     layouts = {}
     for number, file in files.items():
-        file.verify()
+        verification.check(file)
         layouts[number] = read_layout(file, manifest.splits[split][number], manifest)
     return layouts
 
