@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from commands import command, training
+from conftest import train
 from sources import edit_manifest
 from threads import run_ranks
 
 from dpcnn.data import verified
 from dpcnn.data.dataset import load
 from dpcnn.data.shard_files import ShardFile
+from dpcnn.data.shards import read_manifest
 from dpcnn.data.verified import RECORD
 from dpcnn.errors import DataError
 from dpcnn.parallel.comm import SerialComm
@@ -158,6 +160,22 @@ def test_a_file_that_has_just_changed_is_not_recorded(folder, hashed, monkeypatc
     monkeypatch.setattr(verified, "SETTLED", 2**62)
     start(folder)
     assert hashed == SHARDS * 2
+
+
+def test_mpi_ranks_use_the_record_too(npz, quick, tmp_path):
+    """A record that vouches for a damaged shard shows whether it is used."""
+    folder = tmp_path / "set"
+    assert command("data", "prepare", npz, "--out", folder, "--shards", "1", "--contiguous").status == 0
+    flip(folder / "train-00.h5")
+    (sha256,) = [shard.sha256 for shard in read_manifest(folder).splits["train"]]
+    status = (folder / "train-00.h5").stat()
+    times = {"mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
+    entry = {"size": status.st_size, **times, "inode": status.st_ino, "sha256": sha256}
+    (folder / RECORD).write_text(json.dumps({"format": 1, "files": {"train-00.h5": entry}}))
+    flags = [*quick, "--data", folder, "--model", "mlp", "--max-steps", "2"]
+    assert train(2, *flags, "--out", tmp_path / "run").status == 0
+    result = train(2, *flags, "--out", tmp_path / "verified", "--verify")
+    assert result.status == 2 and "train-00.h5: damaged or replaced" in result.errors[0]
 
 
 def test_commands_verify_on_request(folder, quick, tmp_path, hashed):

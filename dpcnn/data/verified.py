@@ -10,7 +10,6 @@ The system sets the time of the last change of a file's content or properties (c
 import json
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.base.files import MOST_JSON, Folder, read_bytes
@@ -26,12 +25,8 @@ time may have the same ctime as the first."""
 
 MOST = 2**64
 
-
-class Verified(NamedTuple):
-    """A shard whose bytes were compared with the manifest: its state before that, and its sha256."""
-
-    state: FileState
-    sha256: str
+Entry = dict[str, int | str]
+"""The fields of a :class:`FileState`, and the sha256."""
 
 
 class Verification:
@@ -46,8 +41,8 @@ class Verification:
 
     def __init__(self, node: SerialComm, folder: Path, manifest: Manifest, again: bool = False) -> None:
         self._node, self._folder, self._again = node, folder, again
-        self._known: dict[str, Verified] = node.broadcast_obj(_read(folder, manifest) if node.rank == 0 else None)
-        self._new: dict[str, Verified] = {}
+        self._known: dict[str, Entry] = node.broadcast_obj(_read(folder, manifest) if node.rank == 0 else None)
+        self._new: dict[str, Entry] = {}
 
     def check(self, file: ShardFile) -> None:
         """Compare a shard's bytes with the manifest, unless the record contains the file as it is.
@@ -55,7 +50,7 @@ class Verification:
         Raises:
             DataError: they differ.
         """
-        found = Verified(file.state, file.shard.sha256)
+        found: Entry = {**file.state._asdict(), "sha256": file.shard.sha256}
         if not self._again and self._known.get(file.shard.file) == found:
             return
         settled = time.time_ns() - file.state.ctime_ns > SETTLED
@@ -70,7 +65,7 @@ class Verification:
             _write(self._folder, self._known | new)
 
 
-def _read(folder: Path, manifest: Manifest) -> dict[str, Verified]:
+def _read(folder: Path, manifest: Manifest) -> dict[str, Entry]:
     """The record's entries by file; empty if there is no valid record."""
     names = [shard.file for split in SPLITS for shard in manifest.splits[split]]
     try:
@@ -82,14 +77,12 @@ def _read(folder: Path, manifest: Manifest) -> dict[str, Verified]:
         return {}
 
 
-def _parse(table: Table) -> Verified:
-    state = (table.integer(key, -MOST, MOST) for key in FileState._fields)
-    return Verified(FileState(*state), table.sha256("sha256"))
+def _parse(table: Table) -> Entry:
+    return {**{key: table.integer(key, -MOST, MOST) for key in FileState._fields}, "sha256": table.sha256("sha256")}
 
 
-def _write(folder: Path, known: dict[str, Verified]) -> None:
-    files = {name: {**each.state._asdict(), "sha256": each.sha256} for name, each in sorted(known.items())}
-    content = json.dumps({"format": FORMAT, "files": files}, indent=1).encode() + b"\n"
+def _write(folder: Path, known: dict[str, Entry]) -> None:
+    content = json.dumps({"format": FORMAT, "files": known}, indent=1, sort_keys=True).encode() + b"\n"
     try:
         with Folder(folder) as opened:
             opened.write(RECORD, content)
