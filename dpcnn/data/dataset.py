@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.base.arrays import Shape
+from dpcnn.base.machine import memory_left
 from dpcnn.data.inputs import check_memory
 from dpcnn.data.layout import Layout, read_images, read_labels, read_layout
 from dpcnn.data.rows import FileImages
@@ -170,8 +171,13 @@ def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm, v
     size = sum(node.allgather_obj(sum(file.size for file in files.values())))
     samples = int(bounds[-1])
     with comm.fail_together():
-        advice = "prepare the data set again, with --contiguous"
-        check_memory(f"{folder} ({split})", samples * manifest.sample_bytes, size, advice)
+        needed, name = samples * manifest.sample_bytes, f"{folder} ({split})"
+        check_memory(name, needed, size, "prepare the data set again, with --contiguous")
+        if node.rank == 0 and needed > (left := memory_left()):
+            raise DataError(
+                f"{name}: needs {needed / 1e6:,.0f} MB of memory, but {left / 1e6:,.0f} MB are left here; train with "
+                "--stage DIR, which makes a copy that stays on disk, or prepare the data set again, with --contiguous"
+            )
     images = shared_array(node, (samples, *manifest.image_shape), np.uint8)
     labels = shared_array(node, manifest.labels_shape(samples), manifest.labels_type)
     with comm.fail_together():

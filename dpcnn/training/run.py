@@ -87,7 +87,8 @@ def training_parser() -> Parser:
         "--stage",
         type=Path,
         metavar="DIR",
-        help="copy the data set to this folder first, once per node: for a local disk",
+        help="copy the data set to this folder first, once per node, unpacked: for a local disk, or a data set larger "
+        "than memory",
     )
     add_verify(parser)
     parser.add_argument("--no-curves", action="store_true", help="do not draw the curves at the end")
