@@ -209,6 +209,15 @@ def add_checkpoint(parser: Parser) -> None:
     add_import(parser)
 
 
+def add_verify(parser: Parser) -> None:
+    """Add the flag ``verify``: see :func:`dpcnn.data.dataset.load`."""
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare all data shards with their checksums, also those that have not changed since the last time",
+    )
+
+
 def check_free(out: Path) -> None:
     """Make sure that nothing exists at the path of a file that a command is going to write.
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
+from dpcnn.cli import DONE, Parser, add_checkpoint, add_verify, run_command
 from dpcnn.errors import ConfigError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.confusion import draw_confusion
@@ -33,6 +33,7 @@ def make_parser() -> Parser:
         "--split", choices=("test", "validation"), default="test", help="the samples to evaluate on (default test)"
     )
     parser.add_argument("--data", metavar="NAME|DIR", help="a data set to use in place of the checkpoint's")
+    add_verify(parser)
     parser.add_argument(
         "--classes", action="store_true", help="also print precision, recall and the predicted classes of each class"
     )
@@ -49,7 +50,7 @@ def make_parser() -> Parser:
 def command(comm: SerialComm, options: Namespace) -> int:
     """Evaluate on every rank of ``comm``; rank 0 prints and draws the results."""
     path, checkpoint = read_on_rank_0(comm, options.checkpoint)
-    found = examine(comm, path, checkpoint, options.split, options.data)
+    found = examine(comm, path, checkpoint, options.split, options.data, options.verify)
     with comm.fail_together():
         if comm.rank == 0:
             print(json.dumps(found.results) if options.json else sentence(found.results))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base.files import write_file
-from dpcnn.cli import DONE, Parser, run_command
+from dpcnn.cli import DONE, Parser, add_verify, run_command
 from dpcnn.flags import add_import
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.page import check_matplotlib, page
@@ -25,6 +25,7 @@ def make_parser() -> Parser:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--data", metavar="NAME|DIR", help="a data set to use in place of the run's")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default RUN/report.html)")
+    add_verify(parser)
     add_import(parser)
     return parser
 
@@ -37,7 +38,7 @@ def command(comm: SerialComm, options: Namespace) -> int:
             folder.check_started()
             check_matplotlib()
     path, checkpoint = read_on_rank_0(comm, options.run)
-    found = examine(comm, path, checkpoint, "test", options.data)
+    found = examine(comm, path, checkpoint, "test", options.data, options.verify)
     with comm.fail_together():
         if checkpoint:
             out = options.out or options.run / "report.html"

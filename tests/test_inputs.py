@@ -467,9 +467,9 @@ def test_the_index_of_chunks_is_not_walked(small, tmp_path):
 
 def test_a_set_that_was_staged_by_another_is_not_taken(small, tmp_path):
     copy = stage(small, tmp_path / "scratch", SerialComm())
-    edit_manifest(copy, lambda m: m["splits"]["train"][0].update(sha256="0" * 64))
+    edit_manifest(copy, lambda m: m["content"].update(train="0" * 64))
     told = refused(stage, small, tmp_path / "scratch", SerialComm())
-    assert f"--stage: {copy} is not a copy of {small}; remove it" in told
+    assert f"--stage: {copy} is not your copy of {small}; remove it" in told
 
 
 # Anything at all

@@ -70,6 +70,18 @@ def read_at(descriptor: int, out: memoryview, offset: int) -> None:
         out, offset = out[count:], offset + count
 
 
+def read_ahead(descriptor: int, offset: int, size: int) -> None:
+    """Let the system begin to read these bytes of an open file into its page cache, and return at once."""
+    with suppress(OSError):  # it is only a hint
+        os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+
+
+def expect_random(descriptor: int) -> None:
+    """Tell the system that an open file is read in random order, so that it reads nothing that is not requested."""
+    with suppress(OSError):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+
 def write_file(path: Path, *chunks: bytes | memoryview) -> None:
     """Write a file in one move: it has the old content or the new one, never a part, also after a crash."""
     with Folder(path.parent) as folder:

@@ -5,18 +5,23 @@ from contextlib import suppress
 from pathlib import Path
 
 CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
 )
-"""Files of control groups, version 2 and 1: the memory limit of a container or a job, and its use."""
+"""Files of control groups, version 2 and 1: the memory limit of a container or a job, its use, and the kinds of it."""
 
 
 def memory_left() -> int:
     """Bytes of memory that this process can still get from the machine, its container and its own limit."""
     left = [_available()]
-    for limit, used in CGROUPS:
+    for limit, used, kinds in CGROUPS:
         with suppress(OSError, ValueError):  # no such file, or "max"
-            left.append(int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii")))
+            unused = int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii"))
+            left.append(unused + _page_cache(Path(kinds)))
     own, _ = resource.getrlimit(resource.RLIMIT_AS)
     if own != resource.RLIM_INFINITY:
         left.append(own)
@@ -26,6 +31,12 @@ def memory_left() -> int:
 def peak_memory() -> float:
     """The largest memory that this process has had so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _page_cache(kinds: Path) -> int:
+    """Bytes of files in a control group's memory, which the system frees for anything else."""
+    lines = (line.split() for line in kinds.read_text(encoding="ascii").splitlines())
+    return sum(int(size) for kind, size in lines if kind in ("active_file", "inactive_file"))
 
 
 def _available() -> int:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpcnn.base.arrays import Shape
+from dpcnn.base.machine import memory_left
 from dpcnn.data.inputs import check_memory
 from dpcnn.data.layout import Layout, read_images, read_labels, read_layout
 from dpcnn.data.pixels import scaled
 from dpcnn.data.rows import FileImages
 from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import MANIFEST, Images, Manifest, read_manifest
+from dpcnn.data.verified import Verification
 from dpcnn.errors import DataError, printable
 from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES
 from dpcnn.parallel.comm import SerialComm
@@ -84,11 +87,24 @@ class Samples:
         if len(self.pieces) == 1:
             return scaled(self.pieces[0][indices], self.manifest.max_value), self.labels[indices]
         images = np.empty((len(indices), *self.pieces[0].shape[1:]), self.pieces[0].dtype)
-        piece_of = np.searchsorted(self.bounds, indices, side="right") - 1
-        for piece in np.unique(piece_of):
-            rows = piece_of == piece
+        for piece, rows in self._by_piece(indices):
             images[rows] = self.pieces[piece][indices[rows] - self.bounds[piece]]
         return scaled(images, self.manifest.max_value), self.labels[indices]
+
+    def read_ahead(self, indices: Indices) -> None:
+        """Let the system begin to read the images of these samples, if they are in files, and return at once."""
+        if not isinstance(self.pieces[0], FileImages):
+            return
+        for piece, rows in self._by_piece(indices):
+            images = self.pieces[piece]
+            if isinstance(images, FileImages):
+                images.read_ahead(indices[rows] - self.bounds[piece])
+
+    def _by_piece(self, indices: Indices) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """Each piece that contains some of these samples, and which of them it contains."""
+        piece_of = np.searchsorted(self.bounds, indices, side="right") - 1
+        for piece in np.unique(piece_of):
+            yield piece, piece_of == piece
 
     def check_unchanged(self) -> None:
         """Make sure that the files from which images are read have not changed since the start.
@@ -124,11 +140,15 @@ def find_data(name: str) -> Path:
     )
 
 
-def load(folder: Path, split: str, comm: SerialComm) -> Samples:
+def load(folder: Path, split: str, comm: SerialComm, verify: bool = False) -> Samples:
     """Read a split on every rank of ``comm``, and check every shard against the manifest.
 
-    The ranks of a node divide the checks among them; all checks precede any allocation. Compressed shards are then read
-    into one buffer per node. Contiguous shards stay open, and their images are read on demand.
+    A shard that has not changed since it was verified is not verified again, see :mod:`dpcnn.data.verified`. The ranks
+    of a node divide the checks among them; all checks precede any allocation. Compressed shards are then read into one
+    buffer per node. Contiguous shards stay open, and their images are read on demand.
+
+    Args:
+        verify: whether to verify every shard.
 
     Raises:
         DataError: on every rank, if any rank finds a fault.
@@ -141,21 +161,29 @@ def load(folder: Path, split: str, comm: SerialComm) -> Samples:
             raise DataError(
                 f"{folder}: rank {comm.rank} sees another data set than rank 0; give all nodes the same files"
             )
-    return (_in_memory if manifest.compressed else _in_files)(folder, manifest, split, comm)
+    verification = Verification(comm.node(), folder, manifest, verify)
+    samples = (_in_memory if manifest.compressed else _in_files)(folder, manifest, split, comm, verification)
+    verification.save()
+    return samples
 
 
-def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -> Samples:
+def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm, verification: Verification) -> Samples:
     """Read the split's compressed shards into memory that the ranks of a node share."""
     node, shards, bounds = comm.node(), manifest.splits[split], manifest.bounds(split)
     own = range(node.rank, len(shards), node.size)
     with comm.fail_together():
         files = {number: ShardFile(folder, shards[number]) for number in own}
-        layouts = _check(files, manifest, split)
+        layouts = _check(files, manifest, split, verification)
     size = sum(node.allgather_obj(sum(file.size for file in files.values())))
     samples = int(bounds[-1])
     with comm.fail_together():
-        advice = "prepare the data set again, with --contiguous"
-        check_memory(f"{folder} ({split})", samples * manifest.sample_bytes, size, advice)
+        needed, name = samples * manifest.sample_bytes, f"{folder} ({split})"
+        check_memory(name, needed, size, "prepare the data set again, with --contiguous")
+        if node.rank == 0 and needed > (left := memory_left()):
+            raise DataError(
+                f"{name}: needs {needed / 1e6:,.0f} MB of memory, but {left / 1e6:,.0f} MB are left here; train with "
+                "--stage DIR, which makes a copy that stays on disk, or prepare the data set again, with --contiguous"
+            )
     images = shared_array(node, (samples, *manifest.image_shape), manifest.images_type)
     labels = shared_array(node, manifest.labels_shape(samples), manifest.labels_type)
     with comm.fail_together():
@@ -167,17 +195,19 @@ def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -
     return Samples(manifest, (images,), bounds[[0, -1]], labels, max_value=manifest.max_value)
 
 
-def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm) -> Samples:
+def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm, verification: Verification) -> Samples:
     """Open the split's contiguous shards on every rank, and read the labels into memory."""
     node, shards, bounds = comm.node(), manifest.splits[split], manifest.bounds(split)
     with comm.fail_together():
         files = [ShardFile(folder, shard) for shard in shards]
         own = {number: files[number] for number in range(node.rank, len(shards), node.size)}
-        layouts = _check(own, manifest, split)
+        layouts = _check(own, manifest, split, verification)
     own_offsets = {number: (layout.images, layout.labels) for number, layout in layouts.items()}
     offsets = sorted(each for part in node.allgather_obj(list(own_offsets.items())) for each in part)
     labels = np.empty(manifest.labels_shape(int(bounds[-1])), manifest.labels_type)
     pieces = []
+    for file in files:
+        file.expect_random()
     with comm.fail_together():
         for number, (image_offset, label_offset) in offsets:
             shard_labels = labels[bounds[number] : bounds[number + 1]]
@@ -188,11 +218,13 @@ def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm) ->
     return Samples(manifest, tuple(pieces), bounds, labels, max_value=manifest.max_value)
 
 
-def _check(files: dict[int, ShardFile], manifest: Manifest, split: str) -> dict[int, Layout]:
+def _check(
+    files: dict[int, ShardFile], manifest: Manifest, split: str, verification: Verification
+) -> dict[int, Layout]:
     """Verify shards, and locate their samples."""
     layouts = {}
     for number, file in files.items():
-        file.verify()
+        verification.check(file)
         layouts[number] = read_layout(file, manifest.splits[split][number], manifest)
     return layouts
 

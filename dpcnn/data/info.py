@@ -11,6 +11,7 @@ from dpcnn.data.dataset import check_labels, find_data
 from dpcnn.data.layout import read_labels, read_layout
 from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import SPLITS, Manifest, Shard, read_manifest
+from dpcnn.data.verified import Verification
 from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES
 from dpcnn.parallel.comm import SerialComm
 
@@ -29,18 +30,20 @@ def info(comm: SerialComm, name: str) -> list[str]:
         folder = find_data(name)
         manifest = read_manifest(folder)
     jobs = [(split, shard) for split in SPLITS for shard in manifest.splits[split]]
+    verification = Verification(comm.node(), folder, manifest, again=True)
     counts = np.zeros((len(SPLITS), manifest.classes), np.int64)
     with comm.fail_together():
         for split, shard in jobs[comm.rank :: comm.size]:
-            counts[SPLITS.index(split)] += _count(folder, shard, manifest)
+            counts[SPLITS.index(split)] += _count(folder, shard, manifest, verification)
+    verification.save()
     comm.allreduce(counts)
     return info_lines(folder, manifest, counts.tolist())
 
 
-def _count(folder: Path, shard: Shard, manifest: Manifest) -> Counts:
+def _count(folder: Path, shard: Shard, manifest: Manifest, verification: Verification) -> Counts:
     """The :func:`count_labels` of a shard, which is verified."""
     with ShardFile(folder, shard) as file:
-        file.verify()
+        verification.check(file)
         labels = np.empty(manifest.labels_shape(shard.samples), manifest.labels_type)
         read_labels(file, read_layout(file, shard, manifest), labels)
     check_labels(file.path, labels, manifest)

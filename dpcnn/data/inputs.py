@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.base.files import open_plain, read_at
+from dpcnn.base.files import open_plain, read_ahead, read_at
 from dpcnn.errors import DataError, printable
 
 LEAST_ALLOWANCE, TIMES_THE_FILE = 256 << 20, 20
@@ -78,6 +78,10 @@ class Reader:
             raise DataError(f"{self.path}: can't be read ({error.strerror}); get the file again") from None
         except EOFError:
             raise DataError(f"{self.path}: ends too early; get the file again") from None
+
+    def read_ahead(self, place: int, size: int) -> None:
+        """Let the system begin to read ``size`` bytes from ``place`` on."""
+        read_ahead(self._descriptor, place, size)
 
 
 class Input:

@@ -3,11 +3,21 @@
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
-from dpcnn.base.files import open_plain, read_at
+from dpcnn.base.files import expect_random, open_plain, read_ahead, read_at
 from dpcnn.data.inputs import digest
 from dpcnn.data.shards import MANIFEST, Shard
 from dpcnn.errors import DataError
+
+
+class FileState(NamedTuple):
+    """What changes with a file's content; times in nanoseconds since 1970."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
 
 
 class ShardFile:
@@ -15,6 +25,8 @@ class ShardFile:
 
     Attributes:
         path: for messages.
+        shard: its entry in the manifest.
+        state: when it was opened, or when its bytes were last compared with the manifest.
         size: in bytes, when it was opened.
 
     Args:
@@ -26,16 +38,16 @@ class ShardFile:
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
-        self.path, self._shard, self._descriptor = folder / shard.file, shard, -1
+        self.path, self.shard, self._descriptor = folder / shard.file, shard, -1
         try:
             with open_plain(self.path) as file:
                 self._descriptor = os.dup(file.fileno())
-            self._state = self._look()
+            self.state = self._look()
         except OSError as error:
             raise DataError(
                 f"{self.path}: {error.strerror}, but {MANIFEST} names it; restore it or prepare again"
             ) from None
-        self.size = self._state[0]
+        self.size = self.state.size
 
     def __enter__(self) -> "ShardFile":
         return self
@@ -62,27 +74,27 @@ class ShardFile:
     def verify(self) -> None:
         """Compare the file's bytes with the manifest; DataError if they differ."""
         actual = self.sha256()
-        if actual != self._shard.sha256:
+        if actual != self.shard.sha256:
             raise DataError(
                 f"{self.path}: damaged or replaced: its sha256 is {actual[:16]}.., {MANIFEST} says "
-                f"{self._shard.sha256[:16]}..; restore it or prepare again"
+                f"{self.shard.sha256[:16]}..; restore it or prepare again"
             )
 
     def check_unchanged(self) -> None:
-        """Verify the file again if its size or its time of change has changed since it was opened.
+        """Verify the file again if its size, times or inode have changed since it was opened.
 
         Raises:
             DataError: its bytes have changed.
         """
         state = self._look()
-        if state == self._state:
+        if state == self.state:
             return
-        if self.sha256() != self._shard.sha256:
+        if self.sha256() != self.shard.sha256:
             raise DataError(
                 f"{self.path}: was changed while it was in use: its sha256 is no longer that of {MANIFEST}; "
                 "restore it or prepare again, then continue with --resume"
             )
-        self._state = state
+        self.state = state
 
     def read(self, out: memoryview, offset: int) -> None:
         """Fill ``out`` with the bytes from ``offset`` on.
@@ -99,9 +111,17 @@ class ShardFile:
                 f"{self.path}: has been shortened while it was in use; restore it or prepare again"
             ) from None
 
-    def _look(self) -> tuple[int, int]:
+    def read_ahead(self, offset: int, size: int) -> None:
+        """Let the system begin to read ``size`` bytes from ``offset`` on."""
+        read_ahead(self._descriptor, offset, size)
+
+    def expect_random(self) -> None:
+        """Tell the system that samples are read in random order from now on."""
+        expect_random(self._descriptor)
+
+    def _look(self) -> FileState:
         status = os.fstat(self._descriptor)
-        return status.st_size, status.st_mtime_ns
+        return FileState(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
     def sha256(self) -> str:
         """The sha256 of the file's bytes, in hexadecimal digits."""

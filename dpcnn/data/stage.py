@@ -1,12 +1,20 @@
 """Copies of data sets on each node's own disk or memory, one per node."""
 
+import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from dpcnn.base.arrays import Array
 from dpcnn.base.files import open_plain
-from dpcnn.data.inputs import BLOCK
-from dpcnn.data.shards import MANIFEST, SPLITS, read_manifest
+from dpcnn.data.inputs import BLOCK, reason
+from dpcnn.data.layout import image_blocks, read_labels, read_layout, write_shard
+from dpcnn.data.shard_files import ShardFile
+from dpcnn.data.shards import MANIFEST, SPLITS, Images, Manifest, Shard, read_manifest, write_manifest
 from dpcnn.errors import DataError
 from dpcnn.parallel.comm import SerialComm
 
@@ -14,7 +22,8 @@ from dpcnn.parallel.comm import SerialComm
 def stage(folder: Path, place: Path, comm: SerialComm) -> Path:
     """Copy a data set to every node of ``comm``; the first rank of each node does this, unless the copy exists.
 
-    The copy appears in one move, under a digest of the data set's manifest. Loading it checks every shard.
+    The copy is contiguous: it is read by sample, so it may be larger than memory. It appears in one move, under a
+    digest of the data set's manifest. Loading it checks every shard.
 
     Args:
         folder: of the data set.
@@ -32,16 +41,34 @@ def stage(folder: Path, place: Path, comm: SerialComm) -> Path:
     with comm.fail_together():
         if node.rank == 0:
             manifest = read_manifest(folder)
-            target = place / f"dpcnn-{manifest.digest[:16]}"
+            target = place / f"dpcnn-{manifest.digest[:16]}{'-unpacked' * manifest.compressed}"
             if not (target / MANIFEST).is_file():
-                copy(folder, [s.file for split in SPLITS for s in manifest.splits[split]], target)
-            if read_manifest(target) != manifest:
-                raise DataError(f"--stage: {target} is not a copy of {folder}; remove it, or give another folder")
+                _make(folder, target, lambda new: (unpack if manifest.compressed else copy)(folder, manifest, new))
+            if not is_copy(target, manifest):
+                raise DataError(f"--stage: {target} is not your copy of {folder}; remove it, or give another folder")
     return Path(node.broadcast_obj(str(target)))
 
 
-def copy(folder: Path, names: list[str], target: Path) -> None:
-    """Copy the manifest and these files, so that ``target`` is either complete or absent.
+def is_copy(target: Path, manifest: Manifest) -> bool:
+    """Whether the data set in ``target`` is a contiguous copy of the one of ``manifest``.
+
+    Nothing but its owner vouches for the samples of an unpacked copy, so this user must have made it.
+    """
+    found = read_manifest(target)
+    if not manifest.compressed:
+        return found == manifest
+    own = target.stat().st_uid == os.geteuid()
+    return own and not found.compressed and _without_bytes(found) == _without_bytes(manifest)
+
+
+def _without_bytes(manifest: Manifest) -> Manifest:
+    """The manifest without what depends on compression."""
+    splits = {split: tuple(replace(shard, sha256="") for shard in shards) for split, shards in manifest.splits.items()}
+    return replace(manifest, compressed=False, splits=splits)
+
+
+def _make(folder: Path, target: Path, write: Callable[[Path], None]) -> None:
+    """Make the folder ``target`` by ``write``, so that it is either complete or absent.
 
     Raises:
         DataError: it can't be written.
@@ -50,15 +77,55 @@ def copy(folder: Path, names: list[str], target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        for name in [*names, MANIFEST]:
-            with open_plain(folder / name) as source, open(temporary / name, "xb") as destination:
-                shutil.copyfileobj(source, destination, BLOCK)
+        write(temporary)
         temporary.rename(target)
     except OSError as error:
-        if temporary != target:
-            shutil.rmtree(temporary, ignore_errors=True)
         if (target / MANIFEST).is_file():  # another job was faster
             return
         raise DataError(
-            f"--stage: {folder} can't be copied to {target} ({error.strerror}); give another folder"
+            f"--stage: {folder} can't be copied to {target} ({error.strerror or reason(error)}); give another folder"
         ) from None
+    finally:
+        if temporary != target:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy(folder: Path, manifest: Manifest, new: Path) -> None:
+    """Copy the files of a data set."""
+    names = [shard.file for split in SPLITS for shard in manifest.splits[split]]
+    for name in [*names, MANIFEST]:
+        with open_plain(folder / name) as source, open(new / name, "xb") as destination:
+            shutil.copyfileobj(source, destination, BLOCK)
+
+
+def unpack(folder: Path, manifest: Manifest, new: Path) -> None:
+    """Write a compressed data set as a contiguous one, some samples at a time.
+
+    Raises:
+        DataError: a shard is damaged.
+    """
+    splits = {
+        split: tuple(_unpack_shard(folder, manifest, shard, new) for shard in manifest.splits[split])
+        for split in SPLITS
+    }
+    write_manifest(new, replace(manifest, compressed=False, splits=splits))
+
+
+def _unpack_shard(folder: Path, manifest: Manifest, shard: Shard, new: Path) -> Shard:
+    with ShardFile(folder, shard) as file:
+        file.verify()
+        shape = shard.samples, *manifest.image_shape
+        write_shard(new / shard.file, _blocks(file, manifest), shape, manifest.images_type, compressed=False)
+    with ShardFile(new, shard) as written:
+        return replace(shard, sha256=written.sha256())
+
+
+def _blocks(file: ShardFile, manifest: Manifest) -> Iterator[tuple[Images, Array]]:
+    """The images and labels of a compressed shard, a chunk at a time."""
+    samples, layout = file.shard.samples, read_layout(file, file.shard, manifest)
+    labels = np.empty(manifest.labels_shape(samples), manifest.labels_type)
+    read_labels(file, layout, labels)
+    start = 0
+    for images in image_blocks(file, layout, samples, manifest):
+        yield images, labels[start : start + len(images)]
+        start += len(images)

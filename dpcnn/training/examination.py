@@ -68,7 +68,12 @@ def read_on_rank_0(comm: SerialComm, path: Path) -> tuple[Path, Checkpoint | Non
 
 
 def examine(
-    comm: SerialComm, path: Path, checkpoint: Checkpoint | None, split: str, data: str | None = None
+    comm: SerialComm,
+    path: Path,
+    checkpoint: Checkpoint | None,
+    split: str,
+    data: str | None = None,
+    verify: bool = False,
 ) -> Examination:
     """Evaluate a checkpoint's network on a split; each rank of ``comm`` computes a part of the answers.
 
@@ -77,13 +82,14 @@ def examine(
         checkpoint: the checkpoint on rank 0, None on the other ranks.
         split: "test" or "validation".
         data: the name or folder of a data set to use in place of the checkpoint's.
+        verify: whether to verify every data shard.
 
     Raises:
         ConfigError, CheckpointError, DataError: on every rank.
     """
     state = comm.broadcast_obj(checkpoint and [checkpoint.config.as_dict(), checkpoint.class_names, checkpoint.resize])
     config, class_names, resize = from_dict(state[0]), tuple(state[1]), state[2]
-    samples = _load(comm, data or config.data, split)
+    samples = _load(comm, data or config.data, split, verify)
     indices = _indices(samples, config, split)
     with comm.fail_together():
         check(config.numerics)
@@ -123,14 +129,14 @@ def check_classes(path: Path, names: Names, data: Manifest) -> None:
         )
 
 
-def _load(comm: SerialComm, data: str, split: str) -> Samples:
+def _load(comm: SerialComm, data: str, split: str, verify: bool) -> Samples:
     """The samples of the files that contain a split; rank 0 prints a warning if the ranks can't share memory."""
     with comm.fail_together():
         folder = find_data(data)
     warning = share_or_part(comm)
     if warning and comm.rank == 0:
         print(warning, file=sys.stderr)
-    return load(folder, "test" if split == "test" else "train", comm)
+    return load(folder, "test" if split == "test" else "train", comm, verify)
 
 
 def _indices(samples: Samples, config: Config, split: str) -> Array:

@@ -26,6 +26,11 @@ class MicrobatchGradient:
         self._loss = config.make_loss()
         self.classifies = "accuracy" in self._loss.metrics
 
+    def read_ahead(self, indices: NDArray[Any]) -> None:
+        """Let the system begin to read samples of the next step, if they are in files, while this one is computed."""
+        with self._network.timer("data"):
+            self.samples.read_ahead(indices)
+
     def __call__(self, params: Vector, epoch: int, indices: NDArray[Any], out: Vector) -> tuple[float, int]:
         """Write the gradient of the summed loss of some samples into ``out``, (network.size,).
 

@@ -38,6 +38,12 @@ class Plan:
         within = step % self.steps_per_epoch
         return self.order(epoch)[within * self.config.batch : (within + 1) * self.config.batch]
 
+    def next_batch(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """The indices of the samples of the step after this one; none after the run's last step."""
+        if step + 1 >= self.last_step:
+            return np.empty(0, np.int64)
+        return self.batch(epoch + self.epoch_ends(epoch, step + 1), step + 1)
+
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The indices of all training samples in the order of an epoch, counted from 0."""
         if self._order[0] != epoch:

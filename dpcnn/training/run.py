@@ -4,7 +4,7 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from dpcnn.cli import DONE, RESUMABLE, Parser
+from dpcnn.cli import DONE, RESUMABLE, Parser, add_verify
 from dpcnn.cluster.stopping import Stop, ignore, job_end, listen
 from dpcnn.cluster.watch import Watch
 from dpcnn.flags import add_config_flags
@@ -87,8 +87,10 @@ def training_parser() -> Parser:
         "--stage",
         type=Path,
         metavar="DIR",
-        help="copy the data set to this folder first, once per node: for a local disk",
+        help="copy the data set to this folder first, once per node, unpacked: for a local disk, or a data set larger "
+        "than memory",
     )
+    add_verify(parser)
     parser.add_argument("--no-curves", action="store_true", help="do not draw the curves at the end")
     parser.add_argument(
         "--tensorboard",

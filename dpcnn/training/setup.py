@@ -34,8 +34,8 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
         data = find_data(config.data)
     if options.stage:
         data = stage(data, options.stage, comm)
-    samples = load(data, "train", comm)
-    test = load(data, "test", comm) if config.test else None
+    samples = load(data, "train", comm, options.verify)
+    test = load(data, "test", comm, options.verify) if config.test else None
     trainer = make_trainer(comm, config, samples, start, reporter, stop, test, options.tensorboard)
     trainer.min_ranks = options.min_ranks
     return trainer, start

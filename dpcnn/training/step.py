@@ -129,11 +129,14 @@ def take_step(
     state, exchange, progress, timer = team.state, team.exchange, team.state.progress, team.network.timer
     params = state.now[PARAMETERS]
     batch = plan.batch(progress.epochs, progress.step)
+    next_batch = plan.next_batch(progress.epochs, progress.step)
     microbatches = chunks(len(batch), team.config.microbatch)
     results: list[tuple[float, int]] = []
 
     def gradient_of(number: int, out: Vector) -> None:
-        results.append(microbatch_gradient(params, progress.epochs, batch[slice(*microbatches[number])], out))
+        part = slice(*microbatches[number])
+        microbatch_gradient.read_ahead(next_batch[part])
+        results.append(microbatch_gradient(params, progress.epochs, batch[part], out))
 
     grads = exchange.sum(len(microbatches), gradient_of)
     means = team.update.take_running_means(params[team.shard], grads, len(batch))
