@@ -23,7 +23,7 @@ from dpcnn.optim.optimizer import Optimizer
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.optim.schedules import PLATEAU, SCHEDULES
 
-MOST_BATCH, MOST_EPOCHS = 2**31 - 1, 1_000_000
+MOST_BATCH, MOST_EPOCHS, MOST_MEMORY = 2**31 - 1, 1_000_000, 1 << 20
 FLIPS = ("none", "horizontal", "vertical", "both")
 AUTO = "auto"
 
@@ -115,10 +115,10 @@ class Config:
         free=True,
     )
     patience: int = option(
-        0,
-        "early stopping: end the run after this many epochs without improvement of --monitor; 0: never",
-        least=0,
-        free=True,
+        0, "early stopping: end after this many epochs without improvement of --monitor; 0: never", least=0, free=True
+    )
+    memory: int = option(
+        256, "evaluation: MB per rank for the images evaluated at once", least=1, most=MOST_MEMORY, later=True
     )
     exchange: str = option(
         "exact", "exact: the same bits on any number of ranks; allreduce: MPI's own sum", choices=("exact", "allreduce")
@@ -229,7 +229,7 @@ class Config:
         Raises:
             ConfigError: the layers do not fit each other, the images, the classes or the optimizer.
         """
-        network = Network(image_shape, build(self.layers or MODELS[self.model], classes, self.dropout))
+        network = Network(image_shape, build(self.layers or MODELS[self.model], classes, self.dropout), self.memory)
         if network.classes != classes:
             raise ConfigError(f"the model has {network.classes} classes; the data has {classes}")
         check_settings(network, self.make_optimizer())

@@ -22,7 +22,7 @@ from dpcnn.estimators.fitting import Announcer, Callback, figures, train
 from dpcnn.estimators.parameters import Parameters
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, write
-from dpcnn.training.evaluation import EVALUATION_BLOCK, answers
+from dpcnn.training.evaluation import answers
 from dpcnn.training.resume import with_cut
 
 Training = tuple[Config, Samples, Samples | None]
@@ -173,7 +173,7 @@ class Estimator(Parameters):
             if shape != known.image_shape:
                 raise DataError(f"{X}: images of {shape}, but the network takes {known.image_shape}")
             network, loss = known.network(), known.config.make_loss()
-            network.check_memory(min(EVALUATION_BLOCK, count), comm.node().size)
+            network.check_memory(min(network.at_once, count), comm.node().size)
         return answers(comm, network, network.flat(known.parameters), images, count, loss)
 
     def _images(self, comm: SerialComm, known: Checkpoint, X: Any) -> tuple[Callable[[Indices], Array], Shape, int]:

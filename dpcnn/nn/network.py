@@ -34,6 +34,10 @@ MOST_ACTIVATIONS = 1 << 26
 """The most elements in the outputs of all layers for one image; see :data:`dpcnn.nn.flat.MOST_PARAMETERS`."""
 
 
+MOST_AT_ONCE = 128
+"""The most images that are evaluated at once."""
+
+
 class Network(FlatParameters):
     """Layers connected to an input shape, and the layout of their parameters in a flat vector.
 
@@ -43,13 +47,18 @@ class Network(FlatParameters):
     Attributes:
         shapes: of each layer's output, without N.
         activations: elements of all layers' outputs for an image.
+        at_once: the images that are evaluated at once. They decide the last bits of an answer, so they depend on the
+            network and ``memory`` alone, and not on the machine.
         timer: measures the phases of :meth:`gradient`.
+
+    Args:
+        memory: for the images that are evaluated at once, in MB.
 
     Raises:
         ConfigError: the images are too small for the layers, these do not fit each other, or the network is too large.
     """
 
-    def __init__(self, input_shape: Shape, layers: Sequence[Layer]) -> None:
+    def __init__(self, input_shape: Shape, layers: Sequence[Layer], memory: int = 256) -> None:
         self.input_shape, self.layers, self.names = input_shape, list(layers), unique_names(layers)
         self.sources = connections(self.layers, self.names)
         self.users = Counter(source for sources in self.sources for source in sources)
@@ -80,6 +89,18 @@ class Network(FlatParameters):
         places = iter(slice(*interval) for interval in self.intervals)
         self._own = [[(p.name, next(places), p.shape) for p in layer.parameters] for layer in self.layers]
         self.timer = Timer()
+        self.at_once = self._at_once(memory * 1_000_000)
+
+    def _at_once(self, memory: int) -> int:
+        """The largest power of 2, up to :data:`MOST_AT_ONCE`, of images whose evaluation needs about ``memory`` bytes.
+
+        A layer needs its inputs, its output, and as much again, or the windows of a convolution.
+        """
+        largest = max(
+            sum(map(prod, self.input_shapes(number))) + 2 * prod(shape) + layer.scratch
+            for number, (layer, shape) in enumerate(zip(self.layers, self.shapes, strict=True))
+        )
+        return min(MOST_AT_ONCE, 1 << max(1, memory // (4 * largest)).bit_length() - 1)
 
     def input_shapes(self, number: int) -> list[Shape]:
         """The shapes of a layer's inputs, without N."""

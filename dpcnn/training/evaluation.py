@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.arrays import Array, Vector
-from dpcnn.base.timing import Timer
 from dpcnn.data.dataset import Indices, Samples
 from dpcnn.errors import DataError, DivergenceError
 from dpcnn.nn.losses import Loss
@@ -14,9 +13,6 @@ from dpcnn.nn.metrics import METRICS, Answers
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.tree import chunks, split_evenly
-
-EVALUATION_BLOCK = 128
-"""Samples whose logits are computed at once: fixed, so that no sample's bits depend on the ranks."""
 
 
 def evaluate(comm: SerialComm, network: Network, params: Vector, samples: Samples, indices: Any, loss: Loss) -> Answers:
@@ -39,7 +35,7 @@ def evaluate(comm: SerialComm, network: Network, params: Vector, samples: Sample
         out["losses"] = loss.loss(outputs, labels)
 
     row = _row(samples.labels)
-    table = by_blocks(comm, network.timer, np.zeros(len(indices), row), answer)
+    table = by_blocks(comm, network, np.zeros(len(indices), row), answer)
     return Answers(**{name: table[name] for name in row.names or ()})
 
 
@@ -57,13 +53,14 @@ def _row(labels: Array) -> np.dtype[Any]:
     )
 
 
-def by_blocks(comm: SerialComm, timer: Timer, rows: Array, compute: Callable[[int, int, Array], None]) -> Array:
+def by_blocks(comm: SerialComm, network: Network, rows: Array, compute: Callable[[int, int, Array], None]) -> Array:
     """Fill ``rows``, one for each sample, with the same values on every rank; each rank computes a part of them.
 
     Args:
+        network: which says how many samples make a block.
         compute: writes the rows from ``start`` to ``stop``, which are a block, into an array.
     """
-    blocks = chunks(len(rows), EVALUATION_BLOCK)
+    blocks, timer = chunks(len(rows), network.at_once), network.timer
     bounds = [blocks[block][0] if block < len(blocks) else len(rows) for block in split_evenly(len(blocks), comm.size)]
     own = np.zeros((max(np.diff(bounds)), *rows.shape[1:]), rows.dtype)
     first, end = bounds[comm.rank : comm.rank + 2]
@@ -95,7 +92,7 @@ def answers(
     def answer(start: int, stop: int, out: Array) -> None:
         out[...] = loss.probabilities(network.logits(params, images(np.arange(start, stop))).astype(np.float64))
 
-    table = by_blocks(comm, network.timer, np.zeros((count, network.classes)), answer)
+    table = by_blocks(comm, network, np.zeros((count, network.classes)), answer)
     if not np.isfinite(table).all():
         raise DataError("the network's answer is not finite: its weights are too large for these images")
     return table

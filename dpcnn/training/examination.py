@@ -23,7 +23,7 @@ from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
-from dpcnn.training.evaluation import EVALUATION_BLOCK, evaluate, measure
+from dpcnn.training.evaluation import evaluate, measure
 
 MOST_CONFUSED = 1000
 """The most classes of a confusion matrix."""
@@ -99,7 +99,7 @@ def examine(
         loss.check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         check_classes(path, class_names, samples.manifest)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
-        network.check_memory(min(EVALUATION_BLOCK, len(indices)), comm.node().size)
+        network.check_memory(min(network.at_once, len(indices)), comm.node().size)
         params = network.flat(checkpoint.parameters) if checkpoint else np.empty(network.size, np.float32)
     comm.broadcast(params)
     started = time.perf_counter()

@@ -18,7 +18,6 @@ from dpcnn.nn.network import Network
 from dpcnn.parallel.tree import chunks
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
-from dpcnn.training.evaluation import EVALUATION_BLOCK
 
 Say = Callable[[str], None]
 
@@ -74,8 +73,8 @@ def _images(path: Path, known: Checkpoint) -> Images:
 
 def _rows(path: Path, network: Network, params: Vector, loss: Loss, images: Images) -> Iterator[Array]:
     """The probabilities or values (classes,) for each image."""
-    network.check_memory(min(EVALUATION_BLOCK, len(images)))
-    for start, stop in chunks(len(images), EVALUATION_BLOCK):
+    network.check_memory(min(network.at_once, len(images)))
+    for start, stop in chunks(len(images), network.at_once):
         rows: Array = loss.probabilities(network.logits(params, images[start:stop]).astype(np.float64))
         if not np.isfinite(rows).all():
             raise DataError(f"{path}: the network's answer is not finite: its weights are too large for this file")

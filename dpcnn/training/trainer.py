@@ -82,8 +82,7 @@ class Trainer:
         self.waiting, self.min_ranks = Waiting(max(comm.members) + 1), 1
         self.origin: Path | None = None
         self._hosts = dict(zip(comm.members, comm.allgather_obj(platform.node()), strict=True))
-        self._size_of_log = self._deaths_noted = 0
-        self._stopping = self._over = False
+        self._size_of_log, self._deaths_noted, self._stopping, self._over = 0, 0, False, False
         self._committed: State | None = None
         self.assemble()
         self._adopt()
@@ -212,7 +211,8 @@ class Trainer:
         self.waiting.charge(self.comm.members, decision.waited)
         self._stopping = decision.stop
         self._to_compare = self._due(self.config.drift_check_every)
-        self._to_save = decision.stop or self._due(self.config.checkpoint_every)
+        epoch_ends = self.plan.epoch_ends(progress.epochs, progress.step)  # its evaluation may fail
+        self._to_save = decision.stop or epoch_ends or self._due(self.config.checkpoint_every)
         with self.timer("report"):
             self.reporter.step(progress, metrics, lr)
         if progress.step % max(1, self.plan.steps_per_epoch // STEP_EVENTS) == 0:

@@ -1,0 +1,131 @@
+"""Memory: arrays take that of earlier ones, a network keeps only what it needs, and an evaluation has a limit."""
+
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from commands import training
+
+from dpcnn.base.arrays import empty
+from dpcnn.errors import DivergenceError
+from dpcnn.nn.activations import ReLU
+from dpcnn.nn.layers import Conv2d, Flatten, Linear, Scale
+from dpcnn.nn.losses import CrossEntropy
+from dpcnn.nn.network import Network
+from dpcnn.nn.normalisation import BatchNorm
+from dpcnn.runs.checkpoint import read
+
+SHAPE = (1009, 3)  # of no other test
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_an_array_takes_the_memory_of_an_earlier_one_to_which_nothing_refers():
+    first = empty(SHAPE, np.float32)
+    second = empty(SHAPE, np.float32)
+    place = address(first)
+    assert place != address(second)
+    view = first[1:].T
+    del first
+    assert address(empty(SHAPE, np.float32)) != place, "a view of it is in use"
+    third = empty(SHAPE, np.float32)
+    del view
+    assert address(empty(SHAPE, np.float32)) == place
+    assert address(empty((1010, 3), np.float32)) == place, "arrays of about the same size share memory"
+    assert len({address(second), address(third), place}) == 3
+
+
+def test_memory_that_is_in_use_is_never_given_again():
+    rng, kept = np.random.default_rng(0), {}
+    for number in range(2000):
+        array = empty((int(rng.integers(1, 300)),), np.int64)
+        array[...] = number
+        kept[number] = array[: rng.integers(1, len(array) + 1)]
+        if len(kept) > 40:
+            del kept[list(kept)[rng.integers(40)]]
+        assert all((values == key).all() for key, values in kept.items())
+
+
+def test_threads_share_no_memory():
+    place, found = address(empty(SHAPE, np.float32)), []
+    thread = threading.Thread(target=lambda: found.append(address(empty(SHAPE, np.float32))))
+    thread.start()
+    thread.join()
+    assert found != [place]
+
+
+def deep(blocks, norm=False, side=16, memory=256):
+    """A network of so many 3x3 convolutions with 8 filters, each with a ReLU, for images of ``side`` x ``side``."""
+    layers = [Scale()]
+    for _ in range(blocks):
+        layers += [Conv2d(8, 3, padding=1), *([BatchNorm()] if norm else []), ReLU()]
+    return Network((side, side, 1), [*layers, Flatten(), Linear(10)], memory)
+
+
+def peak(network, call):
+    """The most new memory, in bytes, that ``call`` needs, in a thread without memory of earlier arrays."""
+    found = []
+
+    def measure():
+        params, images = network.initialise(0), np.zeros((16, *network.input_shape), np.uint8)
+        tracemalloc.start()
+        call(params, images)
+        found.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_an_evaluation_needs_the_memory_of_some_layers_however_many_there_are(norm):
+    few, many = (peak(deep(layers, norm), lambda p, x, n=layers: deep(n, norm).logits(p, x)) for layers in (4, 24))
+    assert many < 1.5 * few
+
+
+def test_a_gradient_keeps_less_than_all_outputs_and_their_gradients():
+    network, grads = deep(24, True), np.empty(deep(24, True).size, np.float32)
+    labels = np.zeros(16, np.int64)
+    needed = peak(network, lambda p, x: network.gradient(p, x, labels, CrossEntropy(), grads))
+    assert needed < 2 * 4 * 16 * network.activations
+
+
+def test_a_smaller_limit_evaluates_fewer_images_at_once():
+    at_once = [deep(2, side=224, memory=memory).at_once for memory in (1, 16, 64, 1024, 4096)]
+    assert at_once == sorted(at_once) and at_once[0] == 1 and at_once[-1] == 128 and len(set(at_once)) > 3
+    assert all(number & (number - 1) == 0 for number in at_once)
+
+
+def test_the_limit_of_an_evaluation_affects_no_weight_and_no_number_of_right_answers(quick, tmp_path):
+    for memory, ranks in ((256, 1), (1, 1), (1, 3)):
+        out = tmp_path / f"{memory}-{ranks}"
+        assert training(*quick, "--memory", str(memory), "--out", out, ranks=ranks).status == 0
+    last = [read(tmp_path / name / "checkpoints" / "last.h5") for name in ("256-1", "1-1", "1-3")]
+    assert len({each.weights_sha256 for each in last}) == 1
+    accuracies = [[e["validation_accuracy"] for e in each.progress.events if e["event"] == "epoch"] for each in last]
+    losses = [[e["validation_loss"] for e in each.progress.events if e["event"] == "epoch"] for each in last]
+    assert accuracies[0] == accuracies[1] == accuracies[2]
+    assert losses[1] == losses[2] and np.allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_an_evaluation_that_fails_does_not_lose_the_epoch(quick, tmp_path, monkeypatch, ranks):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert training(*quick, "--out", whole, ranks=ranks).status == 0
+
+    def fail(*_):
+        raise DivergenceError("the evaluation fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dpcnn.training.trainer.evaluate_sets", fail)
+        assert training(*quick, "--out", cut, ranks=ranks).status != 0
+    assert read(cut / "checkpoints" / "last.h5").progress.step == 7, "the end of the first epoch"
+    assert training("--resume", "--out", cut, ranks=ranks).status == 0
+    ends = [read(folder / "checkpoints" / "last.h5") for folder in (whole, cut)]
+    assert ends[0].weights_sha256 == ends[1].weights_sha256
+    assert ends[0].progress.epochs == ends[1].progress.epochs == 2
