@@ -15,6 +15,7 @@ from dpcnn.data.shards import read_manifest
 from dpcnn.errors import ConfigError
 from dpcnn.flags import add_import
 from dpcnn.nn.graph import IMAGES
+from dpcnn.nn.layer import Layer
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 
@@ -42,22 +43,44 @@ def command(comm: SerialComm, options: Namespace) -> int:
     """Print the table of the layers, and the totals."""
     config = read_recipe(options.recipe)
     shape, classes = images_and_classes(config, options)
-    ones = (1.0,) * shape[-1]  # in place of the mean and deviation of the data, which no figure here depends on
-    network = config.measured(ones, ones).network(shape, classes)
+    network = connected(config, shape, classes, given=bool(options.images))
+    print(f"images of {'x'.join(map(str, shape))}, {classes:,} classes\n")
     print(text(("layer", "inputs", "output", "parameters", "MFLOP"), [*rows(network)]))
     memory = network.memory(config.microbatch) / 1e6
     print(
-        f"\n{network.size:,} parameters{running_means(network)}, {4 * network.size / 1e6:.1f} MB; "
+        f"\n{sum(map(learned, network.layers)):,} parameters{running_means(network)}, {4 * network.size / 1e6:.1f} MB; "
         f"{network.flops / 1e6:,.1f} MFLOP per image and gradient; "
         f"up to {memory:,.0f} MB per rank for a microbatch of {config.microbatch} images"
     )
     return DONE
 
 
+def connected(config: Config, shape: Shape, classes: int, given: bool) -> Network:
+    """The network for images of this shape.
+
+    Args:
+        given: whether the user has given the shape.
+
+    Raises:
+        ConfigError: the layers do not fit it.
+    """
+    ones = (1.0,) * shape[-1]  # in place of the mean and deviation of the data, which no figure here depends on
+    try:
+        return config.measured(ones, ones).network(shape, classes)
+    except ConfigError as error:
+        advice = "" if given else f" (images of {config.data}; others: --images HxWxC --classes N)"
+        raise ConfigError(f"{error}{advice}") from None
+
+
+def learned(layer: Layer) -> int:
+    """The number of parameters of a layer that are learned, which is what publications count."""
+    return sum(prod(parameter.shape) for parameter in layer.parameters if not parameter.momentum)
+
+
 def running_means(network: Network) -> str:
-    """How many parameters are running means, which published numbers of parameters do not include; or nothing."""
-    count = sum(prod(parameter.shape) for parameter in network.parameters if parameter.momentum)
-    return f" ({count:,} of them running means)" if count else ""
+    """How many values are running means and variances; or nothing."""
+    count = network.size - sum(map(learned, network.layers))
+    return f" and {count:,} running means and variances" if count else ""
 
 
 def images_and_classes(config: Config, options: Namespace) -> tuple[Shape, int]:
@@ -78,14 +101,14 @@ def images_and_classes(config: Config, options: Namespace) -> tuple[Shape, int]:
 
 
 def rows(network: Network) -> list[tuple[str, ...]]:
-    """For each layer: name, inputs, output, number of parameters, and millions of operations forward per image."""
+    """For each layer: name, inputs, output, learned parameters, and millions of operations forward per image."""
     names = {IMAGES: "images", **dict(enumerate(network.names))}
     return [
         (
             name,
             ", ".join(names[source] for source in sources),
             " x ".join(map(str, shape)),
-            f"{sum(prod(parameter.shape) for parameter in layer.parameters):,}",
+            f"{learned(layer):,}",
             f"{2 * layer.multiplications / 1e6:.2f}",
         )
         for name, layer, sources, shape in zip(

@@ -13,7 +13,7 @@ from metrics import events
 from dpcnn.__main__ import commands
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-MODULE, ONNX = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+MODULE, WEIGHTS, ONNX = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (RECIPE,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -131,6 +131,52 @@ def test_the_gradients_of_the_page_are_right(folder):
     numeric = sum(s * layer.forward(x + s * 1e-6 * direction, {})[0].copy() for s in (1, -1)) / 2e-6
     _, backward = layer.forward(x, {})
     np.testing.assert_allclose(backward(direction.copy(), {}), numeric, rtol=1e-5, atol=1e-7)
+
+
+SCALED = """
+model = "mine"
+layers = [
+    { kind = "scale" },
+    { kind = "channelscale", start = 1.0 },
+    { kind = "flatten" },
+    { kind = "linear", bias = true },
+]
+"""
+
+
+def test_the_layer_with_weights_of_the_page_is_right_and_trains(folder, flags):
+    names = {}
+    (folder / "mine.py").write_text(MODULE + WEIGHTS)
+    exec(WEIGHTS, names)
+    forget()
+    rng = np.random.default_rng(4)
+    layer, x, c = names["ChannelScale"](0.5), rng.standard_normal((3, 4, 5, 6)), rng.standard_normal((3, 4, 5, 6))
+    assert layer.build((3, 4, 6)) == (3, 4, 6)
+    w, grads = rng.standard_normal(6), {"w": np.empty(6)}
+    _, backward = layer.forward(x, {"w": w})
+    dx = backward(c.copy(), grads)
+    np.testing.assert_allclose(dx, c * w)
+    np.testing.assert_allclose(grads["w"], (c * x).sum(axis=(0, 1, 2)))
+
+    from dpcnn.nn.models import KINDS
+
+    KINDS.pop("channelscale", None)
+    (folder / "mine.toml").write_text(SCALED)
+    hashes = set()
+    for ranks in (1, 2):
+        out = folder / f"scaled{ranks}"
+        result = training(*flags, "--import", "mine", "--out", out, ranks=ranks, cwd=folder)
+        assert result.status == 0, result.err
+        hashes.add(events(out)[-1]["weights_sha256"])
+    assert len(hashes) == 1
+
+
+def test_parameters_of_another_type_are_refused_in_one_line(folder, flags):
+    (folder / "mine.py").write_text(MODULE + WEIGHTS.replace("(Parameter(", "{'w': (").replace("=self.start),)", ")}"))
+    (folder / "mine.toml").write_text(SCALED)
+    result = training(*flags, "--import", "mine", "--out", folder / "run", cwd=folder)
+    assert result.status == 2 and len(result.errors) == 1
+    assert "channelscale1: parameters: expected a tuple of dpcnn.nn.layer.Parameter, not {'w': " in result.errors[0]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """The table of a network's layers."""
 
+import re
 from math import prod
 
 import pytest
 from commands import command
+from conftest import ROOT
 
 from dpcnn.config import read_recipe
 
@@ -12,7 +14,8 @@ def test_the_table_of_a_recipe():
     result = command("summary", "lenet5")
     assert result.status == 0, result.err
     lines = result.out.splitlines()
-    assert lines[0].split() == ["layer", "inputs", "output", "parameters", "MFLOP"]
+    assert lines[0] == "images of 28x28x1, 10 classes"
+    assert lines[2].split() == ["layer", "inputs", "output", "parameters", "MFLOP"]
     (conv,) = [line for line in lines if line.split()[:1] == ["conv2d2"]]
     assert conv.split() == [
         "conv2d2",
@@ -30,8 +33,9 @@ def test_the_residual_network_has_the_published_size():
     assert result.status == 0, result.err
     learned = 432 + 6 * 2304 + 4608 + 5 * 9216 + 18432 + 5 * 36864 + 512 + 2048 + 650
     normalised = 16 * 7 + 32 * 7 + 64 * 7
-    assert result.out.splitlines()[-1].startswith(f"{learned + 4 * normalised:,} parameters")
-    assert f"{learned + 2 * normalised:,}" == "272,474"
+    last = result.out.splitlines()[-1]
+    assert last.startswith(f"272,474 parameters and {2 * normalised:,} running means and variances")
+    assert learned + 2 * normalised == 272_474
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,7 @@ def test_the_residual_network_has_the_published_size():
         (["fast", "--images", "0x1x1"], "--images: expected height, width and channels, as in 32x32x3, not '0x1x1'"),
         (["fast", "--images", "9x9x1", "--classes", "0"], "--classes: must be from 1 to 65535, not 0"),
         (["fast", "--images", "2x2x1"], "images of (2, 2, 1) are too small for this model: "),
+        (["vgg11", "--images", "2x2x1"], "images of (2, 2, 1) are too small for this model: "),
         (["fastest"], "--recipe: no recipe and no file 'fastest'"),
     ],
 )
@@ -63,8 +68,18 @@ def test_networks_have_the_published_number_of_parameters(recipe, shape, classes
     assert sum(layer.multiplications for layer in network.layers) == multiplications
 
 
+def test_the_script_of_the_docs_writes_a_long_recipe(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "nets.md").read_text()
+    (script,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "long.toml" in block)
+    monkeypatch.chdir(tmp_path)
+    exec(script, {})
+    result = command("summary", "long.toml", "--images", "32x32x3", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert sum(line.split()[0].startswith("add") for line in result.out.splitlines() if line) == 3
+
+
 @pytest.mark.parametrize("recipe", ["resnet18", "vgg11", "mobilenet"])
 def test_the_table_of_a_large_recipe(recipe):
     result = command("summary", recipe)
     assert result.status == 0, result.err
-    assert "of them running means" in result.out.splitlines()[-1]
+    assert "running means and variances" in result.out.splitlines()[-1]

@@ -15,7 +15,7 @@ from dpcnn.base.timing import Timer
 from dpcnn.errors import ConfigError
 from dpcnn.nn.flat import FlatParameters
 from dpcnn.nn.graph import IMAGES, connections, learning, unique_names
-from dpcnn.nn.layer import Layer
+from dpcnn.nn.layer import Layer, Parameter
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.merging import Merge
 
@@ -70,7 +70,8 @@ class Network(FlatParameters):
             self._check_output(number)
         self.classes = prod(self.shapes[-1])
         if len(self.shapes[-1]) > 1 or not any(layer.parameters for layer in self.layers):
-            raise ConfigError(f"the model ends in {self.shapes[-1]}: its last layer must be a linear one")
+            why = "no layer has parameters" if len(self.shapes[-1]) == 1 else "there is no number for each class"
+            raise ConfigError(f"the model ends in {self.shapes[-1]}, and {why}; add a linear layer at the end")
         self.learning = learning(self.layers, self.sources)
         if not self.learning[-1]:
             raise ConfigError("every layer with parameters is frozen, so nothing can learn; delete a freeze = true")
@@ -117,7 +118,11 @@ class Network(FlatParameters):
             raise ConfigError(f"{name}: {error}") from None
 
     def _check_output(self, number: int) -> None:
-        name, shape = self.names[number], self.shapes[number]
+        name, shape, parameters = self.names[number], self.shapes[number], self.layers[number].parameters
+        if not all(isinstance(parameter, Parameter) for parameter in parameters):
+            raise ConfigError(
+                f"{name}: parameters: expected a tuple of dpcnn.nn.layer.Parameter, not {parameters!r:.60}"
+            )
         if min(shape) < 1:
             raise ConfigError(f"images of {self.input_shape} are too small for this model: {name} would give {shape}")
         self.activations += prod(shape)
