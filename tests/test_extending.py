@@ -172,7 +172,9 @@ def test_the_layer_with_weights_of_the_page_is_right_and_trains(folder, flags):
 
 
 def test_parameters_of_another_type_are_refused_in_one_line(folder, flags):
-    (folder / "mine.py").write_text(MODULE + WEIGHTS.replace("(Parameter(", "{'w': (").replace("=self.start),)", ")}"))
+    declared = 'self.parameters = (Parameter("w", shape[-1:], initial_value=self.start),)'
+    assert declared in WEIGHTS
+    (folder / "mine.py").write_text(MODULE + WEIGHTS.replace(declared, 'self.parameters = {"w": shape[-1:]}'))
     (folder / "mine.toml").write_text(SCALED)
     result = training(*flags, "--import", "mine", "--out", folder / "run", cwd=folder)
     assert result.status == 2 and len(result.errors) == 1
