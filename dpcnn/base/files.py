@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -139,14 +140,23 @@ class Folder:
 
     def write(self, name: str, *chunks: bytes | memoryview) -> None:
         """Write a file in one move. It may replace a plain file, but nothing else."""
+        with self.replacing(name) as file:
+            for chunk in chunks:
+                file.write(chunk)
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[BufferedRandom]:
+        """A block that writes, and may read, an empty file, which gets its name in one move at the end of the block.
+
+        If the block fails, there is no such file, and an old one is untouched.
+        """
         temporary = f".{name}.{secrets.token_hex(8)}.part"
         with self._named(name):
             self._check_replaceable(name)
             descriptor = os.open(temporary, _NEW, 0o666, dir_fd=self._descriptor)
             try:
-                with os.fdopen(descriptor, "wb") as file:
-                    for chunk in chunks:
-                        file.write(chunk)
+                with os.fdopen(descriptor, "w+b") as file:
+                    yield file
                     file.flush()
                     os.fsync(descriptor)
                 self._move(temporary, name)
@@ -257,5 +267,5 @@ class Folder:
 
 _WHY: dict[Any, str] = {errno.ELOOP: "is a link, which is not followed", errno.ENXIO: "not a plain file"}
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _APPENDED = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -107,17 +107,18 @@ class Checkpoint:
         return {"estimator": values} if self.labels or self.max_value is not None else {}
 
 
-def content(checkpoint: Checkpoint) -> tuple[bytes, memoryview]:
-    """The bytes of a checkpoint's file: its first block, and the HDF5 file."""
-    image = io.BytesIO()
-    with h5py.File(image, "w", userblock_size=BLOCK, libver="earliest", track_order=True) as file:
+def write_into(opened: io.BufferedRandom, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint into an empty file, without a copy in memory: the HDF5 file, then the block before it."""
+    with h5py.File(opened, "w", userblock_size=BLOCK, libver="earliest", track_order=True) as file:
         for title, arrays in (("parameters", checkpoint.parameters), ("optimizer", checkpoint.optimizer)):
             group = file.create_group(title, track_order=True)
             for key, array in arrays.items():
                 group.create_dataset(key, data=array, track_times=False)
         file.create_dataset("state", data=np.frombuffer(json.dumps(checkpoint.state()).encode(), np.uint8))
-    body = image.getbuffer()[BLOCK:]
-    return _head(body), body
+    opened.seek(BLOCK)
+    digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    opened.seek(0)
+    opened.write(_head(digest))
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -133,7 +134,8 @@ def store(folder: Folder, file: str, checkpoint: Checkpoint) -> None:
         CheckpointError: the file can't be written; an old file is untouched.
     """
     try:
-        folder.write(file, *content(checkpoint))
+        with folder.replacing(file) as opened:
+            write_into(opened, checkpoint)
     except OSError as error:
         hint = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "fix this"
         raise CheckpointError(
@@ -142,8 +144,8 @@ def store(folder: Folder, file: str, checkpoint: Checkpoint) -> None:
         ) from None
 
 
-def _head(body: Any) -> bytes:
-    return (MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n").ljust(BLOCK, b"\0")
+def _head(digest: str) -> bytes:
+    return (MAGIC + digest.encode() + b"\n").ljust(BLOCK, b"\0")
 
 
 def read(path: Path) -> Checkpoint:
@@ -178,7 +180,7 @@ def _verified(path: Path) -> bytes:
             whole = head + file.read()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; give a checkpoint's path") from None
-    if whole[:BLOCK] != _head(memoryview(whole)[BLOCK:]):
+    if head != _head(hashlib.sha256(memoryview(whole)[BLOCK:]).hexdigest()):
         raise CheckpointError(
             f"{path}: damaged: its {len(whole)} bytes do not match their sha256; "
             "delete it, and --resume continues from the one before"

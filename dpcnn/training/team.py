@@ -108,14 +108,12 @@ class Team:
         Raises:
             DivergenceError: on rank 0, where the weights are not finite.
         """
-        weights, shards = self.weights(), self.shards(self.state.now)
-        parameters = shards.pop(PARAMETERS)
-        if self.config.ema_decay:
-            shards[AVERAGE] = parameters
-        collected = {name: self.exchange.gather(shard) for name, shard in shards.items()}
-        vectors = {name: vector for name, vector in collected.items() if vector is not None}
+        weights, vectors = self.weights(), self._collect()
         if self.comm.rank:
             return None
+        parameters = vectors.pop(PARAMETERS)
+        if self.config.ema_decay:
+            vectors[AVERAGE] = parameters
         if not np.isfinite(weights).all():
             raise DivergenceError(f"step {self.state.progress.step}: weights are not finite; try a smaller --lr")
         return Checkpoint(
@@ -132,6 +130,16 @@ class Team:
             samples.class_labels,
             samples.max_value,
         )
+
+    def _collect(self) -> dict[str, Vector]:
+        """The state's vectors with all their elements, on rank 0; without copies where this node has them all."""
+        here = dict(self.state.now)
+        if self.state.elements == slice(0, self.network.size):
+            return here
+        shards = self.shards(here)
+        del shards[PARAMETERS]  # each node has all of them
+        gathered = {name: self.exchange.gather(shard) for name, shard in shards.items()}
+        return here | {name: vector for name, vector in gathered.items() if vector is not None}
 
     def restore(self, checkpoint: Checkpoint | None, steps_per_epoch: int, last_step: int) -> None:
         """Go on from a checkpoint, which rank 0 has read: the others pass None.
