@@ -36,6 +36,11 @@ def zeros(shape: Shape, dtype: Any) -> Array:
     return array
 
 
+SPARE = 4
+"""How many times as large as an array its memory may be. A step needs its largest arrays at its start and its end only;
+others may use their memory in between."""
+
+
 class _Blocks(threading.local):
     """The memory of :func:`empty` in a thread: by size, that of the newest array first."""
 
@@ -50,14 +55,27 @@ def empty(shape: Shape, dtype: Any) -> Array:
     """An uninitialised contiguous array, in memory that an earlier one has left.
 
     New memory costs page faults. The memory of an array is free as soon as nothing refers to the array or a view of it,
-    so its lifetime is that of any Python object.
+    so its lifetime is that of any Python object. An array may take memory of up to :data:`SPARE` times its size.
     """
     size = _block_size(shape, dtype)
-    blocks = _blocks.of_size.setdefault(size, [])
-    place = next((place for place, block in enumerate(blocks) if sys.getrefcount(block.base) == _UNUSED), None)
-    block = zeros((size,), np.uint8) if place is None else blocks.pop(place)
-    blocks.insert(0, block)
+    block = _unused(size)
+    if block is None:
+        larger = (_unused(other) for other in sorted(_blocks.of_size) if size < other <= SPARE * size)
+        block = next((found for found in larger if found is not None), None)
+    if block is None:
+        block = zeros((size,), np.uint8)
+        _blocks.of_size.setdefault(size, []).insert(0, block)
     return np.ndarray(shape, dtype, block)
+
+
+def _unused(size: int) -> Array | None:
+    """The first block of this size to which nothing refers, moved to the front; None: there is none."""
+    blocks = _blocks.of_size.get(size, [])
+    for place, block in enumerate(blocks):
+        if sys.getrefcount(block.base) == _UNUSED:
+            blocks.insert(0, blocks.pop(place))
+            return block
+    return None
 
 
 @cache
