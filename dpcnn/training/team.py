@@ -132,9 +132,9 @@ class Team:
         )
 
     def _collect(self) -> dict[str, Vector]:
-        """The state's vectors with all their elements, on rank 0; without copies where this node has them all."""
+        """The state's vectors with all their elements, on rank 0; without copies if there is one node."""
         here = dict(self.state.now)
-        if self.state.elements == slice(0, self.network.size):
+        if self.exchange.node.size == self.comm.size:
             return here
         shards = self.shards(here)
         del shards[PARAMETERS]  # each node has all of them
