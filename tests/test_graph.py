@@ -24,6 +24,9 @@ KEEPS_SHAPE = [
     {"kind": "layernorm"},
     {"kind": "groupnorm", "groups": 2},
     {"kind": "dropout", "p": 0.0},
+    {"kind": "maxpool2d", "kernel_size": 1},
+    {"kind": "avgpool2d", "kernel_size": 1},
+    {"kind": "avgpool2d", "kernel_size": 3, "stride": 1, "padding": 1},
 ]
 HEAD = [{"kind": "globalavgpool"}, {"kind": "linear", "bias": True}]
 
@@ -107,6 +110,18 @@ def test_an_activation_leaves_an_input_alone_that_others_take():
     images = np.random.default_rng(3).integers(0, 256, (4, *SHAPE), dtype=np.uint8)
     outputs = {name: output.copy() for name, _, output in network.outputs(params, images)}
     np.testing.assert_array_equal(outputs["add1"], outputs["a"] + np.maximum(outputs["a"], 0))
+
+
+@pytest.mark.parametrize("between", [layer for layer in KEEPS_SHAPE if layer != CONVOLUTION])
+def test_an_activation_behind_a_layer_leaves_that_layer_s_input_alone(between):
+    network = as_float64(
+        [{**CONVOLUTION, "name": "a"}, between, {"kind": "relu"}, {"kind": "add", "with": ["a"]}, *HEAD]
+    )
+    params = network.initialise(3).astype(np.float64)
+    images = np.random.default_rng(3).integers(0, 256, (4, *SHAPE), dtype=np.uint8)
+    outputs = {name: output.copy() for name, _, output in network.outputs(params, images)}
+    after = outputs[network.names[network.names.index("add1") - 1]]
+    np.testing.assert_array_equal(outputs["add1"], after + outputs["a"])
 
 
 def test_a_name_is_that_of_the_layer_s_parameters():

@@ -46,8 +46,9 @@ class Parameter:
 class Layer:
     """A step of a network. It holds no parameters: they are passed to it by name.
 
-    A later layer may write over an output; no layer needs its own output in ``backward``. What ``backward`` refers to
-    stays in memory until the gradient is done with the layer, so it refers only to what it needs.
+    A later layer may write over an output. So an output is not a view of the input unless ``overwrites_input`` is true,
+    and no layer needs its own output in ``backward``. What ``backward`` refers to stays in memory until the gradient is
+    done with the layer, so it refers only to what it needs.
     """
 
     parameters: tuple[Parameter, ...] = ()

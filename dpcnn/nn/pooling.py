@@ -72,6 +72,8 @@ class MaxPool2d(Pool2d):
         for position, flags in zip(others, larger, strict=True):
             np.greater(x[position], largest, out=flags)  # than at all positions before
             largest = np.maximum(largest, x[position], out=y)
+        if not others:
+            np.copyto(y, largest)  # a later layer may write over the output, but not over the input
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx = empty((H, W, N, C), dy.dtype)
@@ -92,7 +94,7 @@ class MaxPool2d(Pool2d):
                 dx[first] += untaken
             return self.without_border(dx)
 
-        return largest, backward
+        return y, backward
 
 
 class AvgPool2d(Pool2d):
