@@ -136,6 +136,19 @@ class Job:
         return Result(self.process.returncode, out, err, time.monotonic() - self.started)
 
 
+def peak_of_prepare(*words: str | Path) -> int:
+    """The peak of the memory, in KiB, of ``dpcnn data prepare WORDS`` in a process of its own."""
+    code = (
+        "import sys\nfrom dpcnn.data.__main__ import main\n"
+        "assert main(['prepare', *sys.argv[1:]]) == 0\n"
+        "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    job = [sys.executable, "-c", code, *map(str, words)]
+    done = subprocess.run(job, capture_output=True, text=True, env=environment(), timeout=90)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
 def environment() -> dict[str, str]:
     """This process's environment, with which mpirun works anywhere."""
     return os.environ | {

@@ -1,14 +1,12 @@
 """HDF5 files of others as sources: every layout gives the same samples, and what leads out of the file is refused."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from commands import command
-from conftest import environment
+from conftest import peak_of_prepare
 from sources import synthetic
 
 from dpcnn.data.dataset import load
@@ -249,22 +247,12 @@ def test_a_chunk_may_not_unpack_to_more_than_its_size(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"compression": "gzip", "compression_opts": 1}])
 def test_memory_does_not_grow_with_the_file(options, tmp_path):
-    """In processes of their own: the peak of the memory is the system's to tell."""
     peaks = []
     for count in (300, 4000):
         images = np.random.default_rng(0).integers(0, 4, (count, 256, 256), np.uint8)
         with h5py.File(tmp_path / f"{count}.h5", "w") as file:
             file.create_dataset("x", data=images, **options)
             file["y"] = np.arange(count) % 3
-        code = (
-            "from dpcnn.data.__main__ import main\n"
-            f"words = ['prepare', '{tmp_path}/{count}.h5:x,y', '--out', '{tmp_path}/set{count}', '--contiguous']\n"
-            "assert main(words) == 0\n"
-            "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=90
-        )
-        assert done.returncode == 0, done.stderr
-        peaks.append(int(done.stdout.split()[-1]))
+        words = (f"{tmp_path}/{count}.h5:x,y", "--out", tmp_path / f"set{count}", "--contiguous")
+        peaks.append(peak_of_prepare(*words))
     assert peaks[1] - peaks[0] < 50_000

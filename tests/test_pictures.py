@@ -5,14 +5,12 @@ import json
 import os
 import random
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import command, training
-from conftest import environment, run
+from conftest import peak_of_prepare, run
 from test_predict import damaged, sized
 
 from dpcnn.data.dataset import load
@@ -320,7 +318,6 @@ def test_flags_of_pictures_are_refused_for_arrays(npz):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_set(tmp_path):
-    """In processes of their own: the peak of the memory is the system's to tell."""
     write_folder(tmp_path / "few", {"a": 8, "b": 8})
     for name, count in (("few", 20), ("many", 600)):
         for label in "ab":
@@ -329,16 +326,17 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
                 (tmp_path / name / label / f"link{n}.png").symlink_to(tmp_path / "few" / "a" / "00.png")
     peaks = []
     for name in ("few", "many"):
-        code = (
-            "import resource, sys\nfrom dpcnn.data.__main__ import main\n"
-            f"assert main(['prepare', {str(tmp_path / name)!r}, '--out', {str(tmp_path / ('set of ' + name))!r}, "
-            "'--size', '256x256', '--contiguous', '--shards', '1']) == 0\n"
-            "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+        words = (
+            tmp_path / name,
+            "--out",
+            tmp_path / f"set of {name}",
+            "--size",
+            "256x256",
+            "--contiguous",
+            "--shards",
+            "1",
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60
-        )
-        peaks.append(int(done.stdout.split()[-1]))
+        peaks.append(peak_of_prepare(*words))
     assert (tmp_path / "set of many" / "train-00.h5").stat().st_size > 200_000_000
     assert peaks[1] - peaks[0] < 50_000
 

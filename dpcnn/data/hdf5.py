@@ -5,8 +5,7 @@ damaged or hostile file can't make the library allocate memory for them.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import h5py
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
-from dpcnn.data.inputs import Input, Reader, check_memory, reason
+from dpcnn.data.inputs import Input, Reader, check_memory, refusing
 from dpcnn.data.layout import BYTES, unpacked
 from dpcnn.data.rows import FileImages
 from dpcnn.errors import DataError, printable
@@ -76,7 +75,7 @@ class ChunkedImages:
     def _chunk(self, corner: Shape) -> Array:
         """The unpacked chunk with this first element."""
         shape, dtype = self._dataset.chunks, self.dtype
-        with refusing(self._path):
+        with refusing(self._path, "HDF5"):
             skipped, packed = self._dataset.id.read_direct_chunk(corner)
             applied = [each for bit, each in enumerate(self._filters) if not skipped >> bit & 1]
             size = math.prod(shape) * dtype.itemsize
@@ -101,14 +100,14 @@ def read_hdf5(source: Input, names: Sequence[str]) -> list[Any]:
     Raises:
         DataError: it is not an HDF5 file, or an array is not there, is not one of plain numbers or text, or is damaged.
     """
-    with refusing(source.path):
+    with refusing(source.path, "HDF5"):
         opened = h5py.File(source.name, "r", locking=False)
     return [_array(source, opened, name) for name in names]
 
 
 def _array(source: Input, opened: h5py.File, name: str) -> Any:
     where = f"{source.path}: {printable(name)[:80]}"
-    with refusing(source.path):
+    with refusing(source.path, "HDF5"):
         dataset = _find(where, opened, name)
         images = _located(where, source.reader(), dataset)
     if images.ndim > 2:
@@ -183,14 +182,3 @@ def _filters(where: str, dataset: h5py.Dataset) -> list[int]:
     if math.prod(dataset.chunks) * dataset.dtype.itemsize > MOST_CHUNK:
         raise DataError(f"{where}: has chunks {dataset.chunks} of more than {MOST_CHUNK:,} bytes; {REPACK}")
     return filters
-
-
-@contextmanager
-def refusing(path: Path) -> Iterator[None]:
-    """Turn the errors of h5py and zlib for damaged files into DataError."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path}: can't be read as HDF5 ({reason(error)}); {AGAIN}") from None

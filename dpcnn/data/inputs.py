@@ -9,6 +9,8 @@ import hashlib
 import io
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -50,6 +52,17 @@ def check_memory(what: Path | str, needed: int, size: int, advice: str) -> None:
 def reason(error: BaseException) -> str:
     """The message of a library about a damaged file, made printable: it may quote the file."""
     return printable(str(error) or type(error).__name__)[:200]
+
+
+@contextmanager
+def refusing(path: Path, kind: str) -> Iterator[None]:
+    """Turn all errors of the libraries that read a damaged file of this kind into DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: can't be read as {kind} ({reason(error)}); get the file again") from None
 
 
 class Reader:

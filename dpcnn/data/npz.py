@@ -5,14 +5,13 @@ import math
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
-from dpcnn.data.inputs import BLOCK, Input, check_memory, fill, reason
+from dpcnn.data.inputs import BLOCK, Input, check_memory, fill, refusing
 from dpcnn.data.pixels import WHITE
 from dpcnn.data.rows import FileImages
 from dpcnn.errors import DataError, printable
@@ -73,7 +72,7 @@ def read_headers(source: Input) -> dict[str, Header]:
     Raises:
         DataError: it is not an NPZ file of numbers and text, or is damaged.
     """
-    with _refusing(source), zipfile.ZipFile(source.plain()) as file:
+    with refusing(source.path, "NPZ or NPY"), zipfile.ZipFile(source.plain()) as file:
         names = [member.filename for member in file.infolist()]
         if len(set(names)) < len(names):
             raise ValueError("two members have the same name")
@@ -89,7 +88,7 @@ def read_arrays(source: Input, headers: Iterable[Header]) -> list[Array]:
     headers = list(headers)
     needed = sum(header.nbytes for header in headers)
     check_memory(source.path, needed, source.size, "save the arrays uncompressed, by numpy.savez")
-    with _refusing(source), zipfile.ZipFile(source.plain()) as file:
+    with refusing(source.path, "NPZ or NPY"), zipfile.ZipFile(source.plain()) as file:
         return [_array(file, header) for header in headers]
 
 
@@ -110,7 +109,7 @@ def read_npy(source: Input) -> Any:
     Raises:
         DataError: it is not an NPY file of numbers and text, asks for too much memory, or is damaged.
     """
-    with _refusing(source):
+    with refusing(source.path, "NPZ or NPY"):
         stream = source.plain()
         header = _header("", stream.read(MOST_HEADER), not source.packed)
         check_memory(source.path, 0 if header.stays else header.nbytes, source.size, "get the file again")
@@ -124,7 +123,7 @@ def _kept(source: Input, header: Header) -> FileImages:
     """Images that stay in the file, after a check of all their bytes."""
     place, size = header.start, source.size
     if header.member:
-        with _refusing(source), zipfile.ZipFile(source.plain()) as file:
+        with refusing(source.path, "NPZ or NPY"), zipfile.ZipFile(source.plain()) as file:
             place += _after_entry(source, file.getinfo(header.member).header_offset)
             size = sum(map(len, _blocks(file, header.member)))
     if header.start + header.nbytes != size:
@@ -189,14 +188,3 @@ def _filled(header: Header, stream: Any) -> Array:
     if count < flat.nbytes or stream.read(1):  # at its end, zipfile verifies the member's checksum
         raise ValueError(f"{printable(header.member)[:80] or 'it'}: its header and its length disagree")
     return np.ascontiguousarray(flat.reshape(header.shape, order="F" if header.fortran else "C"))
-
-
-@contextmanager
-def _refusing(source: Input) -> Iterator[None]:
-    """Turn the errors of zipfile and NumPy for damaged files into DataError."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{source.path}: can't be read as NPZ or NPY ({reason(error)}); get the file again") from None

@@ -81,7 +81,7 @@ class Winograd:
         (AT, BT, _), kernels, saved = cook_toom(self.m, dtype), self._transform_kernels(w), self._memory(N * C, dtype)
         x, y = pixels(x), pixels(y)  # (H, W, N C), (OH, OW, N F)
         rows, most = empty((a, W, N * C), dtype), len(self.across[0])
-        memory = empty((a * a * most * N * F,), dtype), empty((self.m * a * most * N * F,), dtype)
+        for_products, for_half = empty((a * a * most * N * F,), dtype), empty((self.m * a * most * N * F,), dtype)
         transformed = iter(saved)
         for top in self.down:
             # (a, h) x (W, h, N C) -> (W, a, N C)
@@ -89,7 +89,7 @@ class Winograd:
             for group in self.across:
                 T = len(group)
                 inputs = next(transformed)  # (a, a, T, N C)
-                products, half = first(memory[0], (a, a, T * N * F)), first(memory[1], (top.height, a, T, N * F))
+                products, half = first(for_products, (a, a, T * N * F)), first(for_half, (top.height, a, T, N * F))
                 for j, left in enumerate(group):
                     # (a, v) x (a, v, N C) -> (a, a, N C)
                     np.matmul(BT[:, left.within], rows[:, left.inputs], out=inputs[:, :, j])
@@ -109,13 +109,13 @@ class Winograd:
         dkernels, share = empty((a * a, C, F), w.dtype), empty((a * a, C, F), w.dtype)
         dy = pixels(dy)  # (OH, OW, N F)
         half, rows, transformed = empty((a, OW, N * F), dtype), empty((a, W, N * C), dtype), iter(saved)
-        memory = empty((a * a * most * N * F,), dtype), empty((a * a * most * N * C,), dtype)
+        for_dproducts, for_dinputs = empty((a * a * most * N * F,), dtype), empty((a * a * most * N * C,), dtype)
         for i, top in enumerate(self.down):
             # (a, p) x (OW, p, N F) -> (OW, a, N F)
             np.matmul(AT[: top.height].T, dy[top.outputs].swapaxes(0, 1), out=half.swapaxes(0, 1))
             for k, group in enumerate(self.across):
                 T = len(group)
-                dproducts = first(memory[0], (a, a, T, N * F))
+                dproducts = first(for_dproducts, (a, a, T, N * F))
                 for j, left in enumerate(group):
                     # (a, q) x (a, q, N F) -> (a, a, N F)
                     np.matmul(AT[: left.height].T, half[:, left.outputs], out=dproducts[:, :, j])
@@ -125,7 +125,7 @@ class Winograd:
                 if i or k:
                     dkernels += share
                 if dx is not None:
-                    dinputs = first(memory[1], (a, a, T, N * C))
+                    dinputs = first(for_dinputs, (a, a, T, N * C))
                     # (a a, T N, F) x (a a, F, C) -> (a a, T N, C)
                     np.matmul(dproducts.reshape(a * a, T * N, F), kernels, out=dinputs.reshape(a * a, T * N, C))
                     for j, left in enumerate(group):

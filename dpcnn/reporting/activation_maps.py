@@ -32,7 +32,7 @@ def draw_activation_maps(checkpoint: Checkpoint, examination: Examination, stem:
         A line with the names of the files, or with the reason why there are none.
     """
     answers, samples = examination.answers, examination.samples
-    network = checkpoint.config.network(samples.manifest.image_shape, checkpoint.classes)
+    network = checkpoint.network()
     if averaged_layer(network) is None:
         return "no class activation maps drawn: the network does not end in global average pooling and a linear layer"
     groups = [group for group in (worst_mistakes(answers, COLUMNS), best_of_classes(examination)) if len(group)]

@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
-# Measure the speed of a training whose data set is four times as large as the memory that the job and the page cache of its
-# files may have together: runs in turns, with and without that limit, which a control group (version 1) sets.
+# Measure the speed of a training whose images are read from files, as a ratio to the speed with all images in the page cache:
+# runs in turns, 200 steps each, fully shuffled, with a data set of 2.5 GB.
 #
-#   docs/limit.sh [ROUNDS]     as root, in an activated environment; 5 rounds by default; needs 5 GB in TMPDIR
+#   docs/large.sh files [ROUNDS]   the page cache is empty at the start of each run
+#   docs/large.sh limit [ROUNDS]   the job and the page cache of its files may take 614 MB together, a quarter of the data set:
+#                                  a limit of a control group (version 1), which needs root
+#
+# In an activated environment; 5 rounds by default; needs 5 GB in TMPDIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+kind=$1
 work=$(mktemp -d)
-group=/sys/fs/cgroup/memory/dpcnn-limit
-mkdir "$group"
-trap 'rm -rf "$work"; rmdir "$group"' EXIT
-echo 614400000 >"$group/memory.limit_in_bytes"
+group=/sys/fs/cgroup/memory/dpcnn-large
+trap 'rm -rf "$work"; if [ "$kind" = limit ]; then rmdir "$group"; fi' EXIT
+if [ "$kind" = limit ]; then
+  mkdir "$group"
+  echo 614400000 >"$group/memory.limit_in_bytes"
+fi
 mkdir "$work/arrays"
 python - "$work/arrays" <<'END'
 import sys
@@ -30,16 +37,19 @@ train() {
   mpirun -n 2 python -m dpcnn.train --recipe fast --data "$work/set" --batch 64 --microbatch 16 --memory 64 --validation 100 \
     --epochs 1 --max-steps 200 --no-curves --out "$work/$1" >/dev/null </dev/null
 }
-train first # it verifies the shards, so that the others read nothing before the first step
-for round in $(seq "${1:-5}"); do
-  cat "$work"/set/*.h5 >/dev/null
-  train "memory/$round"
+empty_cache() {
   python -c 'import os, sys
 for name in sys.argv[1:]:
     os.posix_fadvise(os.open(name, os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED)' "$work"/set/*.h5
-  (echo "$BASHPID" >"$group/tasks" && train "limit/$round")
+}
+train first # it verifies the shards, so that the others read nothing before the first step
+for round in $(seq "${2:-5}"); do
+  cat "$work"/set/*.h5 >/dev/null
+  train "memory/$round"
+  empty_cache
+  (if [ "$kind" = limit ]; then echo "$BASHPID" >"$group/tasks"; fi && train "$kind/$round")
 done
-python - "$work" <<'END'
+python - "$work" "$kind" <<'END'
 import json, sys
 from pathlib import Path
 from statistics import median
@@ -48,8 +58,9 @@ def speed(run):
     events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return next(event["images_per_second"] for event in events if event["event"] == "epoch")
 
-memory, limit = ([speed(run) for run in sorted((Path(sys.argv[1]) / kind).iterdir())] for kind in ("memory", "limit"))
-ratios = [there / here for here, there in zip(memory, limit, strict=True)]
-print(f"without a limit {median(memory):,.0f} images/s, with the limit {median(limit):,.0f} images/s")
+work, kind = Path(sys.argv[1]), sys.argv[2]
+memory, other = ([speed(run) for run in sorted((work / each).iterdir())] for each in ("memory", kind))
+ratios = [there / here for here, there in zip(memory, other, strict=True)]
+print(f"memory {median(memory):,.0f} images/s, {kind} {median(other):,.0f} images/s")
 print(f"ratio {median(ratios):.2f} (range {min(ratios):.2f} to {max(ratios):.2f}) in {len(ratios)} rounds")
 END
