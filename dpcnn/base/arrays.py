@@ -37,12 +37,12 @@ def zeros(shape: Shape, dtype: Any) -> Array:
 
 
 SPARE = 4
-"""How many times as large as an array its memory may be. A step needs its largest arrays at its start and its end only;
+"""The largest ratio of memory size to array size. A step needs its largest arrays at its start and its end only;
 others may use their memory in between."""
 
 
 class _Blocks(threading.local):
-    """The memory of :func:`empty` in a thread: by size, that of the newest array first."""
+    """The memory blocks of :func:`empty` in a thread: by size, the most recently used block first."""
 
     def __init__(self) -> None:
         self.of_size: dict[int, list[Array]] = {}
@@ -52,7 +52,7 @@ _blocks = _Blocks()
 
 
 def empty(shape: Shape, dtype: Any) -> Array:
-    """An uninitialised contiguous array, in memory that an earlier one has left.
+    """An uninitialised contiguous array, which reuses the memory of an earlier array if possible.
 
     New memory costs page faults. The memory of an array is free as soon as nothing refers to the array or a view of it,
     so its lifetime is that of any Python object. An array may take memory of up to :data:`SPARE` times its size.

@@ -62,7 +62,7 @@ def read_at(descriptor: int, out: memoryview, offset: int) -> None:
 
     Raises:
         OSError: they can't be read.
-        EOFError: the file ends before.
+        EOFError: the file is too short.
     """
     while out.nbytes:
         count = os.preadv(descriptor, [out], offset)
@@ -146,7 +146,7 @@ class Folder:
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[BufferedRandom]:
-        """A block that writes, and may read, an empty file, which gets its name in one move at the end of the block.
+        """A context that opens an empty file to write and read; the file gets its name in one move at the end.
 
         If the block fails, there is no such file, and an old one is untouched.
         """

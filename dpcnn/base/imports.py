@@ -9,7 +9,7 @@ MOST_IMPORTS = 16
 
 
 def check_imports(names: Any) -> None:
-    """Check that the modules of these names are imported; a file never imports them, only the user does.
+    """Check that the modules with these names are imported. Only the user imports modules; a file never does.
 
     Raises:
         ConfigError: what to type.

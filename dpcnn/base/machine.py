@@ -12,7 +12,7 @@ CGROUPS = (
         "/sys/fs/cgroup/memory/memory.stat",
     ),
 )
-"""Files of control groups, version 2 and 1: the memory limit of a container or a job, its use, and the kinds of it."""
+"""Files of control groups, version 2 and 1: the memory limit of a container or a job, its use, and its use by kind."""
 
 
 def memory_left() -> int:

@@ -1,4 +1,4 @@
-"""Archives, of which known files are unpacked. All are untrusted."""
+"""Unpack known files of archives. All archives are untrusted."""
 
 import shutil
 import tarfile
@@ -23,7 +23,7 @@ def unpack(folder: Path, archive: str, names: Collection[str]) -> None:
         names: of the files, which may lie in any folder of the archive.
 
     Raises:
-        DataError: it is not such an archive.
+        DataError: the archive is damaged or of another format.
     """
     members = _of_zip if archive.endswith(".zip") else _of_tar
     try:

@@ -40,7 +40,7 @@ def read_arrays_source(path: Path, options: SourceOptions, names: Sequence[str] 
         names: of the arrays in an HDF5 file: images and labels, and perhaps images and labels of test samples.
 
     Raises:
-        DataError: nothing known is there, or what is there is damaged.
+        DataError: there is no file of a known format, or a file is damaged.
         ConfigError: the options do not fit it.
     """
     if options.size or options.strict:

@@ -32,7 +32,7 @@ def read_cifar(files: Sequence[Input]) -> tuple[Images, Images]:
     """Read the samples of files: images (n, 32, 32, 3) and labels (n,).
 
     Raises:
-        DataError: a file has no samples, or only a part of the last one.
+        DataError: a file has no samples, or its last sample is incomplete.
     """
     before = 2 if files[0].path.name in CIFAR100["train"] + CIFAR100["test"] else 1
     rows = np.concatenate([_rows(file, before + PIXELS) for file in files])

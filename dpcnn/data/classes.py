@@ -50,7 +50,7 @@ def check_names(names: Iterable[object], where: str) -> Names:
 
 
 def class_type(classes: int) -> np.dtype[Any]:
-    """The type of the numbers of so many classes: uint8, or uint16 of more than 256 classes."""
+    """The type of class numbers: uint8 for up to 256 classes, uint16 for more."""
     return np.dtype("u1" if classes <= 256 else "<u2")
 
 

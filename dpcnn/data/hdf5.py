@@ -137,7 +137,7 @@ def _find(where: str, opened: h5py.File, name: str) -> h5py.Dataset:
 
 
 def _check_dataset(where: str, dataset: h5py.Dataset) -> None:
-    """Refuse other things than plain numbers or text of up to four dimensions that lie in the file itself."""
+    """Refuse a dataset unless it has plain numbers or text in the file itself, of 1 to 4 dimensions."""
     kind, shape, dtype = dataset.id.get_type(), dataset.shape, dataset.dtype
     plain = kind in BYTES or kind == h5py.h5t.py_create(dtype)
     if dtype.kind not in "buifS" or not plain or not 0 < dtype.itemsize <= MOST_ITEM:
@@ -163,7 +163,7 @@ def _located(where: str, reader: Reader, dataset: h5py.Dataset) -> Any:
 
 
 def _image_shape(shape: Shape) -> Shape:
-    """The shape with one channel, if it is that of images without."""
+    """The shape (n, H, W, 1) for images (n, H, W); any other shape is unchanged."""
     return (*shape, 1) if len(shape) == 3 else shape
 
 

@@ -27,7 +27,7 @@ CHUNK_BYTES = 1 << 20
 """The most bytes of a chunk, unless a single image is larger."""
 
 BYTES = (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)
-"""The types of HDF5 for uint8: equal to its users, but not to HDF5."""
+"""The HDF5 types for uint8: their values are the same, but HDF5 does not compare them as equal."""
 
 TYPES: dict[np.dtype[Any], tuple[h5py.h5t.TypeID, ...]] = {
     np.dtype("u1"): BYTES,

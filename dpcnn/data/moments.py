@@ -50,7 +50,7 @@ class Moments:
         self.sums = np.sum([np.array(sums, object) for sums in comm.allgather_obj(self.sums.tolist())], axis=0)
 
     def mean_and_deviation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """For each channel, on the scale of uint8; the deviation of a channel without variation is 1: it can divide."""
+        """For each channel, on the scale of uint8; the deviation of a channel without variation is 1, as a divisor."""
         steps = 1 if self._max_value is None else STEPS
         columns: list[list[Any]] = self.sums.T.tolist()
         deviations = (

@@ -12,7 +12,7 @@ from dpcnn.errors import DataError
 
 
 class FileState(NamedTuple):
-    """What changes with a file's content; times in nanoseconds since 1970."""
+    """The properties that change with a file's content; times in nanoseconds since 1970."""
 
     size: int
     mtime_ns: int

@@ -46,7 +46,7 @@ RESIZE = (CROP, MNIST)
 """
 
 LEAST_DEVIATION = 1e-9
-"""Below the least deviation of a channel with two different values, as large as a split may be."""
+"""A bound below the smallest possible deviation of a channel with two different values, for the largest split."""
 
 MOST_SIDE = 1 << 16
 MOST_BYTES = 1 << 40
@@ -143,7 +143,7 @@ class Manifest:
         return _sha256(self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
-        """The values for JSON; those of images of uint8 do not name this type, as before there were others."""
+        """The values for JSON. For uint8 images, the type is omitted, as in files of older versions."""
         values = asdict(self)
         return {
             key: value for key, value in values.items() if self.pixels != BYTES or key not in ("pixels", "max_value")

@@ -1,4 +1,4 @@
-"""What a user says about the source of a new data set."""
+"""The user's options for the source of a new data set."""
 
 from dataclasses import dataclass
 

@@ -52,7 +52,7 @@ def stage(folder: Path, place: Path, comm: SerialComm) -> Path:
 def is_copy(target: Path, manifest: Manifest) -> bool:
     """Whether the data set in ``target`` is a contiguous copy of the one of ``manifest``.
 
-    Nothing but its owner vouches for the samples of an unpacked copy, so this user must have made it.
+    The data set's manifest has no checksums of an unpacked copy, so this user must own the copy.
     """
     found = read_manifest(target)
     if not manifest.compressed:

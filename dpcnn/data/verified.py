@@ -1,7 +1,7 @@
 """The record of the verified shards of a data set: each is hashed once, and not at every start.
 
 ``verified.json``, beside the manifest, has the size, times, inode and sha256 of each shard when its bytes were
-compared with the manifest. A shard for which all of them still hold is not read again. The record is not needed: a
+compared with the manifest. A shard is not read again if all of them are unchanged. The record is not needed: a
 shard that it does not contain is verified, and a record that can't be read or written is left alone.
 
 The system sets the time of the last change of a file's content or properties (ctime), which no program can set back.

@@ -179,7 +179,7 @@ class Network(FlatParameters):
     ) -> Iterator[tuple[Array, Callable[..., Any]]]:
         """Each layer's output, valid until the next one, and its function ``backward``, in order.
 
-        An output is kept until the last layer that takes it has done so.
+        An output is kept until the last layer that takes it has been computed.
         """
         values, left = {IMAGES: self._pixels(images, params.dtype)}, self.users.copy()
         backward: Callable[..., Any]

@@ -91,7 +91,7 @@ def _draw_counts(axes: Any, confusion: Array, labels: list[str]) -> None:
 
 
 def largest(counts: Array) -> Array:
-    """The largest of each square of counts, of which there are at most :data:`MOST_CELLS` on a side."""
+    """The largest count of each square of counts, (k, k); k is at most :data:`MOST_CELLS`."""
     step = -(-len(counts) // MOST_CELLS)
     starts = np.arange(0, len(counts), step)
     cells: Array = np.maximum.reduceat(np.maximum.reduceat(counts, starts, axis=0), starts, axis=1)

@@ -20,7 +20,7 @@ from dpcnn.reporting.figures import new_figure, save, shades_of, short
 from dpcnn.reporting.html import Section, document, facts, picture, table
 
 COLUMNS, MOST_ROWS, MOST_PIXELS = 10, 60, 64
-"""The number of samples of a class, and the largest numbers of classes, and of pixels on a side of a sample."""
+"""The number of samples per class, the largest number of classes, and the largest side of a sample in pixels."""
 
 BLOCK_BYTES = 1 << 24
 """The most bytes of images that are read at once."""

@@ -1,4 +1,4 @@
-"""What a run's record tells about its course, besides its results: the learning rate and the memory."""
+"""Pictures of the learning rate and the peak memory of a run over its epochs."""
 
 from collections.abc import Sequence
 from pathlib import Path
