@@ -76,7 +76,8 @@ def images_of(X: Any, image_shape: Shape | None, max_value: float | None) -> Arr
     """
     array = np.asarray(X)
     if array.dtype.kind not in "biuf" or not array.size:
-        raise DataError(f"X: expected images of numbers, not {array.dtype} {array.shape}")
+        advice = "; make a data set of picture files: dpcnn data prepare" if array.dtype.kind in "UO" else ""
+        raise DataError(f"X: expected images of numbers, not {array.dtype} {array.shape}{advice}")
     shape = tuple(image_shape or _shape(array.shape))
     if len(shape) != 3 or prod(shape) != prod(array.shape[1:]):
         raise DataError(f"X: expected images of image_shape={shape}, (H, W, C), not an array of {array.shape}")

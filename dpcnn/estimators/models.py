@@ -1,11 +1,13 @@
 """The models from Python."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from dpcnn.base.arrays import Array
+from dpcnn.data.classes import numbered as number_names
 from dpcnn.estimators import session
 from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, numbered, values_of
 from dpcnn.estimators.estimator import Estimator
@@ -21,7 +23,8 @@ class Classifier(Estimator):
     Labels are whole numbers or texts.
 
     Attributes:
-        classes_: (classes,) the label of each class, ascending.
+        classes_: (classes,) the label of each class: of arrays the labels, ascending; of a data set the names of its
+            classes, or numbers from 0 if they have no names.
     """
 
     _estimator_type = "classifier"
@@ -32,14 +35,15 @@ class Classifier(Estimator):
         return numbered(given, classes), classes
 
     def _adopt(self, checkpoint: Checkpoint) -> Self:
-        self.classes_ = np.array(checkpoint.labels or range(checkpoint.classes))
+        self.classes_ = np.array(labels_of_classes(checkpoint))
         return super()._adopt(checkpoint)
 
     def predict_proba(self, X: Any) -> Array:
         """The probabilities of the classes, (n, classes) float64, in the order of ``classes_``.
 
         Args:
-            X: images as for ``fit``; or the name or folder of a data set, for its test samples.
+            X: images as for ``fit``; or the name or folder of a data set, for its test samples; or a picture file, a
+                folder of pictures, or a list of these: see :meth:`predict_files`.
 
         Raises:
             ConfigError, DataError: on every rank.
@@ -55,6 +59,9 @@ class Classifier(Estimator):
     def score(self, X: Any, y: Any = None) -> float:
         """The accuracy for images and their labels, or for the test samples of a data set: see :meth:`predict_proba`.
 
+        Args:
+            y: (n,) labels as in ``classes_``. After a training on a data set, numbers of classes are labels, too.
+
         Raises:
             ConfigError, DataError: on every rank.
         """
@@ -64,10 +71,15 @@ class Classifier(Estimator):
         return float(np.mean(predicted == truth))
 
     def _truth(self, X: Any, y: Any, count: int) -> Array:
-        if not isinstance(X, str | Path):
-            return labels_of(y, count)
-        labels: Array = self.classes_[self._test_targets(str(X))]
-        return labels
+        known = self._fitted()
+        if y is None and isinstance(X, str | Path):
+            labels: Array = self.classes_[self._test_targets(known, str(X))]
+            return labels
+        given = labels_of(y, count)
+        if known.labels or given.dtype.kind == "U":
+            return given
+        of_numbers: Array = self.classes_[numbered(given, np.arange(known.classes))]
+        return of_numbers
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
@@ -96,7 +108,8 @@ class Regressor(Estimator):
         """The values of each image, float64: (n,) if there is one for each, otherwise (n, K).
 
         Args:
-            X: images as for ``fit``; or the name or folder of a data set, for its test samples.
+            X: images as for ``fit``; or the name or folder of a data set, for its test samples; or a picture file, a
+                folder of pictures, or a list of these: see :meth:`predict_files`.
 
         Raises:
             ConfigError, DataError: on every rank.
@@ -111,7 +124,7 @@ class Regressor(Estimator):
             ConfigError, DataError: on every rank.
         """
         predicted = self._outputs(X)
-        y = self._test_targets(str(X)) if isinstance(X, str | Path) else y
+        y = self._test_targets(self._fitted(), str(X)) if y is None and isinstance(X, str | Path) else y
         truth = values_of(y, *predicted.shape)
         nothing = np.zeros(len(truth))
         return r2(Answers(truth, predicted, nothing, nothing, nothing))
@@ -121,6 +134,12 @@ class Regressor(Estimator):
 
         inputs, targets = InputTags(two_d_array=True, three_d_array=True), TargetTags(required=True, multi_output=True)
         return Tags("regressor", targets, regressor_tags=RegressorTags(), input_tags=inputs)
+
+
+def labels_of_classes(known: Checkpoint) -> Sequence[int | str]:
+    """The label of each class: the user's, or the name, or the number if the classes have no names."""
+    names = known.class_names
+    return known.labels or (range(len(names)) if names == number_names(len(names)) else names)
 
 
 def load(path: str | Path) -> Classifier | Regressor:

@@ -20,13 +20,18 @@ from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
 
 Say = Callable[[str], None]
+Prediction = dict[str, Any]
 
 
-def predictions(checkpoint: Path, paths: Sequence[Path], say: Say) -> Iterator[dict[str, Any]]:
+def predictions(checkpoint: Path, paths: Sequence[Path], say: Say) -> Iterator[Prediction]:
+    """The predictions of a checkpoint, or of a run's folder, for the images of files: see :func:`predict_files`."""
+    yield from predict_files(read(find_checkpoint(checkpoint)), paths, say)
+
+
+def predict_files(known: Checkpoint, paths: Sequence[Path], say: Say) -> Iterator[Prediction]:
     """Predict the images of files, one file after the other.
 
     Args:
-        checkpoint: a checkpoint, or a run's folder.
         paths: files; or folders, whose files that can't be read are skipped.
         say: is called with a line for each file that is skipped.
 
@@ -37,7 +42,13 @@ def predictions(checkpoint: Path, paths: Sequence[Path], say: Say) -> Iterator[d
     Raises:
         CheckpointError, DataError, ConfigError: the checkpoint or a file can't be used.
     """
-    known = read(find_checkpoint(checkpoint))
+    loss = known.config.make_loss()
+    for path, number, row in file_outputs(known, paths, say):
+        yield {"file": str(path), "image": number, **_named(loss.answer(row), known.class_names)}
+
+
+def file_outputs(known: Checkpoint, paths: Sequence[Path], say: Say) -> Iterator[tuple[Path, int, Array]]:
+    """For each image of :func:`predict_files` its file, its number in it, and its probabilities or values (K,)."""
     check(known.config.numerics)
     network = known.network()
     params, loss = network.flat(known.parameters), known.config.make_loss()
@@ -50,7 +61,7 @@ def predictions(checkpoint: Path, paths: Sequence[Path], say: Say) -> Iterator[d
             say(f"skipped {printable(str(error))}")
             continue
         for number, row in enumerate(_rows(path, network, params, loss, images)):
-            yield {"file": str(path), "image": number, **_named(loss.answer(row), known.class_names)}
+            yield path, number, row
 
 
 def files_of(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
