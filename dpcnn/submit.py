@@ -9,11 +9,10 @@ from pathlib import Path
 from dpcnn.base.options import flag_of
 from dpcnn.cli import DONE, Parser, parse, run_command
 from dpcnn.cluster.batch import SCHEDULERS, BatchJob, environment
-from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.flags import override
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.training.resume import RECIPE
+from dpcnn.training.resume import recipe_of
 from dpcnn.training.run import training_parser
 
 
@@ -69,7 +68,7 @@ def check_training(words: Sequence[str], comm: SerialComm) -> None:
     for flag in ("out", "resume"):
         if getattr(typed, flag) is not None:
             raise ConfigError(f"--{flag}: the job gives this itself; name the run's folder before the --")
-    override(read_recipe(typed.recipe or RECIPE), typed)
+    override(recipe_of(typed), typed)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import RUNS, RunFolder, dated, numerics_of
 from dpcnn.runs.step_files import step_name
+from dpcnn.training.warm_start import source_recipe
 
 RECIPE = "simple-cnn"
 BINDING = {"epochs": OVER_ALL_EPOCHS, "monitor": {PLATEAU}}
@@ -30,6 +31,8 @@ class Start:
         folder: of the run.
         path, checkpoint: the checkpoint to continue from, if any; only rank 0 has read it.
         config: of the run that is resumed, as a dict, if any.
+        recipe: of a new run, the options that its flags change, as a dict.
+        source: the checkpoint of ``--init-from`` that the recipe comes from, if any.
         newest: the newest checkpoint in the folder, if any.
         fingerprint: the checkpoint's fingerprint of numerics, if any.
     """
@@ -38,6 +41,8 @@ class Start:
     path: Path | None = None
     checkpoint: Checkpoint | None = None
     config: dict[str, Any] | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
     newest: Path | None = None
     fingerprint: dict[str, Any] | None = None
 
@@ -45,12 +50,16 @@ class Start:
         """Rank 0's start on every rank of ``comm``, without the checkpoint itself."""
         paths = [path and str(path) for path in (self.folder.path, self.path, self.newest)]
         made_with = self.checkpoint and self.checkpoint.fingerprint
-        (folder, path, newest), config, made_with = comm.broadcast_obj([paths, self.config, made_with])
+        (folder, path, newest), config, recipe, source, made_with = comm.broadcast_obj(
+            [paths, self.config, self.recipe, self.source, made_with]
+        )
         return Start(
             self.folder if comm.rank == 0 else RunFolder(Path(folder)),
             path and Path(path),
             self.checkpoint,
             config,
+            recipe,
+            source,
             newest and Path(newest),
             made_with,
         )
@@ -67,7 +76,7 @@ def find_start(options: Namespace) -> Start:
         raise ConfigError("--resume auto: give the run's folder: --out")
     begun = options.resume != "auto" or RunFolder(Path(options.out)).config.exists()
     if options.resume is None or not begun:
-        return Start(RunFolder(Path(options.out or dated(Path(options.recipe or RECIPE).stem))))
+        return _new_run(options)
     if options.resume and options.resume != "auto":
         return _from_checkpoint(Path(options.resume), Path(options.out) if options.out else None)
     folder = RunFolder(Path(options.out)) if options.out else newest_run()
@@ -82,7 +91,13 @@ def find_start(options: Namespace) -> Start:
         raise CheckpointError(
             f"{path}: holds step {checkpoint.progress.step}, so its name is wrong; rename or delete it"
         )
-    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), path)
+    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), newest=path)
+
+
+def _new_run(options: Namespace) -> Start:
+    recipe, source = recipe_of(options), "" if options.recipe else getattr(options, "init_from", "")
+    name = recipe.model if source else Path(options.recipe or RECIPE).stem
+    return Start(RunFolder(Path(options.out or dated(name))), recipe=recipe.as_dict(), source=source)
 
 
 def _from_checkpoint(path: Path, out: Path | None) -> Start:
@@ -101,7 +116,7 @@ def _from_checkpoint(path: Path, out: Path | None) -> Start:
             raise CheckpointError(
                 f"{path}: the run has continued to {latest.name}; to start again from here, give a new --out"
             )
-    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), folder.newest())
+    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), newest=folder.newest())
 
 
 def newest_run() -> RunFolder:
@@ -117,7 +132,7 @@ def newest_run() -> RunFolder:
 
 
 def wanted_numerics(options: Namespace) -> str:
-    """The numerics that a training's options ask for: typed, or of the run that is resumed, or of the recipe.
+    """The numerics that a training's options ask for: typed, or of the run that is resumed, or of the new run's recipe.
 
     Raises:
         CheckpointError, ConfigError: there is no such run or recipe.
@@ -130,20 +145,32 @@ def wanted_numerics(options: Namespace) -> str:
         folder = RunFolder(Path(options.out)) if options.out else newest_run()
         if options.resume != "auto" or folder.config.exists():
             return numerics_of(folder.path)
-    return read_recipe(options.recipe or RECIPE).numerics
+    return recipe_of(options).numerics
 
 
-def choose_config(options: Namespace, stored: dict[str, Any] | None, folder: str) -> Config:
+def recipe_of(options: Namespace) -> Config:
+    """The recipe of a new run: the one that is typed, or that of the checkpoint of ``--init-from``, or :data:`RECIPE`.
+
+    Raises:
+        CheckpointError, ConfigError: there is no such checkpoint or recipe.
+    """
+    if not options.recipe and getattr(options, "init_from", ""):
+        return source_recipe(options.init_from)
+    return read_recipe(options.recipe or RECIPE)
+
+
+def choose_config(options: Namespace, start: Start) -> Config:
     """The recipe's options, or those of the run that is resumed, with the flags that were typed.
 
     Raises:
         ConfigError: a flag would change the result of a run that is resumed.
         DataError: there is no such data set.
     """
-    if stored is None:
-        recipe = read_recipe(options.recipe or RECIPE)
+    if start.config is None:
+        recipe = from_dict(start.recipe)
         return with_cut(override(recipe, options), recipe, given(options))
-    of_run = from_dict(stored, f"{folder}: ")
+    folder = str(start.folder.path)
+    of_run = from_dict(start.config, f"{folder}: ")
     asked = with_source(override(read_recipe(options.recipe) if options.recipe else of_run, options), of_run)
     check_resumable(of_run, asked, folder)
     return asked

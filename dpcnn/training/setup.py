@@ -29,7 +29,7 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
     """
     start = share_start(comm, options, reporter)
     with comm.fail_together():
-        config = choose_config(options, start.config, str(start.folder.path))
+        config = choose_config(options, start)
         check(config.numerics)
         data = find_data(config.data)
     if options.stage:
@@ -120,13 +120,15 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     config, comm, progress, data = trainer.config, trainer.comm, trainer.progress, trainer.samples.manifest
     held, how = len(trainer.plan.holdout.validation), {"stratified": ", drawn from each class by seed", "last": ""}
     how |= {} if data.targets == CLASSES else {"stratified": ", drawn by seed"}
+    cut = trainer.plan.last_step < config.epochs * trainer.plan.steps_per_epoch
+    limit = f", but {config.max_steps:,} in all (--max-steps)" if cut else ""
     lines = [
         f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
         f"{trainer.plan.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
         f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}"
         f"{', portable numerics' * (config.numerics == 'portable')}",
-        f"{config.epochs} epochs of {trainer.plan.steps_per_epoch} steps; batch {config.batch} in microbatches of "
-        f"{config.microbatch}; {config.optimizer}, rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
+        f"{config.epochs} epochs of {trainer.plan.steps_per_epoch} steps{limit}; batch {config.batch} in microbatches "
+        f"of {config.microbatch}; {config.optimizer}, rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
         *([survival(comm)] if comm.size > 1 else []),
         *([f"run folder: {start.folder.path}"] if start.folder.kept else []),
     ]
@@ -138,6 +140,8 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
     elif start.config is not None:
         lines.append("no checkpoint yet: starting from step 0")
+    if start.source:
+        lines.append(f"no --recipe: the network and all options that are not given are those of {start.source}")
     if trainer.warm:
         lines.append(trainer.warm.remark)
     lines += trainer.plan.holdout.remarks
