@@ -48,6 +48,25 @@ def checkpoint(quick, tmp_path_factory):
     return folder / "checkpoints" / "last.h5"
 
 
+def test_a_run_whose_data_set_has_a_relative_path_can_be_used_elsewhere(small, tmp_path):
+    run, words = tmp_path / "run", ["--model", "mlp", "--max-steps", "2", "--warmup", "0"]
+    assert training("--data", small.name, *words, "--out", run, cwd=small.parent).status == 0
+    for name, *words in (
+        ["evaluate", run],
+        ["report", run],
+        ["plot", run, "--filters"],
+        ["train", "--resume", "--max-steps", "3", "--out", run, "--no-curves"],
+        ["train", "--init-from", run, "--out", tmp_path / "new", "--no-curves"],
+    ):
+        result = command(name, *words, cwd=tmp_path, ranks=2)
+        assert result.status == 2
+        (error,) = result.errors
+        assert f"its data set {small.name!r} is not here: there is no {small.name}/manifest.json, data/" in error
+        assert error.startswith(f"dpcnn: error: {run}") and error.endswith("; give its folder: --data DIR")
+        result = command(name, *words, "--data", small, cwd=tmp_path)
+        assert result.status == 0, result.err
+
+
 def test_all_ranks_tell_the_same(checkpoint):
     found = [json.loads(run(2, "-m", "dpcnn.evaluate", checkpoint, "--json").out)]
     found += [json.loads(command("evaluate", checkpoint, "--json", ranks=ranks).out) for ranks in (1, 2, 3)]

@@ -125,8 +125,7 @@ def find_data(name: str) -> Path:
     Raises:
         DataError: there is none.
     """
-    beside_package = Path(__file__).resolve().parents[2] / "data" / name
-    folders = [Path(name), Path("data") / name, beside_package]
+    folders = _places(name)
     for folder in folders:
         if os.path.isfile(folder / MANIFEST):
             return folder
@@ -134,10 +133,36 @@ def find_data(name: str) -> Path:
         out = name.removesuffix(Path(name).suffix) if Path(name).suffix else f"{name}-set"
         command = f"python -m dpcnn.data prepare {shlex.quote(name)} --out {shlex.quote(out)}"
         raise DataError(printable(f"{name}: a file, not a data set; make one from it: {command}"))
-    looked = ", ".join(dict.fromkeys(str(folder) for folder in folders))
+    looked = ", ".join(map(str, folders))
     raise DataError(
         printable(f"no data set {name!r}: no {MANIFEST} in {looked}; get one: python -m dpcnn.data fetch|prepare")
     )
+
+
+def find_data_of(run: Path | str, name: str) -> Path:
+    """The folder of the data set with which a run was trained.
+
+    Args:
+        run: the run's folder or a checkpoint, for messages.
+        name: the name or path in the run's configuration; a path may be relative to a folder that is not the current
+            one.
+
+    Raises:
+        DataError: there is none.
+    """
+    try:
+        return find_data(name)
+    except DataError:
+        looked = ", ".join(str(folder / MANIFEST) for folder in _places(name))
+        raise DataError(
+            printable(f"{run}: its data set {name!r} is not here: there is no {looked}; give its folder: --data DIR")
+        ) from None
+
+
+def _places(name: str) -> list[Path]:
+    """The folders in which the data set with this name or path may be."""
+    beside_package = Path(__file__).resolve().parents[2] / "data" / name
+    return list(dict.fromkeys([Path(name), Path("data") / name, beside_package]))
 
 
 def load(folder: Path, split: str, comm: SerialComm, verify: bool = False) -> Samples:

@@ -9,7 +9,7 @@ from dpcnn import __version__
 from dpcnn.base.numerics import check, deviations, differences, fingerprint
 from dpcnn.cluster.stopping import Stop
 from dpcnn.config import Config
-from dpcnn.data.dataset import Samples, find_data, load
+from dpcnn.data.dataset import Samples, find_data, find_data_of, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
 from dpcnn.nn.losses import CLASSES
@@ -31,7 +31,8 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
     with comm.fail_together():
         config = choose_config(options, start)
         check(config.numerics)
-        data = find_data(config.data)
+        run = start.source or (str(start.folder.path) if start.config is not None else "")
+        data = find_data_of(run, config.data) if run and "data" not in options else find_data(config.data)
     if options.stage:
         data = stage(data, options.stage, comm)
     samples = load(data, "train", comm, options.verify)
