@@ -263,9 +263,8 @@ def test_a_signal_to_any_rank_ends_the_run_at_a_step_with_a_checkpoint(long, tmp
     assert "Traceback" not in result.err
     newest = max((folder / "checkpoints").glob("step*"))
     step = read(newest).progress.step
-    assert (
-        f"stopped at step {step}: by {number.name} (rank {victim}); continue with --resume --out {folder}" in result.out
-    )
+    line = f"stopped at step {step}: by {number.name} (rank {victim}); continue with: mpirun -n 3 dpcnn train --resume"
+    assert f"{line} --out {folder}\n" in result.out
     assert newest.name == f"step-{step:08d}.h5"
     straight = tmp_path / "straight"
     assert training(*long, "--max-steps", str(step + 3), "--out", straight, ranks=2).status == 0

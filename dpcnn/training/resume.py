@@ -3,6 +3,7 @@
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from dpcnn.base.options import flag_of, options_of
@@ -196,9 +197,10 @@ def check_resumable(of_run: Config, asked: Config, folder: str) -> None:
         bound = of_run.schedule in BINDING.get(name, ())
         if was != now and (bound or name not in free):
             why = f", as the schedule {of_run.schedule} depends on it" if bound else ""
+            advice = f"to train on from its weights, start a new run: --init-from {quote(folder)}"
             raise ConfigError(
                 f"{flag_of(name)}: {folder} was started with {was}, and can't be resumed with {now}{why}; "
-                "drop the flag or start a new run"
+                f"{advice if bound else 'drop the flag or start a new run'}"
             )
 
 

@@ -128,8 +128,9 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
         f"{trainer.plan.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
         f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}"
         f"{', portable numerics' * (config.numerics == 'portable')}",
-        f"{config.epochs} epochs of {trainer.plan.steps_per_epoch} steps{limit}; batch {config.batch} in microbatches "
-        f"of {config.microbatch}; {config.optimizer}, rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
+        f"{config.epochs} epochs of {trainer.plan.steps_per_epoch} steps{limit}; "
+        f"batch {config.batch} in microbatches of {config.microbatch}; {config.optimizer}, "
+        f"rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
         *([survival(comm)] if comm.size > 1 else []),
         *([f"run folder: {start.folder.path}"] if start.folder.kept else []),
     ]
