@@ -164,8 +164,8 @@ def _end_by_error(comm: SerialComm, error: DpcnnError) -> int:
 
 
 def _end_by_memory(comm: SerialComm, error: MemoryError) -> int:
-    why = str(error) or "no memory left"
-    tell(LaunchError(f"rank {comm.rank}: {why}; give the ranks more, or start fewer per node"))
+    why = f"rank {comm.rank}: {str(error) or 'no memory left'}"
+    tell(LaunchError(f"{why}; give the ranks more, start fewer per node, or train with a smaller --microbatch"))
     return _end(comm, MISTAKE)
 
 

@@ -8,7 +8,7 @@ from commands import command, training
 from conftest import run
 
 from dpcnn.nn.metrics import METRICS, Answers
-from dpcnn.reporting.tables import class_table
+from dpcnn.reporting.tables import class_table, sentence
 from dpcnn.training.examination import scores
 
 LABELS, PREDICTED = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1])
@@ -65,6 +65,22 @@ def test_a_run_whose_data_set_has_a_relative_path_can_be_used_elsewhere(small, t
         assert error.startswith(f"dpcnn: error: {run}") and error.endswith("; give its folder: --data DIR")
         result = command(name, *words, "--data", small, cwd=tmp_path)
         assert result.status == 0, result.err
+
+
+def test_the_top_five_of_a_few_classes_are_not_printed(small, tmp_path):
+    for classes in (5, 6):
+        results = {name: 0.5 for name in METRICS if name not in ("mae", "r2")} | {"classes": [{}] * classes}
+        results |= {
+            "checkpoint": "c",
+            "step": 1,
+            "split": "test",
+            "data": "d",
+            "samples": 2,
+            "correct": 1,
+            "seconds": 0,
+        }
+        assert ("top5 0.5000" in sentence(results)) == (classes > 5)
+        assert "precision 0.5000, recall 0.5000, f1 0.5000" in sentence(results)
 
 
 def test_all_ranks_tell_the_same(checkpoint):

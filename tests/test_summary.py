@@ -4,7 +4,7 @@ import re
 from math import prod
 
 import pytest
-from commands import command
+from commands import command, training
 from conftest import ROOT
 
 from dpcnn.config import read_recipe
@@ -83,3 +83,16 @@ def test_the_table_of_a_large_recipe(recipe):
     result = command("summary", recipe)
     assert result.status == 0, result.err
     assert "running means and variances" in result.out.splitlines()[-1]
+
+
+def test_a_training_and_a_report_count_like_the_summary(quick, small, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    layers = ["scale", "flatten", "linear", "batchnorm", "relu", "linear"]
+    tables = [f'[[layers]]\nkind = "{kind}"\n' + "features = 7\n" * (number == 2) for number, kind in enumerate(layers)]
+    (tmp_path / "r.toml").write_text("".join(tables))
+    counted = f"{144 * 7 + 2 * 7 + 7 * 10:,} parameters and 14 running means and variances"
+    assert command("summary", tmp_path / "r.toml", "--images", "12x12x1").out.splitlines()[-1].startswith(counted)
+    words = ["--recipe", tmp_path / "r.toml", *quick, "--max-steps", "1", "--out", tmp_path / "run"]
+    assert f", {counted}, on small: " in training(*words).out
+    assert command("report", tmp_path / "run").status == 0
+    assert counted in (tmp_path / "run" / "report.html").read_text()

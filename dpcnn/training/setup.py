@@ -79,7 +79,8 @@ def make_trainer(
         config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         config = config.measured(samples.manifest.mean, samples.manifest.deviation)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
-        network.check_memory(min(config.microbatch, config.batch), comm.node().size)
+        advice = "give a smaller --microbatch, which affects the bits, or start fewer ranks"
+        network.check_memory(min(config.microbatch, config.batch), comm.node().size, advice)
     warm = None
     if config.init_from and not start.path:
         warm = warm_start(comm, config, network)
@@ -124,7 +125,7 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     cut = trainer.plan.last_step < config.epochs * trainer.plan.steps_per_epoch
     limit = f", but {config.max_steps:,} in all (--max-steps)" if cut else ""
     lines = [
-        f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
+        f"dpcnn {__version__}: {config.model}, {trainer.network.counted}, on {data.name}: "
         f"{trainer.plan.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
         f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}"
         f"{', portable numerics' * (config.numerics == 'portable')}",
