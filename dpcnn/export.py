@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, add_checkpoint, check_free, run_command
+from dpcnn.interop.metadata import white
 from dpcnn.interop.npz import as_npz
 from dpcnn.interop.onnx import as_onnx
 from dpcnn.interop.safetensors import as_safetensors
@@ -42,7 +43,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
             check_free(path)
             content = FORMATS[options.format](checkpoint)
             write_file(path, content)
-            print(f"{path}: {checkpoint.config.model} of step {checkpoint.progress.step}, {len(content):,} bytes")
+            model = f"{checkpoint.config.model} of step {checkpoint.progress.step}"
+            print(f"{path}: {model}, for images of 0 to {white(checkpoint):g}, {len(content):,} bytes")
     return DONE
 
 
