@@ -596,6 +596,49 @@ def test_a_file_with_wrong_labels_is_refused(fitted, tmp_path):
             dpcnn.load(tmp_path / "net.h5")
 
 
+# Several labels
+
+
+def test_several_labels_are_learned(npz, tmp_path):
+    """From arrays and from a data set, in a file, and on two ranks."""
+    marks = np.stack([X[:, :, :6].mean(axis=(1, 2)) > 60, X[:, :, 6:].mean(axis=(1, 2)) > 60, X[:, 3, 3] > 99], axis=1)
+    assert 0.1 < marks.mean() < 0.9
+
+    def fitted(*data, **options):
+        return small_model(loss="sigmoid-cross-entropy", epochs=12, lr=0.01).fit(*data, **options)
+
+    model = fitted(X, marks, validation=(X[:50], marks[:50].astype(float)))
+    assert model.predict_proba(X).shape == model.predict(X).shape == (200, 3) and model.classes_.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(model.predict(X), model.predict_proba(X) > 0.5)
+    assert model.score(X, marks) == (model.predict(X) == marks).all(axis=1).mean() > 0.7
+    assert model.history[-1]["validation_accuracy"] == model.score(X[:50], marks[:50])
+    np.savez(tmp_path / "a.npz", x_train=X, y_train=marks, x_test=X[:50], y_test=marks[:50])
+    words = ["--targets", "multilabel", "--names", "left,right,spot", "--out", tmp_path / "set"]
+    assert command("data", "prepare", tmp_path / "a.npz", *words).status == 0
+    named = fitted(tmp_path / "set", validation=0)
+    assert named.classes_.tolist() == ["left", "right", "spot"]
+    assert named.score(tmp_path / "set") == named.score(X[:50], marks[:50]) > 0.7
+    named.save(tmp_path / "net.h5")
+    np.testing.assert_array_equal(dpcnn.load(tmp_path / "net.h5").predict(X), named.predict(X))
+    alone = fitted(X, marks).weights_sha256
+    assert alone == named.weights_sha256
+    assert on_threads([2], lambda: fitted(X, marks).weights_sha256) == [alone] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "y", "message"),
+    [
+        ({}, np.eye(10)[Y], "for several labels per image, give loss='sigmoid-cross-entropy'"),
+        ({"loss": "sigmoid-cross-entropy"}, Y, r"y: expected zeros and ones \(200, K\), .* not uint8 \(200,\)"),
+        ({"loss": "sigmoid-cross-entropy"}, 2 * np.eye(10)[Y], r"y: expected zeros and ones \(200, K\)"),
+        ({"loss": "sigmoid-cross-entropy"}, np.eye(10)[Y[1:]], r"y: expected zeros and ones \(200, K\)"),
+    ],
+)
+def test_mistakes_with_several_labels(options, y, message):
+    with pytest.raises(DataError, match=message):
+        small_model(**options).fit(X, y)
+
+
 # Values
 
 

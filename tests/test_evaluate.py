@@ -55,8 +55,8 @@ def test_a_run_whose_data_set_has_a_relative_path_can_be_used_elsewhere(small, t
         ["evaluate", run],
         ["report", run],
         ["plot", run, "--filters"],
+        ["train", "--init-from", run, "--max-steps", "1", "--out", tmp_path / "new", "--no-curves"],
         ["train", "--resume", "--max-steps", "3", "--out", run, "--no-curves"],
-        ["train", "--init-from", run, "--out", tmp_path / "new", "--no-curves"],
     ):
         result = command(name, *words, cwd=tmp_path, ranks=2)
         assert result.status == 2

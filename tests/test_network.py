@@ -1,5 +1,8 @@
 """Networks: the layout of the flat vector, first values, gradients of the whole."""
 
+import contextlib
+import io
+
 import numpy as np
 import pytest
 from commands import training
@@ -147,10 +150,11 @@ def test_a_training_that_needs_too_much_memory_is_told_of_the_microbatch(monkeyp
     assert not (tmp_path / "run").exists()
 
 
-def test_memory_that_runs_out_ends_with_one_line(capsys):
+def test_memory_that_runs_out_ends_with_one_line():
     def fail(comm):
         raise MemoryError
 
-    assert run(fail, SerialComm()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
+        assert run(fail, SerialComm()) == 2
+    (line,) = err.getvalue().splitlines()
     assert line.startswith("dpcnn: error: rank 0: no memory left; ") and line.endswith("with a smaller --microbatch")

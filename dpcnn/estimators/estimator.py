@@ -181,6 +181,10 @@ class Estimator(Parameters):
 
         return comm.transact(targets)
 
+    def _given(self, X: Any, y: Any) -> Any:
+        """y; without y, the targets of the test samples of the data set that X names."""
+        return self._test_targets(self._fitted(), str(X)) if y is None and isinstance(X, str | Path) else y
+
     def save(self, path: str | Path) -> None:
         """Write the network as a checkpoint, which all commands of dpcnn read; :func:`load` reads it as a model.
 

@@ -9,9 +9,9 @@ import numpy as np
 from dpcnn.base.arrays import Array
 from dpcnn.data.classes import numbered as number_names
 from dpcnn.estimators import session
-from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, numbered, values_of
+from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, marks_of, numbered, values_of
 from dpcnn.estimators.estimator import Estimator
-from dpcnn.nn.losses import VALUES
+from dpcnn.nn.losses import MULTILABEL, VALUES
 from dpcnn.nn.metrics import Answers, r2
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
@@ -20,16 +20,20 @@ from dpcnn.runs.folder import find_checkpoint
 class Classifier(Estimator):
     """A network that learns classes: see :class:`dpcnn.estimators.estimator.Estimator`.
 
-    Labels are whole numbers or texts.
+    Labels are whole numbers or texts. With the loss ``sigmoid-cross-entropy``, an image can have several of K labels: y
+    and the predictions are then (n, K) zeros and ones.
 
     Attributes:
         classes_: (classes,) the label of each class: of arrays the labels, ascending; of a data set the names of its
-            classes, or numbers from 0 if they have no names.
+            classes, or numbers from 0 if they have no names. With several labels per image, these are K.
     """
 
     _estimator_type = "classifier"
 
     def _encode(self, y: Any, count: int, labels: Array | None = None) -> tuple[Array, Array]:
+        if self.config(self._options()).make_loss().targets == MULTILABEL:
+            marks = marks_of(y, count, None if labels is None else labels.shape[1])
+            return marks, marks[:0]  # no labels, of as many columns
         given = labels_of(y, count)
         classes = classes_of(given) if labels is None else labels
         return numbered(given, classes), classes
@@ -51,32 +55,42 @@ class Classifier(Estimator):
         return self._outputs(X)
 
     def predict(self, X: Any) -> Array:
-        """The label of the most probable class of each image, (n,); for X see :meth:`predict_proba`."""
-        places = self.predict_proba(X).argmax(axis=1)
-        found: Array = self.classes_[places]
+        """The label of the most probable class of each image, (n,); for X see :meth:`predict_proba`.
+
+        With several labels per image, (n, K) integers: 1 where the probability is above 0.5, otherwise 0.
+        """
+        probabilities = self.predict_proba(X)
+        if self._several:
+            return (probabilities > 0.5).astype(np.int64)
+        found: Array = self.classes_[probabilities.argmax(axis=1)]
         return found
+
+    @property
+    def _several(self) -> bool:
+        """Whether an image can have several labels."""
+        targets: str = self._fitted().config.make_loss().targets
+        return targets == MULTILABEL
 
     def score(self, X: Any, y: Any = None) -> float:
         """The accuracy for images and their labels, or for the test samples of a data set: see :meth:`predict_proba`.
 
         Args:
-            y: (n,) labels as in ``classes_``. After a training on a data set, numbers of classes are labels, too.
+            y: (n,) labels as in ``classes_``; after a training on a data set, also numbers of classes. With several
+                labels per image, (n, K) zeros and ones, which must all be right.
 
         Raises:
             ConfigError, DataError: on every rank.
         """
         predicted = self.predict(X)
+        if self._several:
+            return float(np.mean((predicted == marks_of(self._given(X, y), *predicted.shape)).all(axis=1)))
         truth = self._truth(X, y, len(predicted))
         check_kind(truth, self.classes_)
         return float(np.mean(predicted == truth))
 
     def _truth(self, X: Any, y: Any, count: int) -> Array:
-        known = self._fitted()
-        if y is None and isinstance(X, str | Path):
-            labels: Array = self.classes_[self._test_targets(known, str(X))]
-            return labels
-        given = labels_of(y, count)
-        if known.labels or given.dtype.kind == "U":
+        known, given = self._fitted(), labels_of(self._given(X, y), count)
+        if y is not None and (known.labels or given.dtype.kind == "U"):
             return given
         of_numbers: Array = self.classes_[numbered(given, np.arange(known.classes))]
         return of_numbers
@@ -85,7 +99,9 @@ class Classifier(Estimator):
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
         inputs = InputTags(two_d_array=True, three_d_array=True)
-        return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags(), input_tags=inputs)
+        return Tags(
+            "classifier", TargetTags(required=True), classifier_tags=ClassifierTags(multi_label=True), input_tags=inputs
+        )
 
 
 class Regressor(Estimator):
@@ -124,8 +140,7 @@ class Regressor(Estimator):
             ConfigError, DataError: on every rank.
         """
         predicted = self._outputs(X)
-        y = self._test_targets(self._fitted(), str(X)) if y is None and isinstance(X, str | Path) else y
-        truth = values_of(y, *predicted.shape)
+        truth = values_of(self._given(X, y), *predicted.shape)
         nothing = np.zeros(len(truth))
         return r2(Answers(truth, predicted, nothing, nothing, nothing))
 

@@ -133,13 +133,6 @@ class Network(FlatParameters):
             )
 
     @property
-    def counted(self) -> str:
-        """The number of its learned parameters, and that of its running means if it has any, as text."""
-        learned = sum(layer.learned for layer in self.layers)
-        means = f" and {self.size - learned:,} running means and variances" if learned < self.size else ""
-        return f"{learned:,} parameters{means}"
-
-    @property
     def flops(self) -> int:
         """Floating-point operations of an image's gradient, convolutions by their definition.
 

@@ -96,7 +96,7 @@ def find_start(options: Namespace) -> Start:
 
 
 def _new_run(options: Namespace) -> Start:
-    recipe, source = recipe_of(options), "" if options.recipe else getattr(options, "init_from", "")
+    recipe, source = recipe_of(options), "" if options.recipe else given(options).get("init_from", "")
     name = recipe.model if source else Path(options.recipe or RECIPE).stem
     return Start(RunFolder(Path(options.out or dated(name))), recipe=recipe.as_dict(), source=source)
 
@@ -155,8 +155,9 @@ def recipe_of(options: Namespace) -> Config:
     Raises:
         CheckpointError, ConfigError: there is no such checkpoint or recipe.
     """
-    if not options.recipe and getattr(options, "init_from", ""):
-        return source_recipe(options.init_from)
+    source = given(options).get("init_from", "")
+    if source and not options.recipe:
+        return source_recipe(source)
     return read_recipe(options.recipe or RECIPE)
 
 
