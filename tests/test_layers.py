@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn import convolution, mec, reference, winograd
+from dpcnn.nn import convolution, mec, pooling, reference, winograd
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import output_length
@@ -307,7 +307,9 @@ def test_linear_gradients(bias):
 
 
 @pytest.mark.parametrize(("size", "window", "stride"), [(8, 2, 2), (9, 2, 2), (9, 3, 2), (7, 3, 1), (10, 2, 3)])
-def test_max_pool2d(size, window, stride):
+@pytest.mark.parametrize("cached", [1, 800, 1 << 20])  # bytes: one row at a time, some, all
+def test_max_pool2d(size, window, stride, cached, monkeypatch):
+    monkeypatch.setattr(pooling, "CACHED", cached)
     layer, _ = connected(MaxPool2d(window, stride), (size, size, 3))
     x = image_batch(4, (size, size, 3))
     y, _ = layer.forward(x, {})

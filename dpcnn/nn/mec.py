@@ -6,7 +6,7 @@ from math import gcd
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from dpcnn.base.arrays import Array, Shape, empty
+from dpcnn.base.arrays import Array, empty
 from dpcnn.nn.convolution import extent, flat, strided
 
 SHARES = 1 << 21
@@ -54,47 +54,33 @@ class Mec:
             self._input_gradient(dy, w, dx)
 
     def _input_gradient(self, dy: Array, w: Array, dx: Array) -> None:
-        """Fill ``dx``: a product per row sums over the height of the kernel; then the windows are added up."""
-        (_, OW, N, _), (KH, KW, C, _), s = dy.shape, w.shape, self.stride
-        down = phases(len(dx), KH, s, self.padding, self.dilation)
-        spacing = self.dilation // gcd(s, self.dilation)
+        """Fill ``dx``: a product for some rows of each phase."""
+        s, d, p = self.stride, self.dilation, self.padding
+        (KH, KW, C, _), spacing = w.shape, d // gcd(s, d)
+        down, across = phases(dx.shape[0], KH, s, p, d), phases(dx.shape[1], KW, s, p, d)
         first = min((phase.first for phase in down if phase.taps), default=0)
         end = max((phase.end(spacing) for phase in down if phase.taps), default=0)
-        lowered = Lowered(dy, (first, 0), (end - first, OW), 1, 1, spacing)
-        at_once = max(1, SHARES // (w.itemsize * KW * C * OW * N))
-        for phase in down:
-            target = dx[phase.pixels]
-            if not phase.taps:
-                target[...] = 0
-                continue
-            # (taps, KW, C, F) -> (KW C, taps F)
-            flipped = w[phase.taps].transpose(1, 2, 0, 3).reshape(KW * C, -1)
-            for rows, windows in lowered.windows(phase.first - first, 1, phase.count, len(phase.taps)):
-                for lo in range(0, len(windows), at_once):
-                    some = windows[lo : lo + at_once]
-                    target[rows][lo : lo + at_once] = self._rows(flipped, some, (KW, C, OW, N), dx.shape[1])
+        for right in across:
+            size = end - first, right.count
+            lowered = Lowered(dy, (first, right.first), size, len(right.taps), 1, spacing) if right.taps else None
+            for phase in down:
+                target = dx[phase.pixels, right.pixels]
+                if lowered is None or not phase.taps:
+                    target[...] = 0
+                    continue
+                # (taps, taps, C, F) -> (K, C), with K = taps taps F
+                kernel = w[phase.taps][:, right.taps].swapaxes(2, 3).reshape(-1, C)
+                for rows, windows in lowered.windows(phase.first - first, 1, phase.count, len(phase.taps)):
+                    self._fill(target[rows], windows, kernel)
 
-    def _rows(self, flipped: Array, windows: Array, shape: Shape, W: int) -> Array:
-        """Some rows (n, W, N, C) of ``dx``, from windows (n, taps F, OW N) of ``dy``; ``shape``: (KW, C, OW, N)."""
-        (KW, C, OW, N), n, p, d = shape, len(windows), self.padding, self.dilation
-        if C < LONG_RUN:
-            shares = empty((n, *shape), windows.dtype)
-            # (KW C, taps F) x (n, taps F, OW N) -> (n, KW C, OW N)
-            np.matmul(flipped, windows, out=shares.reshape(n, KW * C, -1))
-            planes = empty((n, C, W + 2 * p, N), shares.dtype)
-            planes[...] = 0
-            for j in range(KW):
-                planes[:, :, strided(j * d, OW, self.stride)] += shares[:, j]  # (n, C, OW, N)
-            return planes[:, :, p : p + W].transpose(0, 2, 3, 1)
-        shares = empty((KW, n, OW, N, C), windows.dtype)
-        # (n, OW N, taps F) x (KW, 1, taps F, C) -> (KW, n, OW N, C)
-        by_column = flipped.reshape(KW, 1, C, -1).swapaxes(2, 3)
-        np.matmul(windows.swapaxes(1, 2), by_column, out=shares.reshape(KW, n, -1, C))
-        rows = empty((n, W + 2 * p, N, C), shares.dtype)
-        rows[...] = 0
-        for j in range(KW):
-            rows[:, strided(j * d, OW, self.stride)] += shares[j]
-        return rows[:, p : p + W]
+    def _fill(self, target: Array, windows: Array, kernel: Array) -> None:
+        """Fill some rows of pixels (n, W, N, C) with windows (n, K, W N) times a kernel (K, C)."""
+        n, W, N, C = target.shape
+        at_once = max(1, SHARES // max(1, target.itemsize * W * N * C))
+        for lo in range(0, n, at_once):
+            some = windows[lo : lo + at_once].swapaxes(1, 2)
+            product = np.matmul(some, kernel, out=empty((len(some), W * N, C), target.dtype))
+            target[lo : lo + at_once] = product.reshape(-1, W, N, C)
 
 
 def add_products(windows: Array, dys: Array, total: Array) -> None:
