@@ -210,8 +210,9 @@ class Estimator(Parameters):
             check(known.config.numerics)
             paths = picture_paths(X)
         if paths:
-            found = _on_rank_0(comm, paths, lambda: file_outputs(known, paths, _say))
-            return np.array([row for _, _, row in found])
+            return np.array(
+                _on_rank_0(comm, paths, lambda: (row.tolist() for _, _, row in file_outputs(known, paths, _say)))
+            )
         images, shape, count = self._images(comm, known, X)
         with comm.fail_together():
             if shape != known.image_shape:
@@ -241,7 +242,7 @@ class Estimator(Parameters):
 
 
 def _on_rank_0(comm: SerialComm, paths: Sequence[Path], predict: Callable[[], Iterable[T]]) -> list[T]:
-    """The predictions for files, one or more, that rank 0 makes, on every rank of ``comm``."""
+    """The predictions for files, ready for JSON, that rank 0 makes, on every rank of ``comm``."""
     check_same(comm, [], list(map(str, paths)))
     found: list[T] = []
     with comm.fail_together():
