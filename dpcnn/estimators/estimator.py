@@ -2,7 +2,7 @@
 
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from math import prod
 from pathlib import Path
@@ -210,9 +210,7 @@ class Estimator(Parameters):
             check(known.config.numerics)
             paths = picture_paths(X)
         if paths:
-            return np.array(
-                _on_rank_0(comm, paths, lambda: (row.tolist() for _, _, row in file_outputs(known, paths, _say)))
-            )
+            return np.array(_on_rank_0(comm, paths, lambda: _rows(known, paths)))
         images, shape, count = self._images(comm, known, X)
         with comm.fail_together():
             if shape != known.image_shape:
@@ -239,6 +237,11 @@ class Estimator(Parameters):
     def _repr_html_(self) -> str:
         """The model and the curves of its training, for a notebook."""
         return f"<pre>{escape(repr(self))}</pre>\n{curves(getattr(self, 'history', []))}"
+
+
+def _rows(known: Checkpoint, paths: Sequence[Path]) -> Iterator[list[float]]:
+    """The answers of the network for the images of files, K numbers for each image."""
+    return (row.tolist() for _, _, row in file_outputs(known, paths, _say))
 
 
 def _on_rank_0(comm: SerialComm, paths: Sequence[Path], predict: Callable[[], Iterable[T]]) -> list[T]:
