@@ -31,8 +31,8 @@ class Strided:
         (_, _, N, C), s = x.shape, self.stride
         image = empty((*self.size, N, s * s * C), x.dtype)
         self._clear_border(image, x.shape)
-        for channels, blocks, pixels, part in self._phases(x.shape):
-            image[*blocks, :, channels] = x[*pixels, :, part]
+        for in_blocks, in_pixels in self._phases(x.shape):
+            image[in_blocks] = x[in_pixels]
         return self.plain.forward(image, self._in_blocks(w), y), x.shape
 
     def backward(self, saved: tuple[Any, Shape], dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
@@ -43,10 +43,10 @@ class Strided:
         # (q, q, s, s, C, F) -> (q s, q s, C, F)
         dw[...] = dkernel.reshape(q, q, s, s, C, F).swapaxes(1, 2).reshape(q * s, q * s, C, F)[:r, :r]
         if dx is not None and dimage is not None:
-            if any(s * blocks < length + self.padding for blocks, length in zip(self.size, shape, strict=False)):
+            if any(s * side < length + self.padding for side, length in zip(self.size, shape[:2], strict=True)):
                 dx[...] = 0  # no window reaches its last pixels
-            for channels, blocks, pixels, part in self._phases(shape):
-                dx[*pixels, :, part] = dimage[*blocks, :, channels]
+            for in_blocks, in_pixels in self._phases(shape):
+                dx[in_pixels] = dimage[in_blocks]
 
     def _in_blocks(self, w: Array) -> Array:
         """A kernel (r, r, C, F) as (q, q, s s C, F)."""
@@ -55,23 +55,18 @@ class Strided:
         whole[:r, :r] = w
         return whole.reshape(q, s, q, s, C, F).swapaxes(1, 2).reshape(q, q, s * s * C, F)
 
-    def _phases(self, shape: Shape) -> Iterator[tuple[slice, tuple[slice, ...], tuple[slice, ...], slice]]:
-        """For all pixels of an image (H, W, N, C) with the same place in their block, or for each of their channels:
-        the channels and the blocks of the image of blocks; the pixels of the image, and their channels."""
-        (H, W, _, C), s = shape, self.stride
-        width = 1 if C < SHORT_RUN else C
-        for i in range(s):
+    def _phases(self, shape: Shape) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+        """For all pixels of an image (H, W, N, C) that have the same place in their block, or for one of their
+        channels: their places in the image of blocks, and in the image."""
+        (H, W, _, C), s, images = shape, self.stride, slice(None)
+        run = 1 if C < SHORT_RUN else C
+        for i, j in np.ndindex(s, s):
             down = places(i, s, self.padding, H, self.size[0])
-            for j in range(s):
-                across = places(j, s, self.padding, W, self.size[1])
-                for first in range(0, C, width):
-                    start = (i * s + j) * C + first
-                    yield (
-                        slice(start, start + width),
-                        (down[0], across[0]),
-                        (down[1], across[1]),
-                        slice(first, first + width),
-                    )
+            across = places(j, s, self.padding, W, self.size[1])
+            for first in range(0, C, run):
+                start = (i * s + j) * C + first
+                in_blocks = down[0], across[0], images, slice(start, start + run)
+                yield in_blocks, (down[1], across[1], images, slice(first, first + run))
 
     def _clear_border(self, image: Array, shape: Shape) -> None:
         """Zeros in the blocks that are not whole in an image of shape (H, W, N, C)."""
@@ -92,4 +87,4 @@ def places(phase: int, stride: int, padding: int, length: int, count: int) -> tu
     start = max(0, -(-(padding - phase) // stride))
     stop = max(start, min(count, (length - 1 + padding - phase) // stride + 1))
     first = start * stride + phase - padding
-    return slice(start, stop), slice(first, first + (stop - start - 1) * stride + 1 if stop > start else first, stride)
+    return slice(start, stop), slice(first, first + (stop - start) * stride, stride)
