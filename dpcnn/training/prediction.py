@@ -22,13 +22,21 @@ from dpcnn.runs.folder import find_checkpoint
 Say = Callable[[str], None]
 
 
-def predictions(checkpoint: Path, paths: Sequence[Path], say: Say) -> Iterator[dict[str, Any]]:
+def fail(error: DataError) -> None:
+    """Raise an error."""
+    raise error
+
+
+def predictions(
+    checkpoint: Path, paths: Sequence[Path], say: Say, refuse: Callable[[DataError], None] = fail
+) -> Iterator[dict[str, Any]]:
     """Predict the images of files, one file after the other.
 
     Args:
         checkpoint: a checkpoint, or a run's folder.
         paths: files; or folders, whose files that can't be read are skipped.
-        say: is called with a line for each file that is skipped.
+        say: is called with a line for each file of a folder that is skipped.
+        refuse: is called with the error of each file of ``paths`` that can't be read, and if folders have no such file.
 
     Yields:
         For each image its "file", its number in the file as "image", and the loss's answer with names: the "class" and
@@ -41,16 +49,21 @@ def predictions(checkpoint: Path, paths: Sequence[Path], say: Say) -> Iterator[d
     check(known.config.numerics)
     network = known.network()
     params, loss = network.flat(known.parameters), known.config.make_loss()
+    found = not all(path.is_dir() for path in paths)
     for path, within_folder in files_of(paths):
         try:
             images = _images(path, known)
         except DataError as error:
-            if not within_folder:
-                raise
-            say(f"skipped {printable(str(error))}")
+            if within_folder:
+                say(f"skipped {printable(str(error))}")
+            else:
+                refuse(error)
             continue
         for number, row in enumerate(_rows(path, network, params, loss, images)):
+            found = True
             yield {"file": str(path), "image": number, **_named(loss.answer(row), known.class_names)}
+    if not found:
+        refuse(DataError(f"{paths[0]}: no file in this folder can be read; give pictures, or another folder"))
 
 
 def files_of(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
