@@ -34,6 +34,7 @@ class Examination:
     """The answers of a checkpoint's network for the samples of a split.
 
     Attributes:
+        folder: the data set's folder.
         samples: the samples of the split's files.
         indices: (n,) the indices of the samples that the network answered.
         answers: the answers, in the order of ``indices``.
@@ -44,6 +45,7 @@ class Examination:
         results: the figures, ready for JSON; only rank 0 has the checkpoint's path and step in them.
     """
 
+    folder: Path
     samples: Samples
     indices: Array
     answers: Answers
@@ -89,7 +91,7 @@ def examine(
     """
     state = comm.broadcast_obj(checkpoint and [checkpoint.config.as_dict(), checkpoint.class_names, checkpoint.resize])
     config, class_names, resize = from_dict(state[0]), tuple(state[1]), state[2]
-    samples = _load(comm, data or config.data, split, verify)
+    folder, samples = _load(comm, data or config.data, split, verify)
     indices = _indices(samples, config, split)
     with comm.fail_together():
         check(config.numerics)
@@ -112,7 +114,7 @@ def examine(
     source |= {"data": samples.manifest.name, "split": split}
     seconds = round(time.perf_counter() - started, 3)
     figures = {**source, **_figures(answers, loss, confusion, class_names), "seconds": seconds}
-    return Examination(samples, indices, answers, confusion, class_names, resize, figures)
+    return Examination(folder, samples, indices, answers, confusion, class_names, resize, figures)
 
 
 def check_classes(path: Path, names: Names, data: Manifest) -> None:
@@ -129,14 +131,17 @@ def check_classes(path: Path, names: Names, data: Manifest) -> None:
         )
 
 
-def _load(comm: SerialComm, data: str, split: str, verify: bool) -> Samples:
-    """The samples of the files that contain a split; rank 0 prints a warning if the ranks can't share memory."""
+def _load(comm: SerialComm, data: str, split: str, verify: bool) -> tuple[Path, Samples]:
+    """The data set's folder, and the samples of the files that contain a split.
+
+    Rank 0 prints a warning if the ranks can't share memory.
+    """
     with comm.fail_together():
         folder = find_data(data)
     warning = share_or_part(comm)
     if warning and comm.rank == 0:
         print(warning, file=sys.stderr)
-    return load(folder, "test" if split == "test" else "train", comm, verify)
+    return folder, load(folder, "test" if split == "test" else "train", comm, verify)
 
 
 def _indices(samples: Samples, config: Config, split: str) -> Array:
