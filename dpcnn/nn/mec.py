@@ -12,14 +12,17 @@ from dpcnn.nn.convolution import extent, flat, strided
 SHARES = 1 << 21
 """The largest size in bytes of gradients of weights or windows that are kept before they are added up."""
 
+LONG_RUN = 8
+"""The fewest channels that are copied as they lie in memory, one pixel after the other."""
+
 
 class Mec:
     """A matrix product per row of the output: Cho and Brand, "MEC: memory-efficient convolution for deep neural
     network" (2017).
 
     The windows of 1 x KW pixels of an image row are the columns of a matrix (KW C, OW N), which is made once. The
-    windows of an output row are KH such matrices, which lie one after the other in memory. So a pixel is copied KW
-    times, and not KH KW times as by im2col.
+    windows of an output row are KH such matrices, which are one matrix in memory. So a pixel is copied KW times, and
+    not KH KW times as by im2col.
 
     The gradient of the input is a convolution too: of ``dy``, with stride 1, for each :class:`Phase`.
 
@@ -74,14 +77,24 @@ class Mec:
     def _rows(self, flipped: Array, windows: Array, shape: Shape, W: int) -> Array:
         """Some rows (n, W, N, C) of ``dx``, from windows (n, taps F, OW N) of ``dy``; ``shape``: (KW, C, OW, N)."""
         (KW, C, OW, N), n, p, d = shape, len(windows), self.padding, self.dilation
-        shares = empty((n, *shape), windows.dtype)
-        # (KW C, taps F) x (n, taps F, OW N) -> (n, KW C, OW N)
-        np.matmul(flipped, windows, out=shares.reshape(n, KW * C, -1))
-        planes = empty((n, C, W + 2 * p, N), shares.dtype)
-        planes[...] = 0
+        if C < LONG_RUN:
+            shares = empty((n, *shape), windows.dtype)
+            # (KW C, taps F) x (n, taps F, OW N) -> (n, KW C, OW N)
+            np.matmul(flipped, windows, out=shares.reshape(n, KW * C, -1))
+            planes = empty((n, C, W + 2 * p, N), shares.dtype)
+            planes[...] = 0
+            for j in range(KW):
+                planes[:, :, strided(j * d, OW, self.stride)] += shares[:, j]  # (n, C, OW, N)
+            return planes[:, :, p : p + W].transpose(0, 2, 3, 1)
+        shares = empty((KW, n, OW, N, C), windows.dtype)
+        # (n, OW N, taps F) x (KW, 1, taps F, C) -> (KW, n, OW N, C)
+        by_column = flipped.reshape(KW, 1, C, -1).swapaxes(2, 3)
+        np.matmul(windows.swapaxes(1, 2), by_column, out=shares.reshape(KW, n, -1, C))
+        rows = empty((n, W + 2 * p, N, C), shares.dtype)
+        rows[...] = 0
         for j in range(KW):
-            planes[:, :, strided(j * d, OW, self.stride)] += shares[:, j]  # (n, C, OW, N)
-        return planes[:, :, p : p + W].transpose(0, 2, 3, 1)
+            rows[:, strided(j * d, OW, self.stride)] += shares[j]
+        return rows[:, p : p + W]
 
 
 def add_products(windows: Array, dys: Array, total: Array) -> None:
@@ -93,7 +106,8 @@ def add_products(windows: Array, dys: Array, total: Array) -> None:
 class Lowered:
     """The windows of 1 x KW pixels of an image's rows.
 
-    Rows that are ``dilation`` apart lie one after the other in memory.
+    Rows that are ``dilation`` apart lie one after the other in memory: with few channels, those of a window's pixels
+    and channels, as (rows, KW, C, OW, N); with at least :data:`LONG_RUN`, the windows, as (OW, N, rows, KW, C).
     """
 
     def __init__(
@@ -108,14 +122,22 @@ class Lowered:
             stride: from a window to the next one.
         """
         (_, _, N, C), (rows, count), d = x.shape, size, dilation
-        channels = by_channels(x, origin, (rows, stride * (count - 1) + extent(width, d)))
         per_phase = -(-rows // d)
-        self.memory = empty((d, per_phase, width, C, count, N), x.dtype)
-        for phase in range(min(d, rows)):
-            own = channels[phase::d]
-            for j in range(width):
-                # (rows, C, count, N)
-                np.copyto(self.memory[phase, : len(own), j], own[:, :, strided(j * d, count, stride)])
+        if C < LONG_RUN:
+            memory = empty((d, per_phase, width, C, count, N), x.dtype)
+            channels = by_channels(x, origin, (rows, stride * (count - 1) + extent(width, d)))
+            for phase in range(min(d, rows)):
+                own = channels[phase::d]
+                for j in range(width):
+                    # (rows, C, count, N)
+                    np.copyto(memory[phase, : len(own), j], own[:, :, strided(j * d, count, stride)])
+            self.axes = memory
+        else:
+            memory = empty((d, count, N, per_phase, width, C), x.dtype)
+            for row in range(rows):
+                copy_windows(x, origin, row, memory[row % d, :, :, row // d], stride, d)
+            self.axes = memory.transpose(0, 3, 4, 5, 1, 2)
+        self.size = width * C, count * N
 
     def windows(self, first: int, stride: int, count: int, height: int) -> list[tuple[slice, Array]]:
         """For ``count`` output rows, the windows of ``height`` rows, from row ``first`` on, ``stride`` apart.
@@ -123,27 +145,31 @@ class Lowered:
         Returns:
             Pairs of some output rows, n of them, and their windows (n, height KW C, OW N), without copies.
         """
-        d, _, width, C, across, N = self.memory.shape
-        step, found = d // gcd(stride, d), []
+        d, found = len(self.axes), []
+        _, from_row, _, from_channel, _, from_image = self.axes.strides
+        step, (row_size, columns) = d // gcd(stride, d), self.size
         for start in range(min(step, count)):
             rows = slice(start, None, step)
             row, n = first + stride * start, len(range(start, count, step))
-            found.append(
-                (
-                    rows,
-                    as_strided(
-                        self.memory[row % d, row // d],
-                        (n, height * width * C, across * N),
-                        (
-                            stride * step // d * self.memory.strides[1],
-                            across * N * self.memory.itemsize,
-                            self.memory.itemsize,
-                        ),
-                        writeable=False,
-                    ),
-                )
-            )
+            shape = (n, height * row_size, columns)
+            strides = (stride * step // d * from_row, from_channel, from_image)
+            found.append((rows, as_strided(self.axes[row % d, row // d], shape, strides, writeable=False)))
         return found
+
+
+def copy_windows(x: Array, origin: tuple[int, int], row: int, out: Array, stride: int, dilation: int) -> None:
+    """Fill ``out`` (count, N, KW, C) with the windows of a row, ``stride`` apart; see :class:`Lowered`."""
+    (H, W, _, _), (top, left), (count, _, width, _) = x.shape, origin, out.shape
+    if not 0 <= top + row < H:
+        out[...] = 0
+        return
+    for j in range(width):
+        column = left + j * dilation
+        start = min(count, max(0, -(column // stride)))
+        stop = min(count, max(start, -((column - W) // stride)))
+        out[:start, :, j], out[stop:, :, j] = 0, 0
+        if stop > start:
+            out[start:stop, :, j] = x[top + row, strided(column + start * stride, stop - start, stride)]
 
 
 def by_channels(x: Array, origin: tuple[int, int], size: tuple[int, int]) -> Array:
