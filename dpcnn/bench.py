@@ -38,7 +38,7 @@ def measured(options: Namespace) -> Config:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.bench", description=__doc__)
+    parser = Parser(prog="dpcnn bench", description=__doc__)
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement (default 50)")
     parser.add_argument("--exchange-only", action="store_true", help="measure only the exchanges")
     parser.add_argument(

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.export", description=__doc__)
+    parser = Parser(prog="dpcnn export", description=__doc__)
     add_checkpoint(parser)
     parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="the file's format (default onnx)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default ./CHECKPOINT.FORMAT)")

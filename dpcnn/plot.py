@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.plot", description=__doc__)
+    parser = Parser(prog="dpcnn plot", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument(
         "--filters", action="store_true", help="also draw the first layer's filters, and its output for a test sample"

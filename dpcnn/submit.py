@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.submit", description=__doc__, epilog="After --: arguments of dpcnn.train.")
+    parser = Parser(prog="dpcnn submit", description=__doc__, epilog="After --: arguments of dpcnn train.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder; if the run exists, it is resumed")
     parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), default="slurm", help="scheduler (default slurm)")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes (default 1)")

@@ -9,6 +9,7 @@ from dpcnn.base.arrays import Shape
 from dpcnn.base.text import text
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import Config, read_recipe
+from dpcnn.data.augment import augmentations
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import ConfigError
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.summary", description=__doc__)
+    parser = Parser(prog="dpcnn summary", description=__doc__)
     parser.add_argument("recipe", metavar="RECIPE", help="the name of a recipe, or a TOML file")
     parser.add_argument(
         "--images", metavar="HxWxC", help="the shape of the images (default: that of the recipe's data)"
@@ -38,7 +39,7 @@ def make_parser() -> Parser:
 
 
 def command(comm: SerialComm, options: Namespace) -> int:
-    """Print the table of the layers, and the totals."""
+    """Print the table of the layers, the totals and the augmentation."""
     config = read_recipe(options.recipe)
     shape, classes = images_and_classes(config, options)
     network = connected(config, shape, classes, given=bool(options.images))
@@ -50,6 +51,7 @@ def command(comm: SerialComm, options: Namespace) -> int:
         f"{network.flops / 1e6:,.1f} MFLOP per image and gradient; "
         f"up to {memory:,.0f} MB per rank for a microbatch of {config.microbatch} images"
     )
+    print(f"augmentation of the training images: {augmentations(config)}")
     return DONE
 
 

@@ -26,6 +26,7 @@ def mistake(result, *fragments: str) -> None:
 
 FLAGS = [
     (["--epocs", "3"], "unrecognized arguments: --epocs 3; did you mean '--epochs'?"),
+    (["--augment"], "unrecognized arguments: --augment; see dpcnn train --help"),
     (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
     (["--batch", "0"], "--batch: must be at least 1, not 0"),
     (["--batch", "many"], "argument --batch: invalid int value: 'many'"),

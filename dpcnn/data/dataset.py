@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dpcnn.base.arrays import Shape
 from dpcnn.base.machine import memory_left
 from dpcnn.data.inputs import check_memory
+from dpcnn.data.kinds import first_picture
 from dpcnn.data.layout import Layout, read_images, read_labels, read_layout
 from dpcnn.data.pixels import scaled
 from dpcnn.data.rows import FileImages
@@ -129,14 +130,24 @@ def find_data(name: str) -> Path:
     for folder in folders:
         if os.path.isfile(folder / MANIFEST):
             return folder
-    if os.path.isfile(name):
-        out = name.removesuffix(Path(name).suffix) if Path(name).suffix else f"{name}-set"
-        command = f"python -m dpcnn.data prepare {shlex.quote(name)} --out {shlex.quote(out)}"
-        raise DataError(printable(f"{name}: a file, not a data set; make one from it: {command}"))
+    for folder in folders:
+        if advice := _advice(folder):
+            raise DataError(printable(f"{folder}: {advice}"))
     looked = ", ".join(map(str, folders))
-    raise DataError(
-        printable(f"no data set {name!r}: no {MANIFEST} in {looked}; get one: python -m dpcnn.data fetch|prepare")
-    )
+    raise DataError(printable(f"no data set {name!r}: no {MANIFEST} in {looked}; get one: dpcnn data fetch|prepare"))
+
+
+def _advice(source: Path) -> str:
+    """How to make a data set from a file, or from a folder with folders of pictures; empty for anything else."""
+    of_file = os.path.isfile(source)
+    out = source.with_suffix("") if of_file and source.suffix else Path(f"{source}-set")
+    command = f"dpcnn data prepare {shlex.quote(str(source))} --out {shlex.quote(str(out))}"
+    if of_file:
+        return f"a file, not a data set; make one from it: {command}"
+    picture = first_picture(source)
+    if picture is None or len(picture.parts) == 1:
+        return ""
+    return f"pictures, not a data set; make one from them: {command} --size 64x64; then give --data {out}"
 
 
 def find_data_of(run: Path | str, name: str) -> Path:

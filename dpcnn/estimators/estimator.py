@@ -249,8 +249,8 @@ def _on_rank_0(comm: SerialComm, paths: Sequence[Path], predict: Callable[[], It
     check_same(comm, [], list(map(str, paths)))
     found: list[T] = []
     with comm.fail_together():
-        if comm.rank == 0 and not (found := list(predict())):
-            raise DataError(f"{', '.join(map(str, paths))}: no picture that can be read; give other files")
+        if comm.rank == 0:
+            found = list(predict())
     every: list[T] = comm.broadcast_obj(found)
     return every
 

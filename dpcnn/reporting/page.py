@@ -19,7 +19,7 @@ from dpcnn.reporting.curves import draw_curves
 from dpcnn.reporting.figures import new_figure
 from dpcnn.reporting.first_layer import draw_first_layer
 from dpcnn.reporting.html import Section, document, facts, note, picture, table
-from dpcnn.reporting.mistakes import draw_mistakes
+from dpcnn.reporting.mistakes import draw_mistakes, mistake_rows
 from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import CLASS_HEADER, class_rows, telling
 from dpcnn.reporting.timelines import draw_timelines
@@ -99,10 +99,18 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path, moni
         Section("Classes, on the test samples", classes),
         Section("Confusion matrix", picture(drawn, "confusion", "counts of true class by predicted class")),
         Section("The most confused classes", table(PAIR_HEADER, confused, names=2) if confused else ""),
-        Section("The worst mistakes", picture(drawn, "mistakes", "true class as predicted class")),
+        Section("The worst mistakes", mistakes(examination, drawn)),
         Section("Where the network finds the predicted class", activation_maps(drawn)),
         *(Section(title, picture(drawn, name, text)) for title, name, text in pictures),
     ]
+
+
+def mistakes(examination: Examination, drawn: Path) -> str:
+    """The picture of the worst mistakes, and the files of its images if the data set has their names."""
+    rows = [] if examination.confusion is None else mistake_rows(examination, MISTAKES)
+    header = ["file, in the order of the images", "class", "predicted class"]
+    images = picture(drawn, "mistakes", "true class as predicted class")
+    return images + (table(header, rows, names=2) if rows else "")
 
 
 def memory_curve(drawn: Path) -> str:

@@ -34,6 +34,7 @@ class Examination:
     """The answers of a checkpoint's network for the samples of a split.
 
     Attributes:
+        folder: the data set's folder.
         samples: the samples of the split's files.
         indices: (n,) the indices of the samples that the network answered.
         answers: the answers, in the order of ``indices``.
@@ -44,6 +45,7 @@ class Examination:
         results: the figures, ready for JSON; only rank 0 has the checkpoint's path and step in them.
     """
 
+    folder: Path
     samples: Samples
     indices: Array
     answers: Answers
@@ -114,7 +116,7 @@ def examine(
     source |= {"data": samples.manifest.name, "split": split}
     seconds = round(time.perf_counter() - started, 3)
     figures = {**source, **_figures(answers, loss, confusion, class_names), "seconds": seconds}
-    return Examination(samples, indices, answers, confusion, class_names, resize, figures)
+    return Examination(folder, samples, indices, answers, confusion, class_names, resize, figures)
 
 
 def check_classes(path: Path, names: Names, data: Manifest) -> None:

@@ -71,7 +71,7 @@ def _stop(comm: SerialComm, options: Namespace, started: float) -> Stop:
 
 def training_parser() -> Parser:
     """The flags of a training."""
-    parser = Parser(prog="dpcnn.train", description="Train a network, or resume a run: mpirun -n 4 dpcnn train")
+    parser = Parser(prog="dpcnn train", description="Train a network, or resume a run: mpirun -n 4 dpcnn train")
     parser.add_argument(
         "--recipe", metavar="NAME|FILE", help="options to start from (default simple-cnn, or those of --init-from)"
     )

@@ -9,6 +9,7 @@ from dpcnn import __version__
 from dpcnn.base.numerics import check, deviations, differences, fingerprint
 from dpcnn.cluster.stopping import Stop
 from dpcnn.config import Config
+from dpcnn.data.augment import augmentations
 from dpcnn.data.dataset import Samples, find_data, find_data_of, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
@@ -132,6 +133,7 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
         f"{config.epochs} epochs of {trainer.plan.steps_per_epoch} steps{limit}; "
         f"batch {config.batch} in microbatches of {config.microbatch}; {config.optimizer}, "
         f"rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
+        *([f"augmentation: {augmentations(config)}"] if config.augments else []),
         *([survival(comm)] if comm.size > 1 else []),
         *([f"run folder: {start.folder.path}"] if start.folder.kept else []),
     ]
@@ -141,8 +143,9 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
         lines.append(f"resuming from {start.path.name}: {state}")
         if start.fingerprint != numerics:
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
-    elif start.config is not None:
-        lines.append("no checkpoint yet: starting from step 0")
+    else:
+        lines += ["no checkpoint yet: starting from step 0"] * (start.config is not None)
+        lines += [trainer.plan.warmup_remark]
     if start.source:
         lines.append(f"no --recipe: the network and all options that are not given are those of {start.source}")
     if trainer.warm:
