@@ -96,7 +96,7 @@ def find_start(options: Namespace) -> Start:
 
 
 def _new_run(options: Namespace) -> Start:
-    recipe, source = recipe_of(options), "" if options.recipe else given(options).get("init_from", "")
+    recipe, source = recipe_of(options), source_of(options)
     name = recipe.model if source else Path(options.recipe or RECIPE).stem
     return Start(RunFolder(Path(options.out or dated(name))), recipe=recipe.as_dict(), source=source)
 
@@ -146,7 +146,8 @@ def wanted_numerics(options: Namespace) -> str:
         folder = RunFolder(Path(options.out)) if options.out else newest_run()
         if options.resume != "auto" or folder.config.exists():
             return numerics_of(folder.path)
-    return recipe_of(options).numerics
+    source = source_of(options)
+    return numerics_of(Path(source)) if source else read_recipe(options.recipe or RECIPE).numerics
 
 
 def recipe_of(options: Namespace) -> Config:
@@ -155,10 +156,13 @@ def recipe_of(options: Namespace) -> Config:
     Raises:
         CheckpointError, ConfigError: there is no such checkpoint or recipe.
     """
-    source = given(options).get("init_from", "")
-    if source and not options.recipe:
-        return source_recipe(source)
-    return read_recipe(options.recipe or RECIPE)
+    source = source_of(options)
+    return source_recipe(source) if source else read_recipe(options.recipe or RECIPE)
+
+
+def source_of(options: Namespace) -> str:
+    """The checkpoint of ``--init-from`` that gives the recipe, as no other one is typed; otherwise an empty string."""
+    return "" if options.recipe else str(given(options).get("init_from", ""))
 
 
 def choose_config(options: Namespace, start: Start) -> Config:
