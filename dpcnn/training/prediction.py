@@ -62,7 +62,6 @@ def file_outputs(
     network = known.network()
     params, loss = network.flat(known.parameters), known.config.make_loss()
     found = not all(path.is_dir() for path in paths)
-    found = not all(path.is_dir() for path in paths)
     for path, within_folder in files_of(paths):
         try:
             images = _images(path, known)
