@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.evaluate", description=__doc__)
+    parser = Parser(prog="dpcnn evaluate", description=__doc__)
     add_checkpoint(parser)
     parser.add_argument(
         "--split", choices=("test", "validation"), default="test", help="the samples to evaluate on (default test)"
