@@ -23,7 +23,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dpcnn.base.arrays import Array, Shape, Vector
+from dpcnn.base.arrays import Array, Shape, Vector, bytes_of
 from dpcnn.base.fields import MOST_INTEGER, FieldError, Table, integer, load_json, name
 from dpcnn.base.files import Folder, open_plain
 from dpcnn.config import Config, from_dict
@@ -36,6 +36,9 @@ from dpcnn.runs.progress import Progress
 
 MAGIC = b"dpcnn checkpoint 4\n"
 BLOCK = 512
+PIECE = 4 << 20
+"""Bytes that are written and hashed at a time: the second of the two finds them in the processor's cache."""
+
 MOST_STATE = 32 << 20
 """The largest size of the state in bytes; the parsed JSON may take 30 times as much memory."""
 
@@ -108,17 +111,37 @@ class Checkpoint:
 
 
 def write_into(opened: io.BufferedRandom, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint into an empty file, without a copy in memory: the HDF5 file, then the block before it."""
+    """Write a checkpoint into an empty file, without a copy in memory: the HDF5 file, then the block before it.
+
+    HDF5 only lays out the file. The elements are written and hashed in the order of the file, in small pieces, without
+    the lock that h5py holds for all threads while it writes.
+    """
+    digest = hashlib.sha256()
+    places = _lay_out(opened, checkpoint)
+    opened.seek(BLOCK)
+    for place in sorted(places):
+        digest.update(opened.read(place - opened.tell()))
+        elements = bytes_of(places[place])
+        for start in range(0, len(elements), PIECE):
+            opened.write(elements[start : start + PIECE])
+            digest.update(elements[start : start + PIECE])
+    digest.update(opened.read())
+    opened.seek(0)
+    opened.write(_head(digest.hexdigest()))
+
+
+def _lay_out(opened: io.BufferedRandom, checkpoint: Checkpoint) -> dict[int, Vector]:
+    """Write all of the HDF5 file except the elements of the arrays, and return each array by its place in the file."""
+    places = {}
     with h5py.File(opened, "w", userblock_size=BLOCK, libver="earliest", track_order=True) as file:
         for title, arrays in (("parameters", checkpoint.parameters), ("optimizer", checkpoint.optimizer)):
             group = file.create_group(title, track_order=True)
             for key, array in arrays.items():
-                group.create_dataset(key, data=array, track_times=False)
+                dataset = group.create_dataset(key, array.shape, array.dtype, track_times=False)
+                dataset[(0,) * array.ndim] = 0  # HDF5 gives a dataset its place with its first element
+                places[dataset.id.get_offset()] = array
         file.create_dataset("state", data=np.frombuffer(json.dumps(checkpoint.state()).encode(), np.uint8))
-    opened.seek(BLOCK)
-    digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    opened.seek(0)
-    opened.write(_head(digest))
+    return places
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -284,10 +307,10 @@ def _sha256(parameters: Mapping[str, Vector]) -> str:
     """The checksum of the parameters in their order."""
     digest = hashlib.sha256()
     for array in parameters.values():
-        digest.update(array.astype("<f4", copy=False).tobytes())
+        digest.update(bytes_of(array.astype("<f4", copy=False)))
     return digest.hexdigest()
 
 
 def weights_sha256(params: Vector) -> str:
     """The sha256 of the flat parameter vector's little-endian float32 bytes."""
-    return hashlib.sha256(params.astype("<f4", copy=False).tobytes()).hexdigest()
+    return hashlib.sha256(bytes_of(params.astype("<f4", copy=False))).hexdigest()
