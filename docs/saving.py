@@ -1,7 +1,8 @@
 """The time that a checkpoint of a large network costs, in performance.md: on one rank, or under mpirun.
 
 The network has 59.6 million parameters, and Adam. Each round takes some steps, as many steps while a checkpoint is
-written, and then writes a checkpoint while the ranks wait.
+written, as many steps again, and then writes a checkpoint while the ranks wait. The arguments are the number of rounds
+and a folder for the checkpoints.
 """
 
 import sys
@@ -10,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import dpcnn  # noqa: F401  before NumPy: it sets BLAS threads and kernels
 from dpcnn.config import read_recipe
@@ -20,7 +20,7 @@ from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer
 
-ROUNDS, STEPS = 5, 16
+ROUNDS, STEPS = int([*sys.argv, 5][1]), 8
 LAYERS = [{"kind": "scale"}, {"kind": "flatten"}, {"kind": "linear", "features": 8192}, {"kind": "relu"}]
 LAYERS += [{"kind": "linear", "features": 6480}, {"kind": "relu"}, {"kind": "linear", "bias": True}]
 
@@ -39,7 +39,7 @@ comm = world()
 config = replace(read_recipe("mlp-adam"), model="large", layers=LAYERS, batch=128, microbatch=64, keep=1)
 samples = load(find_data("mnist"), "train", comm)
 network = config.network(samples.manifest.image_shape, samples.manifest.classes)
-with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
+with tempfile.TemporaryDirectory(dir=([*sys.argv, None, None])[2]) as folder:
     run = RunFolder(Path(comm.broadcast_obj(folder)) / "run")
     trainer = Trainer(comm, config, network, samples, run, Reporter())
     if comm.rank == 0:
@@ -47,18 +47,16 @@ with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None)
     steps = [trainer.train_step] * STEPS
     seconds(*steps, trainer.save, trainer.finish_saving)
     for number in range(ROUNDS):
-        alone, each = seconds(*steps), [seconds(trainer.train_step) for _ in range(STEPS)]
-        begun = seconds(trainer.save)
-        beside = seconds(*steps)
-        left = seconds(trainer.finish_saving)
-        writing = trainer.saving.seconds
+        before = seconds(*steps)
+        beside = seconds(trainer.save, *steps, trainer.finish_saving)
+        writing, after = trainer.saving.seconds, seconds(*steps)
         waiting = seconds(trainer.save, trainer.finish_saving)
-        delay = begun + beside + left - alone
+        delay = beside - (before + after) / 2
         if comm.rank == 0:
             print(
-                f"round {number + 1}: a step {median(each):.3f} s; the writing {writing:.2f} s beside the steps, "
-                f"{waiting:.2f} s alone; delay {delay:.3f} s ({begun:.3f} s to begin, {left:.3f} s to end): "
-                f"{delay / writing:.1%} of the writing",
+                f"round {number + 1}: {STEPS} steps {before:.2f} s, {beside:.2f} s with a checkpoint, {after:.2f} s; "
+                f"the writing {writing:.2f} s, delay {delay:.2f} s, {delay / writing:.0%} of the writing; "
+                f"a checkpoint for which the ranks wait {waiting:.2f} s",
                 flush=True,
             )
     comm.barrier()
