@@ -49,6 +49,13 @@ class FlatParameters:
         self.running_stats = [(*place, p.momentum) for p, layer, place in placed if p.momentum and not layer.frozen]
         self.frozen = [place for _, layer, place in placed if layer.frozen]
 
+    @property
+    def counted(self) -> str:
+        """The number of learned parameters, and that of running means if there are any, as text."""
+        learned = sum(prod(parameter.shape) for parameter in self.parameters if not parameter.momentum)
+        means = f" and {self.size - learned:,} running means and variances" if learned < self.size else ""
+        return f"{learned:,} parameters{means}"
+
     def initialise(self, seed: int, init: str = "he", std: float = 0.01) -> Vector:
         """Initial values, drawn by one of :data:`INITS` for parameters with a fan-in; biases are zero."""
         params = np.empty(self.size, np.float32)

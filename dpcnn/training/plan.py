@@ -62,6 +62,17 @@ class Plan:
         sets = {"validation": (samples, self.holdout.validation)}
         return sets | ({"test": (test, np.arange(len(test)))} if test else {})
 
+    @property
+    def warmup_remark(self) -> str:
+        """A line for people if the warm-up takes more than half of the steps of all epochs; otherwise empty."""
+        warmup, steps = self.config.warmup, self.config.epochs * self.steps_per_epoch
+        if 2 * warmup <= steps:
+            return ""
+        return (
+            f"warning: the learning rate rises during the first {warmup:,} steps (--warmup), but the run has {steps:,} "
+            f"steps; give --epochs {math.ceil(2 * warmup / self.steps_per_epoch)} or more, or --warmup {steps // 5}"
+        )
+
     def images(self, step: int) -> int:
         """The number of images in the first ``step`` steps of the run."""
         epochs, steps = divmod(step, self.steps_per_epoch)
