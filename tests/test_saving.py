@@ -231,15 +231,16 @@ def test_the_death_of_another_rank_does_not_change_what_is_being_written(
 def test_ranks_that_go_back_wait_for_the_checkpoint_that_is_being_written(
     flags, tmp_path, monkeypatch, large, undisturbed
 ):
-    gate, newest, steps = Gate(monkeypatch, 8), Saving.newest, []
+    gate, join, steps = Gate(monkeypatch, 8), Saving.join, []
     for step in range(8, 12):
         after_step(monkeypatch, step, lambda trainer: steps.append(trainer.progress.step))
 
-    def open_and_read(saving, otherwise):
-        gate.open()
-        return newest(saving, otherwise)
+    def open_and_join(saving):
+        if saving._comm.number == 0:
+            gate.open()
+        join(saving)
 
-    monkeypatch.setattr(Saving, "newest", open_and_read)
+    monkeypatch.setattr(Saving, "join", open_and_join)
     after_step(monkeypatch, 10, die, rank=1)
     assert survived(flags, tmp_path / "run", [1, 1]) == undisturbed["run"]
     assert steps == [8, 9, 10, 8, 9, 10, 11]
