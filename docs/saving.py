@@ -21,8 +21,6 @@ from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer
 
 ROUNDS, STEPS = int([*sys.argv, 5][1]), 8
-LAYERS = [{"kind": "scale"}, {"kind": "flatten"}, {"kind": "linear", "features": 8192}, {"kind": "relu"}]
-LAYERS += [{"kind": "linear", "features": 6480}, {"kind": "relu"}, {"kind": "linear", "bias": True}]
 
 
 def seconds(*actions: Callable[[], Callable[[], None]]) -> float:
@@ -36,7 +34,7 @@ def seconds(*actions: Callable[[], Callable[[], None]]) -> float:
 
 
 comm = world()
-config = replace(read_recipe("mlp-adam"), model="large", layers=LAYERS, batch=128, microbatch=64, keep=1)
+config = replace(read_recipe(str(Path(__file__).with_name("large.toml"))), microbatch=64, keep=1)
 samples = load(find_data("mnist"), "train", comm)
 network = config.network(samples.manifest.image_shape, samples.manifest.classes)
 with tempfile.TemporaryDirectory(dir=([*sys.argv, None, None])[2]) as folder:
