@@ -173,7 +173,7 @@ def test_weights_that_are_not_finite_are_not_saved(flags, tmp_path, monkeypatch,
 
     def begin(saving, team, samples, since):
         if team.state.progress.step == 16:
-            team.state.now[PARAMETERS][7] = np.inf
+            team.state.now[PARAMETERS][7] = np.nan
         return take(saving, team, samples, since)
 
     monkeypatch.setattr(Saving, "begin", begin)
