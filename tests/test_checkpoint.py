@@ -19,7 +19,8 @@ from dpcnn.base import files
 from dpcnn.base.files import Folder
 from dpcnn.config import Config
 from dpcnn.errors import CheckpointError
-from dpcnn.runs.checkpoint import BLOCK, MAGIC, Checkpoint, read, weights_sha256, write
+from dpcnn.runs.checkpoint import Checkpoint, read, weights_sha256, write
+from dpcnn.runs.checkpoint_file import BLOCK, MAGIC
 from dpcnn.runs.progress import Metrics, Progress
 from dpcnn.runs.step_files import prune, step_name
 
@@ -114,7 +115,7 @@ def test_the_bytes_are_those_that_h5py_writes(tmp_path, monkeypatch, piece):
         parameters={f"linear{number}.w": array for number, array in enumerate(arrays)},
         optimizer={"v": arrays[-1].ravel(), "m": arrays[0]},
     )
-    monkeypatch.setattr("dpcnn.runs.checkpoint.PIECE", piece)
+    monkeypatch.setattr("dpcnn.runs.checkpoint_file.PIECE", piece)
     write(tmp_path / "ours", stored)
     written_by_h5py(tmp_path / "theirs", stored)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()

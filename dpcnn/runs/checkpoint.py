@@ -32,12 +32,8 @@ from dpcnn.data.shards import parse_resize
 from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
+from dpcnn.runs.checkpoint_file import BLOCK, MAGIC, fill, head
 from dpcnn.runs.progress import Progress
-
-MAGIC = b"dpcnn checkpoint 4\n"
-BLOCK = 512
-PIECE = 4 << 20
-"""Bytes that are written and hashed at a time: the second of the two finds them in the processor's cache."""
 
 MOST_STATE = 32 << 20
 """The largest size of the state in bytes; the parsed JSON may take 30 times as much memory."""
@@ -111,37 +107,9 @@ class Checkpoint:
 
 
 def write_into(opened: io.BufferedRandom, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint into an empty file, without a copy in memory: the HDF5 file, then the block before it.
-
-    HDF5 only lays out the file. The elements are written and hashed in the order of the file, in small pieces, without
-    the lock that h5py holds for all threads while it writes.
-    """
-    digest = hashlib.sha256()
-    places = _lay_out(opened, checkpoint)
-    opened.seek(BLOCK)
-    for place in sorted(places):
-        digest.update(opened.read(place - opened.tell()))
-        elements = bytes_of(places[place])
-        for start in range(0, len(elements), PIECE):
-            opened.write(elements[start : start + PIECE])
-            digest.update(elements[start : start + PIECE])
-    digest.update(opened.read())
-    opened.seek(0)
-    opened.write(_head(digest.hexdigest()))
-
-
-def _lay_out(opened: io.BufferedRandom, checkpoint: Checkpoint) -> dict[int, Vector]:
-    """Write all of the HDF5 file except the elements of the arrays, and return each array by its place in the file."""
-    places = {}
-    with h5py.File(opened, "w", userblock_size=BLOCK, libver="earliest", track_order=True) as file:
-        for title, arrays in (("parameters", checkpoint.parameters), ("optimizer", checkpoint.optimizer)):
-            group = file.create_group(title, track_order=True)
-            for key, array in arrays.items():
-                dataset = group.create_dataset(key, array.shape, array.dtype, track_times=False)
-                dataset[(0,) * array.ndim] = 0  # HDF5 gives a dataset its place with its first element
-                places[dataset.id.get_offset()] = array
-        file.create_dataset("state", data=np.frombuffer(json.dumps(checkpoint.state()).encode(), np.uint8))
-    return places
+    """Write a checkpoint into an empty file."""
+    groups = {"parameters": checkpoint.parameters, "optimizer": checkpoint.optimizer}
+    fill(opened, groups, json.dumps(checkpoint.state()).encode())
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -167,10 +135,6 @@ def store(folder: Folder, file: str, checkpoint: Checkpoint) -> None:
         ) from None
 
 
-def _head(digest: str) -> bytes:
-    return (MAGIC + digest.encode() + b"\n").ljust(BLOCK, b"\0")
-
-
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint and check all of it.
 
@@ -194,16 +158,16 @@ def _verified(path: Path) -> bytes:
     """The bytes of a checkpoint, after a comparison with its checksum."""
     try:
         with open_plain(path) as file:
-            head = file.read(BLOCK)
-            if not head.startswith(MAGIC):
+            block = file.read(BLOCK)
+            if not block.startswith(MAGIC):
                 kind = MAGIC.decode().strip()
                 raise CheckpointError(
-                    f"{path}: not a dpcnn checkpoint: expected {kind!r}, it starts with {head[:18]!r}"
+                    f"{path}: not a dpcnn checkpoint: expected {kind!r}, it starts with {block[:18]!r}"
                 )
-            whole = head + file.read()
+            whole = block + file.read()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; give a checkpoint's path") from None
-    if head != _head(hashlib.sha256(memoryview(whole)[BLOCK:]).hexdigest()):
+    if block != head(hashlib.sha256(memoryview(whole)[BLOCK:]).hexdigest()):
         raise CheckpointError(
             f"{path}: damaged: its {len(whole)} bytes do not match their sha256; "
             "delete it, and --resume continues from the one before"
