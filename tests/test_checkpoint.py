@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, and no damaged or foreign byte believed."""
 
+import dataclasses
 import errno
 import hashlib
 import io
@@ -18,7 +19,8 @@ from dpcnn.base import files
 from dpcnn.base.files import Folder
 from dpcnn.config import Config
 from dpcnn.errors import CheckpointError
-from dpcnn.runs.checkpoint import BLOCK, MAGIC, Checkpoint, read, weights_sha256, write
+from dpcnn.runs.checkpoint import Checkpoint, read, weights_sha256, write
+from dpcnn.runs.checkpoint_file import BLOCK, MAGIC
 from dpcnn.runs.progress import Metrics, Progress
 from dpcnn.runs.step_files import prune, step_name
 
@@ -87,6 +89,36 @@ def test_the_same_state_has_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         write(tmp_path / name, stored)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def written_by_h5py(path, checkpoint) -> None:
+    """A checkpoint with elements that h5py writes itself."""
+    with (
+        open(path, "w+b") as opened,
+        h5py.File(opened, "w", userblock_size=BLOCK, libver="earliest", track_order=True) as file,
+    ):
+        for title, arrays in (("parameters", checkpoint.parameters), ("optimizer", checkpoint.optimizer)):
+            group = file.create_group(title, track_order=True)
+            for key, array in arrays.items():
+                group.create_dataset(key, data=array, track_times=False)
+        file.create_dataset("state", data=np.frombuffer(json.dumps(checkpoint.state()).encode(), np.uint8))
+    body = path.read_bytes()[BLOCK:]
+    path.write_bytes((MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n").ljust(BLOCK, b"\0") + body)
+
+
+@pytest.mark.parametrize("piece", [1, 1000, 4 << 20])
+def test_the_bytes_are_those_that_h5py_writes(tmp_path, monkeypatch, piece):
+    shapes = [(3,), (1, 1), (5, 7), (3, 3, 8, 16), (16384,), (300, 200)] if piece > 1 else [(3,), (1, 1), (5, 7)]
+    arrays = [RNG.standard_normal(shape).astype(np.float32) for shape in shapes]
+    stored = dataclasses.replace(
+        example(),
+        parameters={f"linear{number}.w": array for number, array in enumerate(arrays)},
+        optimizer={"v": arrays[-1].ravel(), "m": arrays[0]},
+    )
+    monkeypatch.setattr("dpcnn.runs.checkpoint_file.PIECE", piece)
+    write(tmp_path / "ours", stored)
+    written_by_h5py(tmp_path / "theirs", stored)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 def test_every_flipped_bit_is_found(tmp_path):

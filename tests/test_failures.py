@@ -114,7 +114,7 @@ from dpcnn.training.trainer import Trainer
 def limit_and_save(trainer, save=Trainer.save):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
-    save(trainer)
+    return save(trainer)
 
 Trainer.save = limit_and_save
 sys.exit(train.main(sys.argv[1:]))

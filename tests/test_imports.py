@@ -17,7 +17,7 @@ ROOMS = (
 
 ONLY_IN = {
     "mpi4py": {"parallel.start"},
-    "h5py": {"data.hdf5", "data.layout", "runs.checkpoint"},
+    "h5py": {"data.hdf5", "data.layout", "runs.checkpoint", "runs.checkpoint_file"},
     "matplotlib": {"reporting.figures"},
     "PIL": {"data.decoding", "data.characters"},
     "onnx": {"interop.onnx"},

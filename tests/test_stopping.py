@@ -47,9 +47,8 @@ def test_it_stops_while_there_is_time_for_a_step_and_a_checkpoint():
     for _ in range(3):
         clock.now += 2  # steps of 2 s
         assert not stop.due()
-    with stop.saving():
-        clock.now += 3
-    clock.now += 7  # an evaluation, say: 10 s since the last look
+    stop.saved(3)
+    clock.now += 10  # an evaluation, say: 10 s since the last look
     assert not stop.due()
     clock.now = 1100 - (10 + 2 * 3 + RESERVE) - 0.1
     stop._looked = clock.now - 1

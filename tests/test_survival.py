@@ -6,6 +6,7 @@ import re
 import signal
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -78,6 +79,21 @@ def examples(number: int):
 @given(deaths())
 def test_the_others_end_with_the_same_bits_and_record(data, case):
     check(data, *case)
+
+
+@examples(4)
+@given(deaths())
+def test_a_death_may_come_while_a_checkpoint_is_written(data, case):
+    with mock.patch("dpcnn.training.saving.LARGE", 0):
+        check(data, *case)
+
+
+@pytest.mark.slow
+@examples(100)
+@given(deaths())
+def test_a_death_may_come_while_a_checkpoint_is_written_in_many_cases(data, case):
+    with mock.patch("dpcnn.training.saving.LARGE", 0):
+        check(data, *case)
 
 
 @pytest.mark.slow

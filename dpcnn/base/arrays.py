@@ -36,6 +36,11 @@ def zeros(shape: Shape, dtype: Any) -> Array:
     return array
 
 
+def bytes_of(array: Array) -> memoryview:
+    """The bytes of an array, one after the other, in its order of elements; a copy only if it is not contiguous."""
+    return np.ascontiguousarray(array).data.cast("B")
+
+
 SPARE = 4
 """The largest ratio of memory size to array size. A step needs its largest arrays at its start and its end only;
 others may use their memory in between."""

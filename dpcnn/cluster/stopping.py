@@ -3,8 +3,7 @@
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dpcnn.base.fields import digits
@@ -65,12 +64,9 @@ class Stop:
                 self.reason = f"the job's time ends in {max(0, left):.0f} s"
         return bool(self.reason)
 
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Measure a block that writes a checkpoint; the next one may take twice the longest time."""
-        started = self._clock()
-        yield
-        self._save = max(self._save, self._clock() - started)
+    def saved(self, seconds: float) -> None:
+        """A checkpoint has taken so many seconds; the next one may take twice the longest time."""
+        self._save = max(self._save, seconds)
 
 
 def job_end(environment: Mapping[str, str], started: float, walltime: str = "") -> float | None:

@@ -23,7 +23,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dpcnn.base.arrays import Array, Shape, Vector
+from dpcnn.base.arrays import Array, Shape, Vector, bytes_of
 from dpcnn.base.fields import MOST_INTEGER, FieldError, Table, integer, load_json, name
 from dpcnn.base.files import Folder, open_plain
 from dpcnn.config import Config, from_dict
@@ -32,10 +32,9 @@ from dpcnn.data.shards import parse_resize
 from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
+from dpcnn.runs.checkpoint_file import BLOCK, MAGIC, fill, head
 from dpcnn.runs.progress import Progress
 
-MAGIC = b"dpcnn checkpoint 4\n"
-BLOCK = 512
 MOST_STATE = 32 << 20
 """The largest size of the state in bytes; the parsed JSON may take 30 times as much memory."""
 
@@ -108,17 +107,9 @@ class Checkpoint:
 
 
 def write_into(opened: io.BufferedRandom, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint into an empty file, without a copy in memory: the HDF5 file, then the block before it."""
-    with h5py.File(opened, "w", userblock_size=BLOCK, libver="earliest", track_order=True) as file:
-        for title, arrays in (("parameters", checkpoint.parameters), ("optimizer", checkpoint.optimizer)):
-            group = file.create_group(title, track_order=True)
-            for key, array in arrays.items():
-                group.create_dataset(key, data=array, track_times=False)
-        file.create_dataset("state", data=np.frombuffer(json.dumps(checkpoint.state()).encode(), np.uint8))
-    opened.seek(BLOCK)
-    digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    opened.seek(0)
-    opened.write(_head(digest))
+    """Write a checkpoint into an empty file."""
+    groups = {"parameters": checkpoint.parameters, "optimizer": checkpoint.optimizer}
+    fill(opened, groups, json.dumps(checkpoint.state()).encode())
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -144,10 +135,6 @@ def store(folder: Folder, file: str, checkpoint: Checkpoint) -> None:
         ) from None
 
 
-def _head(digest: str) -> bytes:
-    return (MAGIC + digest.encode() + b"\n").ljust(BLOCK, b"\0")
-
-
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint and check all of it.
 
@@ -171,16 +158,16 @@ def _verified(path: Path) -> bytes:
     """The bytes of a checkpoint, after a comparison with its checksum."""
     try:
         with open_plain(path) as file:
-            head = file.read(BLOCK)
-            if not head.startswith(MAGIC):
+            block = file.read(BLOCK)
+            if not block.startswith(MAGIC):
                 kind = MAGIC.decode().strip()
                 raise CheckpointError(
-                    f"{path}: not a dpcnn checkpoint: expected {kind!r}, it starts with {head[:18]!r}"
+                    f"{path}: not a dpcnn checkpoint: expected {kind!r}, it starts with {block[:18]!r}"
                 )
-            whole = head + file.read()
+            whole = block + file.read()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; give a checkpoint's path") from None
-    if head != _head(hashlib.sha256(memoryview(whole)[BLOCK:]).hexdigest()):
+    if block != head(hashlib.sha256(memoryview(whole)[BLOCK:]).hexdigest()):
         raise CheckpointError(
             f"{path}: damaged: its {len(whole)} bytes do not match their sha256; "
             "delete it, and --resume continues from the one before"
@@ -284,10 +271,10 @@ def _sha256(parameters: Mapping[str, Vector]) -> str:
     """The checksum of the parameters in their order."""
     digest = hashlib.sha256()
     for array in parameters.values():
-        digest.update(array.astype("<f4", copy=False).tobytes())
+        digest.update(bytes_of(array.astype("<f4", copy=False)))
     return digest.hexdigest()
 
 
 def weights_sha256(params: Vector) -> str:
     """The sha256 of the flat parameter vector's little-endian float32 bytes."""
-    return hashlib.sha256(params.astype("<f4", copy=False).tobytes()).hexdigest()
+    return hashlib.sha256(bytes_of(params.astype("<f4", copy=False))).hexdigest()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dpcnn.base.fields import FieldError, Table
@@ -64,6 +64,10 @@ class Progress:
     epoch_seconds: float = 0.0
     seconds: float = 0.0
     events: list[Event] = field(default_factory=list)
+
+    def copy(self) -> "Progress":
+        """The progress as it is now; the copy does not change."""
+        return replace(self, events=list(self.events))
 
     @classmethod
     def from_dict(cls, values: Any) -> "Progress":

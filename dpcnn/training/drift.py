@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from dpcnn.base.arrays import Vector
+from dpcnn.base.arrays import Vector, bytes_of
 from dpcnn.base.timing import Timer
 from dpcnn.data.dataset import Samples
 from dpcnn.errors import DriftError
@@ -15,7 +15,7 @@ Hashes = dict[str, str]
 
 def tensor_hashes(parameters: Mapping[str, Vector]) -> Hashes:
     """The first 16 hexadecimal digits of each parameter's sha256, by name."""
-    return {name: hashlib.sha256(array.tobytes()).hexdigest()[:16] for name, array in parameters.items()}
+    return {name: hashlib.sha256(bytes_of(array)).hexdigest()[:16] for name, array in parameters.items()}
 
 
 def check_drift(by_rank: Sequence[Hashes | None], step: int) -> None:

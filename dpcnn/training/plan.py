@@ -57,6 +57,11 @@ class Plan:
         factor *= elementary.whole_power(config.gamma, plateaus(progress, config))
         return config.lr * factor * min(1.0, (step + 1) / (config.warmup + 1))
 
+    def evaluated(self, samples: Samples, test: Samples | None) -> dict[str, tuple[Samples, NDArray[np.int64]]]:
+        """The samples that are evaluated after each epoch, by name, with their indices."""
+        sets = {"validation": (samples, self.holdout.validation)}
+        return sets | ({"test": (test, np.arange(len(test)))} if test else {})
+
     @property
     def warmup_remark(self) -> str:
         """A line for people if the warm-up takes more than half of the steps of all epochs; otherwise empty."""

@@ -1,6 +1,7 @@
 """The team: the living ranks of a run, and all that depends on how many they are."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 
 import numpy as np
@@ -35,11 +36,18 @@ class Team:
     """
 
     def __init__(
-        self, comm: SerialComm, config: Config, network: Network, state: State | None, warm: WarmStart | None = None
+        self,
+        comm: SerialComm,
+        config: Config,
+        network: Network,
+        state: State | None,
+        warm: WarmStart | None = None,
+        spare: bool = False,
     ) -> None:
         """Every living rank makes its own, from the last committed state; None: there is none yet.
 
-        Then the parameters begin with the values of ``warm``; None: with those that the seed draws.
+        Then the parameters begin with the values of ``warm``; None: with those that the seed draws. ``spare``: whether
+        a new state has a third set of vectors.
         """
         self.comm, self.config, self.network = comm, config, network
         make = EXCHANGES[config.exchange]
@@ -47,7 +55,7 @@ class Team:
         self.new = state is None or not self.exchange.whole
         if not self.exchange.whole:
             self.exchange = make(comm, network.size, network.timer)
-        self.state = self._initial(warm) if state is None or self.new else state
+        self.state = self._initial(warm, spare) if state is None or self.new else state
         self.state.renew(self.exchange.node)
         self.shard = self.exchange.shard
         self.own = self.state.within(self.shard)
@@ -55,11 +63,11 @@ class Team:
         self.update = Update(comm, config, network, self.shard, unique)
         self.blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / SHARD_BLOCK)))
 
-    def _initial(self, warm: WarmStart | None) -> State:
+    def _initial(self, warm: WarmStart | None, spare: bool) -> State:
         """The state before the first step."""
         config, exchange = self.config, self.exchange
         names = [*OPTIMIZERS[config.optimizer].state_names, *([AVERAGE] if config.ema_decay else [])]
-        state = State(names, self.network.size, exchange.node, exchange.elements)
+        state = State(names, self.network.size, exchange.node, exchange.elements, spare)
         shard = exchange.shard
         initial = warm.params if warm else self.network.initialise(config.seed, config.init, config.init_std)
         state.now[PARAMETERS][shard] = initial[shard]
@@ -97,44 +105,52 @@ class Team:
         of_first: Hashes = by_rank[0]
         return of_first
 
-    def checkpoint(self, samples: Samples) -> Checkpoint | None:
-        """A checkpoint of the state, on rank 0; None elsewhere.
+    def checkpoint(self, samples: Samples) -> Callable[[], Checkpoint] | None:
+        """A function that makes a checkpoint of the state as it is now, on rank 0; None elsewhere.
 
-        Its parameters are the weights to use, and the parameters of a run with an average take the place of that.
+        The function uses the vectors ``now`` of the state, which must not change until the checkpoint is written. A
+        thread may call it; it raises DivergenceError where the weights are not finite. The parameters of the checkpoint
+        are the weights to use, and the parameters of a run with an average take the place of that.
 
         Args:
             samples: of the training.
-
-        Raises:
-            DivergenceError: on rank 0, where the weights are not finite.
         """
-        weights, vectors = self.weights(), self._collect()
+        vectors, progress = self._collect(), self.state.progress.copy()
         if self.comm.rank:
             return None
-        parameters = vectors.pop(PARAMETERS)
+        weights = vectors.pop(PARAMETERS)
         if self.config.ema_decay:
-            vectors[AVERAGE] = parameters
-        if not np.isfinite(weights).all():
-            raise DivergenceError(f"step {self.state.progress.step}: weights are not finite; try a smaller --lr")
-        return Checkpoint(
-            self.network.views(weights),
-            vectors,
-            self.state.progress,
-            self.config,
-            self.network.input_shape,
-            samples.manifest.class_names,
-            samples.manifest.resize,
-            samples.manifest.checksum,
-            weights_sha256(weights),
-            fingerprint(),
-            samples.class_labels,
-            samples.max_value,
-        )
+            weights, vectors[AVERAGE] = vectors[AVERAGE], weights
+
+        def make() -> Checkpoint:
+            if not np.isfinite([weights.min(), weights.max()]).all():
+                raise DivergenceError(f"step {progress.step}: weights are not finite; try a smaller --lr")
+            return Checkpoint(
+                self.network.views(weights),
+                vectors,
+                progress,
+                self.config,
+                self.network.input_shape,
+                samples.manifest.class_names,
+                samples.manifest.resize,
+                samples.manifest.checksum,
+                weights_sha256(weights),
+                fingerprint(),
+                samples.class_labels,
+                samples.max_value,
+            )
+
+        return make
+
+    @property
+    def one_copy(self) -> bool:
+        """Whether all ranks share one copy of the vectors."""
+        return self.exchange.node.size == self.comm.size
 
     def _collect(self) -> dict[str, Vector]:
         """The state's vectors with all their elements, on rank 0; without copies if there is one node."""
         here = dict(self.state.now)
-        if self.exchange.node.size == self.comm.size:
+        if self.one_copy:
             return here
         shards = self.shards(here)
         del shards[PARAMETERS]  # each node has all of them

@@ -21,7 +21,7 @@ from dpcnn.config import Config
 from dpcnn.data.dataset import Samples
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.runs.checkpoint import Checkpoint, read, weights_sha256
+from dpcnn.runs.checkpoint import Checkpoint, weights_sha256
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.runs.progress import Metrics, Progress
@@ -32,6 +32,7 @@ from dpcnn.training.evaluation import evaluate_sets
 from dpcnn.training.gradient import MicrobatchGradient
 from dpcnn.training.lines import death_line, end_line, epoch_line, step_line
 from dpcnn.training.plan import Plan
+from dpcnn.training.saving import Saving
 from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.step import Decision, take_step
 from dpcnn.training.team import Team
@@ -54,6 +55,7 @@ class Trainer:
         progress: where the run is.
         warm: the initial values of a warm start, which the run saves first; None: the seed draws them.
         record: the run's record.
+        saving: the checkpoints that are to be written, and that are being written.
         final_weights, weights_sha256: the weights to use, (network.size,), and their sha256; empty until the run's end.
         timer: where this rank's time goes.
         waiting: the time that ranks wait for each other; the same on every rank.
@@ -76,8 +78,8 @@ class Trainer:
         check(config.numerics)
         self.comm, self.config, self.network, self.samples, self.test = comm, config, network, samples, test
         self.run, self.reporter, self.stop, self.warm = run, reporter, stop or Stop(), warm
-        self.record, self.plan = Record(run, reporter, tensorboard), Plan(config, samples)
-        self.microbatch_gradient = MicrobatchGradient(config, network, samples)
+        self.record, self.saving = Record(run, reporter, tensorboard), Saving(comm, run, self.stop)
+        self.plan, self.microbatch_gradient = Plan(config, samples), MicrobatchGradient(config, network, samples)
         self.timer, self.loss = network.timer, config.make_loss()
         self.waiting, self.min_ranks = Waiting(max(comm.members) + 1), 1
         self.origin: Path | None = None
@@ -107,6 +109,7 @@ class Trainer:
                     self.transact(self.next_action)()
         finally:
             self.reporter.end()
+            self.saving.join()
         return not self._stopping
 
     def transact(self, action: Callable[[], T]) -> T:
@@ -127,15 +130,18 @@ class Trainer:
             return self._adopt
         if len(self.comm.deaths) > self._deaths_noted:
             return self._note_death
+        over = self._stopping or progress.epochs >= self.plan.last_epoch or bool(self._out_of_patience)
+        if self.state.holder is not None and (self.saving.due or over or not self.saving.continues(self.state)):
+            return self.finish_saving()
         if len(progress.events) > self.record.shown:
             return self.write_record()
         if self._to_compare:
             return self.check_drift()
-        if self._to_save:
+        if self.saving.due:
             return self.save()
         if self._stopping or self.weights_sha256:
             return self._end
-        if progress.epochs >= self.plan.last_epoch or self._out_of_patience:
+        if over:
             return self.end_run()
         if self.plan.epoch_ends(progress.epochs, progress.step):
             return self.finish_epoch()
@@ -146,22 +152,17 @@ class Trainer:
         if self._over:
             return  # all is written but for a few lines
         with self.timer("recovery"):
-            self.team = Team(self.comm, self.config, self.network, self._committed, self.warm)
+            spare = self.saving.spare(self.network.size)
+            self.team = Team(self.comm, self.config, self.network, self._committed, self.warm, spare)
             if self.team.new and self._committed:
-                self._restore_last()
-
-    def _restore_last(self) -> None:
-        checkpoint = None
-        with self.comm.fail_together():
-            if self.comm.rank == 0 and (path := self.run.newest() or self.origin):
-                checkpoint = read(path)
-        if self.comm.broadcast_obj(checkpoint is not None):
-            self.team.restore(checkpoint, self.plan.steps_per_epoch, self.plan.last_step)
+                checkpoint = self.saving.newest(self.origin)
+                if self.comm.broadcast_obj(checkpoint is not None):
+                    self.team.restore(checkpoint, self.plan.steps_per_epoch, self.plan.last_step)
 
     def _adopt(self) -> None:
         """Go on from the state of the team."""
         self._committed = self.state
-        self._to_compare, self._to_save = False, self.warm is not None and self.progress.step == 0
+        self._to_compare, self.saving.due = False, self.warm is not None and self.progress.step == 0
         self.final_weights, self.weights_sha256 = np.empty(0, np.float32), ""
         self._out_of_patience = out_of_patience(self.progress, self.config)
         self.record.restart(self.progress)
@@ -173,7 +174,7 @@ class Trainer:
         self.progress.events.append(death_line(self.progress, death, self._hosts))
         if death.left < self.min_ranks:
             self.stop.ask(f"fewer than {self.min_ranks} ranks are left")
-            self._stopping = self._to_save = True
+            self._stopping = self.saving.due = True
 
     def end_run(self) -> Commit:
         """Say why the run ends before its last epoch, if it does; keep its weights, and record its end."""
@@ -212,7 +213,7 @@ class Trainer:
         self._stopping = decision.stop
         self._to_compare = self._due(self.config.drift_check_every)
         epoch_ends = self.plan.epoch_ends(progress.epochs, progress.step)  # its evaluation may fail
-        self._to_save = decision.stop or epoch_ends or self._due(self.config.checkpoint_every)
+        self.saving.due = decision.stop or epoch_ends or self._due(self.config.checkpoint_every)
         with self.timer("report"):
             self.reporter.step(progress, metrics, lr)
         if progress.step % max(1, self.plan.steps_per_epoch // STEP_EVENTS) == 0:
@@ -221,9 +222,7 @@ class Trainer:
     def finish_epoch(self) -> Commit:
         """Evaluate the epoch."""
         started, weights = time.perf_counter(), self.team.weights()
-        sets = {"validation": (self.samples, self.plan.holdout.validation)}
-        if self.test:
-            sets["test"] = self.test, np.arange(len(self.test))
+        sets = self.plan.evaluated(self.samples, self.test)
         evaluations = evaluate_sets(self.comm, self.network, weights, sets, self.loss, self.progress.epochs + 1)
 
         def commit() -> None:
@@ -234,7 +233,7 @@ class Trainer:
             self.reporter.epoch(progress.events[-1])
             if progress.step == progress.epochs * self.plan.steps_per_epoch:  # else --max-steps has cut it short
                 progress.metrics, progress.epoch_seconds = Metrics(), 0.0
-            self._to_save, self._out_of_patience = True, out_of_patience(progress, self.config)
+            self.saving.due, self._out_of_patience = True, out_of_patience(progress, self.config)
 
         return commit
 
@@ -266,17 +265,18 @@ class Trainer:
         return commit
 
     def save(self) -> Commit:
-        """Write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
+        """Begin to write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
+        since = time.monotonic()
         with self.timer("waiting"):
             check_data(self.comm, self.timer, self.samples, self.test)
-            self.team.compare()
-        with self.stop.saving(), self.writing("checkpoint"):
-            if checkpoint := self.team.checkpoint(self.samples):
-                self.run.save(checkpoint)
-        return self._saved
+        with self.writing("checkpoint"):
+            return self.saving.begin(self.team, self.samples, since)
 
-    def _saved(self) -> None:
-        self._to_save = False
+    def finish_saving(self) -> Commit:
+        """Wait until the checkpoint that is being written is complete; then write the record."""
+        with self.writing("checkpoint"):
+            self.saving.check()
+        return self.saving.finish(self.state, self.write_record())
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Go on from a checkpoint: see :meth:`Team.restore`."""

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dpcnn.runs.checkpoint import BLOCK, MAGIC
+from dpcnn.runs.checkpoint_file import BLOCK, MAGIC
 
 Rng = np.random.Generator
 
