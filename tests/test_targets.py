@@ -169,7 +169,7 @@ def test_evaluate_finds_the_metrics_of_the_run_on_any_ranks(runs, targets):
     told = {key.removeprefix("test_"): value for key, value in epoch.items() if key.startswith("test_")}
     assert found[0]["step"] == epoch["step"] and found[0].items() >= told.items()
     text = command("evaluate", last, "--classes").out
-    assert all(f"{name} {value:.4f}" in text for name, value in told.items())
+    assert all(f"{name} {value:.4f}" in text for name, value in told.items() if name != "top5")  # of three classes
     assert ("precision  recall" in text) == (targets != "values")
 
 
@@ -253,6 +253,7 @@ def test_labels_of_another_kind_are_refused(sources, targets, labels, message, t
 
 def test_pictures_have_classes(tmp_path):
     (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "1.jpg").write_bytes(b"not read")
     words = ["--size", "8x8", "--targets", "values"]
     result = command("data", "prepare", tmp_path / "photos", "--out", tmp_path / "set", *words)
     assert (
