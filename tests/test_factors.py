@@ -69,7 +69,7 @@ def test_whole_products_cover_the_elements_of_each_node(shapes, images, nodes):
 def gradient(products, size, images, number):
     """The gradient of a leaf, and its factors in any memory order."""
     rng = np.random.default_rng(number)
-    out = rng.standard_normal(size).astype(np.float32)
+    out = rng.random(size, np.float32)
     factors = {}
     for layer, product in products.items():
         x, dy = (rng.standard_normal((images, side)).astype(np.float32) for side in (product.C, product.F))
