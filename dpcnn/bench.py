@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, run_command
-from dpcnn.config import Config, read_recipe
+from dpcnn.config import Config
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.comparison import Jobs, scaling
 from dpcnn.evidence.jobs import numbers
@@ -20,7 +20,7 @@ from dpcnn.evidence.versus import PEERS, versus
 from dpcnn.flags import add_config_flags, given, override
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
-from dpcnn.training.resume import RECIPE
+from dpcnn.training.resume import recipe_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,12 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measured(options: Namespace) -> Config:
     """The configuration that is measured."""
-    return override(read_recipe(options.recipe or RECIPE), options)
+    return override(recipe_of(options), options)
 
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.bench", description=__doc__)
+    parser = Parser(prog="dpcnn bench", description=__doc__)
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement (default 50)")
     parser.add_argument("--exchange-only", action="store_true", help="measure only the exchanges")
     parser.add_argument(

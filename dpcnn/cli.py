@@ -19,6 +19,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ import numpy as np
 
 from dpcnn import __version__
 from dpcnn.base import startup
-from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, nearest, printable
+from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, printable
 from dpcnn.flags import add_import, import_modules
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import detect
@@ -53,8 +54,10 @@ class Parser(argparse.ArgumentParser):
         found, extra = super().parse_known_args(*arguments, **options)
         flags = [word.partition("=")[0] for word in extra if word.startswith("--")]
         if flags:
-            known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            self.error(f"unrecognized arguments: {' '.join(extra)}; {nearest(flags[0], known)}")
+            known = [name[2:] for action in self._actions for name in action.option_strings if name.startswith("--")]
+            close = get_close_matches(flags[0][2:], known, n=1)
+            hint = f"; did you mean '--{close[0]}'?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(extra)}{hint}")
         return found, extra
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
@@ -164,8 +167,8 @@ def _end_by_error(comm: SerialComm, error: DpcnnError) -> int:
 
 
 def _end_by_memory(comm: SerialComm, error: MemoryError) -> int:
-    why = str(error) or "no memory left"
-    tell(LaunchError(f"rank {comm.rank}: {why}; give the ranks more, or start fewer per node"))
+    why = f"rank {comm.rank}: {str(error) or 'no memory left'}"
+    tell(LaunchError(f"{why}; give the ranks more, start fewer per node, or train with a smaller --microbatch"))
     return _end(comm, MISTAKE)
 
 

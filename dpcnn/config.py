@@ -231,7 +231,9 @@ class Config:
         """
         network = Network(image_shape, build(self.layers or MODELS[self.model], classes, self.dropout), self.memory)
         if network.classes != classes:
-            raise ConfigError(f"the model has {network.classes} classes; the data has {classes}")
+            raise ConfigError(
+                f"the model has {network.classes} classes; the data has {classes}: give its last layer as many outputs"
+            )
         check_settings(network, self.make_optimizer())
         return network
 

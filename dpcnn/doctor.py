@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.doctor", description=__doc__)
+    parser = Parser(prog="dpcnn doctor", description=__doc__)
     parser.add_argument("--data", default="mnist", metavar="NAME|DIR", help="the data set to check (default mnist)")
     parser.add_argument(
         "--out", type=Path, default=Path("."), metavar="DIR", help="the folder for the runs (default .)"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, add_checkpoint, check_free, run_command
+from dpcnn.interop.metadata import white
 from dpcnn.interop.npz import as_npz
 from dpcnn.interop.onnx import as_onnx
 from dpcnn.interop.safetensors import as_safetensors
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.export", description=__doc__)
+    parser = Parser(prog="dpcnn export", description=__doc__)
     add_checkpoint(parser)
     parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="the file's format (default onnx)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default ./CHECKPOINT.FORMAT)")
@@ -42,7 +43,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
             check_free(path)
             content = FORMATS[options.format](checkpoint)
             write_file(path, content)
-            print(f"{path}: {checkpoint.config.model} of step {checkpoint.progress.step}, {len(content):,} bytes")
+            model = f"{checkpoint.config.model} of step {checkpoint.progress.step}"
+            print(f"{path}: {model}, for images of 0 to {white(checkpoint):g}, {len(content):,} bytes")
     return DONE
 
 

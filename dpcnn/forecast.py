@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.forecast", description=__doc__)
+    parser = Parser(prog="dpcnn forecast", description=__doc__)
     parser.add_argument(
         "--fit", nargs="+", type=Path, required=True, metavar="FILE", help="files of dpcnn bench --json to fit"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpcnn.base.files import Folder
 from dpcnn.cli import DONE, Parser, run_command
+from dpcnn.data.dataset import find_data, find_data_of
 from dpcnn.flags import add_import
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.curves import draw_curves
@@ -22,12 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.plot", description=__doc__)
+    parser = Parser(prog="dpcnn plot", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument(
         "--filters", action="store_true", help="also draw the first layer's filters, and its output for a test sample"
     )
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="the index of this test sample (default 0)")
+    parser.add_argument("--data", metavar="NAME|DIR", help="a data set to use in place of the run's")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder for the pictures (default: the first RUN)")
     add_import(parser)
     return parser
@@ -37,16 +39,20 @@ def command(comm: SerialComm, options: Namespace) -> int:
     """Draw on rank 0; the other ranks of ``comm`` wait for its success or its error."""
     with comm.fail_together():
         if comm.rank == 0:
-            draw(options.runs, options.out or options.runs[0], options.sample if options.filters else None)
+            out, sample = options.out or options.runs[0], options.sample if options.filters else None
+            draw(options.runs, out, sample, options.data)
     return DONE
 
 
-def draw(runs: Sequence[Path], out: Path, sample: int | None) -> None:
+def draw(runs: Sequence[Path], out: Path, sample: int | None, data: str | None) -> None:
     """Draw the curves and, given a sample's number, the first run's first layer; print the names of the files."""
     for folder in runs:
         RunFolder(folder).check_started()
     checkpoint = read(find_checkpoint(runs[0])) if sample is not None else None
-    image = read_test_image(checkpoint.config.data, sample or 0) if checkpoint else None
+    image = None
+    if checkpoint:
+        folder = find_data(data) if data else find_data_of(runs[0], checkpoint.config.data)
+        image = read_test_image(folder, sample or 0)
     out.mkdir(parents=True, exist_ok=True)
     with Folder(out) as place:
         names = ("curves", "compared", "filters", "maps")

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
-from dpcnn.errors import ConfigError, printable
+from dpcnn.cli import DONE, MISTAKE, Parser, add_checkpoint, run_command, tell
+from dpcnn.errors import ConfigError, DpcnnError, printable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.folder import numerics_of
 from dpcnn.training.prediction import predictions
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.predict", description=__doc__)
+    parser = Parser(prog="dpcnn predict", description=__doc__)
     add_checkpoint(parser)
     parser.add_argument(
         "files",
@@ -44,14 +44,21 @@ def make_parser() -> Parser:
 
 
 def command(comm: SerialComm, options: Namespace) -> int:
-    """Predict on rank 0; the other ranks of ``comm`` wait for its success or its error."""
+    """Predict on rank 0; the other ranks of ``comm`` wait for its success or its error.
+
+    Returns:
+        The exit status: :data:`dpcnn.cli.MISTAKE` if a file of the command line can't be read.
+    """
+    faults: list[DpcnnError] = []
     with comm.fail_together():
         if options.top < 1:
             raise ConfigError(f"--top: must be at least 1, not {options.top}")
         if comm.rank == 0:
-            found = predictions(options.checkpoint, options.files, tell_skipped)
+            found = predictions(options.checkpoint, options.files, tell_skipped, faults.append)
             print_json(found) if options.json else print_csv(found) if options.csv else print_text(found, options.top)
-    return DONE
+            for fault in faults:
+                tell(fault)
+    return MISTAKE if comm.broadcast_obj(bool(faults)) else DONE
 
 
 def tell_skipped(line: str) -> None:

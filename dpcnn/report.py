@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.report", description=__doc__)
+    parser = Parser(prog="dpcnn report", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--data", metavar="NAME|DIR", help="a data set to use in place of the run's")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default RUN/report.html)")

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.reproduce", description=__doc__)
+    parser = Parser(prog="dpcnn reproduce", description=__doc__)
     parser.add_argument(
         "recipes", nargs="*", metavar="RECIPE", help=f"recipes from {', '.join(PUBLISHED)} (default all)"
     )

@@ -9,11 +9,10 @@ from pathlib import Path
 from dpcnn.base.options import flag_of
 from dpcnn.cli import DONE, Parser, parse, run_command
 from dpcnn.cluster.batch import SCHEDULERS, BatchJob, environment
-from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.flags import override
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.training.resume import RECIPE
+from dpcnn.training.resume import recipe_of
 from dpcnn.training.run import training_parser
 
 
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.submit", description=__doc__, epilog="After --: arguments of dpcnn.train.")
+    parser = Parser(prog="dpcnn submit", description=__doc__, epilog="After --: arguments of dpcnn train.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder; if the run exists, it is resumed")
     parser.add_argument("--scheduler", choices=sorted(SCHEDULERS), default="slurm", help="scheduler (default slurm)")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes (default 1)")
@@ -69,7 +68,7 @@ def check_training(words: Sequence[str], comm: SerialComm) -> None:
     for flag in ("out", "resume"):
         if getattr(typed, flag) is not None:
             raise ConfigError(f"--{flag}: the job gives this itself; name the run's folder before the --")
-    override(read_recipe(typed.recipe or RECIPE), typed)
+    override(recipe_of(typed), typed)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,17 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from math import prod
 
 from dpcnn.base.arrays import Shape
 from dpcnn.base.text import text
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import Config, read_recipe
+from dpcnn.data.augment import augmentations
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import ConfigError
 from dpcnn.flags import add_import
 from dpcnn.nn.graph import IMAGES
-from dpcnn.nn.layer import Layer
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 
@@ -27,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.summary", description=__doc__)
+    parser = Parser(prog="dpcnn summary", description=__doc__)
     parser.add_argument("recipe", metavar="RECIPE", help="the name of a recipe, or a TOML file")
     parser.add_argument(
         "--images", metavar="HxWxC", help="the shape of the images (default: that of the recipe's data)"
@@ -40,7 +39,7 @@ def make_parser() -> Parser:
 
 
 def command(comm: SerialComm, options: Namespace) -> int:
-    """Print the table of the layers, and the totals."""
+    """Print the table of the layers, the totals and the augmentation."""
     config = read_recipe(options.recipe)
     shape, classes = images_and_classes(config, options)
     network = connected(config, shape, classes, given=bool(options.images))
@@ -48,10 +47,11 @@ def command(comm: SerialComm, options: Namespace) -> int:
     print(text(("layer", "inputs", "output", "parameters", "MFLOP"), [*rows(network)]))
     memory = network.memory(config.microbatch) / 1e6
     print(
-        f"\n{sum(map(learned, network.layers)):,} parameters{running_means(network)}, {4 * network.size / 1e6:.1f} MB; "
+        f"\n{network.counted}, {4 * network.size / 1e6:.1f} MB; "
         f"{network.flops / 1e6:,.1f} MFLOP per image and gradient; "
         f"up to {memory:,.0f} MB per rank for a microbatch of {config.microbatch} images"
     )
+    print(f"augmentation of the training images: {augmentations(config)}")
     return DONE
 
 
@@ -70,17 +70,6 @@ def connected(config: Config, shape: Shape, classes: int, given: bool) -> Networ
     except ConfigError as error:
         advice = "" if given else f" (images of {config.data}; others: --images HxWxC --classes N)"
         raise ConfigError(f"{error}{advice}") from None
-
-
-def learned(layer: Layer) -> int:
-    """The number of parameters of a layer that are learned, which is what publications count."""
-    return sum(prod(parameter.shape) for parameter in layer.parameters if not parameter.momentum)
-
-
-def running_means(network: Network) -> str:
-    """How many values are running means and variances; or nothing."""
-    count = network.size - sum(map(learned, network.layers))
-    return f" and {count:,} running means and variances" if count else ""
 
 
 def images_and_classes(config: Config, options: Namespace) -> tuple[Shape, int]:
@@ -108,7 +97,7 @@ def rows(network: Network) -> list[tuple[str, ...]]:
             name,
             ", ".join(names[source] for source in sources),
             " x ".join(map(str, shape)),
-            f"{learned(layer):,}",
+            f"{layer.learned:,}",
             f"{2 * layer.multiplications / 1e6:.2f}",
         )
         for name, layer, sources, shape in zip(

@@ -34,7 +34,7 @@ def needed_numerics(options: Namespace) -> str:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.verify", description=__doc__)
+    parser = Parser(prog="dpcnn verify", description=__doc__)
     parser.add_argument("--ranks", default="1,2,3,4", help="the numbers of ranks to compare (default 1,2,3,4)")
     parser.add_argument("--steps", type=int, default=20, help="the steps of each run (default 20)")
     parser.add_argument(

@@ -88,7 +88,7 @@ def test_the_chosen_samples_are_the_worst_mistakes_and_the_best_of_each_class():
     losses = np.array([0.4, 0.3, 5.0, 0.2, 0.1, 9.0, 5.0])
     answers = Answers(labels, predicted, labels == predicted, losses, np.zeros(7, np.int64))
     assert worst_mistakes(answers, 2).tolist() == [5, 2] and worst_mistakes(answers, 9).tolist() == [5, 2, 6]
-    found = Examination(None, np.arange(7), answers, None, (), "", {})  # type: ignore[arg-type]
+    found = Examination(None, None, np.arange(7), answers, None, (), "", {})  # type: ignore[arg-type]
     assert best_of_classes(found).tolist() == [3, 4, 1]
 
 

@@ -1,6 +1,7 @@
 """The sessions of docs/api.md and docs/python.md, as they stand there."""
 
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
@@ -14,11 +15,18 @@ def session(page: str) -> tuple[str, list[str]]:
     return "".join(code for code, _ in blocks), "".join(output for _, output in blocks).splitlines()
 
 
+def link_folders(folder: Path) -> None:
+    """Let a folder have the data sets and the pictures that the sessions use."""
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    for name in ("data", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["api.md", "python.md"])
 def test_the_session_prints_what_the_page_says(tmp_path, page):
     """Accuracies depend on the kernels of the processor: those of the page are close."""
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    link_folders(tmp_path)
     code, expected = session(page)
     done = run(0, "-c", code + code, cwd=tmp_path)  # a cell may be run twice
     assert done.status == 0, done.err
@@ -33,7 +41,7 @@ def test_the_session_prints_what_the_page_says(tmp_path, page):
 
 @pytest.mark.slow
 def test_the_session_of_models_on_several_ranks(tmp_path):
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    link_folders(tmp_path)
     code, expected = session("python.md")
     done = run(3, "-c", code, cwd=tmp_path)
     assert done.status == 0 and len(done.out.splitlines()) == 3 * len(expected)

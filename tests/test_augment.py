@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from commands import dispatch, training
 
+from dpcnn.base.options import options_of
 from dpcnn.base.rng import SampleRng
 from dpcnn.config import Config
-from dpcnn.data.augment import Augment, colour_changes, jittered
+from dpcnn.data.augment import AUGMENTATIONS, Augment, augmentations, colour_changes, jittered
 from dpcnn.data.warp import Warp, bilinear, smoothing
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read
@@ -25,6 +26,13 @@ def places(change: Warp, angle: float = 0, zoom: float = 0, down: float = 0, rig
 
 def changed(places: np.ndarray) -> np.ndarray:
     return bilinear(IMAGES[:1], places)[0]
+
+
+def test_every_augmentation_is_listed():
+    options = {each.name for each in options_of(Config) if each.metadata["help"].startswith("augmentation: ")}
+    assert set(AUGMENTATIONS) == options
+    assert augmentations(Config()) == "none"
+    assert augmentations(Config(flip="both", crop_padding=4, zoom=0.25)) == "flip both, crop-padding 4, zoom 0.25"
 
 
 def test_nothing_asked_for_is_nothing_done():

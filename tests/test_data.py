@@ -164,7 +164,7 @@ def test_what_compresses_too_well_is_refused_when_it_is_made(tmp_path, monkeypat
 def test_a_file_in_place_of_a_data_set_is_told_with_its_command(npz, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(npz, "x.npz")
-    with pytest.raises(DataError, match="x.npz: a file, .*: python -m dpcnn.data prepare x.npz --out x$"):
+    with pytest.raises(DataError, match="x.npz: a file, .*: dpcnn data prepare x.npz --out x$"):
         find_data("x.npz")
     with pytest.raises(DataError, match=r"no data set '\\x1b\[2J': no manifest.json in"):
         find_data("\x1b[2J")

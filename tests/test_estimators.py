@@ -279,6 +279,132 @@ def test_the_console_prints_the_epochs(capsys):
     assert capsys.readouterr().out == ""
 
 
+# Classes of a data set
+
+
+@pytest.fixture(scope="module")
+def named(npz, tmp_path_factory):
+    """The data set ``small`` with names, whose order is not that of their characters."""
+    folder = tmp_path_factory.mktemp("named") / "set"
+    assert command("data", "prepare", npz, "--out", folder, "--names", ",".join(NAMES)).status == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_names(named):
+    return small_model().fit(named)
+
+
+def test_the_classes_of_a_data_set_have_its_names(of_names, named, small, npz, tmp_path):
+    of_names.save(tmp_path / "net.h5")
+    for model in (of_names, dpcnn.load(tmp_path / "net.h5")):
+        assert model.classes_.tolist() == NAMES.tolist()
+        with np.load(npz) as arrays:
+            X_test, y_test = arrays["x_test"], arrays["y_test"]
+        np.testing.assert_array_equal(model.predict(X_test), NAMES[model.predict_proba(X_test).argmax(axis=1)])
+        scores = [model.score(named), model.score(small), model.score(X_test, NAMES[y_test])]
+        assert set(scores) == {model.score(X_test, y_test)} and scores[0] > 0.7
+    numbers = small_model().fit(small)
+    assert numbers.classes_.tolist() == [*range(10)] and numbers.score(small) == scores[0] == numbers.score(named)
+
+
+def test_labels_of_other_classes_are_refused(of_names, fitted, npz, tmp_path):
+    with pytest.raises(DataError, match="y: no class 10 among the labels of the training: 0, 1, 2"):
+        of_names.score(X, Y + 1)
+    with pytest.raises(DataError, match="y: expected labels of the type <U5"):
+        fitted.score(X, Y)
+    other = tmp_path / "other"
+    assert command("data", "prepare", npz, "--out", other, "--names", ",".join(NAMES[::-1])).status == 0
+    with pytest.raises(ConfigError, match="Classifier: its class 'zero' is 'nine' in other"):
+        of_names.score(other)
+    np.savez(tmp_path / "two.npz", x_train=X, y_train=Y % 2, x_test=X, y_test=Y % 2)
+    assert command("data", "prepare", tmp_path / "two.npz", "--out", tmp_path / "two").status == 0
+    with pytest.raises(DataError, match="two: 2 classes, but the network has 10"):
+        of_names.score(tmp_path / "two")
+
+
+# Picture files
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve pictures in a folder of folders, in the order of their names, with two files that are not pictures."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    for number in range(12):
+        path = tmp_path / "photos" / f"{number // 6}" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(X[number]).save(path)
+    (tmp_path / "photos" / "0" / "notes.txt").write_text("none")
+    (tmp_path / "photos" / "1" / "05.png").write_bytes(b"broken")
+    return tmp_path / "photos"
+
+
+def test_pictures_are_predicted_like_arrays(fitted, regressor, photos, capsys):
+    files = sorted(photos.glob("*/[01]?.png"))
+    del files[6]  # the broken one
+    expected = fitted.predict(X[:12])
+    for paths, answer in (
+        (photos, expected),
+        (str(photos), expected),
+        ([str(path) for path in files], expected),
+        (files[3], expected[3:4]),
+        ((files[5], photos / "1"), expected[5:]),
+    ):
+        np.testing.assert_array_equal(fitted.predict(paths), answer)
+        np.testing.assert_array_equal(fitted.predict_proba(paths).argmax(axis=1), fitted.classes_.searchsorted(answer))
+    skipped = capsys.readouterr().err.splitlines()
+    assert len(skipped) == 10 and all(line.startswith("skipped ") for line in skipped)
+    assert fitted.score(photos, expected) == 1
+    np.testing.assert_allclose(regressor.predict(files), regressor.predict(X[:12]), rtol=1e-5)
+
+
+def test_predictions_name_the_files_like_the_command(of_names, photos, tmp_path, capsys):
+    """Of a model, of its file, and of the folder of a run; on two ranks, too."""
+    out = tmp_path / "run"
+    of_names.save(tmp_path / "net.h5")
+    again = small_model().fit(of_names.checkpoint_.config.data, out=out)
+    assert again.weights_sha256 == of_names.weights_sha256
+    printed = command("predict", tmp_path / "net.h5", photos, "--json")
+    assert printed.status == 0, printed.err
+    expected = [json.loads(line) for line in printed.out.splitlines()]
+    assert len(expected) == 12 and expected[0]["file"] == str(photos / "0" / "00.png")
+    for model in (of_names, dpcnn.load(tmp_path / "net.h5"), dpcnn.load(out)):
+        assert model.predict_files(photos) == model.predict_files([str(photos)]) == expected
+    assert on_threads([2], lambda: of_names.predict_files(photos)) == [expected] * 2
+    capsys.readouterr()
+    on_threads([2], lambda: of_names.predict(photos))
+    assert len(capsys.readouterr().err.splitlines()) == 2  # of one rank
+
+
+def test_a_name_means_a_data_set_before_it_means_pictures(of_names, named, photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    (photos.parent / "data").mkdir()
+    (photos.parent / "data" / "photos").symlink_to(named)
+    np.testing.assert_array_equal(of_names.predict("photos"), of_names.predict(named))
+    assert len(of_names.predict(["photos"])) == len(of_names.predict(photos.absolute())) == 12
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (
+            lambda model, photos: model.predict("nowhere"),
+            "no data set 'nowhere'.* and there is no picture file or fold",
+        ),
+        (lambda model, photos: model.predict(["nowhere"]), "nowhere: No such file or directory"),
+        (lambda model, photos: model.predict([photos / "1" / "05.png"]), "05.png: expected a PNG"),
+        (lambda model, photos: model.predict(photos / "none"), "none: no file in this folder can be read"),
+        (lambda model, photos: model.score(photos), "no.* data set"),
+        (lambda model, photos: model.score(photos, NAMES[:2]), r"y: expected labels \(12,\)"),
+        (lambda model, photos: model.fit([photos], NAMES[:1]), "make a data set of picture files: dpcnn data prepare"),
+    ],
+)
+def test_mistakes_with_pictures(fitted, photos, ask, message):
+    (photos / "none").mkdir()
+    with pytest.raises(DataError, match=message):
+        ask(fitted, photos)
+
+
 # Parameters
 
 
@@ -468,6 +594,49 @@ def test_a_file_with_wrong_labels_is_refused(fitted, tmp_path):
         write(tmp_path / "net.h5", replace(fitted.checkpoint_, labels=labels))
         with pytest.raises(CheckpointError, match="labels"):
             dpcnn.load(tmp_path / "net.h5")
+
+
+# Several labels
+
+
+def test_several_labels_are_learned(npz, tmp_path):
+    """From arrays and from a data set, in a file, and on two ranks."""
+    marks = np.stack([X[:, :, :6].mean(axis=(1, 2)) > 60, X[:, :, 6:].mean(axis=(1, 2)) > 60, X[:, 3, 3] > 99], axis=1)
+    assert 0.1 < marks.mean() < 0.9
+
+    def fitted(*data, **options):
+        return small_model(loss="sigmoid-cross-entropy", epochs=12, lr=0.01).fit(*data, **options)
+
+    model = fitted(X, marks, validation=(X[:50], marks[:50].astype(float)))
+    assert model.predict_proba(X).shape == model.predict(X).shape == (200, 3) and model.classes_.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(model.predict(X), model.predict_proba(X) > 0.5)
+    assert model.score(X, marks) == (model.predict(X) == marks).all(axis=1).mean() > 0.7
+    assert model.history[-1]["validation_accuracy"] == model.score(X[:50], marks[:50])
+    np.savez(tmp_path / "a.npz", x_train=X, y_train=marks, x_test=X[:50], y_test=marks[:50])
+    words = ["--targets", "multilabel", "--names", "left,right,spot", "--out", tmp_path / "set"]
+    assert command("data", "prepare", tmp_path / "a.npz", *words).status == 0
+    named = fitted(tmp_path / "set", validation=0)
+    assert named.classes_.tolist() == ["left", "right", "spot"]
+    assert named.score(tmp_path / "set") == named.score(X[:50], marks[:50]) > 0.7
+    named.save(tmp_path / "net.h5")
+    np.testing.assert_array_equal(dpcnn.load(tmp_path / "net.h5").predict(X), named.predict(X))
+    alone = fitted(X, marks).weights_sha256
+    assert alone == named.weights_sha256
+    assert on_threads([2], lambda: fitted(X, marks).weights_sha256) == [alone] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "y", "message"),
+    [
+        ({}, np.eye(10)[Y], "for several labels per image, give loss='sigmoid-cross-entropy'"),
+        ({"loss": "sigmoid-cross-entropy"}, Y, r"y: expected zeros and ones \(200, K\), .* not uint8 \(200,\)"),
+        ({"loss": "sigmoid-cross-entropy"}, 2 * np.eye(10)[Y], r"y: expected zeros and ones \(200, K\)"),
+        ({"loss": "sigmoid-cross-entropy"}, np.eye(10)[Y[1:]], r"y: expected zeros and ones \(200, K\)"),
+    ],
+)
+def test_mistakes_with_several_labels(options, y, message):
+    with pytest.raises(DataError, match=message):
+        small_model(**options).fit(X, y)
 
 
 # Values

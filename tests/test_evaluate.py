@@ -8,7 +8,7 @@ from commands import command, training
 from conftest import run
 
 from dpcnn.nn.metrics import METRICS, Answers
-from dpcnn.reporting.tables import class_table
+from dpcnn.reporting.tables import class_table, sentence
 from dpcnn.training.examination import scores
 
 LABELS, PREDICTED = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1])
@@ -46,6 +46,41 @@ def checkpoint(quick, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate") / "run"
     assert training(*quick, "--model", "mlp", "--max-steps", "6", "--validation", "0", "--out", folder).status == 0
     return folder / "checkpoints" / "last.h5"
+
+
+def test_a_run_whose_data_set_has_a_relative_path_can_be_used_elsewhere(small, tmp_path):
+    run, words = tmp_path / "run", ["--model", "mlp", "--max-steps", "2", "--warmup", "0"]
+    assert training("--data", small.name, *words, "--out", run, cwd=small.parent).status == 0
+    for name, *words in (
+        ["evaluate", run],
+        ["report", run],
+        ["plot", run, "--filters"],
+        ["train", "--init-from", run, "--max-steps", "1", "--out", tmp_path / "new", "--no-curves"],
+        ["train", "--resume", "--max-steps", "3", "--out", run, "--no-curves"],
+    ):
+        result = command(name, *words, cwd=tmp_path, ranks=2)
+        assert result.status == 2
+        (error,) = result.errors
+        assert f"its data set {small.name!r} is not here: there is no {small.name}/manifest.json, data/" in error
+        assert error.startswith(f"dpcnn: error: {run}") and error.endswith("; give its folder: --data DIR")
+        result = command(name, *words, "--data", small, cwd=tmp_path)
+        assert result.status == 0, result.err
+
+
+def test_the_top_five_of_a_few_classes_are_not_printed(small, tmp_path):
+    for classes in (5, 6):
+        results = {name: 0.5 for name in METRICS if name not in ("mae", "r2")} | {"classes": [{}] * classes}
+        results |= {
+            "checkpoint": "c",
+            "step": 1,
+            "split": "test",
+            "data": "d",
+            "samples": 2,
+            "correct": 1,
+            "seconds": 0,
+        }
+        assert ("top5 0.5000" in sentence(results)) == (classes > 5)
+        assert "precision 0.5000, recall 0.5000, f1 0.5000" in sentence(results)
 
 
 def test_all_ranks_tell_the_same(checkpoint):

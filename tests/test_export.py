@@ -6,9 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from commands import command
+from commands import command, training
 from conftest import ROOT
 
+import dpcnn
 from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.data.classes import numbered
 from dpcnn.data.dataset import find_data, load
@@ -18,6 +19,7 @@ from dpcnn.interop.npz import as_npz
 from dpcnn.interop.onnx import OPERATORS, as_onnx
 from dpcnn.interop.safetensors import as_safetensors, from_safetensors, like_torch
 from dpcnn.interop.torch_layout import THEIR_NAMES
+from dpcnn.nn.losses import softmax
 from dpcnn.nn.models import KINDS
 from dpcnn.nn.pooling import MaxPool2d
 from dpcnn.parallel.comm import SerialComm
@@ -185,6 +187,48 @@ def test_the_whole_test_set_has_the_same_answers(mlp_checkpoint, tmp_path):
     result = command("export", mlp_checkpoint, "--out", tmp_path / "net.onnx")
     assert result.status == 2 and "net.onnx: exists; give another --out" in result.errors[0]
     assert (tmp_path / "net.onnx").read_bytes() == content
+
+
+@needs_export
+@pytest.mark.parametrize(("dtype", "white"), [("uint16", 65535), ("uint16", 4095), ("float32", 1), ("uint8", 255)])
+def test_an_exported_network_takes_the_values_of_the_training(dtype, white, tmp_path):
+    """A data set of other values than uint8: from its training to ONNX, and back from safetensors."""
+    import onnx
+
+    rng = np.random.default_rng(7)
+    x = rng.uniform(0, white, (60, 9, 9)).astype(dtype)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(60) % 3, x_test=x, y_test=np.arange(60) % 3)
+    words = ["--out", tmp_path / "set", *(["--max-value", str(white)] if dtype != "uint8" else [])]
+    assert command("data", "prepare", tmp_path / "a.npz", *words).status == 0
+    words = [
+        "--model",
+        "mlp",
+        "--data",
+        tmp_path / "set",
+        "--max-steps",
+        "3",
+        "--warmup",
+        "0",
+        "--out",
+        tmp_path / "run",
+    ]
+    assert training(*words).status == 0
+    for form in ("onnx", "safetensors"):
+        result = command("export", tmp_path / "run", "--format", form, "--out", tmp_path / f"net.{form}")
+        assert result.status == 0 and f", for images of 0 to {white}, " in result.out, result.err
+    assert command("import", tmp_path / "net.safetensors", "--out", tmp_path / "net.h5").status == 0
+    logits = onnx_logits((tmp_path / "net.onnx").read_bytes(), x[..., None])
+    expected = dpcnn.load(tmp_path / "run").predict_proba(tmp_path / "set")
+    np.testing.assert_allclose(softmax(logits.astype(np.float64)), expected, rtol=1e-4)
+    assert np.ptp(expected, axis=0).min() > 1e-3  # it depends on the images
+    np.savez(tmp_path / "x.npz", x=x)
+    for source in ("run", "net.h5"):
+        printed = command("predict", tmp_path / source, tmp_path / "x.npz", "--json")
+        assert printed.status == 0, printed.err
+        found = [[*json.loads(line)["probabilities"].values()] for line in printed.out.splitlines()]
+        np.testing.assert_array_equal(found, expected)
+    (given,) = onnx.load(tmp_path / "net.onnx").graph.input
+    assert given.doc_string == f"(N, H, W, C), from 0 for black to {white} for white"
 
 
 @needs_export

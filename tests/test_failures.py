@@ -26,6 +26,7 @@ def mistake(result, *fragments: str) -> None:
 
 FLAGS = [
     (["--epocs", "3"], "unrecognized arguments: --epocs 3; did you mean '--epochs'?"),
+    (["--augment"], "unrecognized arguments: --augment; see dpcnn train --help"),
     (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
     (["--batch", "0"], "--batch: must be at least 1, not 0"),
     (["--batch", "many"], "argument --batch: invalid int value: 'many'"),
@@ -263,9 +264,8 @@ def test_a_signal_to_any_rank_ends_the_run_at_a_step_with_a_checkpoint(long, tmp
     assert "Traceback" not in result.err
     newest = max((folder / "checkpoints").glob("step*"))
     step = read(newest).progress.step
-    assert (
-        f"stopped at step {step}: by {number.name} (rank {victim}); continue with --resume --out {folder}" in result.out
-    )
+    line = f"stopped at step {step}: by {number.name} (rank {victim}); continue with: mpirun -n 3 dpcnn train --resume"
+    assert f"{line} --out {folder}\n" in result.out
     assert newest.name == f"step-{step:08d}.h5"
     straight = tmp_path / "straight"
     assert training(*long, "--max-steps", str(step + 3), "--out", straight, ranks=2).status == 0

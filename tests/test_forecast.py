@@ -102,5 +102,5 @@ def test_from_the_benchmark_to_a_forecast(quick, tmp_path):
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "b.json"
     path.write_text(content)
-    with pytest.raises(ConfigError, match="expected a file of python -m dpcnn.bench --json, of one job"):
+    with pytest.raises(ConfigError, match="expected a file of dpcnn bench --json, of one job"):
         read_job(path)

@@ -85,7 +85,7 @@ MUTANTS = {
         "np.multiply(x, self.dtype.type(self.span / 255)",
         "np.divide(x, self.dtype.type(255 / self.span)",
     ),
-    "a point of Winograd's kernel": ("simple-cnn", "nn/convolution.py", "0.625, -0.625, 1, -1", "0.75, -0.75, 1, -1"),
+    "a point of Winograd's kernel": ("simple-cnn", "nn/winograd.py", "0.625, -0.625, 1, -1", "0.75, -0.75, 1, -1"),
     "the tiles in a product": ("simple-cnn", "nn/tuning.py", "winograd_tiles=4", "winograd_tiles=1"),
     "the draws of augmentation": ("all-options", "base/rng.py", "IMAGE = 2**32", "IMAGE = 2**33"),
     "the draws of dropout": ("all-options", "nn/layers.py", ">= self.threshold", "> self.threshold"),

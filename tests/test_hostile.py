@@ -76,13 +76,33 @@ def test_a_set_of_a_few_samples_is_trained_on(samples, tmp_path):
 
 
 def test_a_run_that_is_complete_may_be_resumed(quick, tmp_path):
-    flags = ["--model", "mlp", "--max-steps", "4", "--out", tmp_path / "run"]
+    run = tmp_path / "run"
+    flags = ["--model", "mlp", "--max-steps", "4", "--out", run]
     assert training(*quick, *flags, ranks=2).status == 0
-    before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    for _ in range(2):
-        result = training("--resume", "--out", tmp_path / "run", ranks=2)
-        assert result.status == 0 and "the run is complete" in result.out, result.err
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "log.txt"}
+    for words in (["--resume"], ["--resume", "auto"], ["--resume", run / "checkpoints" / "last.h5"]):
+        result = training(*words, "--out", run, ranks=2)
+        (line,) = result.out.splitlines()
+        assert result.status == 0 and line.startswith(f"{run}: already complete, 1 epoch, validation accuracy 0.")
+        assert line.endswith(f"; to train on from its weights, start a new run: --init-from {run}")
+    assert {path: path.read_bytes() for path in before} == before
+    assert (run / "log.txt").read_text().count("already complete") == 3
+
+
+def test_a_complete_run_goes_on_with_other_options_or_says_how(quick, tmp_path):
+    run = tmp_path / "run"
+    assert training(*quick, "--model", "mlp", "--max-steps", "4", "--out", run).status == 0
+    last = (run / "metrics.jsonl").read_text().splitlines()[-1]
+    mistake(
+        training("--resume", "--epochs", "3", "--out", run),
+        "as the schedule cosine depends on it; to train on from its weights, start a new run: --init-from ",
+    )
+    (run / "metrics.jsonl").write_text("")  # killed before its last lines
+    result = training("--resume", "--out", run)
+    assert result.status == 0 and "already" not in result.out and "validation accuracy" in result.out
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]).keys() == json.loads(last).keys()
+    result = training("--resume", "--max-steps", "6", "--out", run)
+    assert result.status == 0 and "resuming from step-00000004.h5: epoch 1, step 4" in result.out, result.err
 
 
 def test_a_checkpoint_under_the_name_of_another_step(trained):

@@ -146,6 +146,61 @@ def test_a_state_that_is_lost_before_the_first_checkpoint_begins_again(
     assert events[-1]["weights_sha256"] == undisturbed
 
 
+@pytest.fixture(scope="module")
+def warm(letters, source, tmp_path_factory) -> str:
+    """The weights of the tuned run that freezes nothing."""
+    folder = tmp_path_factory.mktemp("warm")
+    result = training(*flags(folder, letters, source, frozen=()), "--out", folder / "run")
+    assert result.status == 0, result.err
+    return last(folder / "run").weights_sha256
+
+
+@pytest.mark.parametrize("checkpoint", ["", "checkpoints/best.h5"])
+def test_without_a_recipe_network_and_options_are_those_of_the_source(letters, source, warm, tmp_path, checkpoint):
+    words = ["--init-from", source / checkpoint, "--data", letters]
+    result = training(*words, ranks=2, cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert ": tuned, " in result.out
+    told = f"no --recipe: the network and all options that are not given are those of {source / checkpoint}"
+    assert told in result.out and f"6 of 8 parameters taken over from {source / checkpoint}; init" in result.out
+    (run,) = (tmp_path / "runs").glob("tuned-*")
+    assert last(run).weights_sha256 == warm
+    given, options = last(run).config.as_dict(), source_of(source).config.as_dict()
+    own = {"data", "init_from", "init_from_sha256"}
+    assert {name for name in given if given[name] != options[name]} == own
+    other = training(*words, "--lr", "0.1", "--seed", "3", "--out", tmp_path / "other")
+    assert other.status == 0 and last(tmp_path / "other").config.as_dict() == {**given, "lr": 0.1, "seed": 3}
+
+
+def test_the_step_limit_of_a_source_is_its_own_and_that_of_a_recipe_is_told(letters, digits, source, warm, tmp_path):
+    begun = training("--init-from", source, "--max-steps", "1", "--out", tmp_path / "begun")
+    assert begun.status == 0 and "2 epochs of 3 steps, but 1 in all (--max-steps); " in begun.out, begun.err
+    result = training("--recipe", tmp_path / "begun" / "config.toml", "--out", tmp_path / "again")
+    assert "but 1 in all" in result.out and last(tmp_path / "again").progress.step == 1
+    tuned = training("--init-from", tmp_path / "begun", "--out", tmp_path / "tuned")
+    assert tuned.status == 0 and "2 epochs of 3 steps; " in tuned.out, tuned.err
+    assert last(tmp_path / "tuned").progress.step == 6
+    assert last(tmp_path / "tuned").config.init_from == str(tmp_path / "begun")
+
+
+def test_a_source_without_a_recipe_can_be_wrong(letters, source, tmp_path):
+    for words, message in (
+        (["--init-from", "no-such.h5"], "--init-from no-such.h5: No such file or directory; give a checkpoint's path"),
+        (["--init-from", tmp_path], f"--init-from {tmp_path}: a folder without checkpoints/last.h5"),
+        (["--init-from", source, "--data", "none"], "no data set 'none'"),
+    ):
+        result = training(*words, "--out", tmp_path / "run", ranks=2)
+        assert result.status == 2 and message in only_error(result)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_from_python_has_the_network_of_its_source(letters, source, warm):
+    model = Classifier(init_from=str(source), verbose=False)
+    assert model.fit(letters).weights_sha256 == warm and model.checkpoint_.config.model == "tuned"
+    assert repr(model) == f"Classifier(verbose=False, init_from={str(source)!r})"
+    assert Classifier().base() == read_recipe("simple-cnn")
+
+
 def test_a_resume_needs_no_source(letters, source, undisturbed, tmp_path):
     shutil.copytree(source, tmp_path / "source", symlinks=True)
     words = [*flags(tmp_path, letters, tmp_path / "source"), "--keep", "9"]

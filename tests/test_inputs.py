@@ -172,11 +172,11 @@ def read_npz(file: Input) -> list[np.ndarray]:
     ("content", "message"),
     [
         (npz(a=np.zeros(9, np.uint8))[:-30], "can't be read as NPZ"),
-        (npz(a=np.array([{}], object)), "a.npy holds object, not plain numbers or short text"),
+        (npz(a=np.array([{}], object)), "a.npy holds Python objects; convert it to an array of numbers or text"),
         (npz(a=np.zeros(3, "M8[s]")), "not plain numbers"),
         (npz(a=np.zeros(3, [("x", "u1")])), "not plain numbers"),
         (zipped("a.npy", npy("(1,)", "'|V0'")), "not plain numbers"),
-        (zipped("a.txt", b"text"), "a.txt is not an array"),
+        (zipped("cat/1.jpg", b"text"), "cat/1.jpg is not an array; unpack an archive of pictures, and give its folder"),
         (zipped("\x1b[2J.npy", b"text"), "can't be read as NPZ"),
         (zipped("\x1b[2J", b"text"), r"\x1b[2J is not an array"),
         (zipped("a.npy", npy("(1,)", body=b"x"), zipfile.ZIP_BZIP2), "encrypted, or compressed otherwise"),
@@ -244,7 +244,7 @@ KERAS |= {key.replace("train", "test"): array for key, array in KERAS.items()}
         ({"x_test": np.zeros((6, 4, 5), np.uint8)}, "training images are (4, 4, 1), test images (4, 5, 1)"),
         (
             {"y_test": None},
-            "holds no y_test; expected an NPZ file with x_train and y_train, and perhaps x_test and y_test",
+            "holds x_train, y_train, x_test, but no y_test; expected an NPZ file with x_train and y_train",
         ),
     ],
 )
@@ -254,6 +254,13 @@ def test_arrays_that_are_no_data_set(arrays, message, tmp_path):
     assert message in refused(read_source, tmp_path / "x.npz")
 
 
+def test_other_names_of_arrays_are_told_with_the_expected_ones(tmp_path):
+    np.savez(tmp_path / "x.npz", X=KERAS["x_train"], y=KERAS["y_train"])
+    told = refused(read_source, tmp_path / "x.npz")
+    assert "x.npz: holds X, y, but no x_train; expected an NPZ file with x_train and y_train" in told
+    assert told.endswith("as in np.savez(FILE, x_train=images, y_train=labels)")
+
+
 def test_a_single_file_that_is_no_source(tmp_path):
     (tmp_path / "mydata.csv").write_text("5,1,2,3,4\n")
     told = refused(read_source, tmp_path / "mydata.csv")
@@ -261,7 +268,7 @@ def test_a_single_file_that_is_no_source(tmp_path):
         "line 1 has 5 values; expected lines of file,label in UTF-8; for pixels, a folder with mnist_train.csv" in told
     )
     write_idx(tmp_path / "x.idx", np.zeros((2, 3, 3), np.uint8))
-    assert "not an NPZ file" in refused(read_source, tmp_path / "x.idx")
+    assert "expected an NPZ file with x_train" in refused(read_source, tmp_path / "x.idx")
 
 
 # Pipes and devices

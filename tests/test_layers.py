@@ -9,16 +9,18 @@ from hypothesis import strategies as st
 
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn import convolution, mec, reference
+from dpcnn.nn import convolution, mec, pooling, reference, winograd
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.algorithms import choose_algorithm
-from dpcnn.nn.convolution import POINTS, Winograd, cook_toom, output_length
+from dpcnn.nn.convolution import output_length
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
 from dpcnn.nn.mec import Mec
 from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
 from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
+from dpcnn.nn.strided import Strided
+from dpcnn.nn.winograd import MOST_OUTPUTS, MOST_SIDE, POINTS, Winograd, cook_toom
 
 RNG = np.random.default_rng(7)
 EPSILON = 1e-6
@@ -35,6 +37,14 @@ CONVOLUTIONS = [  # (input H, W, C), filters, kernel, stride, padding
     ((3, 4, 9), 3, (3, 3), 1, 0),
     ((7, 5, 8), 3, (3, 3), 1, 2),
     ((14, 14, 16), 7, (3, 3), 1, 1),
+    ((10, 9, 4), 3, (5, 5), 1, 2),
+    ((7, 8, 5), 2, (7, 7), 1, 3),
+    ((6, 5, 4), 3, (2, 2), 1, 0),
+    ((12, 11, 2), 3, (5, 5), 2, 2),  # from here on by blocks
+    ((13, 9, 3), 4, (7, 7), 2, 3),
+    ((23, 20, 1), 2, (11, 11), 4, 2),
+    ((9, 10, 9), 3, (3, 3), 2, 1),
+    ((9, 8, 4), 5, (2, 2), 2, 0),
 ]
 
 
@@ -170,8 +180,8 @@ def convolve(kernel, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     stride=st.integers(1, 5),
     padding=st.integers(0, 5),
     dilation=st.integers(1, 3),
-    channels=st.integers(1, 4),
-    filters=st.integers(1, 4),
+    channels=st.sampled_from([1, 2, 3, 4, 8, 11]),
+    filters=st.sampled_from([1, 2, 3, 8]),
     shares=st.sampled_from([1, 1000, 1 << 20]),
 )
 def test_mec_s_convolution_is_its_definition_and_the_gradients_are_its_adjoint(
@@ -189,41 +199,69 @@ def test_mec_s_convolution_is_its_definition_and_the_gradients_are_its_adjoint(
     np.testing.assert_allclose([np.sum(dx * x), np.sum(dw * w)], product, rtol=1e-9, atol=1e-9)
 
 
+def check_against_mec(kernel, size, r, stride, padding, images, channels, filters):
+    """Compare the output and the gradients of another kernel with MEC's, for random numbers."""
+    OH, OW = (output_length(side, r, stride, padding) for side in size)
+    rng = np.random.default_rng(channels)
+    x, w = rng.standard_normal((*size, images, channels)), rng.standard_normal((r, r, channels, filters))
+    dy = rng.standard_normal((OH, OW, images, filters))
+    theirs = convolve(Mec((r, r), stride, padding), x, w, dy)
+    for mine, other in zip(convolve(kernel, x, w, dy), theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-9)
+
+
 @given(
-    size=st.tuples(st.integers(3, 17), st.integers(3, 17)),
-    padding=st.integers(0, 2),
+    size=st.tuples(st.integers(7, 17), st.integers(7, 17)),
+    r=st.integers(2, MOST_SIDE),
+    padding=st.integers(0, 3),
     images=st.integers(1, 9),
     channels=st.integers(1, 20),
     filters=st.integers(1, 20),
-    shares=st.sampled_from([1, 1000, 1 << 20]),
 )
-def test_winograd_s_convolution_and_gradients_are_mec_s(size, padding, images, channels, filters, shares):
-    rng = np.random.default_rng(channels)
-    x, w = rng.standard_normal((*size, images, channels)), rng.standard_normal((3, 3, channels, filters))
-    dy = rng.standard_normal((size[0] + 2 * padding - 2, size[1] + 2 * padding - 2, images, filters))
+def test_winograd_s_convolution_and_gradients_are_mec_s(size, r, padding, images, channels, filters):
+    kernel = Winograd((*size, channels), padding, r)
+    check_against_mec(kernel, size, r, 1, padding, images, channels, filters)
+
+
+@given(
+    size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    r=st.integers(2, 11),
+    stride=st.integers(2, 5),
+    padding=st.integers(0, 5),
+    images=st.integers(1, 3),
+    channels=st.integers(1, 9),
+    filters=st.integers(1, 4),
+)
+def test_a_convolution_by_blocks_and_its_gradients_are_mec_s(size, r, stride, padding, images, channels, filters):
+    assume(min(output_length(side, r, stride, padding) for side in size) > 0)
+    kernel = choose_algorithm((*size, channels), filters, (r, r), stride, padding)
+    assume(isinstance(kernel, Strided))
+    check_against_mec(kernel, size, r, stride, padding, images, channels, filters)
+
+
+BOUNDS = {4: 1e-6, 5: 2e-6, 6: 5e-6, 7: 1e-5, 8: 1e-5, 9: 3e-5}
+"""Of the errors in float32, relative to the largest value, by the side of Winograd's tiles."""
+
+FORMS = [(a, r) for a in BOUNDS for r in range(2, MOST_SIDE + 1) if 2 <= a - r + 1 <= MOST_OUTPUTS]
+
+
+@pytest.mark.parametrize(("a", "r"), FORMS)
+def test_cook_toom_s_matrices_give_correlations(a, r):
+    AT, BT, G = cook_toom(a - r + 1, r, np.dtype(np.float64))
+    d, g = RNG.standard_normal(a), RNG.standard_normal(r)
+    np.testing.assert_allclose(AT @ ((G @ g) * (BT @ d)), np.correlate(d, g), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("a", "r"), [(0, 3), *FORMS])
+def test_errors_in_float32_relative_to_the_largest_value(a, r):
+    """a = 0 stands for MEC."""
+    bound = 4e-5 if (a, r) == (9, 7) else BOUNDS.get(a, 1e-6)
+    side = output_length(14, r, 1, 1)
+    x, w, dy = (RNG.standard_normal(shape) for shape in ((14, 14, 8, 32), (r, r, 32, 64), (side, side, 8, 64)))
     found = []
-    with mock.patch.object(mec, "SHARES", shares):
-        for kernel in (Winograd((*size, channels), padding), Mec((3, 3), 1, padding)):
-            found.append(convolve(kernel, x, w, dy))
-    for ours, theirs in zip(*found, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("m", POINTS)
-def test_cook_toom_s_matrices_give_correlations(m):
-    AT, BT, G = cook_toom(m, np.dtype(np.float64))
-    d, g = RNG.standard_normal(m + 2), RNG.standard_normal(3)
-    np.testing.assert_allclose(AT @ ((G @ g) * (BT @ d)), np.correlate(d, g), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(("m", "bound"), [(0, 1e-6), (2, 1e-6), (3, 2e-6), (4, 5e-6), (5, 1e-5), (6, 1e-5), (7, 3e-5)])
-def test_errors_in_float32_relative_to_the_largest_value(m, bound):
-    """m = 0 stands for MEC."""
-    x, w, dy = (RNG.standard_normal(shape) for shape in ((14, 14, 8, 32), (3, 3, 32, 64), (14, 14, 8, 64)))
-    found = []
-    with mock.patch.object(convolution, "POINTS", {m: POINTS.get(m)}):
+    with mock.patch.object(winograd, "POINTS", {a: POINTS.get(a)}):
         for dtype in (np.float64, np.float32):
-            kernel = Winograd((14, 14, 32), 1) if m else Mec((3, 3), 1, 1)
+            kernel = Winograd((14, 14, 32), 1, r) if a else Mec((r, r), 1, 1)
             found.append(convolve(kernel, *(array.astype(dtype) for array in (x, w, dy))))
     for exact, single in zip(*found, strict=True):
         assert single.dtype == np.float32
@@ -240,10 +278,16 @@ def test_kernels_are_chosen_by_shape_alone():
     ):
         kernel = choose_algorithm(shape, 16, (3, 3), 1, padding)
         assert isinstance(kernel, Winograd) and kernel.m == m
+    for kernel_size, stride, plain in ((3, 2, Winograd), (5, 2, Winograd), (2, 2, Pointwise), (16, 2, Mec)):
+        kernel = choose_algorithm((32, 32, 16), 16, (kernel_size, kernel_size), stride, 0)
+        assert isinstance(kernel, Strided) and isinstance(kernel.plain, plain)
     for shape, filters, *options in (
         ((28, 28, 1), 16, (3, 3), 1, 1),
-        ((8, 8, 16), 16, (3, 3), 2, 1),
-        ((8, 8, 16), 16, (5, 5), 1, 1),
+        ((8, 8, 64), 16, (3, 3), 2, 1),
+        ((8, 8, 1), 16, (5, 5), 2, 2),
+        ((8, 8, 3), 16, (5, 5), 1, 1),
+        ((8, 8, 16), 16, (5, 3), 1, 1),
+        ((8, 8, 16), 16, (8, 8), 1, 1),
         ((8, 8, 16), 16, (3, 3), 1, 1, 1, 2),
         ((8, 8, 16), 16, (1, 1), 1, 1),
     ):
@@ -263,7 +307,9 @@ def test_linear_gradients(bias):
 
 
 @pytest.mark.parametrize(("size", "window", "stride"), [(8, 2, 2), (9, 2, 2), (9, 3, 2), (7, 3, 1), (10, 2, 3)])
-def test_max_pool2d(size, window, stride):
+@pytest.mark.parametrize("cached", [1, 800, 1 << 20])  # bytes: one row at a time, some, all
+def test_max_pool2d(size, window, stride, cached, monkeypatch):
+    monkeypatch.setattr(pooling, "CACHED", cached)
     layer, _ = connected(MaxPool2d(window, stride), (size, size, 3))
     x = image_batch(4, (size, size, 3))
     y, _ = layer.forward(x, {})

@@ -1,8 +1,13 @@
 """Networks: the layout of the flat vector, first values, gradients of the whole."""
 
+import contextlib
+import io
+
 import numpy as np
 import pytest
+from commands import training
 
+from dpcnn.cli import run
 from dpcnn.config import Config
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.nn import network as module
@@ -10,6 +15,7 @@ from dpcnn.nn.layers import Scale
 from dpcnn.nn.losses import CrossEntropy
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
+from dpcnn.parallel.comm import SerialComm
 
 RNG = np.random.default_rng(5)
 
@@ -134,3 +140,21 @@ def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
     network.check_memory(1, 2)
     with pytest.raises(ConfigError, match="for 1000 images at once on each of 4 processes, but only 0.0 GB are free"):
         network.check_memory(1000, 4)
+
+
+def test_a_training_that_needs_too_much_memory_is_told_of_the_microbatch(monkeypatch, quick, tmp_path):
+    monkeypatch.setattr(module, "memory_left", lambda: 1_000_000)
+    result = training(*quick, "--out", tmp_path / "run", ranks=2)
+    assert result.status == 2 and len(result.errors) == 1
+    assert "free here; give a smaller --microbatch, which affects the bits, or start fewer ranks" in result.errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_runs_out_ends_with_one_line():
+    def fail(comm):
+        raise MemoryError
+
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
+        assert run(fail, SerialComm()) == 2
+    (line,) = err.getvalue().splitlines()
+    assert line.startswith("dpcnn: error: rank 0: no memory left; ") and line.endswith("with a smaller --microbatch")

@@ -13,9 +13,10 @@ from commands import command, training
 from conftest import peak_of_prepare, run
 from test_predict import damaged, sized
 
-from dpcnn.data.dataset import load
+from dpcnn.data.dataset import find_data, load
 from dpcnn.data.decoding import read_image
-from dpcnn.data.inputs import Input
+from dpcnn.data.file_names import names_of
+from dpcnn.data.inputs import Input, open_input
 from dpcnn.data.reading import read_source
 from dpcnn.data.shards import read_manifest
 from dpcnn.data.source_options import SourceOptions
@@ -208,7 +209,7 @@ def test_a_folder_per_class_is_the_same_on_any_ranks(tmp_path):
         out = tmp_path / str(ranks) / "set"
         result = prepare(source, out, "--test", "0.2", "--shuffle", "3", ranks=ranks)
         assert "4 files skipped, see " in result.out and result.out.count("skipped ") == 4
-        assert f"skipped {source}/dog/notes.txt: expected a PNG, JPEG, WebP or TIFF file\n" in result.out
+        assert f"skipped {source}/dog/notes.txt: expected a PNG, JPEG, WebP or TIFF file; it starts with " in result.out
         found.append(files(out))
         assert not list(out.parent.glob(".*"))
     assert found[0] == found[1] == found[2]
@@ -221,10 +222,38 @@ def test_a_folder_per_class_is_the_same_on_any_ranks(tmp_path):
     both = [load(tmp_path / "1" / "set", split, SerialComm()) for split in ("train", "test")]
     counts = sum(np.bincount(samples.labels, minlength=5) for samples in both)
     assert counts.tolist() == [3, 4, 5, 13, 8]
-    for samples in both:
+    for split, samples in zip(("train", "test"), both, strict=True):
+        order = np.random.default_rng(1).permutation(len(samples))
+        names = names_of(tmp_path / "1" / "set", manifest, split, order)
+        classes = [manifest.class_names[label] for label in samples.labels[order]]
+        assert [os.path.dirname(name) for name in names] == classes
+        for name, number in zip(names, order.tolist(), strict=True):
+            (exact,) = samples.take(np.array([number]))[0]
+            with open_input(source / name) as file:
+                np.testing.assert_array_equal(exact, read_image(file, manifest.image_shape, "crop"))
         red = samples.pieces[0][..., 0].astype(int).reshape(len(samples), -1)
         expected = np.array([40 * list(CLASSES).index(name) + 20 for name in manifest.class_names])
         assert np.abs(red - expected[samples.labels][:, None]).max() <= 3
+
+
+def test_names_of_files_are_not_trusted(tmp_path):
+    prepare(write_folder(tmp_path / "source", {"cat": 6, "dog": 6}), tmp_path / "set", "--test", "4", "--shards", "1")
+    manifest, path = read_manifest(tmp_path / "set"), tmp_path / "set" / "test-00.txt"
+
+    def names():
+        return names_of(tmp_path / "set", manifest, "test", np.array([3, 0]))
+
+    path.write_bytes(b"a\x1b[2J\nb\nc\n" + b"d" * 1000 + b"\xff\n")
+    last, first = names()
+    assert first == r"a\x1b[2J" and len(last) == 255 and last.endswith("d\N{REPLACEMENT CHARACTER}")
+    path.write_bytes(b"a\nb\nc\n")
+    with pytest.raises(DataError, match="test-00.txt: 3 names of 4 samples; delete it, or prepare again"):
+        names()
+    path.unlink()
+    assert names() == []
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="test-00.txt: not a plain file"):
+        names()
 
 
 def test_the_bytes_are_the_same_under_mpirun(tmp_path):
@@ -240,7 +269,7 @@ def test_strict_refuses_what_would_be_skipped(tmp_path):
     source = write_folder(tmp_path / "source")
     (source / "cat" / "x.gif").write_bytes(b"GIF89a")
     result = prepare(source, tmp_path / "set", "--strict", ranks=2, status=2)
-    assert f"{source}/cat/x.gif: expected a PNG, JPEG, WebP or TIFF file" in result.err
+    assert f"{source}/cat/x.gif: a GIF picture; expected a PNG, JPEG, WebP or TIFF file" in result.err
     assert not (tmp_path / "set").exists()
 
 
@@ -277,18 +306,23 @@ def test_a_csv_file_of_files_and_labels(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no files of the train samples"),
-        ("file,label\n", "no files of the train samples"),
-        ("a.png\n", "line 1 has 1 values; expected lines of file,label"),
+        ("", "no files; expected lines of file,label"),
+        ("file,label\n", "no files; expected lines of file,label"),
+        ("a.png\n", "line 1 has 1 value; expected lines of file,label"),
         ("a.png,cat\nb.png,cat,dog\n", "line 2 has 3 values"),
         ("a\0.png,cat\n", "line 1 has a zero byte"),
+        ("file;label\na.png;cat\n", "line 1 has semicolons between its values in place of commas; expected lines"),
+        ("a.png\tcat\n", "line 1 has tabs between its values in place of commas"),
+        ("label,file\ncat,a.png\n", "line 1 has the label before the file; exchange the columns"),
+        ("file,label\na.png,cat\ndog,B.JPG\n", "line 3 has the label before the file; exchange the columns"),
+        ("a.png,chat\nb.png,\udce9l\udce9phant\n", "line 2 is not in UTF-8, but perhaps in Latin-1; save the file as"),
         ("a.png,\x1b[2J\n", "class names: expected a name of printable characters"),
         ("a.png,cat\nb.png,dog\n", "none of the train pictures can be read; the first: "),
         ("".join(f"{n}.png,{n}\n" for n in range(65_536)), "more than 65,535 classes"),
     ],
 )
 def test_lists_that_are_not_so(text, message, tmp_path):
-    (tmp_path / "list.csv").write_text(text)
+    (tmp_path / "list.csv").write_text(text, errors="surrogateescape")
     error = prepare(tmp_path / "list.csv", tmp_path / "set", "--test", "1", status=2).err
     assert message in error and not (tmp_path / "set").exists()
 
@@ -297,7 +331,8 @@ def test_lists_that_are_not_so(text, message, tmp_path):
     ("flags", "message"),
     [
         ([], "holds pictures; give the height and width of the images, as in --size 64x64"),
-        (["--size", "64"], "--size: expected a height and a width up to 4096, as in 64x64, not '64'"),
+        (["--size", "6x4x3"], "--size: expected a height and a width up to 4096, as in 64x64, not '6x4x3'"),
+        (["--size", "large"], "--size: expected a height"),
         (["--size", "0x64"], "--size: expected a height"),
         (["--size", "64x99999"], "--size: expected a height"),
         (["--size", "8x8", "--layout", "chw"], "--layout, --targets and --max-value are for arrays"),
@@ -314,6 +349,103 @@ def test_wrong_flags_are_told(flags, message, tmp_path):
 def test_flags_of_pictures_are_refused_for_arrays(npz):
     with pytest.raises(DataError.__mro__[1], match="--size and --strict are for pictures"):
         read_source(npz, SourceOptions(size=(8, 8)))
+
+
+def test_one_side_makes_a_square(tmp_path):
+    for number, size in enumerate(("8", "8x8", "8X8")):
+        out = tmp_path / str(number) / "set"
+        command("data", "prepare", write_folder(tmp_path / f"{number} of"), "--out", out, "--size", size)
+        assert read_manifest(out).image_shape == (8, 8, 3)
+
+
+def test_a_folder_of_another_form_is_told_with_what_to_do(tmp_path):
+    source = write_folder(tmp_path / "photos", {"cat": 12, "dog": 9})
+    write_folder(tmp_path / "parts" / "train", {"cat": 3})
+    write_folder(tmp_path / "parts" / "val", {"cat": 2})
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "empty" / "cat").mkdir(parents=True)
+    for folder, message in (
+        (
+            source / "cat",
+            f"{source}/cat: pictures without a folder for their class, such as 00.png; expected a folder ",
+        ),
+        (tmp_path, f"{tmp_path}: the pictures lie deeper, such as "),
+        (tmp_path / "parts", f"{tmp_path}/parts: expected the folders train and test, not val; a training draws its "),
+        (tmp_path / "empty", f"{tmp_path}/empty: no pictures; expected a folder of pictures for each class, as in "),
+        (tmp_path / "nothing", f"{tmp_path}/nothing: expected a folder of pictures for each class, or train-images"),
+        (source / "cat" / "00.png", f"{source}/cat/00.png: expected an NPZ file with x_train and y_train"),
+    ):
+        error = prepare(folder, tmp_path / "set", status=2).err
+        assert message in error and error.count("\n") == 1, error
+    (tmp_path / "parts" / "val").rename(tmp_path / "parts" / "Test")
+    prepare(tmp_path / "parts", tmp_path / "set")
+    assert read_manifest(tmp_path / "set").samples("test") == 2
+
+
+def test_a_training_on_pictures_tells_how_to_prepare_them(tmp_path, monkeypatch):
+    write_folder(tmp_path / "my photos", {"cat": 2})
+    monkeypatch.chdir(tmp_path)
+    made = "dpcnn data prepare 'my photos' --out 'my photos-set' --size 64x64; then give --data my photos-set"
+    with pytest.raises(DataError, match=f"my photos: pictures, not a data set; make one from them: {made}$"):
+        find_data("my photos")
+
+
+def test_classes_that_are_too_small_and_files_that_are_left_out_are_told(tmp_path):
+    source = write_folder(tmp_path / "source", {"cat": 12, "dog": 1, "eel": 2, "fox": 3})
+    (source / "gnu").mkdir()
+    (source / "cat" / "kittens").mkdir()
+    (source / "beside.JPG").write_bytes(b"")
+    for picture in (source / "eel").iterdir():
+        picture.write_bytes(b"")
+    (source / "fox" / "00.png").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    (source / "fox" / "01.jpeg").unlink()
+    lines = prepare(source, tmp_path / "set", "--test", "1").out.splitlines()
+    assert lines[:-5] == [
+        f"warning: {source}/beside.JPG: pictures beside the folders of classes are left out",
+        f"warning: {source}/cat/kittens: a folder within that of a class is left out",
+        f"warning: {source}/gnu: holds no files, so it is no class",
+        "warning: classes without training samples: eel",
+        "warning: classes with a single training sample: dog, fox",
+    ]
+    expected = "expected a PNG, JPEG, WebP or TIFF file"
+    assert lines[-5:-2] == [
+        *(f"skipped {source}/eel/0{n}.{form}: an empty file; {expected}; get the file again, or delete it"
+          for n, form in ((0, "png"), (1, "jpeg"))),
+        f"skipped {source}/fox/00.png: a HEIC picture; {expected}; convert it to JPEG or PNG",
+    ]  # fmt: skip
+    alone = prepare(write_folder(tmp_path / "one", {"cat": 8}), tmp_path / "alone", "--shards", "1").out
+    assert alone == (
+        "warning: the training samples are all of one class; a network needs two or more\n"
+        f"{tmp_path}/alone: 8 samples in 2 shards\n"
+    )
+
+
+def test_one_file_is_not_files(tmp_path):
+    source = write_folder(tmp_path / "source", {"cat": 5, "dog": 5})
+    (source / "cat" / "x.gif").write_bytes(b"GIF89a")
+    assert "\n1 file skipped, see " in prepare(source, tmp_path / "set").out
+    assert read_manifest(tmp_path / "set").source["skipped"] == "1 file that can't be read, listed in skipped.txt"
+
+
+STARTS_OF_OTHERS = {
+    b"\0\0\0\x18ftypmif1": "a HEIC picture",
+    b"\0\0\0\x1cftypavif": "an AVIF picture",
+    b"\0\0\0\x20ftypisom": "a film",
+    b"GIF89a": "a GIF picture",
+    b"BM6\0\0\0": "a BMP picture",
+    b"%PDF-1.7": "a PDF document",
+    b"II*\0\x10\0\0\0CR\2\0": "a raw picture of a camera (CR2)",
+}
+
+
+@pytest.mark.parametrize("start", STARTS_OF_OTHERS)
+def test_files_of_other_types_are_named(start, tmp_path):
+    (tmp_path / "cat").mkdir()
+    for name in ("x.jpg", "y.jpg"):
+        (tmp_path / "cat" / name).write_bytes(start + bytes(40))
+    error = prepare(tmp_path, tmp_path / "set", "--strict", "--test", "1", status=2).err
+    expected = "expected a PNG, JPEG, WebP or TIFF file; convert it to JPEG or PNG"
+    assert f".jpg: {STARTS_OF_OTHERS[start]}; {expected}" in error
 
 
 @pytest.mark.slow
@@ -368,7 +500,13 @@ def test_predict_makes_images_as_prepare_does(tmp_path):
     assert [each["file"] for each in found[:2]] == [f"{source}/cat/00.png", f"{source}/cat/01.jpeg"] and len(
         found
     ) == 24
-    assert command("predict", tmp_path / "run", source / "dog" / "notes.txt").status == 2
+    bad = [source / "dog" / "notes.txt", tmp_path / "nowhere.png"]
+    some = command("predict", tmp_path / "run", bad[0], source / "cat" / "00.png", bad[1], "--json", ranks=2)
+    assert some.status == 2 and json.loads(some.out)["file"] == str(source / "cat" / "00.png")
+    assert [line.partition(": ")[2].split(": ")[1] for line in some.errors] == [str(path) for path in bad]
+    (tmp_path / "none").mkdir()
+    none = command("predict", tmp_path / "run", tmp_path / "none", tmp_path / "none")
+    assert none.status == 2 and none.out == "" and "none: no file in this folder can be read" in none.errors[0]
     images = read_source(source, SourceOptions(size=(8, 12))).take("train", np.arange(24))[0]
     for each, image in zip(found[::5], images[::5], strict=True):
         np.savez(tmp_path / "x.npz", x=image[None])

@@ -2,11 +2,16 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
 from commands import command, training
 
+from dpcnn.data.dataset import load
+from dpcnn.data.file_names import write_names
+from dpcnn.data.shards import read_manifest
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.page import deaths_table
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.events import epoch_rows
@@ -57,6 +62,23 @@ def test_the_page_of_a_run(quick, tmp_path):
         text,
         re.S,
     )
+
+
+def test_the_files_of_the_worst_mistakes_are_named(small, quick, tmp_path):
+    folder, data = tmp_path / "run", tmp_path / "set"
+    assert training(*quick, "--model", "mlp", "--max-steps", "3", "--out", folder).status == 0
+    shutil.copytree(small, data)
+    manifest, number = read_manifest(data), 0
+    for shard in manifest.splits["test"]:
+        write_names(data / shard.file, [f"<{n}>.jpg" for n in range(number, number + shard.samples)])
+        number += shard.samples
+    result = command("report", folder, "--data", data, "--out", tmp_path / "page.html", ranks=2)
+    assert result.status == 0, result.err
+    words = Page((tmp_path / "page.html").read_text(encoding="utf-8")).words
+    start = words.index("file, in the order of the images") + 3
+    labels = load(data, "test", SerialComm()).labels
+    for file, label, predicted in zip(*(words[start + n : start + 72 : 3] for n in range(3)), strict=True):
+        assert int(label) == labels[int(file[1:-5])] != int(predicted)
 
 
 def test_deaths_of_ranks_are_listed():

@@ -4,7 +4,7 @@ import re
 from math import prod
 
 import pytest
-from commands import command
+from commands import command, training
 from conftest import ROOT
 
 from dpcnn.config import read_recipe
@@ -24,7 +24,8 @@ def test_the_table_of_a_recipe():
         "2,416",
         f"{2 * 100 * 16 * 150 / 1e6:.2f}",
     ]
-    assert lines[-1].startswith("61,706 parameters, 0.2 MB; ") and "for a microbatch of 32 images" in lines[-1]
+    assert lines[-2].startswith("61,706 parameters, 0.2 MB; ") and "for a microbatch of 32 images" in lines[-2]
+    assert lines[-1] == "augmentation of the training images: none"
 
 
 def test_the_residual_network_has_the_published_size():
@@ -33,7 +34,7 @@ def test_the_residual_network_has_the_published_size():
     assert result.status == 0, result.err
     learned = 432 + 6 * 2304 + 4608 + 5 * 9216 + 18432 + 5 * 36864 + 512 + 2048 + 650
     normalised = 16 * 7 + 32 * 7 + 64 * 7
-    last = result.out.splitlines()[-1]
+    last = result.out.splitlines()[-2]
     assert last.startswith(f"272,474 parameters and {2 * normalised:,} running means and variances")
     assert learned + 2 * normalised == 272_474
 
@@ -82,4 +83,23 @@ def test_the_script_of_the_docs_writes_a_long_recipe(tmp_path, monkeypatch):
 def test_the_table_of_a_large_recipe(recipe):
     result = command("summary", recipe)
     assert result.status == 0, result.err
-    assert "running means and variances" in result.out.splitlines()[-1]
+    assert "running means and variances" in result.out.splitlines()[-2]
+
+
+def test_the_augmentation_of_a_recipe_is_told():
+    result = command("summary", "accurate")
+    expected = "augmentation of the training images: shift 2, rotation 10, zoom 0.1, elastic 0.8"
+    assert result.out.splitlines()[-1] == expected
+
+
+def test_a_training_and_a_report_count_like_the_summary(quick, small, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    layers = ["scale", "flatten", "linear", "batchnorm", "relu", "linear"]
+    tables = [f'[[layers]]\nkind = "{kind}"\n' + "features = 7\n" * (number == 2) for number, kind in enumerate(layers)]
+    (tmp_path / "r.toml").write_text("".join(tables))
+    counted = f"{144 * 7 + 2 * 7 + 7 * 10:,} parameters and 14 running means and variances"
+    assert command("summary", tmp_path / "r.toml", "--images", "12x12x1").out.splitlines()[-2].startswith(counted)
+    words = ["--recipe", tmp_path / "r.toml", *quick, "--max-steps", "1", "--out", tmp_path / "run"]
+    assert f", {counted}, on small: " in training(*words).out
+    assert command("report", tmp_path / "run").status == 0
+    assert counted in (tmp_path / "run" / "report.html").read_text()

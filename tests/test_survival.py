@@ -123,5 +123,8 @@ def test_a_run_stops_with_a_checkpoint_when_too_few_ranks_are_left(data, tmp_pat
         "train", "--data", data, "--out", tmp_path / "run", *FLAGS, "--min-ranks", "3", ranks=3, dying={1: 200}
     )
     assert result.status == 75 and "fewer than 3 ranks are left" in result.out
+    best, last = result.out.splitlines()[-2:]
+    assert re.fullmatch(r"best so far: validation accuracy 0\.\d{4}, epoch 1", best)
+    assert last.endswith(f"; continue with: mpirun -n 2 dpcnn train --resume --out {tmp_path / 'run'}")
     assert command("train", "--resume", "--out", tmp_path / "run", "--no-curves", "--stall-timeout", "0").status == 0
     assert left_by(tmp_path / "run")["weights"] == undisturbed(data)["weights"]

@@ -287,6 +287,19 @@ def test_a_run_that_gets_no_better_ends_early(quick, tmp_path):
     )
 
 
+def test_a_warm_up_of_more_than_half_of_the_run_is_told_at_its_start(quick, tmp_path):
+    told = (
+        "warning: the learning rate rises during the first 8 steps (--warmup), but the run has 14 steps; "
+        "give --epochs 3 or more, or --warmup 2\n"
+    )
+    flags = [*quick, "--model", "mlp", "--schedule", "constant"]
+    assert told in trained(2, *flags, "--warmup", "8", "--max-steps", "3", "--out", tmp_path / "late").out
+    resumed = trained(1, "--resume", "--max-steps", "4", "--out", tmp_path / "late").out
+    assert "the learning rate rises" not in resumed
+    fit = trained(1, *flags, "--warmup", "8", "--epochs", "3", "--max-steps", "1", "--out", tmp_path / "fit").out
+    assert "the learning rate rises" not in fit
+
+
 def test_without_validation_the_last_epoch_is_the_best(quick, tmp_path):
     result = trained(2, *quick, "--validation", "0", "--model", "mlp", "--out", tmp_path / "run")
     assert "700 images to train, 0 to validate" in result.out

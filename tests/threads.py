@@ -5,6 +5,7 @@ rank fails on some ranks, and may succeed on others, or leave them with what was
 """
 
 import gc
+import json
 import math
 import random
 import threading
@@ -173,16 +174,16 @@ class ThreadComm(Surviving):
             return int(np.bitwise_or.reduce(all_flags))
 
     def broadcast_obj(self, value: Any) -> Any:
-        with self._all(value) as values:
-            return values[0]
+        with self._all(json.dumps(value) if self.rank == 0 else "") as values:
+            return json.loads(values[0])  # as MPI's objects: see dpcnn.parallel.start
 
     def allgather_obj(self, value: Any) -> list[Any]:
-        with self._all(value) as values:
-            return values
+        with self._all(json.dumps(value)) as values:
+            return [*map(json.loads, values)]
 
     def gather_obj(self, value: Any) -> list[Any] | None:
-        with self._all(value) as values:
-            return values if self.rank == 0 else None
+        with self._all(json.dumps(value)) as values:
+            return [*map(json.loads, values)] if self.rank == 0 else None
 
     def broadcast(self, array: Any) -> None:
         with self._all(array) as arrays:

@@ -15,3 +15,8 @@ def text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [header, ["-" * width for width in widths], *rows]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in lines)
+
+
+def count_of(count: int, noun: str) -> str:
+    """A number of things, as in "1 file" and "1,200 files"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -179,7 +179,7 @@ def data(facts: Facts) -> Check:
     result = facts["data"]
     fault = next(filter(None, result["faults"]), None)
     if fault:
-        return Check("data", FAIL, fault, "python -m dpcnn.data fetch|prepare, or give --data")
+        return Check("data", FAIL, fault, "dpcnn data fetch|prepare, or give --data")
     if len(set(result["checksums"])) > 1:
         return Check("data", FAIL, f"{result['name']}: ranks see different sets", "give all nodes the same files")
     return Check("data", OK, f"{result['name']}: every shard has its checksum")

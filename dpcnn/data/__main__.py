@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """Make the parser of the command line."""
-    parser = Parser(prog="dpcnn.data", description=__doc__)
+    parser = Parser(prog="dpcnn data", description=__doc__)
     actions = parser.add_subparsers(dest="command", required=True, metavar="prepare|fetch|info|show")
     make = actions.add_parser("prepare", help="make a data set from pictures or arrays")
     make.add_argument(
@@ -46,7 +46,9 @@ def make_parser() -> Parser:
     make.add_argument(
         "--names", metavar="A,B,..|FILE", help="class names: separated by commas, or a text file with one per line"
     )
-    make.add_argument("--size", metavar="HxW", help="pictures: the height and width of the images, as in 64x64")
+    make.add_argument(
+        "--size", metavar="HxW", help="pictures: the height and width of the images, as in 64x48; 64 means 64x64"
+    )
     make.add_argument(
         "--colour", choices=("rgb", "grey"), default="rgb", help="pictures: the colours of the images (default rgb)"
     )
@@ -173,15 +175,15 @@ def source_options(options: Namespace) -> SourceOptions:
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """The height and width of ``--size``.
+    """The height and width of ``--size``: two numbers, or one for both.
 
     Raises:
         ConfigError: it is not HxW.
     """
-    sides = [fields.digits(word) for word in text.split("x")]
-    if len(sides) != 2 or not all(side and side <= MOST_SIZE for side in sides):
+    sides = [fields.digits(word) or 0 for word in text.lower().split("x")]
+    if len(sides) > 2 or not all(1 <= side <= MOST_SIZE for side in sides):
         raise ConfigError(f"--size: expected a height and a width up to {MOST_SIZE}, as in 64x64, not {text[:60]!r}")
-    return int(sides[0] or 0), int(sides[1] or 0)
+    return sides[0], sides[-1]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dpcnn.data.emnist import emnist_files, read_emnist
 from dpcnn.data.formats import read_csv, read_idx
 from dpcnn.data.hdf5 import SIGNATURE, read_hdf5
 from dpcnn.data.inputs import Input, open_input
+from dpcnn.data.kinds import HEAD, not_read
 from dpcnn.data.npz import ZIP, read_headers, read_npy, read_or_keep
 from dpcnn.data.pixels import BYTES, WHITE
 from dpcnn.data.shards import MOST_SIDE, SPLITS, Images
@@ -43,9 +44,9 @@ def read_arrays_source(path: Path, options: SourceOptions, names: Sequence[str] 
         DataError: there is no file of a known format, or a file is damaged.
         ConfigError: the options do not fit it.
     """
+    pairs, origin = _read_hdf5(path, names) if names else _read_npz(path) if path.is_file() else _read_folder(path)
     if options.size or options.strict:
         raise ConfigError(f"--size and --strict are for pictures, but {path} holds arrays; drop the options")
-    pairs, origin = _read_hdf5(path, names) if names else _read_npz(path) if path.is_file() else _read_folder(path)
     images = {split: _checked(path, *pair) for split, pair in pairs.items()}
     labels, names = _labels(path, {split: pair[1] for split, pair in pairs.items()}, options)
     first = options.layout == "chw"
@@ -183,13 +184,17 @@ def _read_npz(path: Path) -> tuple[Pairs, dict[str, str]]:
         if file.head(len(SIGNATURE)) == SIGNATURE:
             raise DataError(f"{path}: give the names of its arrays, as in {path}:images,labels")
         if file.head(2) != ZIP:
-            raise DataError(f"{path}: not an NPZ file; expected {NPZ_FILE}, or a folder of IDX, CSV or picture files")
+            raise not_read(path, file.head(HEAD), f"{NPZ_FILE}, or a folder of IDX, CSV or picture files")
         origin = {printable(path.name)[:255]: f"sha256 {file.sha256()}"}
         headers = read_headers(file)
         wanted = {split: keys for split, keys in KEYS.items() if split == "train" or set(keys) & set(headers)}
         missing = [key for keys in wanted.values() for key in keys if key not in headers]
         if missing:
-            raise DataError(f"{path}: holds no {missing[0]}; expected {NPZ_FILE}")
+            names = printable(", ".join(headers))[:200] or "no arrays"
+            raise DataError(
+                f"{path}: holds {names}, but no {missing[0]}; expected {NPZ_FILE}: save it again, as in "
+                "np.savez(FILE, x_train=images, y_train=labels)"
+            )
         arrays = {key: headers[key] for keys in wanted.values() for key in keys}
         found = dict(zip(arrays, read_or_keep(file, arrays.values()), strict=True))
     return {split: (found[x], found[y]) for split, (x, y) in wanted.items()}, origin

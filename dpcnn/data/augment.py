@@ -3,6 +3,7 @@
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.options import flag_of, options_of
 from dpcnn.base.rng import CHANGE, SampleRng
 from dpcnn.config import Config
 from dpcnn.data.warp import Warp
@@ -12,6 +13,9 @@ DRAWS = (
     *("brightness", "contrast", "saturation", "cutout row", "cutout column"),
 )
 """The random numbers of an image, in order."""
+
+AUGMENTATIONS = "flip crop_padding shift rotation zoom crop_area elastic colour_jitter cutout".split()
+"""The options of a run that change training images, in the order of the changes."""
 
 LUMA = (0.299, 0.587, 0.114)
 """The parts of red, green and blue in a grey value: ITU-R BT.601."""
@@ -56,6 +60,15 @@ class Augment:
             mirrored = image[:: 1 - 2 * int(rows[n]), :: 1 - 2 * int(columns[n])]
             changed[n, to_rows, to_columns] = mirrored[of_rows, of_columns]
         return changed
+
+
+def augmentations(config: Config) -> str:
+    """The options that change the training images of a run, with their values; or "none"."""
+    defaults = {each.name: each.default for each in options_of(Config)}
+    values = {name: getattr(config, name) for name in AUGMENTATIONS}
+    changed = {flag_of(name)[2:]: value for name, value in values.items() if value != defaults[name]}
+    words = [f"{flag} {value if isinstance(value, str) else f'{value:g}'}" for flag, value in changed.items()]
+    return ", ".join(words) or "none"
 
 
 def below(count: int, draws: Array) -> Array:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dpcnn.base.arrays import Shape
 from dpcnn.base.machine import memory_left
 from dpcnn.data.inputs import check_memory
+from dpcnn.data.kinds import first_picture
 from dpcnn.data.layout import Layout, read_images, read_labels, read_layout
 from dpcnn.data.pixels import scaled
 from dpcnn.data.rows import FileImages
@@ -125,19 +126,54 @@ def find_data(name: str) -> Path:
     Raises:
         DataError: there is none.
     """
-    beside_package = Path(__file__).resolve().parents[2] / "data" / name
-    folders = [Path(name), Path("data") / name, beside_package]
+    folders = _places(name)
     for folder in folders:
         if os.path.isfile(folder / MANIFEST):
             return folder
-    if os.path.isfile(name):
-        out = name.removesuffix(Path(name).suffix) if Path(name).suffix else f"{name}-set"
-        command = f"python -m dpcnn.data prepare {shlex.quote(name)} --out {shlex.quote(out)}"
-        raise DataError(printable(f"{name}: a file, not a data set; make one from it: {command}"))
-    looked = ", ".join(dict.fromkeys(str(folder) for folder in folders))
-    raise DataError(
-        printable(f"no data set {name!r}: no {MANIFEST} in {looked}; get one: python -m dpcnn.data fetch|prepare")
-    )
+    for folder in folders:
+        if advice := _advice(folder):
+            raise DataError(printable(f"{folder}: {advice}"))
+    looked = ", ".join(map(str, folders))
+    raise DataError(printable(f"no data set {name!r}: no {MANIFEST} in {looked}; get one: dpcnn data fetch|prepare"))
+
+
+def _advice(source: Path) -> str:
+    """How to make a data set from a file, or from a folder with folders of pictures; empty for anything else."""
+    of_file = os.path.isfile(source)
+    out = source.with_suffix("") if of_file and source.suffix else Path(f"{source}-set")
+    command = f"dpcnn data prepare {shlex.quote(str(source))} --out {shlex.quote(str(out))}"
+    if of_file:
+        return f"a file, not a data set; make one from it: {command}"
+    picture = first_picture(source)
+    if picture is None or len(picture.parts) == 1:
+        return ""
+    return f"pictures, not a data set; make one from them: {command} --size 64x64; then give --data {out}"
+
+
+def find_data_of(run: Path | str, name: str) -> Path:
+    """The folder of the data set with which a run was trained.
+
+    Args:
+        run: the run's folder or a checkpoint, for messages.
+        name: the name or path in the run's configuration; a path may be relative to a folder that is not the current
+            one.
+
+    Raises:
+        DataError: there is none.
+    """
+    try:
+        return find_data(name)
+    except DataError:
+        looked = ", ".join(str(folder / MANIFEST) for folder in _places(name))
+        raise DataError(
+            printable(f"{run}: its data set {name!r} is not here: there is no {looked}; give its folder: --data DIR")
+        ) from None
+
+
+def _places(name: str) -> list[Path]:
+    """The folders in which the data set with this name or path may be."""
+    beside_package = Path(__file__).resolve().parents[2] / "data" / name
+    return list(dict.fromkeys([Path(name), Path("data") / name, beside_package]))
 
 
 def load(folder: Path, split: str, comm: SerialComm, verify: bool = False) -> Samples:

@@ -14,6 +14,7 @@ import numpy as np
 from dpcnn.base.arrays import Shape
 from dpcnn.data.characters import Picture, like_mnist
 from dpcnn.data.inputs import Input, reason
+from dpcnn.data.kinds import foreign_kind
 from dpcnn.data.shards import MNIST, Images
 from dpcnn.errors import DataError
 
@@ -39,8 +40,8 @@ ORIENTATION, TILE_WIDTH, TILE_LENGTH = 0x0112, 322, 323
 
 
 def is_picture(start: bytes) -> bool:
-    """Whether a file with these first 4 bytes may be a picture."""
-    return start.startswith(STARTS)
+    """Whether a file with these first bytes may be a picture of :data:`FORMATS`."""
+    return start.startswith(STARTS) and not foreign_kind(start)
 
 
 def versions() -> str:

@@ -1,57 +1,27 @@
 """Sources of picture files: a folder per class, or a CSV file of files and labels. All untrusted."""
 
-import csv
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
-from dpcnn.base.files import open_plain
-from dpcnn.data.arrays import CSV_FOLDER
-from dpcnn.data.classes import MOST_CLASSES, assign_numbers, class_type
+from dpcnn.base.text import count_of
+from dpcnn.data.classes import assign_numbers, class_type
 from dpcnn.data.decoding import is_picture, read_image, versions
 from dpcnn.data.inputs import open_input
+from dpcnn.data.kinds import HEAD, SUFFIXES, first_picture, not_read
+from dpcnn.data.lists import Listing, read_list
 from dpcnn.data.shards import MNIST, SPLITS, Images
 from dpcnn.data.source_options import SourceOptions
 from dpcnn.data.sources import Source
 from dpcnn.errors import ConfigError, DataError, printable
 from dpcnn.nn.losses import CLASSES
 
-HEADERS = ("file", "filename", "filepath", "path", "image")
-"""What the first cell of a CSV file may be called."""
-
-MOST_FILES = 1 << 26
-
-
-@dataclass
-class Listing:
-    """Picture files by class, still without numbers for the classes.
-
-    Attributes:
-        files: paths relative to the source's folder, each as bytes, in arrays of one class or block each.
-        labels: for each file the index of its class in ``classes``, in arrays as long as those of ``files``.
-        classes: the names of the classes, in the order in which they were found.
-    """
-
-    files: list[Array] = field(default_factory=list)
-    labels: list[Array] = field(default_factory=list)
-    classes: dict[str, int] = field(default_factory=dict)
-
-    def add(self, files: Sequence[bytes], labels: Sequence[str]) -> None:
-        """Add files with their labels.
-
-        Raises:
-            DataError: there are too many classes.
-        """
-        numbers = [self.classes.setdefault(label, len(self.classes)) for label in labels]
-        if len(self.classes) > MOST_CLASSES:
-            raise DataError(f"more than {MOST_CLASSES:,} classes; at most {MOST_CLASSES:,} are supported")
-        self.files.append(np.array(files))
-        self.labels.append(np.array(numbers, np.uint16))
+PARTS = ("val", "valid", "validation", "dev")
+"""Names of a folder of validation samples, which a training draws itself."""
 
 
 @dataclass
@@ -77,9 +47,11 @@ class PictureSource(Source):
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         readable: list[int] = []
         for number in indices.tolist():
+            name = os.fsdecode(files[number])
             try:
-                images[len(readable)] = self._image(os.fsdecode(files[number]))
+                images[len(readable)] = self._image(name)
                 readable.append(number)
+                self.taken.append(name)
             except DataError as error:
                 if self.strict:
                     raise
@@ -88,8 +60,9 @@ class PictureSource(Source):
 
     def _image(self, name: str) -> Images:
         with open_input(self.folder / name) as source:
-            if not is_picture(source.head(4)):
-                raise DataError(f"{source.path}: expected a PNG, JPEG, WebP or TIFF file")
+            start = source.head(HEAD)
+            if not is_picture(start):
+                raise not_read(source.path, start, "a PNG, JPEG, WebP or TIFF file")
             return read_image(source, self.image_shape, self.resize)
 
 
@@ -113,11 +86,47 @@ def read_pictures_folder(folder: Path, options: SourceOptions) -> Source:
         DataError: there are no pictures, or the classes of the test pictures are others.
         ConfigError: the options do not fit.
     """
-    inside = _folders(folder)
-    splits = SPLITS if inside == sorted(SPLITS) else ("train",)
-    roots = {split: split for split in splits} if inside in (["train"], sorted(SPLITS)) else {"train": ""}
+    roots = _roots(folder)
     listings = {split: _of_classes(folder, root) for split, root in roots.items()}
+    for split, listing in listings.items():
+        if not listing.files:
+            raise DataError(_no_classes(folder / roots[split]))
     return _source(folder, folder, listings, options)
+
+
+def _roots(folder: Path) -> dict[str, str]:
+    """The folder of each split, relative to a source's folder: train and test, in any case, or the source itself.
+
+    Raises:
+        DataError: a folder beside train has the name of a part that data sets do not have.
+    """
+    names = _folders(folder)
+    inside = {name.lower(): name for name in names}
+    others = [name for name in inside if name in PARTS]
+    if "train" not in inside or set(inside).difference(SPLITS, PARTS) or len(inside) < len(names):
+        return {"train": ""}
+    if others:
+        raise DataError(
+            f"{folder}: expected the folders train and test, not {inside[others[0]]}; a training draws its validation "
+            f"samples from train: move the pictures of {inside[others[0]]} to train, or call it test"
+        )
+    return {split: inside[split] for split in SPLITS if split in inside}
+
+
+def _no_classes(folder: Path) -> str:
+    """What is wrong with a folder in which no folder holds files, and what to do."""
+    picture = first_picture(folder)
+    if picture is None:
+        return f"{folder}: no pictures; expected a folder of pictures for each class, as in {folder / 'cat' / '1.jpg'}"
+    if len(picture.parts) == 1:
+        return (
+            f"{folder}: pictures without a folder for their class, such as {picture}; expected a folder for each "
+            f"class, as in {folder / 'cat' / picture}; if this folder is itself one class, give the folder above it"
+        )
+    return (
+        f"{folder}: the pictures lie deeper, such as {picture}; expected a folder of pictures for each class: "
+        f"give {folder.joinpath(*picture.parts[:-2])}"
+    )
 
 
 def read_pictures_list(path: Path, options: SourceOptions) -> Source:
@@ -127,43 +136,35 @@ def read_pictures_list(path: Path, options: SourceOptions) -> Source:
         DataError: it is not such a file.
         ConfigError: the options do not fit.
     """
-    listing = Listing()
-    try:
-        with open_plain(path) as file:
-            lines = (line.decode("utf-8-sig" if not n else "utf-8") for n, line in enumerate(file))
-            _add_rows(listing, csv.reader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error, DataError) as error:
-        raise DataError(f"{path}: {error}; expected lines of file,label in UTF-8; for pixels, {CSV_FOLDER}") from None
-    return _source(path, path.parent, {"train": listing}, options)
-
-
-def _add_rows(listing: Listing, rows: Iterator[list[str]]) -> None:
-    files: list[bytes] = []
-    labels: list[str] = []
-    for number, row in enumerate(rows, 1):
-        if not row or (number == 1 and row[0].strip().lower() in HEADERS):
-            continue
-        if len(row) != 2 or "\0" in row[0]:
-            raise DataError(
-                f"line {number} has {len(row)} values" if len(row) != 2 else f"line {number} has a zero byte"
-            )
-        files.append(os.fsencode(row[0].strip()))
-        labels.append(row[1].strip())
-        if len(files) > MOST_FILES:
-            raise DataError(f"more than {MOST_FILES:,} lines")
-    listing.add(files, labels)
+    return _source(path, path.parent, {"train": read_list(path)}, options)
 
 
 def _of_classes(folder: Path, root: str) -> Listing:
     """All files of the folders of classes in a folder: by class, and then by name."""
-    listing = Listing()
+    listing = Listing(remarks=_beside(folder / root))
     for name in _folders(folder / root):
         with os.scandir(folder / root / name) as entries:
             files = sorted(os.fsencode(each.name) for each in entries if _is_file(each))
+        prefix = os.fsencode(os.path.join(root, name))
         if files:
-            prefix = os.fsencode(os.path.join(root, name))
             listing.add([os.path.join(prefix, file) for file in files], [name] * len(files))
+        listing.remarks += _left_out(folder / root / name, len(files))
     return listing
+
+
+def _beside(folder: Path) -> list[str]:
+    """A line about a picture beside the folders of the classes."""
+    with os.scandir(folder) as entries:
+        pictures = sorted(each.name for each in entries if _is_file(each) and each.name.lower().endswith(SUFFIXES))
+    return [f"warning: {folder / name}: pictures beside the folders of classes are left out" for name in pictures[:1]]
+
+
+def _left_out(folder: Path, files: int) -> list[str]:
+    """Lines about the folder of a class with this number of files: that it has none, or has folders of its own."""
+    lines = [] if files else [f"warning: {folder}: holds no files, so it is no class"]
+    if inside := _folders(folder):
+        lines.append(f"warning: {folder / inside[0]}: a folder within that of a class is left out")
+    return lines
 
 
 def _folders(folder: Path) -> list[str]:
@@ -184,9 +185,6 @@ def _source(path: Path, folder: Path, listings: dict[str, Listing], options: Sou
         raise ConfigError("--resize mnist makes grey images; give --colour grey")
     if options.layout or options.targets != CLASSES or options.max_value:
         raise ConfigError("--layout, --targets and --max-value are for arrays; drop the option")
-    for split, listing in listings.items():
-        if not any(map(len, listing.files)):
-            raise DataError(f"{path}: no files of the {split} samples; expected a folder of pictures for each class")
     found = {name for listing in listings.values() for name in listing.classes}
     names = assign_numbers(path, found, options.names)
     shape = (*options.size, 1 if options.colour == "grey" else 3)
@@ -195,7 +193,9 @@ def _source(path: Path, folder: Path, listings: dict[str, Listing], options: Sou
         every = np.concatenate(listing.files)
         numbers = np.array([names[name] for name in listing.classes], class_type(len(names)))
         files[split], labels[split] = Files(every, (len(every), *shape)), numbers[np.concatenate(listing.labels)]
-    origin = {"pictures": f"{sum(map(len, labels.values())):,} files, {options.colour}", "decoded by": versions()}
+    count = count_of(sum(map(len, labels.values())), "file")
+    origin = {"pictures": f"{count}, {options.colour}", "decoded by": versions()}
+    remarks = [remark for listing in listings.values() for remark in listing.remarks]
     return PictureSource(
-        files, labels, tuple(names), options.resize, origin, folder=folder, strict=options.strict
+        files, labels, tuple(names), options.resize, origin, remarks=remarks, folder=folder, strict=options.strict
     ).with_test(path, options)

@@ -44,10 +44,24 @@ def _count(folder: Path, shard: Shard, manifest: Manifest, verification: Verific
     """The :func:`count_labels` of a shard, which is verified."""
     with ShardFile(folder, shard) as file:
         verification.check(file)
-        labels = np.empty(manifest.labels_shape(shard.samples), manifest.labels_type)
-        read_labels(file, read_layout(file, shard, manifest), labels)
+        labels = _labels(file, shard, manifest)
     check_labels(file.path, labels, manifest)
     return count_labels(labels, manifest)
+
+
+def count_split(folder: Path, manifest: Manifest, split: str) -> Counts:
+    """The :func:`count_labels` of a split, whose shards this process has just written."""
+    counts = np.zeros(manifest.classes, np.int64)
+    for shard in manifest.splits[split]:
+        with ShardFile(folder, shard) as file:
+            counts += count_labels(_labels(file, shard, manifest), manifest)
+    return counts
+
+
+def _labels(file: ShardFile, shard: Shard, manifest: Manifest) -> Array:
+    labels = np.empty(manifest.labels_shape(shard.samples), manifest.labels_type)
+    read_labels(file, read_layout(file, shard, manifest), labels)
+    return labels
 
 
 def count_labels(labels: Array, manifest: Manifest) -> Counts:

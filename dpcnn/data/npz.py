@@ -111,7 +111,7 @@ def read_npy(source: Input) -> Any:
     """
     with refusing(source.path, "NPZ or NPY"):
         stream = source.plain()
-        header = _header("", stream.read(MOST_HEADER), not source.packed)
+        header = _header(source, "", stream.read(MOST_HEADER), not source.packed)
         check_memory(source.path, 0 if header.stays else header.nbytes, source.size, "get the file again")
         if header.stays:
             return _kept(source, header)
@@ -142,13 +142,13 @@ def _blocks(file: zipfile.ZipFile, member: str) -> Iterator[bytes]:
 def _member(source: Input, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
     name = printable(member.filename)[:80]
     if not member.filename.endswith(".npy"):
-        raise ValueError(f"{name} is not an array")
+        raise DataError(f"{source.path}: {name} is not an array; unpack an archive of pictures, and give its folder")
     if member.flag_bits & 1 or member.compress_type not in PACKING:
         raise ValueError(f"{name} is encrypted, or compressed otherwise than by deflate")
     with file.open(member) as stream:
         start = stream.read(MOST_HEADER)
     stored = member.compress_type == zipfile.ZIP_STORED and not source.packed
-    return _header(member.filename, start, stored)
+    return _header(source, member.filename, start, stored)
 
 
 def _after_entry(source: Input, entry: int) -> int:
@@ -159,7 +159,7 @@ def _after_entry(source: Input, entry: int) -> int:
     return entry + ENTRY + int(lengths.sum(dtype=np.int64))
 
 
-def _header(member: str, content: bytes, stored: bool) -> Header:
+def _header(source: Input, member: str, content: bytes, stored: bool) -> Header:
     """The header in the first bytes of a member."""
     name, start = printable(member)[:80] or "it", io.BytesIO(content)
     read = READ_HEADER.get(np.lib.format.read_magic(start))
@@ -168,6 +168,11 @@ def _header(member: str, content: bytes, stored: bool) -> Header:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from NumPy, about headers that Python 2 wrote
         shape, fortran, dtype = read(start)
+    if dtype.hasobject:
+        raise DataError(
+            f"{source.path}: {name} holds Python objects; convert it to an array of numbers or text, as by "
+            "np.array(x.tolist()), and save it again"
+        )
     if dtype.kind not in "buifUS" or not 0 < dtype.itemsize <= MOST_ITEM:
         raise ValueError(f"{name} holds {printable(str(dtype))[:80]}, not plain numbers or short text")
     if not all(0 <= length <= MOST_LENGTH for length in shape):

@@ -12,6 +12,7 @@ from dpcnn.base.arrays import Shape
 from dpcnn.data.decoding import MOST_BYTES, is_picture, read_image
 from dpcnn.data.formats import IDX_BYTES, read_idx
 from dpcnn.data.inputs import Input, open_input
+from dpcnn.data.kinds import HEAD, not_read
 from dpcnn.data.npz import ZIP, read_arrays, read_headers
 from dpcnn.data.pixels import BYTES, WHITE, check_values, scaled
 from dpcnn.data.shards import Images
@@ -43,7 +44,7 @@ def read_pictures(source: Input, shape: Shape, resize: str, max_value: float | N
     Raises:
         DataError: the file has another format or shape, or is damaged, too large or empty.
     """
-    path, start = source.path, source.head(4)
+    path, start = source.path, source.head(HEAD)
     if start[:3] == IDX_BYTES:
         images: NDArray[Any] = read_idx(source)
     elif start[:2] == ZIP:
@@ -51,7 +52,7 @@ def read_pictures(source: Input, shape: Shape, resize: str, max_value: float | N
     elif is_picture(start):
         return read_image(source, shape, resize)[None]
     else:
-        raise DataError(f"{path}: expected a PNG, JPEG, WebP, TIFF, IDX or NPZ file; it starts with {start!r}")
+        raise not_read(path, start, "a PNG, JPEG, WebP, TIFF, IDX or NPZ file")
     _check_kind(path, images.dtype, images.shape, shape, max_value)
     if images.dtype != np.uint8:
         check_values(str(path), images, max_value)

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from dpcnn.base import fields
 from dpcnn.base.files import write_file
+from dpcnn.base.text import count_of
 from dpcnn.data.archives import unpack
 from dpcnn.data.classes import read_names
 from dpcnn.data.downloads import DOWNLOADS, fetch
+from dpcnn.data.info import count_split
 from dpcnn.data.inputs import check_memory
 from dpcnn.data.moments import Moments
 from dpcnn.data.reading import read_source
@@ -23,6 +25,7 @@ from dpcnn.data.source_options import SourceOptions
 from dpcnn.data.sources import Source
 from dpcnn.data.writing import Say, Written, content_sha256, plan, write_shards
 from dpcnn.errors import DataError, printable
+from dpcnn.nn.losses import CLASSES
 from dpcnn.parallel.comm import SerialComm
 
 SHARDS = 8
@@ -31,7 +34,7 @@ SKIPPED = "skipped.txt"
 """The file of a data set that lists the pictures of the source that could not be read."""
 
 SHOWN = 20
-"""The most skipped files that are printed."""
+"""The most skipped files, and warnings of one kind, that are printed."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,9 @@ def write_set(comm: SerialComm, source: Source, target: Target, say: Say) -> Non
                 if faults:
                     write_file(folder / SKIPPED, "".join(f"{fault}\n" for fault in faults).encode())
                 manifest = _write_manifest(folder, source, written, moments, target)
+                lines = [*shortened(source.remarks), *class_remarks(folder, manifest), *summary_of(faults, target.out)]
                 folder.rename(target.out)
-                for line in [*summary_of(faults, target.out), f"{target.out}: {summary_of_shards(manifest)}"]:
+                for line in [*lines, f"{target.out}: {summary_of_shards(manifest)}"]:
                     say(line)
 
 
@@ -147,20 +151,42 @@ def check_written(source: Source, written: Written, faults: list[str]) -> None:
         if not shards:
             raise DataError(f"none of the {split} pictures can be read; the first: {faults[0]}")
     if faults:
-        source.origin["skipped"] = f"{len(faults):,} files that can't be read, listed in {SKIPPED}"
+        source.origin["skipped"] = f"{count_of(len(faults), 'file')} that can't be read, listed in {SKIPPED}"
 
 
 def summary_of(faults: list[str], out: Path) -> list[str]:
     """The lines on the files that were skipped: the first of them, and how many there are."""
     if not faults:
         return []
-    return [*(f"skipped {fault}" for fault in faults[:SHOWN]), f"{len(faults):,} files skipped, see {out / SKIPPED}"]
+    lines = [f"skipped {fault}" for fault in faults[:SHOWN]]
+    return [*lines, f"{count_of(len(faults), 'file')} skipped, see {out / SKIPPED}"]
+
+
+def shortened(remarks: list[str]) -> list[str]:
+    """The first of some lines, and how many more there are."""
+    more = len(remarks) - SHOWN
+    return [*remarks[:SHOWN], *([f"{count_of(more, 'more warning')} of this kind"] if more > 0 else [])]
+
+
+def class_remarks(folder: Path, manifest: Manifest) -> list[str]:
+    """Warnings about a data set of one class only, and about classes with fewer than two training samples."""
+    if manifest.targets != CLASSES:
+        return []
+    counts, names = count_split(folder, manifest, "train").tolist(), manifest.class_names
+    lines = []
+    if sum(count > 0 for count in counts) == 1:
+        lines.append("warning: the training samples are all of one class; a network needs two or more")
+    for count, words in ((0, "without training samples"), (1, "with a single training sample")):
+        few = [name for name, found in zip(names, counts, strict=True) if found == count]
+        if few:
+            lines.append(f"warning: classes {words}: {', '.join(few[:SHOWN])}{', ..' * (len(few) > SHOWN)}")
+    return lines
 
 
 def summary_of_shards(manifest: Manifest) -> str:
     """How many samples and shards there are."""
-    shards = sum(map(len, manifest.splits.values()))
-    return f"{sum(map(manifest.samples, SPLITS)):,} samples in {shards} shards"
+    samples, shards = sum(map(manifest.samples, SPLITS)), sum(map(len, manifest.splits.values()))
+    return f"{count_of(samples, 'sample')} in {count_of(shards, 'shard')}"
 
 
 @contextmanager

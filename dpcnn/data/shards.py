@@ -188,7 +188,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = read_bytes(path, MOST_JSON)
     except OSError as error:
         raise DataError(
-            f"{path}: can't be read ({error.strerror}); a data set is a folder made by: python -m dpcnn.data prepare"
+            f"{path}: can't be read ({error.strerror}); a data set is a folder made by: dpcnn data prepare"
         ) from None
     return parse_manifest(path, content)
 

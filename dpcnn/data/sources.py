@@ -40,6 +40,8 @@ class Source:
         max_value: the value of white; None for uint8.
         orders: for each split, the indices (n,) of its samples in their order; missing: the order of the source.
         faults: the samples that this rank has skipped, each with the reason.
+        remarks: lines for people about parts of the source that are left out.
+        taken: the names of the files of the samples that this rank has taken for a shard, in order.
     """
 
     images: dict[str, Any]
@@ -53,6 +55,8 @@ class Source:
     max_value: float | None = None
     orders: dict[str, Array] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
     skips: ClassVar = False
     """Whether :meth:`take` may skip samples."""
 

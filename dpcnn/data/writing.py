@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
+from dpcnn.data.file_names import write_names
 from dpcnn.data.inputs import Reader
 from dpcnn.data.layout import image_blocks, most_rows, read_labels, read_layout, write_shard
 from dpcnn.data.moments import Moments
@@ -66,11 +67,14 @@ def write_shards(
             blocks, samples = pace.counted(source.blocks(split, start, stop)), stop - start
             blocks = moments.counted(blocks) if split == "train" else blocks
             if source.skips:
+                source.taken.clear()
                 blocks, samples = spooled(folder, blocks, source.image_shape)
             if not samples:
                 continue
             shape, dtype = (samples, *source.image_shape), stored_type(source.pixels)
             write_shard(folder / name, blocks, shape, dtype, compressed)
+            if source.skips:
+                write_names(folder / name, source.taken)
             with ShardFile(folder, Shard(name, samples, "")) as file:
                 written[str(number)] = [name, samples, file.sha256()], file.size
     moments.gather(comm)

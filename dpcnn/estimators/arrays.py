@@ -12,7 +12,7 @@ from dpcnn.base.arrays import Array, Shape
 from dpcnn.data.dataset import Samples
 from dpcnn.data.shards import CROP, Manifest
 from dpcnn.errors import DataError
-from dpcnn.nn.losses import CLASSES, VALUES
+from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES
 from dpcnn.parallel.comm import SerialComm
 
 SLACK = 1.0
@@ -35,8 +35,8 @@ def samples_of(images: Array, targets: Array, labels: Array, max_value: float | 
     """The samples of images (n, H, W, C).
 
     Args:
-        targets: (n,) the number of the class of each; or (n, K) float32 values.
-        labels: (classes,) the label of each class; empty for values.
+        targets: (n,) the number of the class of each; or (n, K) float32 values, or uint8 zeros and ones for K labels.
+        labels: (classes,) the label of each class; empty for (n, K).
         max_value: from which the images were made.
     """
     if targets.ndim == 1:
@@ -54,7 +54,7 @@ def samples_of(images: Array, targets: Array, labels: Array, max_value: float | 
         splits={},
         content={"train": content.hexdigest()},
         source={},
-        targets=CLASSES if targets.ndim == 1 else VALUES,
+        targets=CLASSES if targets.ndim == 1 else VALUES if targets.dtype == np.float32 else MULTILABEL,
     )
     bounds = np.array([0, len(images)])
     return ArraySamples(manifest, (images,), bounds, targets, tuple(labels.tolist()), max_value)
@@ -76,7 +76,8 @@ def images_of(X: Any, image_shape: Shape | None, max_value: float | None) -> Arr
     """
     array = np.asarray(X)
     if array.dtype.kind not in "biuf" or not array.size:
-        raise DataError(f"X: expected images of numbers, not {array.dtype} {array.shape}")
+        advice = "; make a data set of picture files: dpcnn data prepare" if array.dtype.kind in "UO" else ""
+        raise DataError(f"X: expected images of numbers, not {array.dtype} {array.shape}{advice}")
     shape = tuple(image_shape or _shape(array.shape))
     if len(shape) != 3 or prod(shape) != prod(array.shape[1:]):
         raise DataError(f"X: expected images of image_shape={shape}, (H, W, C), not an array of {array.shape}")
@@ -131,8 +132,29 @@ def labels_of(y: Any, count: int) -> Array:
         labels = labels[:, 0]
     if labels.shape != (count,) or labels.dtype.kind not in "biuU":
         actual = f"{labels.dtype} {labels.shape}"
-        raise DataError(f"y: expected labels ({count},), one for each image, whole numbers or text, not {actual}")
+        advice = "; for several labels per image, give loss='sigmoid-cross-entropy'" if labels.ndim == 2 else ""
+        expected = f"labels ({count},), one for each image, whole numbers or text"
+        raise DataError(f"y: expected {expected}, not {actual}{advice}")
     return labels
+
+
+def marks_of(y: Any, count: int, columns: int | None = None) -> Array:
+    """Which of K labels each of ``count`` samples has, (n, K) uint8, from an array (n, K) of zeros and ones.
+
+    Args:
+        columns: K, if it is known.
+
+    Raises:
+        DataError: y has another type, shape or values.
+    """
+    marks = np.asarray(y)
+    fits = marks.dtype.kind in "biuf" and marks.ndim == 2 and len(marks) == count and marks.size > 0
+    if not fits or not ((marks == 0) | (marks == 1)).all():
+        actual = f"{marks.dtype} {marks.shape}"
+        raise DataError(f"y: expected zeros and ones ({count}, K), which of K labels each image has, not {actual}")
+    if columns not in (None, marks.shape[1]):
+        raise DataError(f"y: expected {columns} labels, as in the training, not {marks.shape[1]}")
+    return np.ascontiguousarray(marks.astype(np.uint8))
 
 
 def values_of(y: Any, count: int, columns: int | None = None) -> Array:

@@ -1,11 +1,12 @@
 """A model from Python: its training, its answers and its file."""
 
+import sys
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -18,13 +19,17 @@ from dpcnn.errors import ConfigError, DataError
 from dpcnn.estimators import session
 from dpcnn.estimators.arrays import NAME, check_same, images_of, samples_of
 from dpcnn.estimators.curves import curves
+from dpcnn.estimators.files import picture_paths
 from dpcnn.estimators.fitting import Announcer, Callback, figures, train
 from dpcnn.estimators.parameters import Parameters
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, write
 from dpcnn.training.evaluation import answers
+from dpcnn.training.examination import check_classes
+from dpcnn.training.prediction import Prediction, file_outputs, predict_files
 from dpcnn.training.resume import with_cut
 
+T = TypeVar("T")
 Training = tuple[Config, Samples, Samples | None]
 """What a training needs: its options, its samples, and test samples or None."""
 
@@ -141,10 +146,44 @@ class Estimator(Parameters):
         with arithmetic():
             return comm.transact(lambda: self._answers(comm, known, X))
 
-    def _test_targets(self, name: str) -> Array:
-        """The targets of the test samples of a data set."""
+    def predict_files(self, paths: Any) -> list[Prediction]:
+        """The predictions for picture files, with the names of the files: what ``dpcnn predict --json`` prints.
+
+        Args:
+            paths: a file or a folder, or a list of these. The files of a folder that can't be read are skipped, with
+                a line on stderr.
+
+        Returns:
+            For each image a dictionary: see :func:`dpcnn.training.prediction.predict_files`. The same on every rank;
+            rank 0 reads the files and computes.
+
+        Raises:
+            ConfigError, DataError: on every rank.
+        """
+        known, comm = self._fitted(), session.ranks()
+        listed = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        with arithmetic():
+            return comm.transact(lambda: _on_rank_0(comm, listed, lambda: predict_files(known, listed, _say)))
+
+    def _test_targets(self, known: Checkpoint, name: str) -> Array:
+        """The targets of the test samples of a data set, which has the classes of the training."""
         comm = session.ranks()
-        return comm.transact(lambda: load_data(find_data(name), "test", comm)).labels
+
+        def targets() -> Array:
+            samples = load_data(find_data(name), "test", comm)
+            data = samples.manifest
+            with comm.fail_together():
+                known.config.make_loss().check_data(data.targets, data.classes, data.name)
+                check_classes(Path(type(self).__name__), known.class_names, data)
+                if data.classes != known.classes:
+                    raise DataError(f"{name}: {data.classes} classes, but the network has {known.classes}")
+            return samples.labels
+
+        return comm.transact(targets)
+
+    def _given(self, X: Any, y: Any) -> Any:
+        """y; without y, the targets of the test samples of the data set that X names."""
+        return self._test_targets(self._fitted(), str(X)) if y is None and isinstance(X, str | Path) else y
 
     def save(self, path: str | Path) -> None:
         """Write the network as a checkpoint, which all commands of dpcnn read; :func:`load` reads it as a model.
@@ -167,9 +206,13 @@ class Estimator(Parameters):
         return self.checkpoint_
 
     def _answers(self, comm: SerialComm, known: Checkpoint, X: Any) -> Array:
-        images, shape, count = self._images(comm, known, X)
         with comm.fail_together():
             check(known.config.numerics)
+            paths = picture_paths(X)
+        if paths:
+            return np.array(_on_rank_0(comm, paths, lambda: _rows(known, paths)))
+        images, shape, count = self._images(comm, known, X)
+        with comm.fail_together():
             if shape != known.image_shape:
                 raise DataError(f"{X}: images of {shape}, but the network takes {known.image_shape}")
             network, loss = known.network(), known.config.make_loss()
@@ -194,3 +237,23 @@ class Estimator(Parameters):
     def _repr_html_(self) -> str:
         """The model and the curves of its training, for a notebook."""
         return f"<pre>{escape(repr(self))}</pre>\n{curves(getattr(self, 'history', []))}"
+
+
+def _rows(known: Checkpoint, paths: Sequence[Path]) -> Iterator[list[float]]:
+    """The answers of the network for the images of files, K numbers for each image."""
+    return (row.tolist() for _, _, row in file_outputs(known, paths, _say))
+
+
+def _on_rank_0(comm: SerialComm, paths: Sequence[Path], predict: Callable[[], Iterable[T]]) -> list[T]:
+    """The predictions for files, ready for JSON, that rank 0 makes, on every rank of ``comm``."""
+    check_same(comm, [], list(map(str, paths)))
+    found: list[T] = []
+    with comm.fail_together():
+        if comm.rank == 0:
+            found = list(predict())
+    every: list[T] = comm.broadcast_obj(found)
+    return every
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,15 +1,17 @@
 """The models from Python."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from dpcnn.base.arrays import Array
+from dpcnn.data.classes import numbered as number_names
 from dpcnn.estimators import session
-from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, numbered, values_of
+from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, marks_of, numbered, values_of
 from dpcnn.estimators.estimator import Estimator
-from dpcnn.nn.losses import VALUES
+from dpcnn.nn.losses import MULTILABEL, VALUES
 from dpcnn.nn.metrics import Answers, r2
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
@@ -18,28 +20,34 @@ from dpcnn.runs.folder import find_checkpoint
 class Classifier(Estimator):
     """A network that learns classes: see :class:`dpcnn.estimators.estimator.Estimator`.
 
-    Labels are whole numbers or texts.
+    Labels are whole numbers or texts. With the loss ``sigmoid-cross-entropy``, an image can have several of K labels: y
+    and the predictions are then (n, K) zeros and ones.
 
     Attributes:
-        classes_: (classes,) the label of each class, ascending.
+        classes_: (classes,) the label of each class: of arrays the labels, ascending; of a data set the names of its
+            classes, or numbers from 0 if they have no names. With several labels per image, these are K.
     """
 
     _estimator_type = "classifier"
 
     def _encode(self, y: Any, count: int, labels: Array | None = None) -> tuple[Array, Array]:
+        if self.config(self._options()).make_loss().targets == MULTILABEL:
+            marks = marks_of(y, count, None if labels is None else labels.shape[1])
+            return marks, marks[:0]  # no labels, of as many columns
         given = labels_of(y, count)
         classes = classes_of(given) if labels is None else labels
         return numbered(given, classes), classes
 
     def _adopt(self, checkpoint: Checkpoint) -> Self:
-        self.classes_ = np.array(checkpoint.labels or range(checkpoint.classes))
+        self.classes_ = np.array(labels_of_classes(checkpoint))
         return super()._adopt(checkpoint)
 
     def predict_proba(self, X: Any) -> Array:
         """The probabilities of the classes, (n, classes) float64, in the order of ``classes_``.
 
         Args:
-            X: images as for ``fit``; or the name or folder of a data set, for its test samples.
+            X: images as for ``fit``; or the name or folder of a data set, for its test samples; or a picture file, a
+                folder of pictures, or a list of these: see :meth:`predict_files`.
 
         Raises:
             ConfigError, DataError: on every rank.
@@ -47,33 +55,53 @@ class Classifier(Estimator):
         return self._outputs(X)
 
     def predict(self, X: Any) -> Array:
-        """The label of the most probable class of each image, (n,); for X see :meth:`predict_proba`."""
-        places = self.predict_proba(X).argmax(axis=1)
-        found: Array = self.classes_[places]
+        """The label of the most probable class of each image, (n,); for X see :meth:`predict_proba`.
+
+        With several labels per image, (n, K) integers: 1 where the probability is above 0.5, otherwise 0.
+        """
+        probabilities = self.predict_proba(X)
+        if self._several:
+            return (probabilities > 0.5).astype(np.int64)
+        found: Array = self.classes_[probabilities.argmax(axis=1)]
         return found
+
+    @property
+    def _several(self) -> bool:
+        """Whether an image can have several labels."""
+        targets: str = self._fitted().config.make_loss().targets
+        return targets == MULTILABEL
 
     def score(self, X: Any, y: Any = None) -> float:
         """The accuracy for images and their labels, or for the test samples of a data set: see :meth:`predict_proba`.
+
+        Args:
+            y: (n,) labels as in ``classes_``; after a training on a data set, also numbers of classes. With several
+                labels per image, (n, K) zeros and ones, which must all be right.
 
         Raises:
             ConfigError, DataError: on every rank.
         """
         predicted = self.predict(X)
+        if self._several:
+            return float(np.mean((predicted == marks_of(self._given(X, y), *predicted.shape)).all(axis=1)))
         truth = self._truth(X, y, len(predicted))
         check_kind(truth, self.classes_)
         return float(np.mean(predicted == truth))
 
     def _truth(self, X: Any, y: Any, count: int) -> Array:
-        if not isinstance(X, str | Path):
-            return labels_of(y, count)
-        labels: Array = self.classes_[self._test_targets(str(X))]
-        return labels
+        known, given = self._fitted(), labels_of(self._given(X, y), count)
+        if y is not None and (known.labels or given.dtype.kind == "U"):
+            return given
+        of_numbers: Array = self.classes_[numbered(given, np.arange(known.classes))]
+        return of_numbers
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
         inputs = InputTags(two_d_array=True, three_d_array=True)
-        return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags(), input_tags=inputs)
+        return Tags(
+            "classifier", TargetTags(required=True), classifier_tags=ClassifierTags(multi_label=True), input_tags=inputs
+        )
 
 
 class Regressor(Estimator):
@@ -96,7 +124,8 @@ class Regressor(Estimator):
         """The values of each image, float64: (n,) if there is one for each, otherwise (n, K).
 
         Args:
-            X: images as for ``fit``; or the name or folder of a data set, for its test samples.
+            X: images as for ``fit``; or the name or folder of a data set, for its test samples; or a picture file, a
+                folder of pictures, or a list of these: see :meth:`predict_files`.
 
         Raises:
             ConfigError, DataError: on every rank.
@@ -111,8 +140,7 @@ class Regressor(Estimator):
             ConfigError, DataError: on every rank.
         """
         predicted = self._outputs(X)
-        y = self._test_targets(str(X)) if isinstance(X, str | Path) else y
-        truth = values_of(y, *predicted.shape)
+        truth = values_of(self._given(X, y), *predicted.shape)
         nothing = np.zeros(len(truth))
         return r2(Answers(truth, predicted, nothing, nothing, nothing))
 
@@ -121,6 +149,12 @@ class Regressor(Estimator):
 
         inputs, targets = InputTags(two_d_array=True, three_d_array=True), TargetTags(required=True, multi_output=True)
         return Tags("regressor", targets, regressor_tags=RegressorTags(), input_tags=inputs)
+
+
+def labels_of_classes(known: Checkpoint) -> Sequence[int | str]:
+    """The label of each class: the user's, or the name, or the number if the classes have no names."""
+    names = known.class_names
+    return known.labels or (range(len(names)) if names == number_names(len(names)) else names)
 
 
 def load(path: str | Path) -> Classifier | Regressor:

@@ -13,6 +13,7 @@ from dpcnn.base.arrays import Shape
 from dpcnn.config import OWN_NAMES, Config, from_dict, part_names, read_recipe
 from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.flags import override
+from dpcnn.training.resume import recipe_of
 
 Recipe = str | Path | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 OWN = ("recipe", "image_shape", "max_value", "verbose")
@@ -24,7 +25,7 @@ class Parameters:
 
     Args:
         recipe: the name of a recipe, the path of a TOML file, the same as a dictionary, or a list of layers, each a
-            dictionary.
+            dictionary. None: simple-cnn; with the option ``init_from``, the network and options of that checkpoint.
         image_shape: (H, W, C) of the images, for arrays (n, F) whose rows are not square grey images.
         max_value: the value of white in the arrays; None: 255 for whole numbers, 1 for floats.
         verbose: whether to print what ``dpcnn train`` prints.
@@ -36,7 +37,7 @@ class Parameters:
 
     def __init__(
         self,
-        recipe: Recipe = "simple-cnn",
+        recipe: Recipe | None = None,
         *,
         image_shape: Shape | None = None,
         max_value: float | None = None,
@@ -75,15 +76,17 @@ class Parameters:
         recipe, own = self.recipe, {name: getattr(self, name) for name in OWN[1:]}
         default = {"image_shape": None, "max_value": None, "verbose": True}
         given = {name: value for name, value in own.items() if value != default[name]} | self.options
-        words = [_short(recipe), *(f"{name}={value!r}" for name, value in given.items())]
+        words = [*([] if recipe is None else [_short(recipe)]), *(f"{name}={given[name]!r}" for name in given)]
         return f"{type(self).__name__}({', '.join(words)})"
 
     def base(self) -> Config:
         """The configuration of the recipe.
 
         Raises:
-            ConfigError: there is none, or it is wrong.
+            CheckpointError, ConfigError: there is none, or it is wrong.
         """
+        if self.recipe is None:
+            return recipe_of(Namespace(recipe=None, init_from=self.options.get("init_from", "")))
         if isinstance(self.recipe, str | Path):
             return read_recipe(str(self.recipe))
         values = self.recipe if isinstance(self.recipe, Mapping) else {"model": "layers", "layers": self.recipe}

@@ -92,9 +92,9 @@ def read_job(path: Path) -> Job:
         flops, activations = (result.number(key, 0) for key in ("flops_an_image", "activations_an_image"))
         seconds = result.number("seconds_a_step", LEAST_TIME)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give a file of python -m dpcnn.bench --json") from None
+        raise ConfigError(f"{path}: {error.strerror}; give a file of dpcnn bench --json") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: expected a file of python -m dpcnn.bench --json, of one job ({error})") from None
+        raise ConfigError(f"{path}: expected a file of dpcnn bench --json, of one job ({error})") from None
     return Job(ranks, nodes, batch / ranks, ceil(batch / microbatch) / ranks, size, flops, activations, seconds)
 
 

@@ -67,10 +67,11 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
         trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Reporter())
         peak = sgemm_peak(comm)
         losses = warm_up(trainer)
+        images = sum(len(trainer.plan.batch(0, number)) for number in range(WARM_UP, WARM_UP + steps))
         seconds = time_steps(comm, trainer, steps)
         peak = max(peak, sgemm_peak(comm))
         shares = [trainer.timer.seconds[phase] / seconds for phase in STEP_PHASES]
-    speed = min(config.batch, trainer.plan.training) * steps / seconds
+    speed = images / seconds
     return {
         "config": config.as_dict(),
         "images_per_second": speed,
@@ -89,10 +90,10 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
 def warm_up(trainer: Trainer) -> list[float]:
     """Take some steps, and return the mean loss of the batch of each."""
     losses, before = [], 0.0
-    for _ in range(WARM_UP):
+    for number in range(WARM_UP):
         step(trainer)
         metrics = trainer.progress.metrics  # of all steps so far
-        losses.append((metrics.loss - before) / trainer.config.batch)
+        losses.append((metrics.loss - before) / len(trainer.plan.batch(0, number)))
         before = metrics.loss
     return losses
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from dpcnn import __version__
 from dpcnn.base.arrays import Array
+from dpcnn.data.pixels import BYTES, WHITE
 from dpcnn.errors import ConfigError, LaunchError, not_installed
-from dpcnn.interop.metadata import to_metadata
+from dpcnn.interop.metadata import to_metadata, white
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.graph import IMAGES
 from dpcnn.nn.layer import Layer
@@ -161,7 +162,9 @@ OPERATORS: dict[type[Layer], Callable[[Any, Weights], list[Operator]]] = {
 
 
 def as_onnx(checkpoint: Checkpoint) -> bytes:
-    """The content of an ONNX file: a graph from "images", float32 (N, H, W, C) of 0..255, to "logits" (N, classes).
+    """The content of an ONNX file: a graph from "images", float32 (N, H, W, C), to "logits" (N, classes).
+
+    The values of the images are those of the training: 0..255 for uint8, otherwise 0 to the value of white.
 
     Raises:
         LaunchError: the package onnx is not installed.
@@ -186,7 +189,11 @@ def _graph(checkpoint: Checkpoint) -> Any:
     network = checkpoint.network()
     nodes = [helper.make_node("Transpose", ["images"], ["x0"], perm=[0, 3, 1, 2])]
     constants: list[Any] = []
-    outputs = {IMAGES: "x0"}  # of each layer
+    if checkpoint.max_value is not None:
+        factor = np.array([WHITE[BYTES] / checkpoint.max_value], np.float32)
+        constants.append(numpy_helper.from_array(factor, "images.factor"))
+        nodes.append(helper.make_node("Mul", ["x0", "images.factor"], ["x1"]))
+    outputs = {IMAGES: f"x{len(nodes) - 1}"}  # of each layer
     for number, (name, sources) in enumerate(zip(network.names, network.sources, strict=True)):
         values = inputs = [outputs[source] for source in sources]
         for operator in _operators(checkpoint, network, number):
@@ -197,7 +204,8 @@ def _graph(checkpoint: Checkpoint) -> Any:
             nodes.append(helper.make_node(operator.kind, taken, values, **operator.attributes))
         outputs[number] = values[0]
     nodes.append(helper.make_node("Identity", [outputs[len(network.layers) - 1]], ["logits"]))
-    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", *checkpoint.image_shape])
+    told = f"(N, H, W, C), from 0 for black to {white(checkpoint):g} for white"
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", *checkpoint.image_shape], told)
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", checkpoint.classes])
     return helper.make_graph(nodes, checkpoint.config.model, [images], [logits], constants)
 

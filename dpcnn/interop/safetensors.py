@@ -63,6 +63,7 @@ def from_safetensors(path: Path, description: Description | None = None) -> Chec
         data="",
         weights_sha256=weights_sha256(params),
         fingerprint=fingerprint(),
+        max_value=description.max_value,
     )
 
 

@@ -1,12 +1,20 @@
 """The choice of a convolution's algorithm. It depends on shapes only, and so do the bits of the result."""
 
 from dpcnn.base.arrays import Shape
-from dpcnn.nn.convolution import Kernel, Winograd
+from dpcnn.nn.convolution import Kernel, output_length
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise
 from dpcnn.nn.mec import Mec
+from dpcnn.nn.strided import Strided, blocks
+from dpcnn.nn.winograd import MOST_SIDE, Winograd
 
-WINOGRAD_CHANNELS = 8
+WINOGRAD_CHANNELS = 4
 """With fewer input channels the transforms cost more than the multiplications that they save."""
+
+BLOCK_CHANNELS = 8
+"""The fewest channels of an image of blocks whose copy pays."""
+
+FEW_CHANNELS = 32
+"""With more, a kernel that spans less than two strides has too many transformed weights for the products it saves."""
 
 
 def choose_algorithm(
@@ -32,6 +40,19 @@ def choose_algorithm(
         )
     if kernel_size == (1, 1) and padding == 0:
         return Pointwise(stride)
-    if kernel_size == (3, 3) and stride == dilation == 1 and C >= WINOGRAD_CHANNELS:
-        return Winograd(shape, padding)
+    r, width = kernel_size
+    if r == width and dilation == 1:
+        if stride == 1 and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE:
+            return Winograd(shape, padding, r)
+        if stride > 1 and pays_in_blocks(r, stride, C):
+            q, output = blocks(r, stride), (output_length(H, r, stride, padding), output_length(W, r, stride, padding))
+            image = (output[0] + q - 1, output[1] + q - 1, stride**2 * C)
+            return Strided(choose_algorithm(image, filters, (q, q)), output, r, stride, padding)
     return Mec(kernel_size, stride, padding, dilation)
+
+
+def pays_in_blocks(r: int, stride: int, channels: int) -> bool:
+    """Whether a convolution of r by r with a stride is faster by :class:`dpcnn.nn.strided.Strided`."""
+    if r >= 2 * stride:
+        return stride**2 * channels >= BLOCK_CHANNELS
+    return r >= stride and channels >= WINOGRAD_CHANNELS and (r == stride or channels <= FEW_CHANNELS)

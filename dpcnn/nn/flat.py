@@ -56,6 +56,13 @@ class FlatParameters:
             if type(layer) is Linear and len(p.shape) == 2 and not layer.frozen
         }
 
+    @property
+    def counted(self) -> str:
+        """The number of learned parameters, and that of running means if there are any, as text."""
+        learned = sum(prod(parameter.shape) for parameter in self.parameters if not parameter.momentum)
+        means = f" and {self.size - learned:,} running means and variances" if learned < self.size else ""
+        return f"{learned:,} parameters{means}"
+
     def initialise(self, seed: int, init: str = "he", std: float = 0.01) -> Vector:
         """Initial values, drawn by one of :data:`INITS` for parameters with a fan-in; biases are zero."""
         params = np.empty(self.size, np.float32)

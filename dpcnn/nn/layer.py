@@ -15,6 +15,7 @@ to windows, position by position, works on long runs of N * C numbers. Vectors a
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import SampleRng
@@ -81,6 +82,11 @@ class Layer:
     """Called in ``backward`` by a layer whose gradient is a product of two factors; set by the network."""
     frozen = False
     """Whether its parameters stay as they are. It then computes as in evaluation."""
+
+    @property
+    def learned(self) -> int:
+        """The number of elements of its parameters that are learned, which is what publications count."""
+        return sum(prod(parameter.shape) for parameter in self.parameters if not parameter.momentum)
 
     def build(self, shape: Shape) -> Shape:
         """Declare ``parameters`` for an input of this shape, without N, and return the output's shape."""

@@ -14,7 +14,7 @@ from dpcnn.errors import ConfigError
 from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import output_length, pixels
 from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Parameter, at_least, at_most
-from dpcnn.nn.normalisation import channel_sums
+from dpcnn.nn.normalisation import channel_sums, repeated
 from dpcnn.nn.tuning import TUNING
 
 MOST_PADDING = 64
@@ -74,8 +74,8 @@ class Normalise(Layer):
         y = empty(x.shape, self.dtype)
         np.copyto(y, x, casting="same_kind")
         rows = y.reshape(H * W, N * C)  # long rows: NumPy is slow where the last axis is as short as C
-        rows *= np.tile(self.factor, N)
-        rows += np.tile(self.offset, N)
+        rows *= repeated(self.factor, N)
+        rows += repeated(self.offset, N)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx: Array = dy * self.factor
@@ -136,7 +136,7 @@ class Conv2d(Layer):
         saved = self.algorithm.forward(x, w, y)
         if self.bias:
             rows = pixels(y)  # (OH, OW, N F): long runs
-            rows += np.tile(params["b"], N)
+            rows += repeated(params["b"], N)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array | None:
             if self.bias and self.filters < FEW_FILTERS:

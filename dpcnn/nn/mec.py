@@ -6,11 +6,14 @@ from math import gcd
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from dpcnn.base.arrays import Array, Shape, empty
+from dpcnn.base.arrays import Array, empty
 from dpcnn.nn.convolution import extent, flat, strided
 
 SHARES = 1 << 21
 """The largest size in bytes of gradients of weights or windows that are kept before they are added up."""
+
+LONG_RUN = 8
+"""The fewest channels that are copied as they lie in memory, one pixel after the other."""
 
 
 class Mec:
@@ -18,8 +21,8 @@ class Mec:
     network" (2017).
 
     The windows of 1 x KW pixels of an image row are the columns of a matrix (KW C, OW N), which is made once. The
-    windows of an output row are KH such matrices, which lie one after the other in memory. So a pixel is copied KW
-    times, and not KH KW times as by im2col.
+    windows of an output row are KH such matrices, which are one matrix in memory. So a pixel is copied KW times, and
+    not KH KW times as by im2col.
 
     The gradient of the input is a convolution too: of ``dy``, with stride 1, for each :class:`Phase`.
 
@@ -51,37 +54,33 @@ class Mec:
             self._input_gradient(dy, w, dx)
 
     def _input_gradient(self, dy: Array, w: Array, dx: Array) -> None:
-        """Fill ``dx``: a product per row sums over the height of the kernel; then the windows are added up."""
-        (_, OW, N, _), (KH, KW, C, _), s = dy.shape, w.shape, self.stride
-        down = phases(len(dx), KH, s, self.padding, self.dilation)
-        spacing = self.dilation // gcd(s, self.dilation)
+        """Fill ``dx``: a product for some rows of each phase."""
+        s, d, p = self.stride, self.dilation, self.padding
+        (KH, KW, C, _), spacing = w.shape, d // gcd(s, d)
+        down, across = phases(dx.shape[0], KH, s, p, d), phases(dx.shape[1], KW, s, p, d)
         first = min((phase.first for phase in down if phase.taps), default=0)
         end = max((phase.end(spacing) for phase in down if phase.taps), default=0)
-        lowered = Lowered(dy, (first, 0), (end - first, OW), 1, 1, spacing)
-        at_once = max(1, SHARES // (w.itemsize * KW * C * OW * N))
-        for phase in down:
-            target = dx[phase.pixels]
-            if not phase.taps:
-                target[...] = 0
-                continue
-            # (taps, KW, C, F) -> (KW C, taps F)
-            flipped = w[phase.taps].transpose(1, 2, 0, 3).reshape(KW * C, -1)
-            for rows, windows in lowered.windows(phase.first - first, 1, phase.count, len(phase.taps)):
-                for lo in range(0, len(windows), at_once):
-                    some = windows[lo : lo + at_once]
-                    target[rows][lo : lo + at_once] = self._rows(flipped, some, (KW, C, OW, N), dx.shape[1])
+        for right in across:
+            size = end - first, right.count
+            lowered = Lowered(dy, (first, right.first), size, len(right.taps), 1, spacing) if right.taps else None
+            for phase in down:
+                target = dx[phase.pixels, right.pixels]
+                if lowered is None or not phase.taps:
+                    target[...] = 0
+                    continue
+                # (taps, taps, C, F) -> (K, C), with K = taps taps F
+                kernel = w[phase.taps][:, right.taps].swapaxes(2, 3).reshape(-1, C)
+                for rows, windows in lowered.windows(phase.first - first, 1, phase.count, len(phase.taps)):
+                    self._fill(target[rows], windows, kernel)
 
-    def _rows(self, flipped: Array, windows: Array, shape: Shape, W: int) -> Array:
-        """Some rows (n, W, N, C) of ``dx``, from windows (n, taps F, OW N) of ``dy``; ``shape``: (KW, C, OW, N)."""
-        (KW, C, OW, N), n, p, d = shape, len(windows), self.padding, self.dilation
-        shares = empty((n, *shape), windows.dtype)
-        # (KW C, taps F) x (n, taps F, OW N) -> (n, KW C, OW N)
-        np.matmul(flipped, windows, out=shares.reshape(n, KW * C, -1))
-        planes = empty((n, C, W + 2 * p, N), shares.dtype)
-        planes[...] = 0
-        for j in range(KW):
-            planes[:, :, strided(j * d, OW, self.stride)] += shares[:, j]  # (n, C, OW, N)
-        return planes[:, :, p : p + W].transpose(0, 2, 3, 1)
+    def _fill(self, target: Array, windows: Array, kernel: Array) -> None:
+        """Fill some rows of pixels (n, W, N, C) with windows (n, K, W N) times a kernel (K, C)."""
+        n, W, N, C = target.shape
+        at_once = max(1, SHARES // max(1, target.itemsize * W * N * C))
+        for lo in range(0, n, at_once):
+            some = windows[lo : lo + at_once].swapaxes(1, 2)
+            product = np.matmul(some, kernel, out=empty((len(some), W * N, C), target.dtype))
+            target[lo : lo + at_once] = product.reshape(-1, W, N, C)
 
 
 def add_products(windows: Array, dys: Array, total: Array) -> None:
@@ -93,7 +92,8 @@ def add_products(windows: Array, dys: Array, total: Array) -> None:
 class Lowered:
     """The windows of 1 x KW pixels of an image's rows.
 
-    Rows that are ``dilation`` apart lie one after the other in memory.
+    Rows that are ``dilation`` apart lie one after the other in memory: with few channels, those of a window's pixels
+    and channels, as (rows, KW, C, OW, N); with at least :data:`LONG_RUN`, the windows, as (OW, N, rows, KW, C).
     """
 
     def __init__(
@@ -108,14 +108,22 @@ class Lowered:
             stride: from a window to the next one.
         """
         (_, _, N, C), (rows, count), d = x.shape, size, dilation
-        channels = by_channels(x, origin, (rows, stride * (count - 1) + extent(width, d)))
         per_phase = -(-rows // d)
-        self.memory = empty((d, per_phase, width, C, count, N), x.dtype)
-        for phase in range(min(d, rows)):
-            own = channels[phase::d]
-            for j in range(width):
-                # (rows, C, count, N)
-                np.copyto(self.memory[phase, : len(own), j], own[:, :, strided(j * d, count, stride)])
+        if C < LONG_RUN:
+            memory = empty((d, per_phase, width, C, count, N), x.dtype)
+            channels = by_channels(x, origin, (rows, stride * (count - 1) + extent(width, d)))
+            for phase in range(min(d, rows)):
+                own = channels[phase::d]
+                for j in range(width):
+                    # (rows, C, count, N)
+                    np.copyto(memory[phase, : len(own), j], own[:, :, strided(j * d, count, stride)])
+            self.axes = memory
+        else:
+            memory = empty((d, count, N, per_phase, width, C), x.dtype)
+            for row in range(rows):
+                copy_windows(x, origin, row, memory[row % d, :, :, row // d], stride, d)
+            self.axes = memory.transpose(0, 3, 4, 5, 1, 2)
+        self.size = width * C, count * N
 
     def windows(self, first: int, stride: int, count: int, height: int) -> list[tuple[slice, Array]]:
         """For ``count`` output rows, the windows of ``height`` rows, from row ``first`` on, ``stride`` apart.
@@ -123,27 +131,31 @@ class Lowered:
         Returns:
             Pairs of some output rows, n of them, and their windows (n, height KW C, OW N), without copies.
         """
-        d, _, width, C, across, N = self.memory.shape
-        step, found = d // gcd(stride, d), []
+        d, found = len(self.axes), []
+        _, from_row, _, from_channel, _, from_image = self.axes.strides
+        step, (row_size, columns) = d // gcd(stride, d), self.size
         for start in range(min(step, count)):
             rows = slice(start, None, step)
             row, n = first + stride * start, len(range(start, count, step))
-            found.append(
-                (
-                    rows,
-                    as_strided(
-                        self.memory[row % d, row // d],
-                        (n, height * width * C, across * N),
-                        (
-                            stride * step // d * self.memory.strides[1],
-                            across * N * self.memory.itemsize,
-                            self.memory.itemsize,
-                        ),
-                        writeable=False,
-                    ),
-                )
-            )
+            shape = (n, height * row_size, columns)
+            strides = (stride * step // d * from_row, from_channel, from_image)
+            found.append((rows, as_strided(self.axes[row % d, row // d], shape, strides, writeable=False)))
         return found
+
+
+def copy_windows(x: Array, origin: tuple[int, int], row: int, out: Array, stride: int, dilation: int) -> None:
+    """Fill ``out`` (count, N, KW, C) with the windows of a row, ``stride`` apart; see :class:`Lowered`."""
+    (H, W, _, _), (top, left), (count, _, width, _) = x.shape, origin, out.shape
+    if not 0 <= top + row < H:
+        out[...] = 0
+        return
+    for j in range(width):
+        column = left + j * dilation
+        start = min(count, max(0, -(column // stride)))
+        stop = min(count, max(start, -((column - W) // stride)))
+        out[:start, :, j], out[stop:, :, j] = 0, 0
+        if stop > start:
+            out[start:stop, :, j] = x[top + row, strided(column + start * stride, stop - start, stride)]
 
 
 def by_channels(x: Array, origin: tuple[int, int], size: tuple[int, int]) -> Array:

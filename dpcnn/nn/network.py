@@ -151,8 +151,11 @@ class Network(FlatParameters):
         kernels = sum(TRANSFORMED * prod(p.shape) for layer in self.layers if layer.scratch for p in layer.parameters)
         return 4 * (images * (3 * self.activations // 2 + scratch) + kernels + 2 * self.size)
 
-    def check_memory(self, images: int, processes: int = 1) -> None:
+    def check_memory(self, images: int, processes: int = 1, advice: str = "use fewer images or processes") -> None:
         """Make sure that ``images`` images at once fit into this machine's memory, on each of ``processes`` processes.
+
+        Args:
+            advice: the end of the message, before "or more memory".
 
         Raises:
             ConfigError: they do not, by the estimate of :meth:`memory`.
@@ -162,7 +165,7 @@ class Network(FlatParameters):
         if needed > left:
             raise ConfigError(
                 f"the network needs about {needed / 1e9:.1f} GB for {images} images at once on each of {processes} "
-                f"processes, but only {left / 1e9:.1f} GB are free here; use fewer images or processes, or more memory"
+                f"processes, but only {left / 1e9:.1f} GB are free here; {advice}, or more memory"
             )
 
     def _pixels(self, images: Array, dtype: np.dtype[Any]) -> Array:

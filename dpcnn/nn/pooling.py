@@ -6,8 +6,11 @@ import numpy as np
 
 from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.base.rng import SampleRng
-from dpcnn.nn.convolution import output_length, strided
+from dpcnn.nn.convolution import bands, output_length, strided
 from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, at_least, at_most
+
+CACHED = 1 << 20
+"""The largest size in bytes of a band of output rows: the rows that its windows cover stay in the processor's cache."""
 
 
 class Pool2d(Layer):
@@ -42,10 +45,11 @@ class Pool2d(Layer):
         p = self.padding
         return image[p : len(image) - p, p : image.shape[1] - p]
 
-    def places(self, OH: int, OW: int) -> list[tuple[slice, slice]]:
-        """For each position in a window, row by row, the pixels at this position in all windows."""
+    def places(self, start: int, stop: int) -> list[tuple[slice, slice]]:
+        """For each position in a window, row by row, the pixels at this position in the windows of some output rows."""
+        s, (_, OW) = self.stride, self.output
         return [
-            (strided(i, OH, self.stride), strided(j, OW, self.stride))
+            (strided(start * s + i, stop - start, s), strided(j, OW, s))
             for i, j in np.ndindex(self.kernel_size, self.kernel_size)
         ]
 
@@ -65,33 +69,37 @@ class MaxPool2d(Pool2d):
         x = self.padded(x, -np.inf)
         H, W, N, C = x.shape
         OH, OW = self.output
-        first, *others = self.places(OH, OW)
-        y = empty((OH, OW, N, C), x.dtype)
-        larger = empty((len(others), *y.shape), np.dtype(bool))
-        largest = x[first]  # (OH, OW, N, C)
-        for position, flags in zip(others, larger, strict=True):
-            np.greater(x[position], largest, out=flags)  # than at all positions before
-            largest = np.maximum(largest, x[position], out=y)
-        if not others:
-            np.copyto(y, largest)  # a later layer may write over the output, but not over the input
+        y, windows = empty((OH, OW, N, C), x.dtype), self.kernel_size**2
+        larger = empty((OH, windows - 1, OW, N, C), np.dtype(bool))
+        sides = bands(OH, y[0].nbytes, CACHED)
+        for start, stop in sides:
+            (first, *others), rows = self.places(start, stop), y[start:stop]
+            largest = x[first]  # (rows, OW, N, C)
+            for number, position in enumerate(others):
+                np.greater(x[position], largest, out=larger[start:stop, number])  # than at all positions before
+                largest = np.maximum(largest, x[position], out=rows)
+            if not others:
+                np.copyto(rows, largest)  # a later layer may write over the output, but not over the input
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx = empty((H, W, N, C), dy.dtype)
             tiled = self.stride == self.kernel_size and (OH * self.kernel_size, OW * self.kernel_size) == (H, W)
             if not tiled:
                 dx[...] = 0
-            left, share = empty(dy.shape, dy.dtype), empty(dy.shape, dy.dtype)
-            untaken = dy
-            for position, flags in zip(reversed(others), larger[::-1], strict=True):
-                share = dx[position] if tiled else share  # (OH, OW, N, C)
-                np.multiply(untaken, flags, out=share)
-                untaken = np.subtract(untaken, share, out=left)
-                if not tiled:
-                    dx[position] += share
-            if tiled:
-                dx[first] = untaken
-            else:
-                dx[first] += untaken
+            most = empty((2, *dy[slice(*sides[0])].shape), dy.dtype)
+            for start, stop in sides:
+                (first, *others), untaken = self.places(start, stop), dy[start:stop]
+                left, share = most[:, : stop - start]
+                for number, position in reversed(list(enumerate(others))):
+                    share = dx[position] if tiled else share  # (rows, OW, N, C)
+                    np.multiply(untaken, larger[start:stop, number], out=share)
+                    untaken = np.subtract(untaken, share, out=left)
+                    if not tiled:
+                        dx[position] += share
+                if tiled:
+                    dx[first] = untaken
+                else:
+                    dx[first] += untaken
             return self.without_border(dx)
 
         return y, backward
@@ -104,7 +112,7 @@ class AvgPool2d(Pool2d):
         x = self.padded(x, 0.0)
         H, W, N, C = x.shape
         OH, OW = self.output
-        positions = self.places(OH, OW)
+        positions = self.places(0, OH)
         share = x.dtype.type(1 / self.kernel_size**2)
         y = empty((OH, OW, N, C), x.dtype)
         y[...] = x[positions[0]]  # (OH, OW, N, C)

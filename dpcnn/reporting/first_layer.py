@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dpcnn.base.arrays import Array, Vector
-from dpcnn.data.dataset import find_data, load
+from dpcnn.data.dataset import load
 from dpcnn.errors import ConfigError
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
@@ -14,18 +14,18 @@ from dpcnn.reporting.filters import draw_filters, draw_maps
 from dpcnn.runs.checkpoint import Checkpoint
 
 
-def read_test_image(data: str, number: int) -> Array:
+def read_test_image(data: Path, number: int) -> Array:
     """The image (1, H, W, C), uint8, of a test sample.
 
     Args:
-        data: the name or folder of the data set.
+        data: the folder of the data set.
         number: the sample's number, from 0.
 
     Raises:
         ConfigError: there is no sample of this number.
         DataError: the data set can't be read.
     """
-    samples = load(find_data(data), "test", SerialComm())
+    samples = load(data, "test", SerialComm())
     if not 0 <= number < len(samples):
         raise ConfigError(f"--sample: must be below {len(samples)}, not {number}")
     image, _ = samples.take(np.array([number]))

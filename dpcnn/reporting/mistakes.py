@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dpcnn.base.arrays import Array
+from dpcnn.data.file_names import names_of
 from dpcnn.nn.metrics import Answers
 from dpcnn.reporting.figures import MISSING, new_figure, save, shades_of, short, show
 from dpcnn.training.examination import Examination
@@ -15,6 +16,22 @@ def worst_mistakes(answers: Answers, most: int) -> Array:
     wrong = np.flatnonzero(answers.predicted != answers.labels)
     worst: Array = wrong[np.argsort(-answers.losses[wrong], kind="stable")][:most]
     return worst
+
+
+def mistake_rows(examination: Examination, most: int) -> list[list[str]]:
+    """The file, the class and the predicted class of the :func:`worst_mistakes`; empty if the data set has no names.
+
+    Raises:
+        DataError: the names of the files can't be read.
+    """
+    answers, names, manifest = examination.answers, examination.class_names, examination.samples.manifest
+    worst = worst_mistakes(answers, most)
+    split = "test" if examination.results["split"] == "test" else "train"
+    files = names_of(examination.folder, manifest, split, examination.indices[worst]) if len(worst) else []
+    return [
+        [file, names[answers.labels[number]], names[answers.predicted[number]]]
+        for file, number in zip(files, worst, strict=False)
+    ]
 
 
 def draw_mistakes(examination: Examination, most: int, stem: Path, columns: int = 8) -> str:

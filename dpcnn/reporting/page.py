@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from html import escape
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,16 +13,15 @@ from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.base.files import MOST_JSON, read_bytes
 from dpcnn.base.timing import PHASES
 from dpcnn.errors import CheckpointError, LaunchError, printable
-from dpcnn.nn.metrics import METRICS
 from dpcnn.reporting.activation_maps import draw_activation_maps
 from dpcnn.reporting.confusion import PAIR_HEADER, confused_pairs, draw_confusion
 from dpcnn.reporting.curves import draw_curves
 from dpcnn.reporting.figures import new_figure
 from dpcnn.reporting.first_layer import draw_first_layer
 from dpcnn.reporting.html import Section, document, facts, note, picture, table
-from dpcnn.reporting.mistakes import draw_mistakes
+from dpcnn.reporting.mistakes import draw_mistakes, mistake_rows
 from dpcnn.reporting.scatter import draw_scatter
-from dpcnn.reporting.tables import CLASS_HEADER, class_rows
+from dpcnn.reporting.tables import CLASS_HEADER, class_rows, telling
 from dpcnn.reporting.timelines import draw_timelines
 from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.runs.events import Event, epoch_rows, read_events
@@ -84,7 +82,7 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path, moni
     """The sections on the results; ``drawn`` is the folder of the pictures."""
     of_test = examination.results
     classes = table(CLASS_HEADER, class_rows(of_test), names=1) if "classes" in of_test else ""
-    metrics = {name: f"{of_test[name]:.6f}" for name in METRICS if name in of_test}
+    metrics = {name: f"{of_test[name]:.6f}" for name in telling(of_test)}
     epochs = [event for event in events if event["event"] == "epoch"]
     confused = [] if examination.confusion is None else confused_pairs(examination.confusion, examination.class_names)
     pictures = (
@@ -101,10 +99,18 @@ def results(events: Sequence[Event], examination: Examination, drawn: Path, moni
         Section("Classes, on the test samples", classes),
         Section("Confusion matrix", picture(drawn, "confusion", "counts of true class by predicted class")),
         Section("The most confused classes", table(PAIR_HEADER, confused, names=2) if confused else ""),
-        Section("The worst mistakes", picture(drawn, "mistakes", "true class as predicted class")),
+        Section("The worst mistakes", mistakes(examination, drawn)),
         Section("Where the network finds the predicted class", activation_maps(drawn)),
         *(Section(title, picture(drawn, name, text)) for title, name, text in pictures),
     ]
+
+
+def mistakes(examination: Examination, drawn: Path) -> str:
+    """The picture of the worst mistakes, and the files of its images if the data set has their names."""
+    rows = [] if examination.confusion is None else mistake_rows(examination, MISTAKES)
+    header = ["file, in the order of the images", "class", "predicted class"]
+    images = picture(drawn, "mistakes", "true class as predicted class")
+    return images + (table(header, rows, names=2) if rows else "")
 
 
 def memory_curve(drawn: Path) -> str:
@@ -140,7 +146,7 @@ def summary(path: Path, checkpoint: Checkpoint, examination: Examination, events
     """The facts at the top of the page."""
     progress, results = checkpoint.progress, examination.results
     return {
-        "network": f"{checkpoint.config.model}, {checkpoint.network().size:,} parameters",
+        "network": f"{checkpoint.config.model}, {checkpoint.network().counted}",
         "checkpoint": f"{path.name}: after {progress.step:,} steps, {progress.epochs} epochs; all figures, pictures "
         "and tables of classes on this page belong to it",
         **of_test(results),
@@ -213,10 +219,10 @@ def times_of(rank: Table) -> list[str]:
 
 
 def layers_table(checkpoint: Checkpoint) -> str:
-    """A table of the network's layers, their output shapes and their numbers of parameters."""
+    """A table of the network's layers, their output shapes and their numbers of learned parameters."""
     network = checkpoint.network()
     rows = [
-        [name, " x ".join(map(str, shape)), f"{sum(prod(p.shape) for p in layer.parameters):,}"]
+        [name, " x ".join(map(str, shape)), f"{layer.learned:,}"]
         for name, layer, shape in zip(network.names, network.layers, network.shapes, strict=True)
     ]
     return table(["layer", "output", "parameters"], rows, names=1)

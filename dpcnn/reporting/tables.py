@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpcnn.base.text import text
-from dpcnn.nn.metrics import METRICS
+from dpcnn.nn.metrics import METRICS, TOP
 
 CLASS_HEADER = ("class", "samples", "precision", "recall")
 
@@ -37,5 +37,11 @@ def sentence(results: Mapping[str, Any]) -> str:
     accuracy = "accuracy {accuracy:.4f} ({correct} of {samples})" if "accuracy" in results else "{samples} samples"
     where = "{checkpoint} (step {step}) on the {split} samples of {data}: "
     line = f"{where}{accuracy}, loss {{loss:.4f}}, {{seconds:.1f}} s"
-    others = [f"{name} {results[name]:.4f}" for name in METRICS if name in results and name not in ("accuracy", "loss")]
+    others = [f"{name} {results[name]:.4f}" for name in telling(results) if name not in ("accuracy", "loss")]
     return f"{line.format(**results)}\n{', '.join(others)}"
+
+
+def telling(results: Mapping[str, Any]) -> list[str]:
+    """The metrics that results have, for people: without the top-5 accuracy of at most five classes, which is 1."""
+    few = len(results.get("classes", ())) <= TOP
+    return [name for name in METRICS if name in results and not (few and name == "top5")]

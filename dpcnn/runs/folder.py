@@ -31,7 +31,7 @@ from dpcnn.base.files import MOST_RECIPE, Folder, Lock, read_bytes
 from dpcnn.config import Config, from_dict
 from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.runs.checkpoint import Checkpoint, read, store
-from dpcnn.runs.events import Event
+from dpcnn.runs.events import Event, read_events
 from dpcnn.runs.progress import Progress
 from dpcnn.runs.step_files import BEST, LAST, STEP, prune, step_name, steps
 
@@ -174,6 +174,14 @@ class RunFolder:
             folder.write(self.config.name, tomli_w.dumps(config.as_dict()).encode())
             folder.write(self.metrics.name, b"".join(_line(event) for event in progress.events))
             _point_best(checkpoints, progress.best(config.monitored))
+
+    def ended(self) -> bool:
+        """Whether the last line of metrics.jsonl is that of the run's end."""
+        try:
+            events = read_events(self.metrics)
+        except CheckpointError:
+            return False
+        return bool(events) and events[-1]["event"] == "end"
 
     def read_config(self) -> dict[str, Any]:
         """The options of the run in this folder.

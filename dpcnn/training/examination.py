@@ -13,7 +13,7 @@ from dpcnn.base.arrays import Array
 from dpcnn.base.numerics import check
 from dpcnn.config import Config, from_dict
 from dpcnn.data.classes import Names, numbered
-from dpcnn.data.dataset import Samples, find_data, load
+from dpcnn.data.dataset import Samples, find_data, find_data_of, load
 from dpcnn.data.holdout import hold_out
 from dpcnn.data.shards import Manifest
 from dpcnn.errors import CheckpointError, ConfigError
@@ -34,6 +34,7 @@ class Examination:
     """The answers of a checkpoint's network for the samples of a split.
 
     Attributes:
+        folder: the data set's folder.
         samples: the samples of the split's files.
         indices: (n,) the indices of the samples that the network answered.
         answers: the answers, in the order of ``indices``.
@@ -44,6 +45,7 @@ class Examination:
         results: the figures, ready for JSON; only rank 0 has the checkpoint's path and step in them.
     """
 
+    folder: Path
     samples: Samples
     indices: Array
     answers: Answers
@@ -89,7 +91,9 @@ def examine(
     """
     state = comm.broadcast_obj(checkpoint and [checkpoint.config.as_dict(), checkpoint.class_names, checkpoint.resize])
     config, class_names, resize = from_dict(state[0]), tuple(state[1]), state[2]
-    samples = _load(comm, data or config.data, split, verify)
+    with comm.fail_together():
+        folder = find_data(data) if data else find_data_of(path, config.data)
+    samples = _load(comm, folder, split, verify)
     indices = _indices(samples, config, split)
     with comm.fail_together():
         check(config.numerics)
@@ -112,7 +116,7 @@ def examine(
     source |= {"data": samples.manifest.name, "split": split}
     seconds = round(time.perf_counter() - started, 3)
     figures = {**source, **_figures(answers, loss, confusion, class_names), "seconds": seconds}
-    return Examination(samples, indices, answers, confusion, class_names, resize, figures)
+    return Examination(folder, samples, indices, answers, confusion, class_names, resize, figures)
 
 
 def check_classes(path: Path, names: Names, data: Manifest) -> None:
@@ -129,10 +133,8 @@ def check_classes(path: Path, names: Names, data: Manifest) -> None:
         )
 
 
-def _load(comm: SerialComm, data: str, split: str, verify: bool) -> Samples:
+def _load(comm: SerialComm, folder: Path, split: str, verify: bool) -> Samples:
     """The samples of the files that contain a split; rank 0 prints a warning if the ranks can't share memory."""
-    with comm.fail_together():
-        folder = find_data(data)
     warning = share_or_part(comm)
     if warning and comm.rank == 0:
         print(warning, file=sys.stderr)

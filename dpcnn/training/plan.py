@@ -57,6 +57,17 @@ class Plan:
         factor *= elementary.whole_power(config.gamma, plateaus(progress, config))
         return config.lr * factor * min(1.0, (step + 1) / (config.warmup + 1))
 
+    @property
+    def warmup_remark(self) -> str:
+        """A line for people if the warm-up takes more than half of the steps of all epochs; otherwise empty."""
+        warmup, steps = self.config.warmup, self.config.epochs * self.steps_per_epoch
+        if 2 * warmup <= steps:
+            return ""
+        return (
+            f"warning: the learning rate rises during the first {warmup:,} steps (--warmup), but the run has {steps:,} "
+            f"steps; give --epochs {math.ceil(2 * warmup / self.steps_per_epoch)} or more, or --warmup {steps // 5}"
+        )
+
     def images(self, step: int) -> int:
         """The number of images in the first ``step`` steps of the run."""
         epochs, steps = divmod(step, self.steps_per_epoch)

@@ -20,15 +20,27 @@ from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
 
 Say = Callable[[str], None]
+Refuse = Callable[[DataError], None]
+Prediction = dict[str, Any]
 
 
-def predictions(checkpoint: Path, paths: Sequence[Path], say: Say) -> Iterator[dict[str, Any]]:
+def fail(error: DataError) -> None:
+    """Raise an error."""
+    raise error
+
+
+def predictions(checkpoint: Path, paths: Sequence[Path], say: Say, refuse: Refuse = fail) -> Iterator[Prediction]:
+    """The predictions of a checkpoint, or of a run's folder, for the images of files: see :func:`predict_files`."""
+    yield from predict_files(read(find_checkpoint(checkpoint)), paths, say, refuse)
+
+
+def predict_files(known: Checkpoint, paths: Sequence[Path], say: Say, refuse: Refuse = fail) -> Iterator[Prediction]:
     """Predict the images of files, one file after the other.
 
     Args:
-        checkpoint: a checkpoint, or a run's folder.
         paths: files; or folders, whose files that can't be read are skipped.
-        say: is called with a line for each file that is skipped.
+        say: is called with a line for each file of a folder that is skipped.
+        refuse: is called with the error of each file of ``paths`` that can't be read, and if folders have no such file.
 
     Yields:
         For each image its "file", its number in the file as "image", and the loss's answer with names: the "class" and
@@ -37,20 +49,33 @@ def predictions(checkpoint: Path, paths: Sequence[Path], say: Say) -> Iterator[d
     Raises:
         CheckpointError, DataError, ConfigError: the checkpoint or a file can't be used.
     """
-    known = read(find_checkpoint(checkpoint))
+    loss = known.config.make_loss()
+    for path, number, row in file_outputs(known, paths, say, refuse):
+        yield {"file": str(path), "image": number, **_named(loss.answer(row), known.class_names)}
+
+
+def file_outputs(
+    known: Checkpoint, paths: Sequence[Path], say: Say, refuse: Refuse = fail
+) -> Iterator[tuple[Path, int, Array]]:
+    """For each image of :func:`predict_files` its file, its number in it, and its probabilities or values (K,)."""
     check(known.config.numerics)
     network = known.network()
     params, loss = network.flat(known.parameters), known.config.make_loss()
+    found = not all(path.is_dir() for path in paths)
     for path, within_folder in files_of(paths):
         try:
             images = _images(path, known)
         except DataError as error:
-            if not within_folder:
-                raise
-            say(f"skipped {printable(str(error))}")
+            if within_folder:
+                say(f"skipped {printable(str(error))}")
+            else:
+                refuse(error)
             continue
         for number, row in enumerate(_rows(path, network, params, loss, images)):
-            yield {"file": str(path), "image": number, **_named(loss.answer(row), known.class_names)}
+            found = True
+            yield path, number, row
+    if not found:
+        refuse(DataError(f"{paths[0]}: no file in this folder can be read; give pictures, or another folder"))
 
 
 def files_of(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from dpcnn.base.options import flag_of, options_of
@@ -16,6 +17,7 @@ from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import RUNS, RunFolder, dated, numerics_of
 from dpcnn.runs.step_files import step_name
+from dpcnn.training.warm_start import source_recipe
 
 RECIPE = "simple-cnn"
 BINDING = {"epochs": OVER_ALL_EPOCHS, "monitor": {PLATEAU}}
@@ -30,6 +32,8 @@ class Start:
         folder: of the run.
         path, checkpoint: the checkpoint to continue from, if any; only rank 0 has read it.
         config: of the run that is resumed, as a dict, if any.
+        recipe: of a new run, the options that its flags change, as a dict.
+        source: the checkpoint of ``--init-from`` that the recipe comes from, if any.
         newest: the newest checkpoint in the folder, if any.
         fingerprint: the checkpoint's fingerprint of numerics, if any.
     """
@@ -38,6 +42,8 @@ class Start:
     path: Path | None = None
     checkpoint: Checkpoint | None = None
     config: dict[str, Any] | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
     newest: Path | None = None
     fingerprint: dict[str, Any] | None = None
 
@@ -45,12 +51,16 @@ class Start:
         """Rank 0's start on every rank of ``comm``, without the checkpoint itself."""
         paths = [path and str(path) for path in (self.folder.path, self.path, self.newest)]
         made_with = self.checkpoint and self.checkpoint.fingerprint
-        (folder, path, newest), config, made_with = comm.broadcast_obj([paths, self.config, made_with])
+        (folder, path, newest), config, recipe, source, made_with = comm.broadcast_obj(
+            [paths, self.config, self.recipe, self.source, made_with]
+        )
         return Start(
             self.folder if comm.rank == 0 else RunFolder(Path(folder)),
             path and Path(path),
             self.checkpoint,
             config,
+            recipe,
+            source,
             newest and Path(newest),
             made_with,
         )
@@ -67,7 +77,7 @@ def find_start(options: Namespace) -> Start:
         raise ConfigError("--resume auto: give the run's folder: --out")
     begun = options.resume != "auto" or RunFolder(Path(options.out)).config.exists()
     if options.resume is None or not begun:
-        return Start(RunFolder(Path(options.out or dated(Path(options.recipe or RECIPE).stem))))
+        return _new_run(options)
     if options.resume and options.resume != "auto":
         return _from_checkpoint(Path(options.resume), Path(options.out) if options.out else None)
     folder = RunFolder(Path(options.out)) if options.out else newest_run()
@@ -82,7 +92,13 @@ def find_start(options: Namespace) -> Start:
         raise CheckpointError(
             f"{path}: holds step {checkpoint.progress.step}, so its name is wrong; rename or delete it"
         )
-    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), path)
+    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), newest=path)
+
+
+def _new_run(options: Namespace) -> Start:
+    recipe, source = recipe_of(options), source_of(options)
+    name = recipe.model if source else Path(options.recipe or RECIPE).stem
+    return Start(RunFolder(Path(options.out or dated(name))), recipe=recipe.as_dict(), source=source)
 
 
 def _from_checkpoint(path: Path, out: Path | None) -> Start:
@@ -101,7 +117,7 @@ def _from_checkpoint(path: Path, out: Path | None) -> Start:
             raise CheckpointError(
                 f"{path}: the run has continued to {latest.name}; to start again from here, give a new --out"
             )
-    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), folder.newest())
+    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), newest=folder.newest())
 
 
 def newest_run() -> RunFolder:
@@ -117,7 +133,7 @@ def newest_run() -> RunFolder:
 
 
 def wanted_numerics(options: Namespace) -> str:
-    """The numerics that a training's options ask for: typed, or of the run that is resumed, or of the recipe.
+    """The numerics that a training's options ask for: typed, or of the run that is resumed, or of the new run's recipe.
 
     Raises:
         CheckpointError, ConfigError: there is no such run or recipe.
@@ -130,20 +146,37 @@ def wanted_numerics(options: Namespace) -> str:
         folder = RunFolder(Path(options.out)) if options.out else newest_run()
         if options.resume != "auto" or folder.config.exists():
             return numerics_of(folder.path)
-    return read_recipe(options.recipe or RECIPE).numerics
+    source = source_of(options)
+    return numerics_of(Path(source)) if source else read_recipe(options.recipe or RECIPE).numerics
 
 
-def choose_config(options: Namespace, stored: dict[str, Any] | None, folder: str) -> Config:
+def recipe_of(options: Namespace) -> Config:
+    """The recipe of a new run: the one that is typed, or that of the checkpoint of ``--init-from``, or :data:`RECIPE`.
+
+    Raises:
+        CheckpointError, ConfigError: there is no such checkpoint or recipe.
+    """
+    source = source_of(options)
+    return source_recipe(source) if source else read_recipe(options.recipe or RECIPE)
+
+
+def source_of(options: Namespace) -> str:
+    """The checkpoint of ``--init-from`` that gives the recipe, as no other one is typed; otherwise an empty string."""
+    return "" if options.recipe else str(given(options).get("init_from", ""))
+
+
+def choose_config(options: Namespace, start: Start) -> Config:
     """The recipe's options, or those of the run that is resumed, with the flags that were typed.
 
     Raises:
         ConfigError: a flag would change the result of a run that is resumed.
         DataError: there is no such data set.
     """
-    if stored is None:
-        recipe = read_recipe(options.recipe or RECIPE)
+    if start.config is None:
+        recipe = from_dict(start.recipe)
         return with_cut(override(recipe, options), recipe, given(options))
-    of_run = from_dict(stored, f"{folder}: ")
+    folder = str(start.folder.path)
+    of_run = from_dict(start.config, f"{folder}: ")
     asked = with_source(override(read_recipe(options.recipe) if options.recipe else of_run, options), of_run)
     check_resumable(of_run, asked, folder)
     return asked
@@ -169,9 +202,10 @@ def check_resumable(of_run: Config, asked: Config, folder: str) -> None:
         bound = of_run.schedule in BINDING.get(name, ())
         if was != now and (bound or name not in free):
             why = f", as the schedule {of_run.schedule} depends on it" if bound else ""
+            advice = f"to train on from its weights, start a new run: --init-from {quote(folder)}"
             raise ConfigError(
                 f"{flag_of(name)}: {folder} was started with {was}, and can't be resumed with {now}{why}; "
-                "drop the flag or start a new run"
+                f"{advice if bound else 'drop the flag or start a new run'}"
             )
 
 

@@ -14,7 +14,7 @@ from dpcnn.runs.console import Console
 from dpcnn.runs.folder import TENSORBOARD
 from dpcnn.runs.trace import clock_offset
 from dpcnn.training.setup import open_run, set_up
-from dpcnn.training.summary import Draw, finish, say_stopped
+from dpcnn.training.summary import Draw, already_complete, finish, say_stopped
 from dpcnn.training.times import write_times, write_trace
 
 TRACED = 100_000  # intervals of time per rank in a trace
@@ -39,6 +39,8 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
     comm.on_death(watch.renew)
     trainer, start = comm.transact(lambda: set_up(comm, options, reporter, stop))
     comm.on_death(trainer.assemble)
+    if not options.tensorboard and comm.transact(lambda: already_complete(trainer, start, reporter)):
+        return _leave(comm, watch, DONE)
     reporter.commit(comm.transact(lambda: open_run(trainer, start, reporter)))
     if watch.warning:
         reporter.say(watch.warning)
@@ -53,9 +55,13 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
         trainer.transact(lambda: finish(trainer, reporter, peak, None if options.no_curves else draw))
     else:
         trainer.transact(lambda: say_stopped(trainer, reporter))
+    return _leave(comm, watch, DONE if finished else RESUMABLE)
+
+
+def _leave(comm: SerialComm, watch: Watch, status: int) -> int:
     ignore()  # everything is saved: a signal must not change the exit status now
     watch.close(comm.finalize)
-    return DONE if finished else RESUMABLE
+    return status
 
 
 def _stop(comm: SerialComm, options: Namespace, started: float) -> Stop:
@@ -65,8 +71,10 @@ def _stop(comm: SerialComm, options: Namespace, started: float) -> Stop:
 
 def training_parser() -> Parser:
     """The flags of a training."""
-    parser = Parser(prog="dpcnn.train", description="Train a network, or resume a run: mpirun -n 4 dpcnn train")
-    parser.add_argument("--recipe", metavar="NAME|FILE", help="options to start from (default simple-cnn)")
+    parser = Parser(prog="dpcnn train", description="Train a network, or resume a run: mpirun -n 4 dpcnn train")
+    parser.add_argument(
+        "--recipe", metavar="NAME|FILE", help="options to start from (default simple-cnn, or those of --init-from)"
+    )
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default runs/RECIPE-DATE-TIME)")
     parser.add_argument(
         "--resume",

@@ -9,7 +9,8 @@ from dpcnn import __version__
 from dpcnn.base.numerics import check, deviations, differences, fingerprint
 from dpcnn.cluster.stopping import Stop
 from dpcnn.config import Config
-from dpcnn.data.dataset import Samples, find_data, load
+from dpcnn.data.augment import augmentations
+from dpcnn.data.dataset import Samples, find_data, find_data_of, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
 from dpcnn.nn.losses import CLASSES
@@ -29,9 +30,10 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
     """
     start = share_start(comm, options, reporter)
     with comm.fail_together():
-        config = choose_config(options, start.config, str(start.folder.path))
+        config = choose_config(options, start)
         check(config.numerics)
-        data = find_data(config.data)
+        run = start.source or (str(start.folder.path) if start.config is not None else "")
+        data = find_data_of(run, config.data) if run and "data" not in options else find_data(config.data)
     if options.stage:
         data = stage(data, options.stage, comm)
     samples = load(data, "train", comm, options.verify)
@@ -78,7 +80,8 @@ def make_trainer(
         config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         config = config.measured(samples.manifest.mean, samples.manifest.deviation)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
-        network.check_memory(min(config.microbatch, config.batch), comm.node().size)
+        advice = "give a smaller --microbatch, which affects the bits, or start fewer ranks"
+        network.check_memory(min(config.microbatch, config.batch), comm.node().size, advice)
     warm = None
     if config.init_from and not start.path:
         warm = warm_start(comm, config, network)
@@ -120,13 +123,17 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     config, comm, progress, data = trainer.config, trainer.comm, trainer.progress, trainer.samples.manifest
     held, how = len(trainer.plan.holdout.validation), {"stratified": ", drawn from each class by seed", "last": ""}
     how |= {} if data.targets == CLASSES else {"stratified": ", drawn by seed"}
+    cut = trainer.plan.last_step < config.epochs * trainer.plan.steps_per_epoch
+    limit = f", but {config.max_steps:,} in all (--max-steps)" if cut else ""
     lines = [
-        f"dpcnn {__version__}: {config.model}, {trainer.network.size:,} parameters, on {data.name}: "
+        f"dpcnn {__version__}: {config.model}, {trainer.network.counted}, on {data.name}: "
         f"{trainer.plan.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
         f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}"
         f"{', portable numerics' * (config.numerics == 'portable')}",
-        f"{config.epochs} epochs of {trainer.plan.steps_per_epoch} steps; batch {config.batch} in microbatches of "
-        f"{config.microbatch}; {config.optimizer}, rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
+        f"{config.epochs} epochs of {trainer.plan.steps_per_epoch} steps{limit}; "
+        f"batch {config.batch} in microbatches of {config.microbatch}; {config.optimizer}, "
+        f"rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
+        *([f"augmentation: {augmentations(config)}"] if config.augments else []),
         *([survival(comm)] if comm.size > 1 else []),
         *([f"run folder: {start.folder.path}"] if start.folder.kept else []),
     ]
@@ -136,8 +143,11 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
         lines.append(f"resuming from {start.path.name}: {state}")
         if start.fingerprint != numerics:
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
-    elif start.config is not None:
-        lines.append("no checkpoint yet: starting from step 0")
+    else:
+        lines += ["no checkpoint yet: starting from step 0"] * (start.config is not None)
+        lines += [trainer.plan.warmup_remark]
+    if start.source:
+        lines.append(f"no --recipe: the network and all options that are not given are those of {start.source}")
     if trainer.warm:
         lines.append(trainer.warm.remark)
     lines += trainer.plan.holdout.remarks

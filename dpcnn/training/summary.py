@@ -2,10 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from dpcnn.base.text import text
+from dpcnn.parallel.launch import usual_launcher
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.events import Event, epoch_rows, evaluated, headline
+from dpcnn.runs.progress import Progress
+from dpcnn.training.early_stopping import out_of_patience
+from dpcnn.training.resume import Start
 from dpcnn.training.trainer import Trainer
 
 Draw = Callable[[Sequence[Path], Path], str]
@@ -15,8 +20,7 @@ Draw = Callable[[Sequence[Path], Path], str]
 def finish(trainer: Trainer, reporter: Reporter, peak: float, draw: Draw | None) -> None:
     """Draw the curves unless ``draw`` is None, and print the table of epochs and the last line."""
     progress, folder = trainer.progress, trainer.run.path
-    monitor = trainer.config.monitored
-    best, last, sha256 = progress.best(monitor), progress.epoch_events[-1], trainer.weights_sha256
+    monitor, sha256 = trainer.config.monitored, trainer.weights_sha256
     with trainer.writing("report"):
         if trainer.comm.rank == 0:
             reporter.say(text(*epoch_rows(progress.epoch_events, monitor)))
@@ -24,16 +28,22 @@ def finish(trainer: Trainer, reporter: Reporter, peak: float, draw: Draw | None)
                 reporter.say(draw([folder], folder / "curves"))
             seconds = sum(event["seconds"] for event in progress.epoch_events)
             speed = trainer.plan.images(progress.step) / max(seconds, 1e-3)  # the seconds are rounded to milliseconds
-            results = [headline(last, kind) for kind in evaluated(last) or ["train"]]
-            if best and f"validation_{monitor}" in best:
-                results[0] += f" (best {shown_best(best, monitor)})"
             if deaths := [event for event in progress.events if event["event"] == "death"]:
                 lost = sum(len(event["lost"]) for event in deaths)
                 reporter.say(f"{lost} rank{'s' * (lost > 1)} died during the run; {deaths[-1]['ranks']} finished it")
             reporter.say(
-                f"{', '.join(results)}, {progress.seconds:.1f} s, {speed:,.0f} images/s, "
+                f"{outcome(progress, monitor)}, {progress.seconds:.1f} s, {speed:,.0f} images/s, "
                 f"peak memory {peak:.0f} MB per rank, {folder}, weights {sha256}"
             )
+
+
+def outcome(progress: Progress, monitor: str) -> str:
+    """The results of the last epoch, and of the best one if there are validation samples."""
+    best, last = progress.best(monitor), progress.epoch_events[-1]
+    results = [headline(last, kind) for kind in evaluated(last) or ["train"]]
+    if best and f"validation_{monitor}" in best:
+        results[0] += f" (best {shown_best(best, monitor)})"
+    return ", ".join(results)
 
 
 def shown_best(best: Event, monitor: str) -> str:
@@ -44,11 +54,33 @@ def shown_best(best: Event, monitor: str) -> str:
 
 
 def say_stopped(trainer: Trainer, reporter: Reporter) -> None:
-    """Print the step at which a run was stopped, and the reason."""
+    """Print the best results so far, the step at which the run was stopped, the reason, and how to continue."""
     reasons = trainer.comm.allgather_obj(trainer.stop.reason)
     rank, why = next(((rank, why) for rank, why in enumerate(reasons) if why), (0, "by a rank that has died"))
+    ranks = f"{usual_launcher()} -n {trainer.comm.size} " if trainer.comm.size > 1 else ""
+    best = trainer.progress.best(trainer.config.monitored)
     with trainer.writing("report"):
+        if best and evaluated(best):
+            reporter.say(f"best so far: {headline(best, evaluated(best)[0])}, epoch {best['epoch']}")
         reporter.say(
             f"stopped at step {trainer.progress.step}: {why} (rank {rank}); "
-            f"continue with --resume --out {trainer.run.path}"
+            f"continue with: {ranks}dpcnn train --resume --out {quote(str(trainer.run.path))}"
         )
+
+
+def already_complete(trainer: Trainer, start: Start, reporter: Reporter) -> bool:
+    """Whether a run that is resumed has ended with these options; if so, print a line.
+
+    A run that was killed between its last checkpoint and its last lines has not ended.
+    """
+    comm, progress, config, folder = trainer.comm, trainer.progress, trainer.config, str(trainer.run.path)
+    epochs = f"{progress.epochs} epoch{'s' * (progress.epochs > 1)}"
+    over = progress.epochs >= trainer.plan.last_epoch or out_of_patience(progress, config)
+    complete: bool = comm.broadcast_obj(bool(start.path and over) and trainer.run.ended())
+    with comm.fail_together():
+        if complete:
+            reporter.say(
+                f"{folder}: already complete, {epochs}, {outcome(progress, config.monitored)}; "
+                f"to train on from its weights, start a new run: --init-from {quote(folder)}"
+            )
+    return complete

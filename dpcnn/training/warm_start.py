@@ -1,7 +1,7 @@
 """A warm start: a new run whose parameters begin with those of another run's checkpoint (``--init-from``)."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +48,26 @@ def warm_start(comm: SerialComm, config: Config, network: Network) -> WarmStart:
     return WarmStart(params, sha256, remark)
 
 
-def _read(config: Config) -> Checkpoint:
+def source_recipe(path: str) -> Config:
+    """The options of the run of a checkpoint, as a recipe for a run that starts from its parameters.
+
+    They are without the limit of the steps, which belongs to that run, and without its own source.
+
+    Raises:
+        CheckpointError: the checkpoint can't be read.
+    """
+    return replace(_read_source(path).config, max_steps=0, init_from="", init_from_sha256="")
+
+
+def _read_source(path: str) -> Checkpoint:
     try:
-        source = read(find_checkpoint(Path(config.init_from)))
+        return read(find_checkpoint(Path(path)))
     except CheckpointError as error:
         raise CheckpointError(f"--init-from {error}") from None
+
+
+def _read(config: Config) -> Checkpoint:
+    source = _read_source(config.init_from)
     if config.init_from_sha256 not in ("", source.weights_sha256):
         raise CheckpointError(
             f"--init-from {config.init_from}: has the weights {source.weights_sha256}, expected "

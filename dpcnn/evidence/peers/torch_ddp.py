@@ -67,10 +67,11 @@ def command(comm: SerialComm, options: Namespace) -> NoReturn:
     for number, batch in enumerate(batches, WARM_UP):
         training.step(number, batch)
     dist.barrier()
-    speed = config.batch * options.steps / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    images = sum(len(training.plan.batch(0, number)) for number in range(WARM_UP, WARM_UP + options.steps))
     dist.all_reduce(mean := torch.stack(losses) / ranks)
     if dist.get_rank() == 0:
-        print(json.dumps({"images_per_second": speed, "losses": mean.tolist()}), flush=True)
+        print(json.dumps({"images_per_second": images / seconds, "losses": mean.tolist()}), flush=True)
     dist.barrier()
     os._exit(DONE)  # an orderly end of gloo's threads sometimes aborts the process
 

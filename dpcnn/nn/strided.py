@@ -1,0 +1,90 @@
+"""Convolutions with a stride, as convolutions with stride 1 of an image with more channels. Shapes: see layer.py."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from dpcnn.base.arrays import Array, Shape, empty
+from dpcnn.nn.convolution import Kernel
+
+SHORT_RUN = 8
+"""With fewer channels, NumPy copies a phase of an image faster channel by channel."""
+
+
+class Strided:
+    """A convolution with stride s: the same products as those of a convolution with stride 1 by another kernel.
+
+    The padded image is divided into blocks of s by s pixels. A block becomes a pixel with s^2 C channels ("space to
+    depth"), and the kernel of r by r becomes one of q by q blocks, q = ceil(r / s), with zeros at its end.
+
+    In the comments, the image has h by v blocks; channels are ordered by the pixel of their block, then as before.
+    """
+
+    def __init__(self, plain: Kernel, output: tuple[int, int], kernel_size: int, stride: int, padding: int) -> None:
+        """``plain``: the kernel for images (h, v, s s C), q by q, with stride 1; ``output``: (OH, OW)."""
+        self.plain, self.r, self.stride, self.padding = plain, kernel_size, stride, padding
+        self.q = blocks(kernel_size, stride)
+        self.size = output[0] + self.q - 1, output[1] + self.q - 1  # h, v
+
+    def forward(self, x: Array, w: Array, y: Array) -> tuple[Any, Shape]:
+        (_, _, N, C), s = x.shape, self.stride
+        image = empty((*self.size, N, s * s * C), x.dtype)
+        self._clear_border(image, x.shape)
+        for in_blocks, in_pixels in self._phases(x.shape):
+            image[in_blocks] = x[in_pixels]
+        return self.plain.forward(image, self._in_blocks(w), y), x.shape
+
+    def backward(self, saved: tuple[Any, Shape], dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
+        (of_plain, shape), (r, _, C, F), s, q = saved, w.shape, self.stride, self.q
+        dkernel = empty((q, q, s * s * C, F), w.dtype)
+        dimage = None if dx is None else empty((*self.size, shape[2], s * s * C), dy.dtype)
+        self.plain.backward(of_plain, dy, self._in_blocks(w), dkernel, dimage)
+        # (q, q, s, s, C, F) -> (q s, q s, C, F)
+        dw[...] = dkernel.reshape(q, q, s, s, C, F).swapaxes(1, 2).reshape(q * s, q * s, C, F)[:r, :r]
+        if dx is not None and dimage is not None:
+            if any(s * side < length + self.padding for side, length in zip(self.size, shape[:2], strict=True)):
+                dx[...] = 0  # no window reaches its last pixels
+            for in_blocks, in_pixels in self._phases(shape):
+                dx[in_pixels] = dimage[in_blocks]
+
+    def _in_blocks(self, w: Array) -> Array:
+        """A kernel (r, r, C, F) as (q, q, s s C, F)."""
+        (r, _, C, F), s, q = w.shape, self.stride, self.q
+        whole = np.zeros((q * s, q * s, C, F), w.dtype)
+        whole[:r, :r] = w
+        return whole.reshape(q, s, q, s, C, F).swapaxes(1, 2).reshape(q, q, s * s * C, F)
+
+    def _phases(self, shape: Shape) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+        """For all pixels of an image (H, W, N, C) that have the same place in their block, or for one of their
+        channels: their places in the image of blocks, and in the image."""
+        (H, W, _, C), s, images = shape, self.stride, slice(None)
+        run = 1 if C < SHORT_RUN else C
+        for i, j in np.ndindex(s, s):
+            down = places(i, s, self.padding, H, self.size[0])
+            across = places(j, s, self.padding, W, self.size[1])
+            for first in range(0, C, run):
+                start = (i * s + j) * C + first
+                in_blocks = down[0], across[0], images, slice(start, start + run)
+                yield in_blocks, (down[1], across[1], images, slice(first, first + run))
+
+    def _clear_border(self, image: Array, shape: Shape) -> None:
+        """Zeros in the blocks that are not whole in an image of shape (H, W, N, C)."""
+        p, s = self.padding, self.stride
+        lo, bottom, right = -(-p // s), (shape[0] + p) // s, (shape[1] + p) // s
+        for border in (image[:lo], image[bottom:], image[lo:bottom, :lo], image[lo:bottom, right:]):
+            border[...] = 0
+
+
+def blocks(kernel_size: int, stride: int) -> int:
+    """The number of blocks of ``stride`` pixels that a kernel's side spans."""
+    return -(-kernel_size // stride)
+
+
+def places(phase: int, stride: int, padding: int, length: int, count: int) -> tuple[slice, slice]:
+    """Along one side: those of ``count`` blocks whose pixel number ``phase`` lies in an image of ``length`` pixels, and
+    these pixels."""
+    start = max(0, -(-(padding - phase) // stride))
+    stop = max(start, min(count, (length - 1 + padding - phase) // stride + 1))
+    first = start * stride + phase - padding
+    return slice(start, stop), slice(first, first + (stop - start) * stride, stride)
