@@ -10,7 +10,7 @@ import pytest
 from commands import dispatch
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from threads import ThreadComm, run_ranks
+from threads import ThreadComm, factors_sent, run_ranks
 
 from dpcnn.config import Config
 from dpcnn.data.dataset import load
@@ -46,7 +46,7 @@ KINDS = ["relu", "tanh", "batchnorm", "localresponsenorm", "leakyrelu", "gelu", 
 BETWEEN = st.sampled_from(KINDS).map(lambda kind: {"kind": kind})
 MERGES = st.sampled_from(["add", "concat"]).map(lambda kind: [{"kind": "relu"}, {"kind": kind, "with": ["block"]}])
 POOLS = st.sampled_from(["maxpool2d", "avgpool2d"]).map(lambda kind: {"kind": kind, "kernel_size": 2})
-HIDDEN = st.integers(1, 40).map(lambda features: [{"kind": "linear", "features": features}, {"kind": "relu"}])
+HIDDEN = st.integers(1, 120).map(lambda features: [{"kind": "linear", "features": features}, {"kind": "relu"}])
 DROPOUT = st.sampled_from([[], [{"kind": "dropout", "p": 0.3}]])
 
 
@@ -59,7 +59,8 @@ def layers(draw) -> list[dict]:
     if draw(st.booleans()):
         found += [{**draw(BETWEEN), "name": "block"}, *draw(MERGES)]
     found += draw(st.lists(POOLS, max_size=1))
-    found += [{"kind": "flatten"}, *draw(st.sampled_from([[], draw(HIDDEN)])), *draw(DROPOUT)]
+    hidden = draw(st.sampled_from([[], draw(HIDDEN), [*draw(HIDDEN), *draw(DROPOUT), *draw(HIDDEN)]]))
+    found += [{"kind": "flatten"}, *hidden, *draw(DROPOUT)]
     return [*found, {"kind": "linear", "bias": draw(st.booleans())}]
 
 
@@ -105,7 +106,7 @@ def configs(draw) -> Config:
     )  # fmt: skip
 
 
-NODES = st.lists(st.integers(1, 4), min_size=1, max_size=4)
+NODES = st.lists(st.integers(1, 4), min_size=1, max_size=4) | st.just([1] * 8)
 
 
 def trained(data: Path, config: Config, nodes: list[int], folder: Path, resume: bool = False) -> dict:
@@ -144,21 +145,22 @@ def examples(number: int):
 
 
 @examples(16)
-@given(config=configs(), nodes=NODES, others=NODES)
-def test_ranks_and_nodes_change_nothing(data, config, nodes, others):
-    check_promise(data, config, nodes, others)
+@given(config=configs(), nodes=NODES, others=NODES, factors=st.booleans())
+def test_ranks_and_nodes_change_nothing(data, config, nodes, others, factors):
+    check_promise(data, config, nodes, others, factors)
 
 
 @pytest.mark.slow
 @examples(270)
-@given(config=configs(), nodes=NODES, others=NODES)
-def test_ranks_and_nodes_change_nothing_in_many_cases(data, config, nodes, others):
-    check_promise(data, config, nodes, others)
+@given(config=configs(), nodes=NODES, others=NODES, factors=st.booleans())
+def test_ranks_and_nodes_change_nothing_in_many_cases(data, config, nodes, others, factors):
+    check_promise(data, config, nodes, others, factors)
 
 
-def check_promise(data: Path, config: Config, nodes: list[int], others: list[int]) -> None:
-    """One rank; some nodes; and a run that is cut after its first step and resumed on other nodes."""
-    with tempfile.TemporaryDirectory() as work:
+def check_promise(data: Path, config: Config, nodes: list[int], others: list[int], factors: bool) -> None:
+    """One rank; some nodes, which may send factors; and a run that is cut after its first step and resumed on other
+    nodes."""
+    with tempfile.TemporaryDirectory() as work, factors_sent(factors):
         alone = outcome(data, config, [1], Path(work) / "alone")
         note(f"{config.network((SIDE, SIDE, 1), CLASSES).size} parameters")
         assert outcome(data, config, nodes, Path(work) / "nodes") == alone

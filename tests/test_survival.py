@@ -15,6 +15,7 @@ from conftest import start
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from metrics import until_step
+from threads import factors_sent
 
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.events import MEASURED
@@ -62,13 +63,14 @@ def trained(data: Path, folder: Path, ranks: list[int], dying: dict[int, int] | 
 
 
 @st.composite
-def deaths(draw) -> tuple[list[int], dict[int, int]]:
-    """Some hosts, and for some ranks, but not for all, the operation in which each dies."""
+def deaths(draw) -> tuple[list[int], dict[int, int], bool]:
+    """Some hosts, for some ranks, but not for all, the operation in which each dies, and whether hosts send factors."""
     hosts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3).filter(lambda hosts: sum(hosts) > 1))
     victims = draw(st.lists(st.integers(0, sum(hosts) - 1), min_size=1, max_size=sum(hosts) - 1, unique=True))
     together = draw(st.booleans())
     first = draw(st.integers(1, 500))
-    return hosts, {rank: draw(st.integers(first, first + 20) if together else st.integers(1, 500)) for rank in victims}
+    dying = {rank: draw(st.integers(first, first + 20) if together else st.integers(1, 500)) for rank in victims}
+    return hosts, dying, draw(st.booleans())
 
 
 def examples(number: int):
@@ -103,9 +105,9 @@ def test_the_others_end_with_the_same_bits_and_record_in_many_cases(data, case):
     check(data, *case)
 
 
-def check(data: Path, hosts: list[int], dying: dict[int, int]) -> None:
-    note(f"{hosts} {dying}")
-    with tempfile.TemporaryDirectory() as work:
+def check(data: Path, hosts: list[int], dying: dict[int, int], factors: bool) -> None:
+    note(f"{hosts} {dying} {'factors' * factors}")
+    with tempfile.TemporaryDirectory() as work, factors_sent(factors):
         assert trained(data, Path(work) / "run", hosts, dying) == undisturbed(data)
 
 

@@ -11,15 +11,28 @@ import random
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
+from unittest import mock
 
 import numpy as np
 
+from dpcnn.parallel import exchange
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.survival import Surviving
 
 LIMIT = 60.0  # seconds in which all ranks must meet: else they hang
+
+
+@contextmanager
+def factors_sent(chosen: bool) -> Iterator[None]:
+    """A block in which nodes send the factors of every linear layer, if ``chosen``: see dpcnn/parallel/products.py."""
+
+    def always(product: Any, sizes: Sequence[int], nodes: int, ranks: int) -> bool:
+        return nodes > 1 and min(sizes) > 1
+
+    with mock.patch.object(exchange, "pays", always) if chosen else nullcontext():
+        yield
 
 
 class Aborted(Exception):

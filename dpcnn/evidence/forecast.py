@@ -64,7 +64,8 @@ elements that they read and write; a microbatch of any size reads the weights an
 a node adds up one slice of all the node's gradient buffers; each rank updates its shard. Latency (alpha): the ranks of
 a node synchronise three times per step; a rank exchanges sums, then parameters, with one rank of every other node, and
 all ranks share their losses. Bandwidth (beta): a node sends and receives its sums and its shards of the
-parameters, except the shards that it keeps.
+parameters, except the shards that it keeps. The model counts sums for all layers, also where the nodes would send fewer
+bytes as factors (:mod:`dpcnn.parallel.factors`).
 After Hockney, "The communication challenge for MPP" (1994), and Thakur, Rabenseifner and Gropp, "Optimization
 of collective communication operations in MPICH" (2005), section 3.
 """

@@ -157,11 +157,11 @@ def compare_exchanges(comm: SerialComm, size: int, times: int, rounds: int = 9) 
     state = State(Adam.state_names, size, exchange.node, exchange.elements)
     state.renew(exchange.node)
     own, whole = state.within(exchange.shard), adam.zeros(size)
-    exchange.sum(comm.size, lambda number, out: out.fill(0))  # touches the memory; sums of zeros stay zero
+    exchange.sum([1] * comm.size, lambda number, out, keep: out.fill(0))  # touches the memory; sums of zeros stay zero
     params, gradient = np.zeros((2, size), np.float32)
 
     def exact() -> None:
-        grads = exchange.sum(comm.size, lambda number, out: None)
+        grads = exchange.sum([1] * comm.size, lambda number, out, keep: None)
         before = [state.now[PARAMETERS][exchange.shard], *(state.now[name][own] for name in Adam.state_names)]
         after = {name: state.next[name][own] for name in Adam.state_names}
         adam.update(state.next[PARAMETERS][exchange.shard], grads, after, 1, 1e-3, before=before)

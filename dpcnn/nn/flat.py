@@ -12,6 +12,7 @@ from dpcnn.base.rng import WEIGHTS, generator
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.layer import Layer
+from dpcnn.nn.layers import Linear, WeightProduct
 
 MOST_PARAMETERS = 1 << 28
 """The largest number of parameters. It limits the memory that a recipe or a checkpoint of a few bytes can request."""
@@ -28,6 +29,7 @@ class FlatParameters:
         running_stats: start, stop and momentum of the elements that are running means and not frozen: see
             :class:`Parameter`.
         frozen: start and stop of the elements that a training leaves as they are.
+        products: by the number of the layer, the gradients that are a product of two factors; not of frozen layers.
 
     Raises:
         ConfigError: there are too many parameters.
@@ -48,6 +50,11 @@ class FlatParameters:
         placed = list(zip(self.parameters, self.owners, self.intervals, strict=True))
         self.running_stats = [(*place, p.momentum) for p, layer, place in placed if p.momentum and not layer.frozen]
         self.frozen = [place for _, layer, place in placed if layer.frozen]
+        self.products = {
+            layer.number: WeightProduct(start, p.shape[0], p.shape[1])
+            for p, layer, (start, _) in placed
+            if type(layer) is Linear and len(p.shape) == 2 and not layer.frozen
+        }
 
     @property
     def counted(self) -> str:

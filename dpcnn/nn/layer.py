@@ -22,6 +22,9 @@ from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 
 Backward = Callable[[Array, Mapping[str, Array]], Array | None]
+Keep = Callable[[int, Array, Array], None]
+"""``keep(number, x, dy)`` is given the input (N, C) of a linear layer and the gradient of its output (N, F), which are
+valid during the call."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Layer:
     """The factor of the learning rate for its parameters."""
     weight_decay: float | None = None
     """The weight decay of its weights; None: that of the optimizer."""
+    keep: Keep | None = None
+    """Called in ``backward`` by a layer whose gradient is a product of two factors; set by the network."""
     frozen = False
     """Whether its parameters stay as they are. It then computes as in evaluation."""
 

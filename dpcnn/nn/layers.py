@@ -1,6 +1,7 @@
 """Layers with parameters, scaling, flattening and dropout. Shapes: see layer.py."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Any
@@ -226,8 +227,9 @@ class Linear(Layer):
             """Multiply some rows of ``w`` at a time if this gives small products, with C, the longest side, first."""
             N, (C, F) = len(x), w.shape
             rows = block_rows(C, N * F)
-            # (C / rows, rows, N) x (N, F) -> (C / rows, rows, F)
-            np.matmul(x.T.reshape(-1, rows, N), dy, out=grads["w"].reshape(-1, rows, F))
+            weight_gradient(contiguous(x), contiguous(dy), grads["w"], rows)
+            if self.keep:
+                self.keep(self.number, x, dy)
             if self.bias:
                 np.sum(dy, axis=0, out=grads["b"])  # (N, F) -> (F,)
             if not self.needs_input_grad:
@@ -240,6 +242,43 @@ class Linear(Layer):
             return dx.T  # (N, C)
 
         return y, backward
+
+
+def weight_gradient(x: Array, dy: Array, out: Array, rows: int) -> None:
+    """Write x^T dy into ``out``, (C, F), for x (N, C) and dy (N, F): ``rows`` rows, a divisor of C, in each product.
+
+    The bits of a row depend on the shape of its product and on the memory order of x and dy, and not on the products
+    beside it.
+    """
+    N, F = dy.shape
+    # (C / rows, rows, N) x (N, F) -> (C / rows, rows, F)
+    np.matmul(x.T.reshape(-1, rows, N), dy, out=out.reshape(-1, rows, F))
+
+
+def contiguous(array: Array) -> Array:
+    """The array, or a copy in C order if it is contiguous in neither C order nor Fortran order."""
+    return array if array.flags.forc else np.ascontiguousarray(array)
+
+
+@dataclass(frozen=True)
+class WeightProduct:
+    """The gradient of a linear layer's weights as a part of the network's vector: x^T dy, for x (N, C) and dy (N, F).
+
+    Attributes:
+        start: its first element.
+    """
+
+    start: int
+    C: int
+    F: int
+
+    def rows(self, images: int) -> int:
+        """The rows of (C, F) that are computed in one product, for N images."""
+        return block_rows(self.C, images * self.F)
+
+    def multiply(self, x: Array, dy: Array, out: Array) -> None:
+        """One of these products: x (N, rows), dy (N, F), out (rows, F)."""
+        weight_gradient(x, dy, out, len(out))
 
 
 @cache

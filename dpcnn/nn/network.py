@@ -15,7 +15,7 @@ from dpcnn.base.timing import Timer
 from dpcnn.errors import ConfigError
 from dpcnn.nn.flat import FlatParameters
 from dpcnn.nn.graph import IMAGES, connections, learning, unique_names
-from dpcnn.nn.layer import Layer, Parameter
+from dpcnn.nn.layer import Keep, Layer, Parameter
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.merging import Merge
 
@@ -238,8 +238,9 @@ class Network(FlatParameters):
             return x
 
     def gradient(
-        self, params: Array, images: Array, labels: Array, loss: Loss, out: Array, rng: SampleRng | None = None
-    ) -> tuple[float, int]:
+        self, params: Array, images: Array, labels: Array, loss: Loss, out: Array, rng: SampleRng | None = None,
+        keep: Keep | None = None,
+    ) -> tuple[float, int]:  # fmt: skip
         """The gradient of the summed loss of a microbatch.
 
         Args:
@@ -249,10 +250,13 @@ class Network(FlatParameters):
             loss: of a sample.
             out: (size,) written over with the gradient of the sum of the N losses; 0 for frozen parameters.
             rng: the source of random numbers; None: nothing is random.
+            keep: is given the factors of the gradients in :attr:`products`.
 
         Returns:
             The sum of the losses, and the number of images that are classified right.
         """
+        for layer in self.layers:
+            layer.keep = keep
         with ufunc_buffer(UFUNC_BUFFER):
             with self.timer("forward"):
                 backwards: list[Callable[..., Any] | None] = []

@@ -10,18 +10,24 @@ Both exchanges add the gradients of a rank along the tree of :mod:`dpcnn.paralle
 :meth:`~Exchange._add_up` uses again and again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import iadd
 
 import numpy as np
 
-from dpcnn.base.arrays import Vector, zeros
+from dpcnn.base.arrays import Array, Vector, empty, zeros
 from dpcnn.base.timing import Timer
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.parallel.layout import Layout, Message
+from dpcnn.parallel.factors import Factors
+from dpcnn.parallel.layout import Layout, Message, outside
+from dpcnn.parallel.products import Products, pays
 from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import Subtree, owned, tree_sum
 
-Gradient = Callable[[int, Vector], None]
+Keep = Callable[[int, Array, Array], None]
+Gradient = Callable[[int, Vector, Keep | None], None]
 
 
 class Exchange:
@@ -36,6 +42,7 @@ class Exchange:
         whole: whether the ranks update all elements of the vector together. If not, the rest was on a node whose
             ranks have all died.
         timer: where the time of ``sum`` and ``fetch`` goes.
+        products: the gradients that are a product of two factors.
     """
 
     node: SerialComm
@@ -44,20 +51,27 @@ class Exchange:
     unique: slice
     whole = True
 
-    def __init__(self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None) -> None:
+    def __init__(
+        self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None, products: Products | None = None
+    ) -> None:
         """``elements``: those that this node has updated before it lost a rank; None: divide the whole vector."""
-        self.comm, self.size, self.timer = comm, size, timer
+        self.comm, self.size, self.timer, self.products = comm, size, timer, products or {}
         self._spares: list[Vector] = []
 
-    def sum(self, count: int, gradient: Gradient) -> Vector:
-        """The sum of ``count`` gradients over all ranks: its elements of ``shard``, valid until the next step.
+    def sum(self, sizes: Sequence[int], gradient: Gradient) -> Vector:
+        """The sum of the gradients of microbatches over all ranks: its elements of ``shard``.
+
+        It is valid until the next step.
 
         Args:
-            gradient: ``gradient(number, out)`` writes the gradient of a microbatch of this rank into ``out``, (size,).
+            sizes: the images of each microbatch.
+            gradient: ``gradient(number, out, keep)`` writes the gradient of a microbatch of this rank into ``out``,
+                (size,). Unless ``keep`` is None, it gives it the factors of each of the products, by
+                ``keep(layer, x, dy)``.
         """
         raise NotImplementedError
 
-    def _add_up(self, subtree: Subtree, total: Vector, gradient: Gradient) -> None:
+    def _add_up(self, subtree: Subtree, total: Vector, gradient: Gradient, factors: Factors | None = None) -> None:
         """The sum of a subtree of gradients, into ``total``."""
         free = [*self._spares, total]  # the first gradient goes into the last of these, and all others are added to it
 
@@ -67,7 +81,7 @@ class Exchange:
             if not free:
                 self._spares.append(zeros((self.size,), np.float32))
                 free.append(self._spares[-1])
-            gradient(part[0], free[-1])
+            gradient(part[0], free[-1], partial(factors.keep, part[0]) if factors else None)
             return free.pop()
 
         def add(left: Vector, right: Vector) -> Vector:
@@ -101,17 +115,39 @@ class Exchange:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a rank sends and receives in steps with microbatches of the same sizes.
+
+    Attributes:
+        of_nodes: the subtrees of each node.
+        messages: the sums to send, of subtree k of each node.
+        factors: what is sent in place of sums; None: nothing.
+        own: the parts of the rank's slice whose sums are sent.
+        wanted: the parts of its shard whose sums are received.
+    """
+
+    of_nodes: list[list[Subtree]]
+    messages: list[Message]
+    factors: Factors | None
+    own: list[slice]
+    wanted: list[slice]
+
+
 class ExactExchange(Exchange):
     """The sum along the tree of :mod:`dpcnn.parallel.tree`: the same bits on any number of ranks and nodes.
 
     The ranks of a node see each other's rows, and one copy of the parameters. Each adds up a slice
     of them, as far as the node's leaves hold whole subtrees; those few sums go over the network, so
     it carries one copy per node and not one per rank. With one node there is nothing to send; with one
-    rank per node, nothing to add up before.
+    rank per node, nothing to add up before. Where that is less, the factors of products go over the network: see
+    :mod:`dpcnn.parallel.factors`.
     """
 
-    def __init__(self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None) -> None:
-        super().__init__(comm, size, timer, elements)
+    def __init__(
+        self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None, products: Products | None = None
+    ) -> None:
+        super().__init__(comm, size, timer, elements, products)
         self.node = comm.node()
         self._layout = self._agreed_layout(elements)
         self._home = self._layout.node_of(comm.rank)
@@ -120,11 +156,10 @@ class ExactExchange(Exchange):
         self.shard = slice(*self._layout.shard(comm.rank))
         self.unique = slice(0, self.shard.stop - self.shard.start)
         self.bounds = [0, *(self._layout.shard(rank)[1] for rank in range(comm.size))]
-        self._slice = slice(*self._layout.slice(comm.rank))
         self._updates = self._layout.updates(comm.rank)
         self._buffers: list[Vector] = []  # by row number: (ranks of the node, size)
-        self._received: list[Vector] = []  # by row number: (nodes, width of the part)
-        self._plans: dict[int, tuple[list[list[Subtree]], list[Message]]] = {}
+        self._received: list[Vector] = []  # by row number: (nodes * width of the part,)
+        self._plans: dict[tuple[int, ...], Plan] = {}
 
     def _agreed_layout(self, elements: slice | None) -> Layout:
         """The layout of all ranks, from what each knows of its node."""
@@ -134,13 +169,30 @@ class ExactExchange(Exchange):
         ranges = tuple((kept[0], kept[1]) for *_, kept in firsts if kept)
         return Layout(self.size, tuple((rank, rank + size) for rank, size, _ in firsts), ranges)
 
-    def sum(self, count: int, gradient: Gradient) -> Vector:
-        for subtree, row in self._own_buffers(count):
-            self._add_up(subtree, row, gradient)
+    def sum(self, sizes: Sequence[int], gradient: Gradient) -> Vector:
+        plan = self._plan(tuple(sizes))
+        for subtree, row in self._own_buffers(len(sizes)):
+            self._add_up(subtree, row, gradient, plan.factors)
         with self.timer("waiting"):
             self.node.barrier()  # its rows are full
         with self.timer("exchange"):
-            return self._sum(count)
+            return self._sum(len(sizes), plan)
+
+    def _plan(self, sizes: tuple[int, ...]) -> Plan:
+        if sizes not in self._plans:  # a run has two at most: a full batch, and an epoch's last one
+            layout, rank = self._layout, self.comm.rank
+            nodes = len(layout.nodes)
+            chosen = {n: p for n, p in self.products.items() if pays(p, sizes, nodes, layout.ranks)}
+            factors = Factors(self.comm, self.node, layout, chosen, sizes) if chosen else None
+            holes = factors.holes if factors else []
+            self._plans[sizes] = Plan(
+                layout.of_nodes(len(sizes)),
+                layout.sums(len(sizes), rank, holes),
+                factors,
+                outside(layout.slice(rank), holes),
+                outside(layout.shard(rank), holes),
+            )
+        return self._plans[sizes]
 
     def _own_buffers(self, leaves: int) -> list[tuple[Subtree, Vector]]:
         """The subtrees of tree(0, leaves) that this rank adds up, each with its (size,) row."""
@@ -152,33 +204,32 @@ class ExactExchange(Exchange):
             (subtree, rows[self.node.rank]) for subtree, rows in zip(held[self.comm.rank], self._buffers, strict=False)
         ]
 
-    def _sum(self, leaves: int) -> Vector:
-        if leaves not in self._plans:  # a run has two at most: a full batch, and an epoch's last one
-            self._plans[leaves] = self._layout.of_nodes(leaves), self._layout.sums(leaves, self.comm.rank)
-        of_nodes, messages = self._plans[leaves]
+    def _sum(self, leaves: int, plan: Plan) -> Vector:
         held = owned(leaves, self.comm.size)
         first, end = self._layout.nodes[self._home]
         known = {
-            subtree: rows[rank - first, self._slice]
+            subtree: rows[rank - first]
             for rank in range(first, end)
             for subtree, rows in zip(held[rank], self._buffers, strict=False)
         }
-        sums = [tree_sum(subtree, known.get, add_into_left) for subtree in of_nodes[self._home]]
-        if len(of_nodes) == 1:
+        parts = {subtree: joined([row[part] for part in plan.own]) for subtree, row in known.items()}
+        sums: list[Vector] = [tree_sum(subtree, parts.get, iadd) for subtree in plan.of_nodes[self._home]]
+        if len(plan.of_nodes) == 1:
             return sums[0]
-        return tree_sum((0, leaves), self._send(sums, of_nodes, messages).get, add_into_left)
+        total: Vector = tree_sum((0, leaves), self._send(sums, plan).get, iadd)
+        return plan.factors.complete(total, plan.wanted, known, self.shard) if plan.factors else total
 
-    def _send(
-        self, sums: list[Vector], of_nodes: list[list[Subtree]], messages: list[Message]
-    ) -> dict[Subtree, Vector]:
+    def _send(self, sums: list[Vector], plan: Plan) -> dict[Subtree, Vector]:
         """Every node's sums, the elements of this rank's part, by their subtrees."""
         known: dict[Subtree, Vector] = {}
-        for number, message in enumerate(messages):
+        nodes, width = len(plan.of_nodes), sum(part.stop - part.start for part in plan.wanted)
+        for number, message in enumerate(plan.messages):
             if len(self._received) == number:
-                self._received.append(np.empty((len(of_nodes), self.shard.stop - self.shard.start), np.float32))
+                self._received.append(np.empty(nodes * (self.shard.stop - self.shard.start), np.float32))
             sending = sums[number] if number < len(sums) else np.empty(0, np.float32)
-            self.comm.alltoall(sending, message.sent, self._received[number], message.received)
-            for theirs, row in zip(of_nodes, self._received[number], strict=True):
+            received = self._received[number][: nodes * width].reshape(nodes, width)
+            self.comm.alltoall(sending, message.sent, received, message.received)
+            for theirs, row in zip(plan.of_nodes, received, strict=True):
                 if number < len(theirs):
                     known[theirs[number]] = row
         return known
@@ -198,16 +249,18 @@ class ExactExchange(Exchange):
 class AllreduceExchange(Exchange):
     """One MPI_Allreduce; every rank updates everything. The last bits depend on the ranks."""
 
-    def __init__(self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None) -> None:
+    def __init__(
+        self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None, products: Products | None = None
+    ) -> None:
         super().__init__(comm, size, timer, elements)
         self.node = SerialComm()
         self.shard = self.elements = slice(0, size)
         self.unique = slice(0, size if comm.rank == 0 else 0)
         self._total, self._row = np.empty((2, size), np.float32)
 
-    def sum(self, count: int, gradient: Gradient) -> Vector:
+    def sum(self, sizes: Sequence[int], gradient: Gradient) -> Vector:
         self._total[...] = 0
-        for subtree in owned(count, self.comm.size)[self.comm.rank]:
+        for subtree in owned(len(sizes), self.comm.size)[self.comm.rank]:
             self._add_up(subtree, self._row, gradient)
             with self.timer("exchange"):
                 self._total += self._row
@@ -230,7 +283,8 @@ class AllreduceExchange(Exchange):
 EXCHANGES: dict[str, type[Exchange]] = {"exact": ExactExchange, "allreduce": AllreduceExchange}
 
 
-def add_into_left(left: Vector, right: Vector) -> Vector:
-    """left + right, in the memory of left."""
-    left += right
-    return left
+def joined(parts: Sequence[Vector]) -> Vector:
+    """The parts one after the other: themselves if there is one, else a copy."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([np.empty(0, np.float32), *parts], out=empty((sum(map(len, parts)),), np.float32))

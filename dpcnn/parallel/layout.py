@@ -24,6 +24,18 @@ def overlap(one: Interval, other: Interval) -> tuple[int, int]:
     return (start, stop - start) if start < stop else (0, 0)
 
 
+def outside(interval: Interval, holes: Sequence[Interval]) -> list[slice]:
+    """The parts of an interval that lie outside the holes, which are in order and do not overlap."""
+    edges = [interval[0], *(min(max(edge, interval[0]), interval[1]) for hole in holes for edge in hole), interval[1]]
+    return [slice(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
+
+
+def without(interval: Interval, holes: Sequence[Interval]) -> Interval:
+    """Where an interval lies in the vector that is left when the holes are cut out."""
+    start, stop = (edge - sum(min(max(edge, first), end) - first for first, end in holes) for edge in interval)
+    return start, stop
+
+
 @dataclass(frozen=True)
 class Message:
     """The elements that a rank sends to every rank, and those that it receives: for each rank, count and start."""
@@ -90,19 +102,26 @@ class Layout:
         bounds = split_evenly(leaves, self.ranks)
         return [subtrees(leaves, bounds[first], bounds[end]) for first, end in self.nodes]
 
-    def sums(self, leaves: int, rank: int) -> list[Message]:
+    def partner(self, rank: int, node: int) -> int:
+        """The rank of another node that receives for it what the node's ranks share of a rank's leaves."""
+        first, end = self.nodes[node]
+        return first + (rank - self.nodes[self.node_of(rank)][0]) % (end - first)
+
+    def sums(self, leaves: int, rank: int, holes: Sequence[Interval] = ()) -> list[Message]:
         """The first messages of a step: the sums of each node, to the ranks that update the elements.
 
         Message k carries subtree number k of each node. A rank sends from the array of its slice, and
-        receives into an array (nodes, width of its shard).
+        receives into an array (nodes, width of its shard); both without the elements in ``holes``.
         """
-        own, shard = self.slice(rank), self.shard(rank)
         everyone, of_nodes = range(self.ranks), self.of_nodes(leaves)
+        slices = [without(self.slice(r), holes) for r in everyone]
+        shards = [without(self.shard(r), holes) for r in everyone]
+        own, shard = slices[rank], shards[rank]
         messages = []
         for number in range(max(map(len, of_nodes))):
             holds = [number < len(subtrees) for subtrees in of_nodes]
-            sent = [overlap(own, self.shard(r)) if holds[self.node_of(rank)] else (own[0], 0) for r in everyone]
-            received = [overlap(self.slice(r), shard) if holds[self.node_of(r)] else (shard[0], 0) for r in everyone]
+            sent = [overlap(own, shards[r]) if holds[self.node_of(rank)] else (own[0], 0) for r in everyone]
+            received = [overlap(slices[r], shard) if holds[self.node_of(r)] else (shard[0], 0) for r in everyone]
             width = shard[1] - shard[0]
             offsets = [self.node_of(r) * width + start - shard[0] for r, (start, _) in enumerate(received)]
             messages.append(Message(runs(sent, [start - own[0] for start, _ in sent]), runs(received, offsets)))

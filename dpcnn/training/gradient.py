@@ -9,6 +9,7 @@ from dpcnn.base.rng import SampleRng
 from dpcnn.config import Config
 from dpcnn.data.augment import Augment
 from dpcnn.data.dataset import Samples
+from dpcnn.nn.layer import Keep
 from dpcnn.nn.network import Network
 
 
@@ -31,8 +32,13 @@ class MicrobatchGradient:
         with self._network.timer("data"):
             self.samples.read_ahead(indices)
 
-    def __call__(self, params: Vector, epoch: int, indices: NDArray[Any], out: Vector) -> tuple[float, int]:
+    def __call__(
+        self, params: Vector, epoch: int, indices: NDArray[Any], out: Vector, keep: Keep | None = None
+    ) -> tuple[float, int]:
         """Write the gradient of the summed loss of some samples into ``out``, (network.size,).
+
+        Args:
+            keep: is given the factors of the gradients of linear layers.
 
         Returns:
             The summed loss, and the number of samples that are classified right.
@@ -41,4 +47,4 @@ class MicrobatchGradient:
             images, labels = self.samples.take(indices)
             rng = SampleRng(self._seed, epoch, indices)
             images = self._augment(images, rng)
-        return self._network.gradient(params, images, labels, self._loss, out, rng)
+        return self._network.gradient(params, images, labels, self._loss, out, rng, keep)

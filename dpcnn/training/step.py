@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dpcnn.base.arrays import Vector
 from dpcnn.errors import DivergenceError
+from dpcnn.nn.layer import Keep
 from dpcnn.optim.clipping import squares
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.layout import SHARD_BLOCK
@@ -133,12 +134,12 @@ def take_step(
     microbatches = chunks(len(batch), team.config.microbatch)
     results: list[tuple[float, int]] = []
 
-    def gradient_of(number: int, out: Vector) -> None:
+    def gradient_of(number: int, out: Vector, keep: Keep | None) -> None:
         part = slice(*microbatches[number])
         microbatch_gradient.read_ahead(next_batch[part])
-        results.append(microbatch_gradient(params, progress.epochs, batch[part], out))
+        results.append(microbatch_gradient(params, progress.epochs, batch[part], out, keep))
 
-    grads = exchange.sum(len(microbatches), gradient_of)
+    grads = exchange.sum([stop - start for start, stop in microbatches], gradient_of)
     means = team.update.take_running_means(params[team.shard], grads, len(batch))
     norm = 0.0
     if team.config.max_grad_norm:

@@ -51,10 +51,10 @@ class Team:
         """
         self.comm, self.config, self.network = comm, config, network
         make = EXCHANGES[config.exchange]
-        self.exchange = make(comm, network.size, network.timer, state.elements if state else None)
+        self.exchange = make(comm, network.size, network.timer, state.elements if state else None, network.products)
         self.new = state is None or not self.exchange.whole
         if not self.exchange.whole:
-            self.exchange = make(comm, network.size, network.timer)
+            self.exchange = make(comm, network.size, network.timer, products=network.products)
         self.state = self._initial(warm, spare) if state is None or self.new else state
         self.state.renew(self.exchange.node)
         self.shard = self.exchange.shard

@@ -41,7 +41,7 @@ for kind, bitwise_or in ((ExactExchange, same), (AllreduceExchange, close)):
     vector = shared_array(exchange.node, (SIZE,), np.float32)
     for step, leaves in enumerate((1, 2, 3, 4, 5, 7, 8, 13, 3, 16)):
         expected = tree(0, leaves, step)
-        total = exchange.sum(leaves, lambda number, out, step=step: np.copyto(out, leaf(number, step)))
+        total = exchange.sum([1] * leaves, lambda number, out, keep, step=step: np.copyto(out, leaf(number, step)))
         bitwise_or(total, expected[exchange.shard])
         vector[exchange.shard] = total
         exchange.publish(vector)
