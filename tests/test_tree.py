@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpcnn.base.timing import Timer
 from dpcnn.parallel import layout
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.exchange import ExactExchange
 from dpcnn.parallel.layout import Layout
 from dpcnn.parallel.tree import chunks, interval, middle, owned, split_evenly, subtrees, tree_sum
 
@@ -150,3 +153,16 @@ def test_each_node_receives_the_parts_that_others_updated(layout):
         [layout.updates(rank) for rank in everyone], sending, [receiving[layout.node_of(rank)] for rank in everyone]
     )
     assert receiving == [["new"] * layout.size] * len(layout.nodes)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 13, 32])
+def test_a_rank_keeps_one_gradient_more_for_each_doubling_of_its_leaves(count):
+    exchange, places = ExactExchange(SerialComm(), 5, Timer()), set()
+
+    def gradient(number, out, keep):
+        places.add(out.ctypes.data)
+        out.fill(1)
+
+    for _ in range(2):  # the second step needs no further memory
+        assert exchange.sum([1] * count, gradient).tolist() == [count] * 5
+        assert len(places) == count.bit_length()
