@@ -17,8 +17,8 @@ HERE, SEVERAL = Path(__file__).parent / "peers", 12
 ROWS = {  # network: side of the random images, batch per rank, steps of a measurement
     "simple-cnn": (0, 64, 50),
     "simple-cnn, 128": (0, 128, 25),
-    "lenet5": (0, 64, 150),
-    "mlp-adam": (0, 64, 150),
+    "lenet5": (0, 64, 100),
+    "mlp-adam": (0, 64, 100),
     "resnet20": (0, 64, 8),
     "vgg": (32, 64, 12),
     "vgg-bn": (32, 64, 8),
