@@ -58,7 +58,8 @@ def overheard(ports: list[int]) -> Iterator[tuple[int, int, bytes]]:
         start = 4 * (packet[0] & 15)
         if packet[9] == socket.IPPROTO_UDP:
             source, target = struct.unpack("!HH", packet[start : start + 4])
-            yield source, target, packet[start + 8 :]
+            if source in ports:  # others may have arrived before the filter was there
+                yield source, target, packet[start + 8 :]
 
 
 def from_ports(ports: list[int]) -> bytes:
