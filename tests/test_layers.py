@@ -239,7 +239,7 @@ def test_a_convolution_by_blocks_and_its_gradients_are_mec_s(size, r, stride, pa
     check_against_mec(kernel, size, r, stride, padding, images, channels, filters)
 
 
-BOUNDS = {4: 1e-6, 5: 2e-6, 6: 5e-6, 7: 1e-5, 8: 1e-5, 9: 3e-5}
+BOUNDS = {4: 1e-6, 5: 2e-6, 6: 5e-6, 7: 1e-5, 8: 2e-5, 9: 6e-5, 10: 1e-4}
 """Of the errors in float32, relative to the largest value, by the side of Winograd's tiles."""
 
 FORMS = [(a, r) for a in BOUNDS for r in range(2, MOST_SIDE + 1) if 2 <= a - r + 1 <= MOST_OUTPUTS]
@@ -255,9 +255,9 @@ def test_cook_toom_s_matrices_give_correlations(a, r):
 @pytest.mark.parametrize(("a", "r"), [(0, 3), *FORMS])
 def test_errors_in_float32_relative_to_the_largest_value(a, r):
     """a = 0 stands for MEC."""
-    bound = 4e-5 if (a, r) == (9, 7) else BOUNDS.get(a, 1e-6)
-    side = output_length(14, r, 1, 1)
-    x, w, dy = (RNG.standard_normal(shape) for shape in ((14, 14, 8, 32), (r, r, 32, 64), (side, side, 8, 64)))
+    bound = BOUNDS.get(a, 1e-6)
+    side, rng = output_length(14, r, 1, 1), np.random.default_rng([a, r])
+    x, w, dy = (rng.standard_normal(shape) for shape in ((14, 14, 8, 32), (r, r, 32, 64), (side, side, 8, 64)))
     found = []
     with mock.patch.object(winograd, "POINTS", {a: POINTS.get(a)}):
         for dtype in (np.float64, np.float32):
@@ -273,6 +273,7 @@ def test_kernels_are_chosen_by_shape_alone():
         ((14, 14, 16), 1, 7),
         ((7, 7, 16), 1, 7),
         ((8, 8, 16), 0, 6),
+        ((8, 8, 16), 1, 8),
         ((4, 4, 8), 0, 2),
         ((5, 5, 8), 1, 5),
     ):
@@ -486,12 +487,12 @@ def test_batch_norm_tells_its_statistics_a_sample_and_evaluates_with_the_running
     layer, weights = connected(BatchNorm(), (4, 4, 3))
     x = image_batch(5, (4, 4, 3))
     gradients = {name: np.full(3, np.nan) for name in weights}
-    y, backward = layer.forward(x, weights, SampleRng(0, 0, np.arange(5)))
+    y, backward = layer.forward(x.copy(), weights, SampleRng(0, 0, np.arange(5)))
     backward(np.ones_like(y), gradients)
     np.testing.assert_allclose(gradients["mean"], 5 * x.mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(gradients["variance"], 5 * x.var(axis=(0, 1, 2), ddof=1), rtol=1e-12)
     weights["variance"] = weights["variance"] ** 2
-    y, _ = layer.forward(x, weights)
+    y, _ = layer.forward(x.copy(), weights)
     expected = (x - weights["mean"]) / np.sqrt(weights["variance"] + 1e-5) * weights["w"] + weights["b"]
     np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
 

@@ -30,10 +30,25 @@ def zeros(shape: Shape, dtype: Any) -> Array:
     lie in two lines, and elements with the same index in several arrays compete for the same few sets of the cache.
     """
     size = prod(shape) * np.dtype(dtype).itemsize
-    memory = np.zeros(size + PAGE, np.uint8)
-    start = (17 * CACHE_LINE * next(_arrays) - memory.ctypes.data) % PAGE  # 17: all 64 lines of a page in turn
-    array: Array = memory[start : start + size].view(dtype).reshape(shape)
+    array: Array = _staggered(np.zeros(size + PAGE, np.uint8)).view(dtype).reshape(shape)
     return array
+
+
+def _staggered(memory: Array) -> Array:
+    """All bytes of ``memory`` but a page, from a cache line on at another offset in its page than the last ones."""
+    start = (17 * CACHE_LINE * next(_arrays) - memory.ctypes.data) % PAGE  # 17: all 64 lines of a page in turn
+    return memory[start : start + len(memory) - PAGE]
+
+
+LONG = 2048
+"""Elements of a row that NumPy's operations with one row for all reach about their full speed with."""
+
+
+def row_length(shape: Shape) -> int:
+    """The length of the rows of (.., N, C), each some pixels of the whole batch: at least :data:`LONG`, if possible."""
+    *pixel, N, C = shape
+    count = prod(pixel)
+    return N * C * next(k for k in range(1, count + 1) if count % k == 0 and (k * N * C >= LONG or k == count))
 
 
 def bytes_of(array: Array) -> memoryview:
@@ -46,11 +61,24 @@ SPARE = 4
 others may use their memory in between."""
 
 
+CHUNK = 1 << 24
+"""The bytes that are taken from the system at a time, unless an array is larger. NumPy asks for large pages for
+allocations of 4 MB and more; with small ones, the processor spends several per cent of a step on finding pages."""
+
+
 class _Blocks(threading.local):
     """The memory blocks of :func:`empty` in a thread: by size, the most recently used block first."""
 
     def __init__(self) -> None:
         self.of_size: dict[int, list[Array]] = {}
+        self.rest = memoryview(b"")
+
+    def new(self, size: int) -> Array:
+        """A block from the rest of a chunk, or from a new one."""
+        if len(self.rest) < size + PAGE:
+            self.rest = np.zeros(max(CHUNK, size + PAGE), np.uint8).data
+        memory, self.rest = self.rest[: size + PAGE], self.rest[size + PAGE :]
+        return _staggered(np.frombuffer(memory, np.uint8))
 
 
 _blocks = _Blocks()
@@ -68,7 +96,7 @@ def empty(shape: Shape, dtype: Any) -> Array:
         larger = (_unused(other) for other in sorted(_blocks.of_size) if size < other <= SPARE * size)
         block = next((found for found in larger if found is not None), None)
     if block is None:
-        block = zeros((size,), np.uint8)
+        block = _blocks.new(size)
         _blocks.of_size.setdefault(size, []).insert(0, block)
     return np.ndarray(shape, dtype, block)
 

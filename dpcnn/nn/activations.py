@@ -5,7 +5,7 @@ from math import sqrt
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, empty
+from dpcnn.base.arrays import Array, empty, row_length
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn.layer import Backward, Layer
@@ -17,20 +17,16 @@ class ReLU(Layer):
     overwrites_input = True
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        positive = empty(x.shape, np.dtype(bool))
+        positive, rows = empty(x.shape, np.dtype(bool)), x.reshape(-1, row_length(x.shape))
         np.greater(x, 0, out=positive)
-        np.maximum(x, self._zeros(x), out=x)
+        zeros = empty(rows.shape[1:], x.dtype)  # a scalar would take three times as long in NumPy
+        zeros[...] = 0
+        np.maximum(rows, zeros, out=rows)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             return np.multiply(dy, positive, out=dy)
 
         return x, backward
-
-    def _zeros(self, x: Array) -> Array:
-        """A row of zeros: a comparison with it is three times as fast in NumPy as one with a scalar."""
-        zeros = empty(x.shape[-2:], x.dtype)
-        zeros[...] = 0
-        return zeros
 
 
 class LeakyReLU(Layer):

@@ -29,7 +29,12 @@ class Merge(Layer):
 
 
 class Add(Merge):
-    """The sum of inputs of one shape: the shortcut of He et al., "Deep residual learning" (2016), eq. 1."""
+    """The sum of inputs of one shape: the shortcut of He et al., "Deep residual learning" (2016), eq. 1.
+
+    It overwrites the first input.
+    """
+
+    overwrites_input = True
 
     def merged_shape(self, shapes: Sequence[Shape]) -> Shape:
         if len(set(shapes)) > 1:
@@ -37,12 +42,11 @@ class Add(Merge):
         return shapes[0]
 
     def merge(self, inputs: Sequence[Array]) -> tuple[Array, Split]:
-        first, second, *others = inputs
-        y = np.add(first, second, out=empty(first.shape, first.dtype))
+        y, *others = inputs
         for x in others:
             y += x
 
-        count = len(inputs) - 1
+        count = len(others)
 
         def backward(dy: Array) -> list[Array]:
             copies = [empty(dy.shape, dy.dtype) for _ in range(count)]

@@ -194,12 +194,12 @@ class Network(FlatParameters):
             for source in sources:
                 if not left[source]:
                     values.pop(source, None)
+            if self.users[sources[0]] > 1:
+                xs[0] = self._own_copy(layer, xs[0])
             if isinstance(layer, Merge):
                 values[number], backward = layer.merge(xs)
             else:
-                x = self._own_copy(layer, xs[0]) if self.users[sources[0]] > 1 else xs[0]
-                values[number], backward = layer.forward(x, own, None if layer.frozen else rng)
-                del x
+                values[number], backward = layer.forward(xs[0], own, None if layer.frozen else rng)
             del xs
             yield values[number], backward
 

@@ -1,12 +1,12 @@
 """Normalisation. Shapes: see layer.py."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
 
 from dpcnn.base import elementary
-from dpcnn.base.arrays import Array, Shape, empty
+from dpcnn.base.arrays import Array, Shape, empty, row_length
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn.convolution import bands
@@ -27,8 +27,12 @@ class BatchNorm(Layer):
     a microbatch's gradient is a function of it and the weights alone, on any rank. In evaluation they are
     running means of the microbatches' means and variances: these are parameters too, and travel with the gradients.
 
+    It overwrites x with x - mean, which its gradient needs, and dy with dx.
+
     Weights "w", "b", "mean" and "variance", each (C,).
     """
+
+    overwrites_input = True
 
     def __init__(self, epsilon: float = 1e-5, momentum: float = 0.1) -> None:
         if not (epsilon > 0 and 0 < momentum <= 1):
@@ -47,32 +51,34 @@ class BatchNorm(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         *pixel, N, C = x.shape
-        rows, count = x.reshape(-1, N * C), prod(pixel) * N  # (L, N C): long rows, with a channel's values C apart
-        y = empty(x.shape, x.dtype)
-        centred = y.reshape(rows.shape)  # (L, N C)
+        count, length = prod(pixel) * N, row_length(x.shape)
+        times = length // C  # a channel's values lie C apart
+        centred, y = x.reshape(-1, length), empty(x.shape, x.dtype)
+        rows = y.reshape(-1, length)
 
         mean, variance = params["mean"], params["variance"]
         if rng is not None:
-            mean = by_channel(column_sums(rows), C) / count
-        for_columns, squares = repeated(mean, N), np.zeros(N * C, x.dtype)
-        for band in in_bands(rows):
-            np.subtract(rows[band], for_columns, out=centred[band])
+            mean = by_channel(column_sums(x.reshape(-1, N * C)), C) / count
+        for_columns, squares = repeated(mean, times), np.zeros(N * C, x.dtype)
+        for band in in_bands(centred):
+            centred[band] -= for_columns
             if rng is not None:
-                squares += sum_of_products(centred[band], centred[band])
+                squares += sum_of_products(centred[band], centred[band], N * C)
         if rng is not None:
             variance = by_channel(squares, C) / count
         deviation = np.sqrt(variance + self.epsilon)
-        slope, offset = repeated(params["w"] / deviation, N), repeated(params["b"], N)
-        for band in in_bands(rows):
-            centred[band] *= slope
-            centred[band] += offset
+        slope, offset = repeated(params["w"] / deviation, times), repeated(params["b"], times)
+        for band in in_bands(centred):
+            np.multiply(centred[band], slope, out=rows[band])
+            rows[band] += offset
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             """dx = w / deviation * (dy - (sum of dy) / count - z * (sum of dy z) / count), z being the normalised x."""
-            dx = dy.reshape(rows.shape)  # (L, N C)
-            centre = Centred(rows, for_columns)
-            grads["b"][...] = by_channel(column_sums(dx), C)
-            grads["w"][...] = by_channel(centre.sum_of_products(dx), C) / deviation
+            dx, products = dy.reshape(-1, length), np.zeros(N * C, dy.dtype)
+            for band in in_bands(centred):
+                products += sum_of_products(dx[band], centred[band], N * C)
+            grads["b"][...] = by_channel(column_sums(dy.reshape(-1, N * C)), C)
+            grads["w"][...] = by_channel(products, C) / deviation
             grads["mean"][...] = N * mean
             grads["variance"][...] = N * variance
             if rng is None:
@@ -80,45 +86,20 @@ class BatchNorm(Layer):
                 return dx.reshape(dy.shape)
             grads["variance"][...] *= count / max(1, count - 1)
             factor = params["w"] / (deviation * count)
-            by_centred, constant = repeated(factor * grads["w"] / deviation, N), repeated(factor * grads["b"], N)
-            for band, values in centre.bands():
-                values *= by_centred
-                values += constant
+            by_centred = repeated(factor * grads["w"] / deviation, times)
+            constant = repeated(factor * grads["b"], times)
+            for band in in_bands(centred):
+                centred[band] *= by_centred
+                centred[band] += constant
                 dx[band] *= slope
-                dx[band] -= values
+                dx[band] -= centred[band]
             return dx.reshape(dy.shape)  # (H, W, N, C) or (N, C)
 
         return y, backward
 
 
-class Centred:
-    """The rows (L, N C) of an input minus their mean (N C,), band by band."""
-
-    def __init__(self, rows: Array, mean: Array) -> None:
-        self.rows, self.mean = rows, mean
-        self.sides = in_bands(rows)
-        self.memory = empty((self.sides[0].stop, rows.shape[1]), rows.dtype)
-        self.computed = slice(0)
-
-    def bands(self) -> Iterator[tuple[slice, Array]]:
-        """Each band and its values, which may be written over; those of a single band are computed once."""
-        for band in self.sides:
-            values = self.memory[: band.stop - band.start]
-            if band != self.computed:
-                np.subtract(self.rows[band], self.mean, out=values)
-                self.computed = band
-            yield band, values
-
-    def sum_of_products(self, dy: Array) -> Array:
-        """The sum of all rows of ``dy`` (L, N C), each times its centred row: (N C,)."""
-        total = np.zeros(dy.shape[1], dy.dtype)
-        for band, values in self.bands():
-            total += sum_of_products(dy[band], values)
-        return total
-
-
 def in_bands(rows: Array) -> list[slice]:
-    """Bands of ``rows`` (L, N C) that stay in the processor's cache."""
+    """Bands of ``rows`` that stay in the processor's cache."""
     return [slice(start, stop) for start, stop in bands(len(rows), rows[0].nbytes, CACHED)]
 
 
@@ -135,9 +116,9 @@ def column_sums(rows: Array) -> Array:
     return total
 
 
-def sum_of_products(a: Array, b: Array) -> Array:
-    """The sum over the rows of a * b, both (L, N C): (N C,)."""
-    total: Array = np.einsum("ij,ij->j", a, b)
+def sum_of_products(a: Array, b: Array, columns: int) -> Array:
+    """The sum of a * b, contiguous arrays of one shape, over rows of so many columns: (columns,)."""
+    total: Array = np.einsum("ij,ij->j", a.reshape(-1, columns), b.reshape(-1, columns))
     return total
 
 

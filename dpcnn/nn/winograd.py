@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape, empty
-from dpcnn.nn.convolution import first, output_length, pixels
+from dpcnn.nn.convolution import bands, first, output_length, pixels
 from dpcnn.nn.tuning import TUNING
 
 POINTS = {
@@ -18,6 +18,7 @@ POINTS = {
     7: (0.25, -0.25, 0.75, -0.75, 2, -2),
     8: (0, 0.5, -0.5, 1, -1, 2, -2),
     9: (0.25, -0.25, 0.625, -0.625, 1, -1, 2.5, -2.5),
+    10: (0, 0.375, -0.375, 0.875, -0.875, 1.25, -1.25, 2.375, -2.375),
 }
 """The points at which Winograd's polynomials are evaluated, for each side a of its input tiles.
 
@@ -25,11 +26,17 @@ A search over nearly symmetric sets of small multiples of 1/8 found these sets: 
 errors for r = 3. The errors grow with a; the tests compare each with its bound.
 """
 
-MOST_SIDE = max(POINTS) - 2
-"""The largest side of a kernel: its tiles have up to 3 by 3 outputs."""
+MOST_SIDE = 7
+"""The largest side of a kernel: its tiles have up to 4 by 4 outputs."""
 
-MOST_OUTPUTS = 7
+MOST_OUTPUTS = 8
 """The largest side m of a tile of outputs."""
+
+FEWEST_ROWS = 32
+"""The fewest rows of a product over the channels, if the image has enough tiles."""
+
+AT_ONCE = 1 << 13
+"""The most weights at a position of the kernel that are transformed at once: so they stay in the processor's cache."""
 
 
 class Winograd:
@@ -60,25 +67,20 @@ class Winograd:
         sides = [a for a in POINTS if 2 <= a - r + 1 <= MOST_OUTPUTS]
         self.a = min(sides, key=lambda a: -(-OH // (a - r + 1)) * -(-OW // (a - r + 1)) * a**2)  # least multiplications
         self.m = self.a - r + 1
-        self.down, across = tiles(H, OH, self.m, r, padding), tiles(W, OW, self.m, r, padding)
-        at_once = TUNING.winograd_tiles
-        self.across = [across[first : first + at_once] for first in range(0, len(across), at_once)]
+        self.down, self.across = tiles(H, OH, self.m, r, padding), tiles(W, OW, self.m, r, padding)
 
     def forward(self, x: Array, w: Array, y: Array) -> list[Array]:
         (_, W, N, C), F, a, dtype = x.shape, w.shape[-1], self.a, x.dtype
-        (AT, BT, _), kernels, saved = (
-            cook_toom(self.m, self.r, dtype),
-            self._transform_kernels(w),
-            self._memory(N * C, dtype),
-        )
+        (AT, BT, _), kernels, groups = cook_toom(self.m, self.r, dtype), self._transform_kernels(w), self._groups(N)
+        saved = self._memory(groups, N * C, dtype)
         x, y = pixels(x), pixels(y)  # (H, W, N C), (OH, OW, N F)
-        rows, most = empty((a, W, N * C), dtype), len(self.across[0])
+        rows, most = empty((a, W, N * C), dtype), len(groups[0])
         for_products, for_half = empty((a * a * most * N * F,), dtype), empty((self.m * a * most * N * F,), dtype)
         transformed = iter(saved)
         for top in self.down:
             # (a, h) x (W, h, N C) -> (W, a, N C)
             np.matmul(BT[:, top.within], x[top.inputs].swapaxes(0, 1), out=rows.swapaxes(0, 1))
-            for group in self.across:
+            for group in groups:
                 T = len(group)
                 inputs = next(transformed)  # (a, a, T, N C)
                 products, half = first(for_products, (a, a, T * N * F)), first(for_half, (top.height, a, T, N * F))
@@ -96,7 +98,8 @@ class Winograd:
 
     def backward(self, saved: list[Array], dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         (_, OW, N, F), W, C, a, dtype = dy.shape, self.width, w.shape[2], self.a, dy.dtype
-        (AT, _, G), r, most = cook_toom(self.m, self.r, dtype), self.r, len(self.across[0])
+        AT, groups = cook_toom(self.m, self.r, dtype)[0], self._groups(N)
+        most = len(groups[0])
         kernels = self._transform_kernels(w.swapaxes(2, 3).copy())  # (a a, F, C); BLAS is slower if it transposes
         dkernels, share = empty((a * a, C, F), w.dtype), empty((a * a, C, F), w.dtype)
         dy = pixels(dy)  # (OH, OW, N F)
@@ -105,7 +108,7 @@ class Winograd:
         for i, top in enumerate(self.down):
             # (a, p) x (OW, p, N F) -> (OW, a, N F)
             np.matmul(AT[: top.height].T, dy[top.outputs].swapaxes(0, 1), out=half.swapaxes(0, 1))
-            for k, group in enumerate(self.across):
+            for k, group in enumerate(groups):
                 T = len(group)
                 dproducts = first(for_dproducts, (a, a, T, N * F))
                 for j, left in enumerate(group):
@@ -124,12 +127,16 @@ class Winograd:
                         self._add_tile(left, dinputs[:, :, j], rows)  # (a, a, N C) into (a, W, N C)
             if dx is not None:
                 self._add_tile(top, rows.swapaxes(0, 1), pixels(dx).swapaxes(0, 1))  # (W, a, N C) into (W, H, N C)
-        # (r, a) x (a, a C F) -> (r, a C F); then (r, a) x (r, a, C F) -> (r, r, C F)
-        np.matmul(G.T, np.matmul(G.T, dkernels.reshape(a, -1)).reshape(r, a, -1), out=dw.reshape(r, r, -1))
+        self._transform_back(dkernels, dw)
 
-    def _memory(self, length: int, dtype: Any) -> list[Array]:
+    def _groups(self, images: int) -> list[list["Tile"]]:
+        """The tiles of a row of tiles, divided into those that are multiplied at once."""
+        count = max(TUNING.winograd_tiles, FEWEST_ROWS // images)
+        return [self.across[first : first + count] for first in range(0, len(self.across), count)]
+
+    def _memory(self, groups: list[list["Tile"]], length: int, dtype: Any) -> list[Array]:
         """Memory for the transformed inputs of each group of tiles: (a, a, T, length)."""
-        counts, size = [len(group) for _ in self.down for group in self.across], self.a**2 * length
+        counts, size = [len(group) for _ in self.down for group in groups], self.a**2 * length
         memory = empty((sum(counts), size), dtype)
         return [
             memory[start:end].reshape(self.a, self.a, end - start, length)
@@ -148,10 +155,24 @@ class Winograd:
 
     def _transform_kernels(self, w: Array) -> Array:
         """G g G^T of ``w`` (r, r, C, F): (a a, C, F)."""
-        (_, _, G), (r, _, C, F), a = cook_toom(self.m, self.r, w.dtype), w.shape, self.a
-        half = np.matmul(G, w.reshape(r, -1)).reshape(a, r, -1)  # (a, r) x (r, r C F) -> (a, r, C F)
-        # (a, r) x (a, r, C F) -> (a, a, C F), as (a a, C, F)
-        return np.matmul(G, half, out=empty((a, a, C * F), w.dtype)).reshape(a * a, C, F)
+        G, (r, _, C, F), a = cook_toom(self.m, self.r, w.dtype)[2], w.shape, self.a
+        w, kernels = w.reshape(r, r, C * F), empty((a, a, C * F), w.dtype)
+        for start, stop in bands(C * F, 1, AT_ONCE):
+            half = empty((a, r, stop - start), w.dtype)
+            # (a, r) x (r, r, L) -> (r, a, L); then (a, r) x (a, r, L) -> (a, a, L)
+            np.matmul(G, w[:, :, start:stop].swapaxes(0, 1), out=half.swapaxes(0, 1))
+            np.matmul(G, half, out=kernels[:, :, start:stop])
+        return kernels.reshape(a * a, C, F)
+
+    def _transform_back(self, dkernels: Array, dw: Array) -> None:
+        """G^T (a, a) G for the gradients of transformed kernels (a a, C, F): fills ``dw`` (r, r, C, F)."""
+        G, (r, _, C, F), a = cook_toom(self.m, self.r, dw.dtype)[2], dw.shape, self.a
+        dkernels, dw = dkernels.reshape(a, a, C * F), dw.reshape(r, r, C * F)
+        for start, stop in bands(C * F, 1, AT_ONCE):
+            half = empty((r, a, stop - start), dw.dtype)
+            # (r, a) x (a, a, L) -> (a, r, L); then (r, a) x (r, a, L) -> (r, r, L)
+            np.matmul(G.T, dkernels[:, :, start:stop].swapaxes(0, 1), out=half.swapaxes(0, 1))
+            np.matmul(G.T, half, out=dw[:, :, start:stop])
 
 
 @dataclass(frozen=True)
