@@ -11,15 +11,17 @@ class Tuning:
 
     Attributes:
         winograd_tiles: tiles of a row of Winograd's convolution that are multiplied at once.
+        copied: multiplications of a product from which on BLAS copies its factors first; 0: it always does.
         small_product: the largest number of multiplications in one product of a linear layer's gradient.
     """
 
     winograd_tiles: int
+    copied: int
     small_product: int
 
 
 TUNING = {
-    "native": Tuning(winograd_tiles=1, small_product=1_000_000),  # AVX-512: products this small are not copied first
-    "portable": Tuning(winograd_tiles=4, small_product=3_300_000),  # AVX2: all are, so that few large ones are faster
+    "native": Tuning(winograd_tiles=1, copied=1_000_001, small_product=1_000_000),  # AVX-512
+    "portable": Tuning(winograd_tiles=4, copied=0, small_product=3_300_000),  # AVX2: few large products are faster
 }[startup.numerics]
 """Of this process."""

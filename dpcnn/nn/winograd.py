@@ -88,7 +88,7 @@ class Winograd:
                     # (a, v) x (a, v, N C) -> (a, a, N C)
                     np.matmul(BT[:, left.within], rows[:, left.inputs], out=inputs[:, :, j])
                 # (a a, T N, C) x (a a, C, F) -> (a a, T N, F)
-                np.matmul(inputs.reshape(a * a, T * N, C), kernels, out=products.reshape(a * a, T * N, F))
+                multiply(inputs.reshape(a * a, T * N, C), kernels, products.reshape(a * a, T * N, F))
                 # (p, a) x (a, a, T N F) -> (a, p, T N F)
                 np.matmul(AT[: top.height], products.swapaxes(0, 1), out=pixels(half).swapaxes(0, 1))
                 for j, left in enumerate(group):
@@ -116,13 +116,13 @@ class Winograd:
                     np.matmul(AT[: left.height].T, half[:, left.outputs], out=dproducts[:, :, j])
                 inputs = next(transformed).reshape(a * a, T * N, C).swapaxes(1, 2)  # (a a, C, T N)
                 # (a a, C, T N) x (a a, T N, F) -> (a a, C, F)
-                np.matmul(inputs, dproducts.reshape(a * a, T * N, F), out=share if i or k else dkernels)
+                multiply(inputs, dproducts.reshape(a * a, T * N, F), share if i or k else dkernels)
                 if i or k:
                     dkernels += share
                 if dx is not None:
                     dinputs = first(for_dinputs, (a, a, T, N * C))
                     # (a a, T N, F) x (a a, F, C) -> (a a, T N, C)
-                    np.matmul(dproducts.reshape(a * a, T * N, F), kernels, out=dinputs.reshape(a * a, T * N, C))
+                    multiply(dproducts.reshape(a * a, T * N, F), kernels, dinputs.reshape(a * a, T * N, C))
                     for j, left in enumerate(group):
                         self._add_tile(left, dinputs[:, :, j], rows)  # (a, a, N C) into (a, W, N C)
             if dx is not None:
@@ -192,6 +192,14 @@ class Tile:
     overlap: int
     outputs: slice
     height: int
+
+
+def multiply(a: Array, b: Array, out: Array) -> None:
+    """Fill ``out`` (P, rows, columns) with P products, in two halves where BLAS needs no copies for a half."""
+    columns = out.shape[-1]
+    halves = TUNING.copied <= a.shape[1] * a.shape[2] * columns < 2 * TUNING.copied
+    for start, stop in bands(columns, 1, -(-columns // 2) if halves else columns):
+        np.matmul(a, b[..., start:stop], out=out[..., start:stop])
 
 
 def tiles(length: int, outputs: int, m: int, r: int, padding: int) -> list[Tile]:
