@@ -10,8 +10,9 @@ Each option is a flag of the command line and a key of recipes.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, field, fields
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from dpcnn.base.fields import MOST_INTEGER, FieldError, name
@@ -50,9 +51,8 @@ def options_of(owner: type[Any]) -> list[Field[Any]]:
     return [each for each in fields(owner) if "help" in each.metadata]
 
 
-def types_of(owner: type[Any]) -> dict[str, type[Any]]:
-    """The types of a dataclass's fields, by name."""
-    return get_type_hints(owner)
+types_of: Callable[[Any], dict[str, type[Any]]] = cache(get_type_hints)
+"""The types of a dataclass's fields, by name."""
 
 
 def flag_of(name: str) -> str:

@@ -1,7 +1,8 @@
 """Networks as data: lists of layers, each a table of its kind and its options, as recipes write them."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from dpcnn.errors import ConfigError, unknown_key
@@ -18,6 +19,10 @@ MOST_LAYERS = 1_000
 
 WIRING, UPDATE = ("kind", "name", "input", "with"), ("lr", "weight_decay", "freeze")
 """The keys of a layer's table that are not options of its kind: its connections, and how its parameters are updated."""
+
+signature_of: Callable[[Any], inspect.Signature] = cache(inspect.signature)
+types_of: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+"""The signature of a layer's constructor, and the types of its parameters by name."""
 
 MOST_FACTOR = 1e6
 """The largest ``lr`` and ``weight_decay`` of a layer."""
@@ -172,8 +177,7 @@ def check(options: Mapping[str, Any], kind: type[Layer], where: str) -> None:
     Raises:
         ConfigError: an unknown option, one of the wrong type, or one that is missing.
     """
-    known = inspect.signature(kind).parameters
-    types = get_type_hints(kind.__init__)
+    known, types = signature_of(kind).parameters, types_of(kind.__init__)
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"{where}: {unknown_key(name, known)}")

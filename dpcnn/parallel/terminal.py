@@ -2,11 +2,12 @@
 
 import os
 import sys
-from typing import Any, TextIO
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dpcnn.parallel.launch import launcher
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 NOTEBOOK_COLUMNS = 110
 """The width of a bar in a notebook."""
@@ -51,6 +52,8 @@ def image_bar(terminal: TextIO, images: int, done: int, line: str) -> "tqdm[Any]
     notebook = in_notebook()
     if not notebook and not os.get_terminal_size(terminal.fileno()).columns:
         return None
+    from tqdm import tqdm  # not before: most ranks draw no bar
+
     return tqdm(
         total=images,
         initial=done,

@@ -4,15 +4,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dpcnn.base.files import Folder
 from dpcnn.errors import printable
 from dpcnn.parallel.terminal import image_bar, in_notebook, open_terminal, terminal
 from dpcnn.runs.events import Event, brief, evaluated
 from dpcnn.runs.progress import Metrics, Progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LINE_SECONDS = 10.0  # between the plain lines of a running epoch
 BAR = "{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {postfix[0]}, {remaining} left"

@@ -68,12 +68,12 @@ class Team:
         config, exchange = self.config, self.exchange
         names = [*OPTIMIZERS[config.optimizer].state_names, *([AVERAGE] if config.ema_decay else [])]
         state = State(names, self.network.size, exchange.node, exchange.elements, spare)
-        shard = exchange.shard
-        initial = warm.params if warm else self.network.initialise(config.seed, config.init, config.init_std)
-        state.now[PARAMETERS][shard] = initial[shard]
+        params, shard = state.now[PARAMETERS], exchange.shard
+        if exchange.node.rank == 0:  # on each node: the same values, without messages
+            params[...] = warm.params if warm else self.network.initialise(config.seed, config.init, config.init_std)
+        exchange.node.barrier()
         if config.ema_decay:
-            state.now[AVERAGE][state.within(shard)] = initial[shard]
-        exchange.publish(state.now[PARAMETERS])
+            state.now[AVERAGE][state.within(shard)] = params[shard]
         return state
 
     def shards(self, vectors: Vectors) -> dict[str, Vector]:
