@@ -1,4 +1,4 @@
-"""Measure speed, also against PyTorch: dpcnn bench, also under mpirun"""
+"""Measure speed, also against PyTorch and JAX: dpcnn bench, also under mpirun"""
 
 import json
 import sys
@@ -51,9 +51,11 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--versus",
         choices=PEERS,
-        help="start jobs in turns with PyTorch: DDP with a process per rank, or one process with a thread per rank",
+        help="jobs in turns with PyTorch DDP (a process per rank), or a process of PyTorch or JAX (a thread per rank)",
     )
-    parser.add_argument("--compile", action="store_true", help="with --versus: try torch.compile too, which takes long")
+    parser.add_argument(
+        "--compile", action="store_true", help="with --versus torch: try torch.compile too, which takes long"
+    )
     parser.add_argument(
         "--survive",
         action="store_true",
@@ -107,6 +109,8 @@ def check(options: Namespace) -> tuple[list[int], list[int]]:
     for name in ("scaling", "versus", "survive"):
         if getattr(options, name):
             check_starter(f"--{name}", options.launcher)
+    if options.compile and options.versus == "jax":
+        raise ConfigError("--compile: it is torch.compile; JAX always compiles, so leave it out with --versus jax")
     if options.survive and options.ranks < 2:
         raise ConfigError(f"--ranks: --survive needs at least 2, not {options.ranks}")
     return scaled, batches

@@ -24,6 +24,7 @@ ONLY_IN = {
     "safetensors": {"interop.safetensors"},
     "tensorboardX": {"runs.tensorboard"},
     "torch": {f"evidence.peers.torch_{name}" for name in ("net", "parts", "training", "ddp", "recipe", "layers")},
+    "jax": {f"evidence.peers.jax_{name}" for name in "net layers optimizers step training run".split()},
     "sklearn": {"estimators.models"},
     "pickle": set(),
 }

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from dpcnn.config import Config, read_recipe
 from dpcnn.data.dataset import load
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.measure import warm_up
-from dpcnn.evidence.versus import COMPARED_STEP, median_interval, remarks, summary
+from dpcnn.evidence.peers import options
+from dpcnn.evidence.versus import COMPARED_STEP, PEERS, median_interval, remarks, summary
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.console import Reporter
@@ -125,14 +127,11 @@ def test_what_pytorch_lacks_is_one_line(small, tmp_path, module, flags, message)
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0], result.err
 
 
-@needs_torch
 def test_an_option_that_only_dpcnn_has_is_refused(monkeypatch):
-    from dpcnn.evidence.peers import torch_parts
-
-    torch_parts.check_options(TRAININGS["resnet20"])
-    monkeypatch.setattr(torch_parts, "THEIRS", torch_parts.THEIRS - {"shift"})
-    with pytest.raises(ConfigError, match="--shift: PyTorch's side has no such option"):
-        torch_parts.check_options(TRAININGS["resnet20"])
+    options.check_options(TRAININGS["resnet20"], "PyTorch")
+    monkeypatch.setattr(options, "THEIRS", options.THEIRS - {"shift"})
+    with pytest.raises(ConfigError, match="--shift: JAX's side has no such option"):
+        options.check_options(TRAININGS["resnet20"], "JAX")
 
 
 @needs_torch
@@ -152,14 +151,27 @@ def test_jobs_in_turns(small, tmp_path, peer):
     assert "warning" not in result.out
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
-@pytest.mark.parametrize("peer", ["torch", "torch-threads"])
-def test_without_pytorch_it_says_how_to_get_it(peer):
+@pytest.mark.parametrize(("peer", "package"), [("torch", "torch"), ("torch-threads", "torch"), ("jax", "jax")])
+def test_without_the_peer_it_says_how_to_get_it(peer, package):
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
     result = command("bench", "--versus", peer)
+    library = PEERS[peer].library
     assert result.status == 2
     assert result.errors == [
-        f"dpcnn: error: --versus {peer}: PyTorch is not installed; get it: pip install 'dpcnn[torch]'"
+        f"dpcnn: error: --versus {peer}: {library} is not installed; get it: pip install 'dpcnn[{package}]'"
     ]
+
+
+def test_the_files_that_a_reader_checks_are_short():
+    folder = Path(options.__file__).parent
+    files = [*folder.glob("jax_*.py"), folder / "torch_ddp.py", folder / "torch_training.py"]
+    assert len(files) > 2 and all(len(path.read_text().splitlines()) <= 80 for path in files)
+
+
+def test_compile_is_for_pytorch_alone():
+    result = command("bench", "--versus", "jax", "--compile")
+    assert result.status == 2 and "--compile: it is torch.compile" in result.errors[0]
 
 
 def test_the_ratio_is_that_to_the_fastest_setting_of_each_round():

@@ -1,6 +1,7 @@
-"""Comparisons of speed with PyTorch: the same first weights, data and batches, in turns."""
+"""Comparisons of speed with PyTorch and JAX: the same first weights, data and batches, in turns."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from math import isclose
@@ -15,72 +16,100 @@ from dpcnn.evidence.comparison import Jobs
 from dpcnn.evidence.jobs import config_words, run
 from dpcnn.evidence.measure import Result
 
-PEERS = {"torch": "PyTorch DDP", "torch-threads": "PyTorch in one process"}
-"""What dpcnn is compared with: as many processes, or as many threads, as dpcnn has ranks."""
 
-SETTINGS = {"NCHW": ["--layout", "nchw"], "channels-last": ["--layout", "channels-last"]}
+@dataclass(frozen=True)
+class Peer:
+    """What dpcnn is compared with.
+
+    Attributes:
+        package: the package, and the extra of dpcnn that installs it.
+        library, title: for messages and for the title of the table.
+        settings: the arguments of each setting that is tried in each round; the fastest one counts.
+    """
+
+    package: str
+    library: str
+    title: str
+    settings: Mapping[str, Sequence[str]]
+
+
+TORCH = {"NCHW": ["--layout", "nchw"], "channels-last": ["--layout", "channels-last"]}
 COMPILED = {"compiled, channels-last": ["--layout", "channels-last", "--compile"]}
-"""The settings of PyTorch that are tried in each round; the fastest one counts."""
+JAX = {"NHWC": ["--layout", "NHWC"], "NCHW": ["--layout", "NCHW"]}
+
+PEERS = {
+    "torch": Peer("torch", "PyTorch", "PyTorch DDP", TORCH),
+    "torch-threads": Peer("torch", "PyTorch", "PyTorch in one process", TORCH),
+    "jax": Peer("jax", "JAX", "JAX in one process", JAX),
+}
+"""The peers by name: DDP has as many processes as dpcnn has ranks; the others have as many threads."""
 
 COMPARED_STEP = 3
 """The step whose loss is compared, counted from 0: the weights have changed three times before it."""
 
 Rounds = list[dict[str, float]]
-"""Images per second, by "dpcnn" and PyTorch's settings; "limit": the fraction of the sgemm limit that dpcnn reaches."""
+"""Images per second, by "dpcnn" and the peer's settings; "limit": the part of the sgemm limit that dpcnn reaches."""
 
 
-def versus(jobs: Jobs, peer: str, ranks: int, batches: Sequence[int], compiled: bool = False) -> tuple[Result, str]:
-    """Compare the training of a recipe with PyTorch's.
+def versus(jobs: Jobs, name: str, ranks: int, batches: Sequence[int], compiled: bool = False) -> tuple[Result, str]:
+    """Compare the training of a recipe with a peer's.
 
     Args:
-        peer: one of :data:`PEERS`.
+        name: one of :data:`PEERS`.
         batches: per rank; each microbatch is as large.
-        compiled: whether to try torch.compile too.
+        compiled: whether to try torch.compile too, if the peer is PyTorch.
 
     Returns:
         All speeds, ratios and losses, and the machine; and a table.
 
     Raises:
-        LaunchError: PyTorch is not installed, or it lacks a layer, a loss, an optimizer or an option.
+        LaunchError: the peer is not installed, or it lacks a layer, a loss, an optimizer or an option.
     """
-    if find_spec("torch") is None:
-        raise LaunchError(f"--versus {peer}: PyTorch is not installed; get it: pip install 'dpcnn[torch]'")
-    settings = SETTINGS | (COMPILED if compiled else {})
+    peer = PEERS[name]
+    if find_spec(peer.package) is None:
+        raise LaunchError(
+            f"--versus {name}: {peer.library} is not installed; get it: pip install 'dpcnn[{peer.package}]'"
+        )
+    settings = {**peer.settings, **(COMPILED if compiled else {})}
     rounds: dict[int, Rounds] = {batch: [] for batch in batches}
     losses: dict[int, dict[str, float]] = {}
     machine = {}
     for _ in jobs.turns():
         for batch in batches:
-            theirs = {name: measure_torch(jobs, peer, ranks, batch, more) for name, more in settings.items()}
+            theirs = {key: measure_peer(jobs, name, ranks, batch, words) for key, words in settings.items()}
             ours = jobs.measure(ranks, ranks * batch, batch)
             found = {"dpcnn": ours, **theirs}
-            speeds = {name: result["images_per_second"] for name, result in found.items()}
+            speeds = {key: result["images_per_second"] for key, result in found.items()}
             rounds[batch].append({**speeds, "limit": ours["fraction_of_limit"]})
-            losses[batch] = {name: result["losses"][COMPARED_STEP] for name, result in found.items()}
-            machine = ours["machine"] | {"torch": version("torch")}
+            losses[batch] = {key: result["losses"][COMPARED_STEP] for key, result in found.items()}
+            machine = ours["machine"] | {peer.package: version(peer.package)}
     ratios = {batch: summary(rounds[batch], list(settings)) for batch in batches}
     text = (
-        f"{jobs.config.model} against {PEERS[peer]} {machine['torch']}; {machine['processor']}; "
+        f"{jobs.config.model} against {peer.title} {machine[peer.package]}; {machine['processor']}; "
         f"NumPy {machine['numpy']}, {machine['blas']}; {ranks} ranks; "
         f"{jobs.rounds} rounds; images/s are medians"
     )
     lines = [text, "", table(rounds, ratios, losses), *remarks(losses)]
-    result = {"rounds": rounds, "ratios": ratios, "losses": losses, "machine": machine, "peer": peer, "ranks": ranks}
+    result = {"rounds": rounds, "ratios": ratios, "losses": losses, "machine": machine, "peer": name, "ranks": ranks}
     return result, "\n".join(lines)
 
 
-def measure_torch(jobs: Jobs, peer: str, ranks: int, batch: int, settings: Sequence[str]) -> Result:
-    """The speed and the losses of PyTorch; ``batch`` is per rank."""
-    processes, threads = (1, ranks) if peer == "torch-threads" else (ranks, 1)
-    start = ["--standalone", "--nproc-per-node", str(processes), "-m", "dpcnn.evidence.peers.torch_ddp"]
+def measure_peer(jobs: Jobs, name: str, ranks: int, batch: int, settings: Sequence[str]) -> Result:
+    """The speed and the losses of a peer; ``batch`` is per rank."""
     flags = config_words(jobs.recipe, {**jobs.flags, "batch": ranks * batch, "microbatch": batch})
-    words = [*start, *flags, "--threads", str(threads), "--steps", str(jobs.steps), *settings]
-    result: Result = load_json(run("torch.distributed.run", *words).strip().splitlines()[-1])
+    processes, threads = (ranks, 1) if name == "torch" else (1, ranks)
+    words = [*flags, "--threads", str(threads), "--steps", str(jobs.steps), *settings]
+    if PEERS[name].package == "torch":
+        start = ["--standalone", "--nproc-per-node", str(processes), "-m", "dpcnn.evidence.peers.torch_ddp"]
+        output = run("torch.distributed.run", *start, *words)
+    else:
+        output = run("dpcnn.evidence.peers.jax_run", *words)
+    result: Result = load_json(output.strip().splitlines()[-1])
     return result
 
 
 def summary(rounds: Rounds, settings: Sequence[str]) -> Result:
-    """The ratio in each round of dpcnn to the fastest of PyTorch's settings, its median, and the median's interval."""
+    """The ratio in each round of dpcnn to the fastest of the peer's settings, its median, and the median's interval."""
     ratios = [speeds["dpcnn"] / max(speeds[name] for name in settings) for speeds in rounds]
     return {"by_round": ratios, "median": median(ratios), "interval": median_interval(ratios)}
 
@@ -125,6 +154,6 @@ def remarks(losses: Mapping[int, Mapping[str, float]]) -> list[str]:
                 "",
                 f"warning: with a batch of {batch} per rank, the losses after {COMPARED_STEP} steps differ by more "
                 "than 1 %: unless the network has dropout, or batch normalisation over other batches (--versus "
-                "torch-threads), these are not the same training",
+                "torch-threads, jax), these are not the same training",
             ]
     return []

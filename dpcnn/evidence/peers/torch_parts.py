@@ -1,4 +1,4 @@
-"""dpcnn's losses and optimizers in PyTorch, and what of a configuration PyTorch's side has."""
+"""dpcnn's losses and optimizers in PyTorch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,14 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpcnn.base.options import flag_of, options_of
 from dpcnn.config import Config
 from dpcnn.errors import ConfigError
 from dpcnn.nn.losses import CrossEntropy, Loss
-from dpcnn.nn.models import UPDATE
 from dpcnn.optim.optimizer import Optimizer
 from dpcnn.optim.optimizers import SGD, AdaGrad, Adam, AdamW, Momentum, Nesterov, RMSProp
-from dpcnn.optim.schedules import PLATEAU
 
 LOSS_TWINS: dict[type[Loss], Callable[[Any], nn.Module]] = {
     CrossEntropy: lambda loss: nn.CrossEntropyLoss(label_smoothing=loss.label_smoothing),
@@ -39,37 +36,6 @@ OPTIMIZER_TWINS: dict[type[Optimizer], Callable[[Any], tuple[type[Any], dict[str
     RMSProp: lambda own: (torch.optim.RMSprop, {"alpha": own.decay, "eps": own.epsilon, "foreach": True}),
 }
 """For each type of optimizer, PyTorch's type and its options: fused, that is one pass in C++, where PyTorch has it."""
-
-THEIRS = {
-    *("label_smoothing", "beta1", "beta2", "epsilon", "weight_decay", "momentum", "decay"),
-    *("model", "layers", "dropout", "init", "init_std", "loss", "optimizer", "lr", "schedule", "gamma", "warmup"),
-    *("max_grad_norm", "ema_decay", "batch", "seed", "shift", "rotation", "zoom", "elastic"),
-}
-"""The options that PyTorch's side has too."""
-
-OF_NO_STEP = {
-    *("imports", "data", "validation", "holdout", "test", "epochs", "max_steps", "monitor", "patience"),
-    *("microbatch", "exchange", "numerics", "checkpoint_every", "drift_check_every", "keep"),
-}
-"""The options that decide which samples there are, or how dpcnn runs, but not what a step of PyTorch computes."""
-
-
-def check_options(config: Config) -> None:
-    """Make sure that PyTorch's side has all options that the configuration uses.
-
-    Raises:
-        ConfigError: another option differs from its default, or a layer has settings of its own.
-    """
-    if config.schedule == PLATEAU:
-        raise ConfigError(f"--schedule {PLATEAU}: PyTorch's side has no such schedule; choose another one")
-    if any(key in layer for layer in config.layers for key in UPDATE):
-        raise ConfigError(f"PyTorch's side has no layers with {', '.join(UPDATE)}; remove these keys")
-    kinds = (Config, type(config.make_optimizer()), type(config.make_loss()))
-    defaults = {each.name: each.default for kind in kinds for each in options_of(kind)}
-    for name, value in config.as_dict().items():
-        default = defaults.get(name, type(value)())
-        if name not in THEIRS | OF_NO_STEP and value != (list(default) if isinstance(default, tuple) else default):
-            raise ConfigError(f"{flag_of(name)}: PyTorch's side has no such option; leave it at its default")
 
 
 def torch_loss(config: Config) -> nn.Module:

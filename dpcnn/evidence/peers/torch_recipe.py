@@ -21,8 +21,9 @@ from dpcnn.config import Config, read_recipe
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
 from dpcnn.errors import ConfigError
+from dpcnn.evidence.peers.options import check_options
 from dpcnn.evidence.peers.torch_net import torch_net
-from dpcnn.evidence.peers.torch_parts import check_options, torch_loss, torch_optimizer
+from dpcnn.evidence.peers.torch_parts import torch_loss, torch_optimizer
 from dpcnn.optim.schedules import SCHEDULES
 from dpcnn.parallel.comm import SerialComm
 
@@ -48,7 +49,7 @@ def main() -> None:
 
 def train(config: Config) -> Iterator[dict[str, Any]]:
     """Train the recipe, and yield the results after each epoch."""
-    check_options(config)
+    check_options(config, "PyTorch")
     if config.ema_decay or config.max_grad_norm or config.augments:
         raise ConfigError("no PyTorch version of changed images, clipping or averaged weights")
     torch.manual_seed(config.seed)

@@ -12,8 +12,9 @@ from dpcnn.base.rng import SampleRng
 from dpcnn.config import Config
 from dpcnn.data.augment import Augment
 from dpcnn.data.dataset import Samples
+from dpcnn.evidence.peers.options import check_options
 from dpcnn.evidence.peers.torch_net import torch_net
-from dpcnn.evidence.peers.torch_parts import check_options, torch_loss, torch_optimizer
+from dpcnn.evidence.peers.torch_parts import torch_loss, torch_optimizer
 from dpcnn.nn.layers import Scale
 from dpcnn.runs.progress import Progress
 from dpcnn.training.plan import Plan
@@ -39,7 +40,7 @@ class TorchTraining:
         ranks: int = 1,
         wrap: Callable[[nn.Module], nn.Module] = lambda net: net,
     ) -> None:
-        check_options(config)
+        check_options(config, "PyTorch")
         config = config.measured(samples.manifest.mean, samples.manifest.deviation)
         self.config, self.samples, self.layout, self.rank, self.ranks = config, samples, LAYOUTS[layout], rank, ranks
         self.plan = Plan(config, samples)
@@ -60,8 +61,7 @@ class TorchTraining:
         """This process's part of the batch of a step, counted from 0: scaled pixels (n, C, H, W) and labels (n,)."""
         indices = np.array_split(self.plan.batch(0, number), self.ranks)[self.rank]
         images, labels = self.samples.take(indices)
-        images = self.augment(images, SampleRng(self.config.seed, 0, indices))
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(self.augment(images, SampleRng(self.config.seed, 0, indices))).permute(0, 3, 1, 2)
         pixels = torch.empty(pixels.shape, memory_format=self.layout).copy_(pixels)
         return self.scale(pixels), torch.from_numpy(labels.astype(np.int64))
 
