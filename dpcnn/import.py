@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base.arrays import Shape
+from dpcnn.base.fields import FieldError, number
 from dpcnn.cli import DONE, Parser, check_free, run_command
 from dpcnn.config import read_recipe
 from dpcnn.data.classes import numbered, read_names
+from dpcnn.data.pixels import LEAST_WHITE, MOST_WHITE
 from dpcnn.data.shards import CROP, RESIZE
 from dpcnn.errors import ConfigError
 from dpcnn.flags import add_import
@@ -46,6 +48,12 @@ def make_parser() -> Parser:
         "--resize", choices=RESIZE, default=CROP, help="with --recipe: how predict resizes pictures (default crop)"
     )
     parser.add_argument(
+        "--max-value",
+        type=float,
+        metavar="X",
+        help="with --recipe, for a network of uint16 or float images: the value of white (default: for uint8)",
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the checkpoint (default ./NAME.h5 for NAME.safetensors)"
     )
     add_import(parser)
@@ -58,18 +66,23 @@ def command(comm: SerialComm, options: Namespace) -> int:
         if comm.rank == 0:
             out = options.out or Path(f"{options.file.stem}.h5")
             check_free(out)
-            checkpoint = from_safetensors(options.file, described(options) if options.recipe else None)
+            checkpoint = from_safetensors(options.file, described(options))
             write(out, checkpoint)
             print(f"{out}: {checkpoint.config.model}, weights {checkpoint.weights_sha256}")
     return DONE
 
 
-def described(options: Namespace) -> Description:
-    """The network that --recipe, --image-shape and --classes describe."""
+def described(options: Namespace) -> Description | None:
+    """The network that --recipe and the options for it describe; None without --recipe."""
+    if not options.recipe:
+        if options.names or options.max_value is not None:
+            raise ConfigError("--names and --max-value describe a network with --recipe; give --recipe, or drop them")
+        return None
     if not 1 <= options.classes <= MOST_SIDE:
         raise ConfigError(f"--classes: must be from 1 to {MOST_SIDE}, not {options.classes}")
     names = read_names(options.names) if options.names else numbered(options.classes)
-    return Description(read_recipe(options.recipe), image_shape(options.image_shape), names, options.resize, step=0)
+    shape, white = image_shape(options.image_shape), max_value(options.max_value)
+    return Description(read_recipe(options.recipe), shape, names, options.resize, step=0, max_value=white)
 
 
 def image_shape(text: str) -> Shape:
@@ -78,6 +91,14 @@ def image_shape(text: str) -> Shape:
     if len(words) != 3 or not all(word.isdecimal() and 0 < int(word[:9]) <= MOST_SIDE for word in words):
         raise ConfigError(f"--image-shape: expected H,W,C such as 28,28,1, not {text}")
     return tuple(int(word) for word in words)
+
+
+def max_value(white: float | None) -> float | None:
+    """The value of --max-value."""
+    try:
+        return white if white is None else number(white, "--max-value", LEAST_WHITE, MOST_WHITE)
+    except FieldError as error:
+        raise ConfigError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -402,6 +402,8 @@ def test_a_name_means_a_data_set_before_it_means_pictures(of_names, named, photo
         (lambda model, photos: model.predict(["nowhere"]), "nowhere: No such file or directory"),
         (lambda model, photos: model.predict([photos / "1" / "05.png"]), "05.png: expected a PNG"),
         (lambda model, photos: model.predict(photos / "none"), "none: no file in this folder can be read"),
+        (lambda model, photos: model.predict_files([]), "no file to predict; give at least one file or folder"),
+        (lambda model, photos: model.predict([]), "X: expected images of numbers"),
         (lambda model, photos: model.score(photos), "no.* data set"),
         (lambda model, photos: model.score(photos, NAMES[:2]), r"y: expected labels \(12,\)"),
         (lambda model, photos: model.fit([photos], NAMES[:1]), "make a data set of picture files: dpcnn data prepare"),

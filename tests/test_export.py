@@ -272,6 +272,27 @@ def test_a_pytorch_model_s_tensors_are_brought_in(tmp_path):
 
 
 @needs_export
+def test_the_value_of_white_is_given_for_a_file_that_does_not_tell_it(tmp_path):
+    from safetensors.numpy import save
+
+    checkpoint, logits = fresh("lenet5")
+    (tmp_path / "theirs.safetensors").write_bytes(save(like_torch(checkpoint)))
+    x = np.random.default_rng(4).integers(0, 4096, (5, 28, 28, 1)).astype(np.uint16)
+    np.savez(tmp_path / "x.npz", x=x)
+    words = ["import", tmp_path / "theirs.safetensors", "--recipe", "lenet5"]
+    assert command(*words, "--max-value", "4095", "--out", tmp_path / "deep.h5").status == 0
+    assert command(*words, "--out", tmp_path / "plain.h5").status == 0
+    assert read(tmp_path / "deep.h5").max_value == 4095
+    printed = command("predict", tmp_path / "deep.h5", tmp_path / "x.npz", "--json")
+    found = [[*json.loads(line)["probabilities"].values()] for line in printed.out.splitlines()]
+    expected = logits(np.multiply(x, 255 / 4095, dtype=np.float32))
+    np.testing.assert_allclose(found, softmax(expected.astype(np.float64)), rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(onnx_logits(as_onnx(read(tmp_path / "deep.h5")), x), expected, rtol=1e-4, atol=1e-3)
+    refused = command("predict", tmp_path / "plain.h5", tmp_path / "x.npz")
+    assert refused.status == 2 and "uint16 images of (28, 28, 1); this network takes uint8" in refused.errors[0]
+
+
+@needs_export
 def test_files_that_can_t_be_brought_in(tmp_path):
     from safetensors.numpy import save
 
@@ -302,6 +323,11 @@ def test_files_that_can_t_be_brought_in(tmp_path):
             [foreign, "--recipe", "lenet5", "--image-shape", "28"],
             "--image-shape: expected H,W,C such as 28,28,1, not 28",
         ),
+        (
+            [foreign, "--recipe", "lenet5", "--max-value", "0"],
+            "--max-value: expected a number from 1e-30 to 1e+30, not 0",
+        ),
+        ([foreign, "--max-value", "9"], "--names and --max-value describe a network with --recipe; give"),
         ([foreign, "--out", tmp_path / "there.h5"], f"{tmp_path / 'there.h5'}: exists; give another --out, or delete"),
     ):
         result = command("import", *words, cwd=tmp_path)

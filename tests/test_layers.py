@@ -13,7 +13,7 @@ from dpcnn.nn import convolution, mec, pooling, reference, winograd
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import output_length
-from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise
+from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise, Whole
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
 from dpcnn.nn.mec import Mec
@@ -224,6 +224,20 @@ def test_winograd_s_convolution_and_gradients_are_mec_s(size, r, padding, images
 
 
 @given(
+    size=st.tuples(*[st.integers(1, 7)] * 2),
+    images=st.integers(1, 9),
+    channels=st.integers(1, 9),
+    seed=st.integers(0, 9),
+)
+def test_a_kernel_as_large_as_the_image_is_mec_s(size, images, channels, seed):
+    rng = np.random.default_rng(seed)
+    x, w = rng.standard_normal((*size, images, channels)), rng.standard_normal((*size, channels, seed + 1))
+    dy = rng.standard_normal((1, 1, images, seed + 1))
+    for mine, other in zip(convolve(Whole(), x, w, dy), convolve(Mec(size, 1, 0), x, w, dy), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-9)
+
+
+@given(
     size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
     r=st.integers(2, 11),
     stride=st.integers(2, 5),
@@ -294,6 +308,7 @@ def test_kernels_are_chosen_by_shape_alone():
     ):
         assert isinstance(choose_algorithm(shape, filters, *options), Mec)
     assert isinstance(choose_algorithm((8, 8, 16), 4, (1, 1), 2), Pointwise)
+    assert isinstance(choose_algorithm((5, 4, 16), 4, (5, 4)), Whole)
     assert isinstance(choose_algorithm((8, 8, 16), 16, (3, 3), 2, 1, 16), Depthwise)
     assert isinstance(choose_algorithm((8, 8, 16), 32, (3, 3), 2, 1, 16), Grouped)
     assert isinstance(choose_algorithm((8, 8, 16), 32, (3, 3), 1, 1, 2).kernels[1], Winograd)

@@ -436,6 +436,8 @@ STARTS_OF_OTHERS = {
     b"BM6\0\0\0": "a BMP picture",
     b"%PDF-1.7": "a PDF document",
     b"II*\0\x10\0\0\0CR\2\0": "a raw picture of a camera (CR2)",
+    b"IIRO\x08\0\0\0": "a raw picture of a camera (ORF)",
+    b"IIU\0\x18\0\0\0": "a raw picture of a camera (RW2)",
 }
 
 
@@ -447,6 +449,45 @@ def test_files_of_other_types_are_named(start, tmp_path):
     error = prepare(tmp_path, tmp_path / "set", "--strict", "--test", "1", status=2).err
     expected = "expected a PNG, JPEG, WebP or TIFF file; convert it to JPEG or PNG"
     assert f".jpg: {STARTS_OF_OTHERS[start]}; {expected}" in error
+
+
+def tiff(order: str, *tags: tuple[int, int, int, int]) -> bytes:
+    """A TIFF file of 2 x 2 grey pixels; ``tags``: in place of its own, or besides them, (tag, type, count, value)."""
+    own = [(256, 4, 1, 2), (257, 4, 1, 2), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    own += [(277, 3, 1, 1), (278, 4, 1, 2), (279, 4, 1, 4)]
+    entries = {entry[0]: entry for entry in [*own, *tags]}
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 12) + bytes([0, 80, 160, 240])
+    body = [
+        struct.pack(f"{order}HHI", *entry[:3]) + struct.pack(f"{order}H2x" if entry[1] == 3 else f"{order}I", entry[3])
+        for _, entry in sorted(entries.items())
+    ]
+    return head + struct.pack(f"{order}H", len(body)) + b"".join(body) + bytes(4)
+
+
+REDUCED, PAGE = (254, 4, 1, 1), (254, 4, 1, 2)
+MORE = (330, 4, 1, 8)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    ("tags", "raw"),
+    [
+        ([(50706, 1, 4, 0x01040000)], True),  # DNG
+        ([REDUCED, MORE], True),  # NEF and ARW: a thumbnail, and the sensor's picture behind it
+        ([(262, 3, 1, 32803)], True),
+        ([(262, 3, 1, 34892)], True),
+        ([], False),
+        ([REDUCED], False),
+        ([PAGE, MORE], False),
+    ],
+)
+def test_raw_pictures_of_cameras_are_told_from_other_tiff_files(order, tags, raw):
+    content = tiff(order, *tags)
+    if not raw:
+        assert image(content, (2, 2, 1)).ravel().tolist() == [0, 80, 160, 240]
+        return
+    with pytest.raises(DataError, match="picture: a raw picture of a camera, .*; convert it to JPEG or PNG"):
+        image(content)
 
 
 @pytest.mark.slow

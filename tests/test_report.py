@@ -64,15 +64,17 @@ def test_the_page_of_a_run(quick, tmp_path):
     )
 
 
-def test_the_files_of_the_worst_mistakes_are_named(small, quick, tmp_path):
+@pytest.mark.parametrize("staged", [False, True])
+def test_the_files_of_the_worst_mistakes_are_named(small, quick, tmp_path, staged):
     folder, data = tmp_path / "run", tmp_path / "set"
-    assert training(*quick, "--model", "mlp", "--max-steps", "3", "--out", folder).status == 0
     shutil.copytree(small, data)
+    flags = ["--data", data, "--stage", tmp_path / "scratch"] if staged else []
+    assert training(*quick, *flags, "--model", "mlp", "--max-steps", "3", "--out", folder).status == 0
     manifest, number = read_manifest(data), 0
     for shard in manifest.splits["test"]:
         write_names(data / shard.file, [f"<{n}>.jpg" for n in range(number, number + shard.samples)])
         number += shard.samples
-    result = command("report", folder, "--data", data, "--out", tmp_path / "page.html", ranks=2)
+    result = command("report", folder, *([] if staged else ["--data", data]), "--out", tmp_path / "page.html", ranks=2)
     assert result.status == 0, result.err
     words = Page((tmp_path / "page.html").read_text(encoding="utf-8")).words
     start = words.index("file, in the order of the images") + 3

@@ -10,12 +10,18 @@ from metrics import events
 from test_survival import left_by
 from threads import Died
 
+from dpcnn.config import Config
+from dpcnn.data.dataset import load
+from dpcnn.data.shards import read_manifest
 from dpcnn.errors import DivergenceError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs import checkpoint as checkpoints
 from dpcnn.runs.checkpoint import read
+from dpcnn.runs.console import Reporter
 from dpcnn.runs.events import MEASURED
-from dpcnn.training.saving import Saving
+from dpcnn.runs.folder import RunFolder
+from dpcnn.runs.unkept import Unkept
+from dpcnn.training.saving import Saving, vectors
 from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.trainer import Trainer
 
@@ -265,6 +271,35 @@ def test_steps_never_write_to_vectors_that_are_held():
             held, values = state.now, number
         else:
             assert state.now is not held and state.next is not held
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("least", [0, 1 << 24])
+def test_all_vectors_of_a_run_in_memory_are_counted(small, tmp_path, monkeypatch, least, ema_decay):
+    monkeypatch.setattr("dpcnn.training.saving.LARGE", least)
+    config, samples = Config(model="mlp", ema_decay=ema_decay), load(small, "train", SerialComm())
+    network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+    for run in (RunFolder(tmp_path / "run"), Unkept()):
+        state = Trainer(SerialComm(), config, network, samples, run, Reporter()).state
+        sets = [state.now, state.next, *state._free]
+        assert len(sets) == (3 if run.kept and not least else 2)
+        elements = sum(vector.size for each in sets for vector in each.values())
+        assert elements == vectors(config, run, network.size) * network.size
+
+
+@pytest.mark.parametrize("least", [0, 1 << 24])
+def test_a_training_is_refused_if_its_third_set_of_vectors_does_not_fit(small, quick, tmp_path, monkeypatch, least):
+    manifest = read_manifest(small)
+    network = Config(model="mlp").network(manifest.image_shape, manifest.classes)
+    free = network.memory(8) + 4 * 6 * network.size  # of Adam, two sets of three vectors
+    monkeypatch.setattr("dpcnn.training.saving.LARGE", least)
+    monkeypatch.setattr("dpcnn.nn.network.memory_left", lambda: free)
+    flags = ["--model", "mlp", "--microbatch", "8", "--epochs", "1"]
+    result = training(*quick, *flags, "--out", tmp_path / "run", ranks=[1])
+    if least:
+        assert result.status == 0, result.err
+    else:
+        assert result.status == 2 and "give a smaller --microbatch" in result.errors[0]
 
 
 def test_no_line_is_printed_twice_when_the_next_ranks_die_in_turn(flags, tmp_path, monkeypatch, large, undisturbed):

@@ -51,6 +51,19 @@ def row_length(shape: Shape) -> int:
     return N * C * next(k for k in range(1, count + 1) if count % k == 0 and (k * N * C >= LONG or k == count))
 
 
+MASKED = 2048
+"""Elements of a mask that NumPy converts to numbers at a time."""
+
+
+def masked(values: Array, mask: Array, out: Array) -> Array:
+    """``values`` where ``mask`` (bool) is true, and 0 elsewhere: fills ``out``, which may be ``values``."""
+    before = np.setbufsize(MASKED)
+    try:
+        return np.multiply(values, mask, out=out)
+    finally:
+        np.setbufsize(before)
+
+
 def bytes_of(array: Array) -> memoryview:
     """The bytes of an array, one after the other, in its order of elements; a copy only if it is not contiguous."""
     return np.ascontiguousarray(array).data.cast("B")

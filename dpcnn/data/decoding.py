@@ -14,7 +14,7 @@ import numpy as np
 from dpcnn.base.arrays import Shape
 from dpcnn.data.characters import Picture, like_mnist
 from dpcnn.data.inputs import Input, reason
-from dpcnn.data.kinds import foreign_kind
+from dpcnn.data.kinds import foreign_kind, is_raw
 from dpcnn.data.shards import MNIST, Images
 from dpcnn.errors import DataError
 
@@ -104,6 +104,8 @@ def _opened(source: Input) -> Iterator[Any]:
     content = source.plain().read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES or (content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") > MOST_SCANS):
         raise DataError(f"{path}: at most {MOST_BYTES:,} bytes and {MOST_SCANS} scans are read; save it again")
+    if is_raw(content):
+        raise DataError(f"{path}: a raw picture of a camera, such as DNG, NEF or ARW; convert it to JPEG or PNG")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from Pillow, about sizes and metadata

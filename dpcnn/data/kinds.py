@@ -22,12 +22,23 @@ STARTS = {
     b"<svg": "an SVG drawing",
     b"<?xml": "an XML file, such as an SVG drawing",
     b"FUJIFILM": "a raw picture of a camera (RAF)",
+    **dict.fromkeys((b"IIRO", b"IIRS", b"MMOR"), "a raw picture of a camera (ORF)"),
+    b"IIU\0": "a raw picture of a camera (RW2)",
     b"\0\0\0\x0cjP  ": "a JPEG 2000 picture",
     b"\xff\x0a": "a JPEG XL picture",
     b"\0\0\0\x0cJXL ": "a JPEG XL picture",
     b"\0\0\x01\0": "an icon (ICO)",
 }
 """Types of files by their first bytes."""
+
+SUBFILE_TYPE, COLOURS, MORE_PICTURES, DNG_VERSION = 254, 262, 330, 50706
+"""Tags of TIFF: NewSubfileType, PhotometricInterpretation, SubIFDs, DNGVersion."""
+
+RAW_COLOURS = 32803, 34892
+"""The values of :data:`COLOURS` for the pixels of a sensor: a colour filter array, and one that is interpolated."""
+
+SHORT = 3
+"""TIFF's type of whole numbers of two bytes."""
 
 HEAD = 12
 """The bytes at the start of a file by which its type is known."""
@@ -46,6 +57,30 @@ def foreign_kind(start: bytes) -> str:
     if start[8:10] == b"CR" and start[:4] == b"II*\0":
         return "a raw picture of a camera (CR2)"
     return next((kind for first, kind in STARTS.items() if start.startswith(first)), "")
+
+
+def is_raw(content: bytes) -> bool:
+    """Whether a file is a raw picture of a camera that begins like TIFF: DNG, NEF, ARW, PEF and others.
+
+    The first picture of such a file is that of the sensor, or a thumbnail with the sensor's as a further picture.
+    """
+    tags = tiff_tags(content) if content.startswith((b"II*\0", b"MM\0*")) else {}
+    thumbnail = tags.get(SUBFILE_TYPE, 0) & 1 and MORE_PICTURES in tags
+    return bool(thumbnail) or DNG_VERSION in tags or tags.get(COLOURS) in RAW_COLOURS
+
+
+def tiff_tags(content: bytes) -> dict[int, int]:
+    """The tags of the first picture of a TIFF file (TIFF 6.0, section 2), each with the whole number in its entry.
+
+    What lies beyond the end of the file counts as 0.
+    """
+
+    def number(place: int, size: int) -> int:
+        return int.from_bytes(content[place : place + size], "little" if content[:2] == b"II" else "big")
+
+    start = number(4, 4)
+    entries = [start + 2 + 12 * place for place in range(number(start, 2))]
+    return {number(entry, 2): number(entry + 8, 2 if number(entry + 2, 2) == SHORT else 4) for entry in entries}
 
 
 def not_read(path: Path, start: bytes, expected: str) -> DataError:

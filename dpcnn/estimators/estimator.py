@@ -150,8 +150,8 @@ class Estimator(Parameters):
         """The predictions for picture files, with the names of the files: what ``dpcnn predict --json`` prints.
 
         Args:
-            paths: a file or a folder, or a list of these. The files of a folder that can't be read are skipped, with
-                a line on stderr.
+            paths: a file or a folder, or a list of these, which must not be empty. The files of a folder that can't be
+                read are skipped, with a line on stderr.
 
         Returns:
             For each image a dictionary: see :func:`dpcnn.training.prediction.predict_files`. The same on every rank;

@@ -5,7 +5,7 @@ from math import sqrt
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, empty, row_length
+from dpcnn.base.arrays import Array, empty, masked, row_length
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn.layer import Backward, Layer
@@ -24,7 +24,7 @@ class ReLU(Layer):
         np.maximum(rows, zeros, out=rows)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
-            return np.multiply(dy, positive, out=dy)
+            return masked(dy, positive, out=dy)
 
         return rows.reshape(x.shape), backward  # x, unless that is not contiguous and rows are a copy
 

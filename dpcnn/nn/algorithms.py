@@ -2,7 +2,7 @@
 
 from dpcnn.base.arrays import Shape
 from dpcnn.nn.convolution import Kernel, output_length
-from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise
+from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise, Whole
 from dpcnn.nn.mec import Mec
 from dpcnn.nn.strided import Strided, blocks
 from dpcnn.nn.winograd import MOST_SIDE, Winograd
@@ -40,6 +40,8 @@ def choose_algorithm(
         )
     if kernel_size == (1, 1) and padding == 0:
         return Pointwise(stride)
+    if kernel_size == (H, W) and padding == 0:
+        return Whole()
     r, width = kernel_size
     if r == width and dilation == 1:
         if stride == 1 and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE:

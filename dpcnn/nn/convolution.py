@@ -71,3 +71,14 @@ def output_length(length: int, kernel_size: int, stride: int, padding: int = 0, 
 def strided(start: int, count: int, stride: int) -> slice:
     """``count`` positions from ``start`` on, ``stride`` apart."""
     return slice(start, start + stride * (count - 1) + 1, stride)
+
+
+def inside(first: int, count: int, length: int, stride: int = 1) -> tuple[slice, slice]:
+    """Those of ``count`` positions that lie in 0 .. length - 1: their numbers, from 0, and the positions themselves.
+
+    Position number k is first + k stride.
+    """
+    start = min(count, max(0, -(first // stride)))
+    stop = min(count, max(start, -((first - length) // stride)))
+    position = first + start * stride
+    return slice(start, stop), slice(position, position + (stop - start) * stride, stride)

@@ -1,4 +1,4 @@
-"""Convolutions of single pixels, of single channels and of groups of channels. Shapes: see layer.py."""
+"""Convolutions of single pixels, whole images, single channels and groups of channels. Shapes: see layer.py."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +34,32 @@ class Pointwise:
         np.matmul(flat(dy), w[0, 0].T, out=flat(taken))
         dx[...] = 0
         dx[:: self.stride, :: self.stride] = taken
+
+
+class Whole:
+    """A convolution with a kernel as large as the image, without padding: the sum of one product per pixel.
+
+    In the comments, P is the number of pixels.
+    """
+
+    def forward(self, x: Array, w: Array, y: Array) -> Array:
+        products = empty((len(w) * w.shape[1], *y.shape[2:]), x.dtype)
+        # (P, N, C) x (P, C, F) -> (P, N, F)
+        np.matmul(one_axis(x), one_axis(w), out=products)
+        np.sum(products, axis=0, out=y[0, 0])
+        return x
+
+    def backward(self, saved: Array, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
+        # (P, C, N) x (N, F) -> (P, C, F)
+        np.matmul(one_axis(saved).swapaxes(1, 2), dy[0, 0], out=one_axis(dw))
+        if dx is not None:
+            # (N, F) x (P, F, C) -> (P, N, C)
+            np.matmul(dy[0, 0], one_axis(w).swapaxes(1, 2), out=one_axis(dx))
+
+
+def one_axis(x: Array) -> Array:
+    """Contiguous (H, W, ..) with one axis for all pixels: (H W, ..)."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 class Depthwise:

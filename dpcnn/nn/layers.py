@@ -14,13 +14,10 @@ from dpcnn.errors import ConfigError
 from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import output_length, pixels
 from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Parameter, at_least, at_most
-from dpcnn.nn.normalisation import channel_sums, repeated
+from dpcnn.nn.normalisation import by_channel, column_sums, repeated
 from dpcnn.nn.tuning import TUNING
 
 MOST_PADDING = 64
-
-FEW_FILTERS = 20
-"""With fewer filters, NumPy adds up the gradient of a bias faster over rows of all images."""
 
 
 class Scale(Layer):
@@ -139,10 +136,8 @@ class Conv2d(Layer):
             rows += repeated(params["b"], N)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array | None:
-            if self.bias and self.filters < FEW_FILTERS:
-                grads["b"][...] = channel_sums(dy.reshape(-1, N * self.filters), self.filters)
-            elif self.bias:
-                np.sum(dy, axis=(0, 1, 2), out=grads["b"])  # (OH, OW, N, F) -> (F,)
+            if self.bias:
+                grads["b"][...] = by_channel(column_sums(dy.reshape(-1, N * self.filters)), self.filters)
             dx = empty(shape, dy.dtype) if self.needs_input_grad else None
             self.algorithm.backward(saved, dy, w, grads["w"], dx)
             return dx

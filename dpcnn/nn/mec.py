@@ -7,7 +7,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from dpcnn.base.arrays import Array, empty
-from dpcnn.nn.convolution import extent, flat, strided
+from dpcnn.nn.convolution import extent, flat, inside, strided
 
 SHARES = 1 << 21
 """The largest size in bytes of gradients of weights or windows that are kept before they are added up."""
@@ -150,12 +150,9 @@ def copy_windows(x: Array, origin: tuple[int, int], row: int, out: Array, stride
         out[...] = 0
         return
     for j in range(width):
-        column = left + j * dilation
-        start = min(count, max(0, -(column // stride)))
-        stop = min(count, max(start, -((column - W) // stride)))
-        out[:start, :, j], out[stop:, :, j] = 0, 0
-        if stop > start:
-            out[start:stop, :, j] = x[top + row, strided(column + start * stride, stop - start, stride)]
+        windows, columns = inside(left + j * dilation, count, W, stride)
+        out[: windows.start, :, j], out[windows.stop :, :, j] = 0, 0
+        out[windows, :, j] = x[top + row, columns]
 
 
 def by_channels(x: Array, origin: tuple[int, int], size: tuple[int, int]) -> Array:
@@ -165,17 +162,11 @@ def by_channels(x: Array, origin: tuple[int, int], size: tuple[int, int]) -> Arr
     if top >= 0 and left >= 0 and top + rows <= H and left + columns <= W and C == 1:
         return planes[top : top + rows, :, left : left + columns]
     image = empty((rows, C, columns, N), x.dtype)
-    down, across = inside(top, rows, H), inside(left, columns, W)
+    (down, from_rows), (across, from_columns) = inside(top, rows, H), inside(left, columns, W)
     image[: down.start], image[down.stop :] = 0, 0
     image[down, :, : across.start], image[down, :, across.stop :] = 0, 0
-    image[down, :, across] = planes[down.start + top : down.stop + top, :, across.start + left : across.stop + left]
+    image[down, :, across] = planes[from_rows, :, from_columns]
     return image
-
-
-def inside(first: int, count: int, length: int) -> slice:
-    """Those of ``count`` positions from ``first`` on that lie in 0 .. length - 1, counted from the first one."""
-    start = min(max(-first, 0), count)
-    return slice(start, max(start, min(count, length - first)))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ tiles of all sizes."""
 MOST_ACTIVATIONS = 1 << 26
 """The most elements in the outputs of all layers for one image; see :data:`dpcnn.nn.flat.MOST_PARAMETERS`."""
 
-
 MOST_AT_ONCE = 128
 """The most images that are evaluated at once."""
 
@@ -151,16 +150,19 @@ class Network(FlatParameters):
         kernels = sum(TRANSFORMED * prod(p.shape) for layer in self.layers if layer.scratch for p in layer.parameters)
         return 4 * (images * (3 * self.activations // 2 + scratch) + kernels + 2 * self.size)
 
-    def check_memory(self, images: int, processes: int = 1, advice: str = "use fewer images or processes") -> None:
+    def check_memory(
+        self, images: int, processes: int = 1, advice: str = "use fewer images or processes", shared: int = 0
+    ) -> None:
         """Make sure that ``images`` images at once fit into this machine's memory, on each of ``processes`` processes.
 
         Args:
             advice: the end of the message, before "or more memory".
+            shared: the number of vectors (size,) float32 that the processes share, besides the memory of each.
 
         Raises:
             ConfigError: they do not, by the estimate of :meth:`memory`.
         """
-        needed = processes * self.memory(images) + 32 * self.size
+        needed = processes * self.memory(images) + 4 * shared * self.size
         left = memory_left()
         if needed > left:
             raise ConfigError(

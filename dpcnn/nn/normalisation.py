@@ -207,11 +207,6 @@ class GroupNorm(SampleNorm):
         return x.reshape(prod(pixel), N, self.groups, C // self.groups)  # (H W, N, groups, C / groups)
 
 
-def channel_sums(rows: Array, channels: int) -> Array:
-    """The sum of each channel, (C,), of rows (L, N * C)."""
-    return by_channel(rows.sum(axis=0), channels)
-
-
 def by_channel(sums: Array, channels: int) -> Array:
     """The sum of each channel, (C,), of a row (N * C,)."""
     total: Array = sums.reshape(-1, channels).sum(axis=0)  # (N, C) -> (C,)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, Shape, empty
+from dpcnn.base.arrays import Array, Shape, empty, masked
 from dpcnn.base.rng import SampleRng
 from dpcnn.nn.convolution import bands, output_length, strided
 from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, at_least, at_most
@@ -86,23 +86,27 @@ class MaxPool2d(Pool2d):
             tiled = self.stride == self.kernel_size and (OH * self.kernel_size, OW * self.kernel_size) == (H, W)
             if not tiled:
                 dx[...] = 0
-            most = empty((2, *dy[slice(*sides[0])].shape), dy.dtype)
             for start, stop in sides:
-                (first, *others), untaken = self.places(start, stop), dy[start:stop]
-                left, share = most[:, : stop - start]
+                rows, free = dy[start:stop], empty(dy[start:stop].shape, np.dtype(bool))  # (rows, OW, N, C)
+                share = None if tiled else empty(rows.shape, dy.dtype)
+                (first, *others), free[...] = self.places(start, stop), True
                 for number, position in reversed(list(enumerate(others))):
-                    share = dx[position] if tiled else share  # (rows, OW, N, C)
-                    np.multiply(untaken, larger[start:stop, number], out=share)
-                    untaken = np.subtract(untaken, share, out=left)
-                    if not tiled:
-                        dx[position] += share
-                if tiled:
-                    dx[first] = untaken
-                else:
-                    dx[first] += untaken
+                    largest = larger[start:stop, number]
+                    largest &= free  # of the positions that are larger than all before, the last one
+                    free ^= largest
+                    give(rows, largest, dx[position], share)
+                give(rows, free, dx[first], share)
             return self.without_border(dx)
 
         return y, backward
+
+
+def give(dy: Array, mask: Array, dx: Array, share: Array | None) -> None:
+    """Add ``dy`` where ``mask`` is true to ``dx``, by way of ``share``; None: ``dx`` is not initialised."""
+    if share is None:
+        masked(dy, mask, out=dx)
+    else:
+        dx += masked(dy, mask, out=share)
 
 
 class AvgPool2d(Pool2d):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape, empty
-from dpcnn.nn.convolution import Kernel
+from dpcnn.nn.convolution import Kernel, inside
 
 SHORT_RUN = 8
 """With fewer channels, NumPy copies a phase of an image faster channel by channel."""
@@ -61,8 +61,8 @@ class Strided:
         (H, W, _, C), s, images = shape, self.stride, slice(None)
         run = 1 if C < SHORT_RUN else C
         for i, j in np.ndindex(s, s):
-            down = places(i, s, self.padding, H, self.size[0])
-            across = places(j, s, self.padding, W, self.size[1])
+            down = inside(i - self.padding, self.size[0], H, s)
+            across = inside(j - self.padding, self.size[1], W, s)
             for first in range(0, C, run):
                 start = (i * s + j) * C + first
                 in_blocks = down[0], across[0], images, slice(start, start + run)
@@ -79,12 +79,3 @@ class Strided:
 def blocks(kernel_size: int, stride: int) -> int:
     """The number of blocks of ``stride`` pixels that a kernel's side spans."""
     return -(-kernel_size // stride)
-
-
-def places(phase: int, stride: int, padding: int, length: int, count: int) -> tuple[slice, slice]:
-    """Along one side: those of ``count`` blocks whose pixel number ``phase`` lies in an image of ``length`` pixels, and
-    these pixels."""
-    start = max(0, -(-(padding - phase) // stride))
-    stop = max(start, min(count, (length - 1 + padding - phase) // stride + 1))
-    first = start * stride + phase - padding
-    return slice(start, stop), slice(first, first + (stop - start) * stride, stride)

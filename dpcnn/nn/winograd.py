@@ -47,7 +47,7 @@ class Winograd:
         y = A^T [(G g G^T) * (B^T d B)] A
 
     where * is a matrix product over the channels, one for each of the a^2 positions in a tile. Per output, this takes
-    1.65 multiplications instead of 9 for r = 3 and m = 7, and 3.24 instead of 25 for r = 5 and m = 5. The gradients are
+    1.56 multiplications instead of 9 for r = 3 and m = 8, and 2.78 instead of 25 for r = 5 and m = 6. The gradients are
     the adjoint of this formula, and use the same transformed inputs.
 
     A^T, B^T and G are applied as matrix products too, first over the rows of a tile, then over its

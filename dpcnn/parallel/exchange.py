@@ -17,8 +17,9 @@ from operator import iadd
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, Vector, empty, zeros
+from dpcnn.base.arrays import Vector, empty, zeros
 from dpcnn.base.timing import Timer
+from dpcnn.nn.layer import Keep
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.factors import Factors
 from dpcnn.parallel.layout import Layout, Message, outside
@@ -26,7 +27,6 @@ from dpcnn.parallel.products import Products, pays
 from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import Subtree, owned, tree_sum
 
-Keep = Callable[[int, Array, Array], None]
 Gradient = Callable[[int, Vector, Keep | None], None]
 
 

@@ -35,6 +35,9 @@ from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.runs.checkpoint_file import BLOCK, MAGIC, fill, head
 from dpcnn.runs.progress import Progress
 
+AVERAGE = "ema"
+"""The name of the average of the weights."""
+
 MOST_STATE = 32 << 20
 """The largest size of the state in bytes; the parsed JSON may take 30 times as much memory."""
 
@@ -104,6 +107,11 @@ class Checkpoint:
     def _of_arrays(self) -> dict[str, Any]:
         values = {"labels": self.labels, "max_value": self.max_value}
         return {"estimator": values} if self.labels or self.max_value is not None else {}
+
+
+def vector_names(config: Config) -> list[str]:
+    """The vectors of a run besides its parameters: those of the optimizer, and the average of the weights, if any."""
+    return [*OPTIMIZERS[config.optimizer].state_names, *([AVERAGE] if config.ema_decay else [])]
 
 
 def write_into(opened: io.BufferedRandom, checkpoint: Checkpoint) -> None:
@@ -196,7 +204,7 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
         for parameter in network.parameters
     }
     optimizer = _group(file, "optimizer")
-    names = [*OPTIMIZERS[config.optimizer].state_names, *(["ema"] if config.ema_decay else [])]
+    names = vector_names(config)
     stored = [name for name in names if name in optimizer]
     if len(stored) * 4 * network.size > room:
         raise FieldError("the optimizer's arrays are larger than the file")

@@ -47,7 +47,7 @@ def predict_files(known: Checkpoint, paths: Sequence[Path], say: Say, refuse: Re
         its "name", or the "labels" and their "names", with the "probabilities" by name; or the "values" by name.
 
     Raises:
-        CheckpointError, DataError, ConfigError: the checkpoint or a file can't be used.
+        CheckpointError, DataError, ConfigError: the checkpoint or a file can't be used, or ``paths`` is empty.
     """
     loss = known.config.make_loss()
     for path, number, row in file_outputs(known, paths, say, refuse):
@@ -58,6 +58,8 @@ def file_outputs(
     known: Checkpoint, paths: Sequence[Path], say: Say, refuse: Refuse = fail
 ) -> Iterator[tuple[Path, int, Array]]:
     """For each image of :func:`predict_files` its file, its number in it, and its probabilities or values (K,)."""
+    if not paths:
+        raise DataError("no file to predict; give at least one file or folder of pictures")
     check(known.config.numerics)
     network = known.network()
     params, loss = network.flat(known.parameters), known.config.make_loss()

@@ -16,15 +16,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpcnn.cluster.stopping import Stop
+from dpcnn.config import Config
 from dpcnn.data.dataset import Samples
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.runs.checkpoint import Checkpoint, read
+from dpcnn.runs.checkpoint import Checkpoint, read, vector_names
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.state import State
 from dpcnn.training.team import Team
 
 LARGE = 1 << 24
 """Parameters from which on a state has a third set of vectors."""
+
+
+def has_spare(run: RunFolder, size: int) -> bool:
+    """Whether the state of a run of ``size`` parameters has a third set of vectors."""
+    return run.kept and size >= LARGE
+
+
+def vectors(config: Config, run: RunFolder, size: int) -> int:
+    """The number of vectors (size,) in the state of a run, in all its sets."""
+    return (3 if has_spare(run, size) else 2) * (1 + len(vector_names(config)))
 
 
 class Saving:
@@ -41,10 +52,6 @@ class Saving:
         self._comm, self._run, self._stop = comm, run, stop
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-
-    def spare(self, size: int) -> bool:
-        """Whether the state of a network with ``size`` parameters has a third set of vectors."""
-        return self._run.kept and size >= LARGE
 
     def continues(self, state: State) -> bool:
         """Whether steps may be taken while a checkpoint is written: there is memory, and the rank that writes lives."""

@@ -19,6 +19,7 @@ from dpcnn.parallel.survival import survival
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.tensorboard import writer_class
 from dpcnn.training.resume import Start, choose_config, find_start
+from dpcnn.training.saving import vectors
 from dpcnn.training.trainer import Trainer
 from dpcnn.training.warm_start import warm_start
 
@@ -81,7 +82,8 @@ def make_trainer(
         config = config.measured(samples.manifest.mean, samples.manifest.deviation)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         advice = "give a smaller --microbatch, which affects the bits, or start fewer ranks"
-        network.check_memory(min(config.microbatch, config.batch), comm.node().size, advice)
+        shared = vectors(config, start.folder, network.size)
+        network.check_memory(min(config.microbatch, config.batch), comm.node().size, advice, shared)
     warm = None
     if config.init_from and not start.path:
         warm = warm_start(comm, config, network)

@@ -20,7 +20,7 @@ from dpcnn.parallel.layout import SHARD_BLOCK
 from dpcnn.parallel.shared import shared_array
 from dpcnn.runs.progress import Progress
 
-PARAMETERS, AVERAGE = "parameters", "ema"
+PARAMETERS = "parameters"
 
 STAGGER = 17 * 16
 """Elements, 17 cache lines, by which each vector starts later in its page than the one before: elements with the same

@@ -12,14 +12,13 @@ from dpcnn.config import Config
 from dpcnn.data.dataset import Samples
 from dpcnn.errors import CheckpointError, DivergenceError
 from dpcnn.nn.network import Network
-from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exchange import EXCHANGES
 from dpcnn.parallel.layout import SHARD_BLOCK
-from dpcnn.runs.checkpoint import Checkpoint, weights_sha256
+from dpcnn.runs.checkpoint import AVERAGE, Checkpoint, vector_names, weights_sha256
 from dpcnn.runs.progress import Progress
 from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
-from dpcnn.training.state import AVERAGE, PARAMETERS, State, Vectors
+from dpcnn.training.state import PARAMETERS, State, Vectors
 from dpcnn.training.update import Update
 from dpcnn.training.warm_start import WarmStart
 
@@ -66,8 +65,7 @@ class Team:
     def _initial(self, warm: WarmStart | None, spare: bool) -> State:
         """The state before the first step."""
         config, exchange = self.config, self.exchange
-        names = [*OPTIMIZERS[config.optimizer].state_names, *([AVERAGE] if config.ema_decay else [])]
-        state = State(names, self.network.size, exchange.node, exchange.elements, spare)
+        state = State(vector_names(config), self.network.size, exchange.node, exchange.elements, spare)
         params, shard = state.now[PARAMETERS], exchange.shard
         if exchange.node.rank == 0:  # on each node: the same values, without messages
             params[...] = warm.params if warm else self.network.initialise(config.seed, config.init, config.init_std)

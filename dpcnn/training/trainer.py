@@ -32,7 +32,7 @@ from dpcnn.training.evaluation import evaluate_sets
 from dpcnn.training.gradient import MicrobatchGradient
 from dpcnn.training.lines import death_line, end_line, epoch_line, step_line
 from dpcnn.training.plan import Plan
-from dpcnn.training.saving import Saving
+from dpcnn.training.saving import Saving, has_spare
 from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.step import Decision, take_step
 from dpcnn.training.team import Team
@@ -152,7 +152,7 @@ class Trainer:
         if self._over:
             return  # all is written but for a few lines
         with self.timer("recovery"):
-            spare = self.saving.spare(self.network.size)
+            spare = has_spare(self.run, self.network.size)
             self.team = Team(self.comm, self.config, self.network, self._committed, self.warm, spare)
             if self.team.new and self._committed:
                 checkpoint = self.saving.newest(self.origin)
