@@ -363,7 +363,7 @@ def test_files_without_images_have_no_predictions(fitted, regressor, tmp_path):
     files = [tmp_path / "none.npz"]
     assert fitted.predict_proba(files).shape == (0, 10) and len(fitted.predict(files)) == 0
     assert regressor.predict(files).shape == (0, *regressor.predict(X[:1]).shape[1:])
-    assert fitted.predict_files(files) == fitted.predict_files([]) == []
+    assert fitted.predict_files(files) == []
 
 
 def test_predictions_name_the_files_like_the_command(of_names, photos, tmp_path, capsys):

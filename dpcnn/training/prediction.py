@@ -63,7 +63,7 @@ def file_outputs(
     check(known.config.numerics)
     network = known.network()
     params, loss = network.flat(known.parameters), known.config.make_loss()
-    found = not paths or not all(path.is_dir() for path in paths)
+    found = not all(path.is_dir() for path in paths)
     for path, within_folder in files_of(paths):
         try:
             images = _images(path, known)
