@@ -44,6 +44,7 @@ def network(*layers: dict) -> Network:
         ([CONVOLUTION, POOL, {"kind": "relu"}, LAST], None),
         ([CONVOLUTION, POOL, {"kind": "linear", "features": 9}, LAST], None),
         ([CONVOLUTION, {"kind": "flatten"}, LAST], None),
+        ([CONVOLUTION, POOL, LAST, DROPOUT], None),
         ([{**CONVOLUTION, "kernel_size": 6, "padding": 0, "stride": 4}, POOL, LAST], None),
     ],
 )

@@ -358,6 +358,14 @@ def test_pictures_are_predicted_like_arrays(fitted, regressor, photos, capsys):
     np.testing.assert_allclose(regressor.predict(files), regressor.predict(X[:12]), rtol=1e-5)
 
 
+def test_files_without_images_have_no_predictions(fitted, regressor, tmp_path):
+    np.savez(tmp_path / "none.npz", x=X[:0])
+    files = [tmp_path / "none.npz"]
+    assert fitted.predict_proba(files).shape == (0, 10) and len(fitted.predict(files)) == 0
+    assert regressor.predict(files).shape == (0, *regressor.predict(X[:1]).shape[1:])
+    assert fitted.predict_files(files) == []
+
+
 def test_predictions_name_the_files_like_the_command(of_names, photos, tmp_path, capsys):
     """Of a model, of its file, and of the folder of a run; on two ranks, too."""
     out = tmp_path / "run"

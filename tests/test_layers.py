@@ -521,3 +521,49 @@ def test_padded_pooling_is_its_definition_and_its_gradient(kind, definition, ker
     x = image_batch(5, (9, 8, 3))
     np.testing.assert_allclose(layer.forward(x.copy(), {})[0], definition(x, kernel, stride, padding), rtol=1e-12)
     check_gradients(layer, {}, x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        ReLU(),
+        LeakyReLU(),
+        GELU(),
+        SiLU(),
+        Tanh(),
+        Sigmoid(),
+        Dropout(0.5),
+        BatchNorm(),
+        LayerNorm(),
+        GroupNorm(2),
+        LocalResponseNorm(3),
+        MaxPool2d(2),
+        AvgPool2d(3, 1, 1),
+        GlobalAvgPool(),
+        Flatten(),
+        *(
+            Conv2d(4, kernel, bias=True, **options)
+            for kernel, options in [
+                (3, {}),
+                (1, {}),
+                (1, {"stride": 2}),
+                (3, {"groups": 4}),
+                (3, {"stride": 2}),
+                ((1, 3), {}),
+            ]
+        ),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_takes_arrays_that_are_not_contiguous(layer):
+    """A layer may give a view of its input, as a mirrored image is, and a view of a gradient."""
+    _, weights = connected(layer, (6, 5, 4))
+    x, results = image_batch(3, (6, 5, 4)), []
+    y, _ = layer.forward(x.copy(), weights, SampleRng(0, 0, np.arange(3)))
+    dy = RNG.standard_normal(y.shape)
+    for of in (lambda array: array[::-1].copy()[::-1], np.copy):  # the same values, in another order in memory
+        y, backward = layer.forward(of(x), weights, SampleRng(0, 0, np.arange(3)))
+        y, grads = y.copy(), {name: np.empty_like(value) for name, value in weights.items()}
+        results.append([y, backward(of(dy), grads), *grads.values()])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)

@@ -319,6 +319,7 @@ def test_a_csv_file_of_files_and_labels(tmp_path):
         ("a.png,\x1b[2J\n", "class names: expected a name of printable characters"),
         ("a.png,cat\nb.png,dog\n", "none of the train pictures can be read; the first: "),
         ("".join(f"{n}.png,{n}\n" for n in range(65_536)), "more than 65,535 classes"),
+        ("a.png,cat\n" * 20_000 + f"{'b' * 100_000},dog\n", "shorten the one of 100,000 bytes"),
     ],
 )
 def test_lists_that_are_not_so(text, message, tmp_path):

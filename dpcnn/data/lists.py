@@ -13,6 +13,7 @@ from dpcnn.base.files import open_plain
 from dpcnn.base.text import count_of
 from dpcnn.data.arrays import CSV_FOLDER
 from dpcnn.data.classes import MOST_CLASSES
+from dpcnn.data.inputs import check_memory
 from dpcnn.data.kinds import SUFFIXES
 from dpcnn.errors import DataError
 
@@ -61,7 +62,10 @@ def read_list(path: Path) -> Listing:
     listing = Listing()
     try:
         with open_plain(path) as file:
-            _add_rows(listing, csv.reader(_lines(file)))
+            files, labels = _columns(csv.reader(_lines(file)))
+            longest = max(map(len, files), default=0)
+            check_memory("the list", longest * len(files), file.tell(), f"shorten the one of {longest:,} bytes")
+            listing.add(files, labels)
     except (OSError, csv.Error, DataError) as error:
         raise DataError(f"{path}: {error}; expected lines of file,label in UTF-8; for pixels, {CSV_FOLDER}") from None
     if not any(map(len, listing.files)):
@@ -77,7 +81,8 @@ def _lines(file: Iterator[bytes]) -> Iterator[str]:
             raise DataError(f"line {number} is not in UTF-8, but perhaps in Latin-1; save the file as UTF-8") from None
 
 
-def _add_rows(listing: Listing, rows: Iterator[list[str]]) -> None:
+def _columns(rows: Iterator[list[str]]) -> tuple[list[bytes], list[str]]:
+    """The files and the labels."""
     files: list[bytes] = []
     labels: list[str] = []
     for number, row in enumerate(rows, 1):
@@ -89,7 +94,7 @@ def _add_rows(listing: Listing, rows: Iterator[list[str]]) -> None:
         labels.append(row[1].strip())
         if len(files) > MOST_FILES:
             raise DataError(f"more than {MOST_FILES:,} lines")
-    listing.add(files, labels)
+    return files, labels
 
 
 def _fault(row: list[str]) -> str:

@@ -210,7 +210,7 @@ class Estimator(Parameters):
             check(known.config.numerics)
             paths = picture_paths(X)
         if paths:
-            return np.array(_on_rank_0(comm, paths, lambda: _rows(known, paths)))
+            return np.reshape(_on_rank_0(comm, paths, lambda: _rows(known, paths)), (-1, known.classes))
         images, shape, count = self._images(comm, known, X)
         with comm.fail_together():
             if shape != known.image_shape:

@@ -26,7 +26,7 @@ class ReLU(Layer):
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             return masked(dy, positive, out=dy)
 
-        return x, backward
+        return rows.reshape(x.shape), backward  # x, unless that is not contiguous and rows are a copy
 
 
 class LeakyReLU(Layer):

@@ -169,7 +169,7 @@ class SampleNorm(Layer):
             dz -= self.means(dz)
             dz -= np.multiply(z, self.means(both), out=both)
             dz /= deviation
-            return dy
+            return dz.reshape(dy.shape)  # dy, unless that is not contiguous and dz is a copy
 
         return y, backward
 

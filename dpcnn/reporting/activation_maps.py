@@ -58,6 +58,8 @@ def averaged_layer(network: Network) -> int | None:
     Dropout may lie between. None: the network does not end so, or the output has only one pixel.
     """
     number = len(network.layers) - 1
+    if not isinstance(network.layers[number], Linear):
+        return None
     for kind in (Linear, GlobalAvgPool):
         while isinstance(network.layers[number], Dropout):
             number = network.sources[number][0]
