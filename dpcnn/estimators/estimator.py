@@ -19,7 +19,7 @@ from dpcnn.errors import ConfigError, DataError
 from dpcnn.estimators import session
 from dpcnn.estimators.arrays import NAME, check_same, images_of, samples_of
 from dpcnn.estimators.curves import curves
-from dpcnn.estimators.files import picture_paths
+from dpcnn.estimators.files import file_path, picture_paths
 from dpcnn.estimators.fitting import Announcer, Callback, figures, train
 from dpcnn.estimators.parameters import Parameters
 from dpcnn.parallel.comm import SerialComm
@@ -161,7 +161,10 @@ class Estimator(Parameters):
             ConfigError, DataError: on every rank.
         """
         known, comm = self._fitted(), session.ranks()
-        listed = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        listed = [
+            file_path(path)
+            for path in ([paths] if isinstance(paths, str) or not isinstance(paths, Iterable) else paths)
+        ]
         with arithmetic():
             return comm.transact(lambda: _on_rank_0(comm, listed, lambda: predict_files(known, listed, _say)))
 

@@ -8,6 +8,17 @@ from dpcnn.data.dataset import find_data
 from dpcnn.errors import DataError
 
 
+def file_path(name: Any) -> Path:
+    """The path of a file or folder.
+
+    Raises:
+        DataError: it is no name.
+    """
+    if not isinstance(name, str | Path) or "\0" in str(name):
+        raise DataError(f"expected the name of a file or folder, not {repr(name)[:80]}")
+    return Path(name)
+
+
 def picture_paths(X: Any) -> list[Path]:
     """The files and folders of pictures that X names; empty if X is an array, or the name or folder of a data set.
 
@@ -17,13 +28,14 @@ def picture_paths(X: Any) -> list[Path]:
         DataError: there is nothing of this name.
     """
     if isinstance(X, list | tuple) and all(isinstance(path, str | Path) for path in X):
-        return [Path(path) for path in X]
+        return [file_path(path) for path in X]
     if not isinstance(X, str | Path):
         return []
+    path = file_path(X)
     try:
-        find_data(str(X))
+        find_data(str(path))
     except DataError as error:
-        if os.path.exists(X):
-            return [Path(X)]
+        if path.exists():
+            return [path]
         raise DataError(f"{error}; and there is no picture file or folder {str(X)!r}") from None
     return []
