@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measure a training step on two hosts by the rate of their link: with factors of large linear layers, and with sums only.
+# Measure a training step on two hosts by the rate of their link: with sums only, with factors of large linear layers,
+# and with factors if each host updates all parameters.
 #
 #   docs/links.sh [BLOCKS] [RATES]     blocks of 5 steps of each, in turns (40); rates as for tc (100mbit 1gbit 10gbit)
 #
@@ -34,18 +35,23 @@ def trainer():
     return made
 
 
-factors = trainer()
-with mock.patch.object(exchange, "pays", lambda *counts: False):
-    sums = trainer()
-times = 200 * np.array([[time_steps(comm, one, 5) for one in (sums, factors)] for _ in range(int(sys.argv[1]))])
+copies = trainer()  # the rules choose this
+assert copies.team.exchange.copied
+with mock.patch.object(exchange, "copies_pay", lambda *counts: False):
+    factors = trainer()
+    with mock.patch.object(exchange, "pays", lambda *counts: False):
+        sums = trainer()
+kinds = sums, factors, copies
+times = 200 * np.array([[time_steps(comm, one, 5) for one in kinds] for _ in range(int(sys.argv[1]))])
 if comm.rank == 0:
-    (before, now), ratios = np.median(times, axis=0), times[:, 1] / times[:, 0]
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-    quiet = np.quantile(times, 0.1, axis=0)
-    print(f"| {sys.argv[2]} | {before:.1f} | {now:.1f} | {middle:.2f} | {low:.2f} to {high:.2f} | {quiet[1] / quiet[0]:.2f} |")
+    cells = [f"{time:.1f}" for time in np.median(times, axis=0)]
+    for ratios in (times[:, 1] / times[:, 0], times[:, 2] / times[:, 0]):
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        cells += [f"{middle:.2f}", f"{low:.2f} to {high:.2f}"]
+    print("|", " | ".join([sys.argv[2], *cells]), "|")
 END
-echo "| link | sums, ms per step | factors, ms per step | ratio, median | middle half | ratio of the 10 % quantiles |"
-echo "| --- | --- | --- | --- | --- | --- |"
+echo "| link | sums, ms per step | factors | factors and copies | factors / sums | middle half | with copies / sums | middle half |"
+echo "| --- | --- | --- | --- | --- | --- | --- | --- |"
 for rate in ${2:-100mbit 1gbit 10gbit}; do
   tests/namespaces.sh up 2 "$rate"
   PYTHONPATH=$PWD tests/namespaces.sh mpirun --host h1:1,h2:1 -n 2 -x PYTHONPATH python "$step" "${1:-40}" "$rate"

@@ -1,6 +1,7 @@
 """Factors between nodes: each arrives once, and their products have the bits of the leaf's own rank."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from dpcnn.nn import layers
 from dpcnn.nn.layers import WeightProduct, weight_gradient
 from dpcnn.parallel.exchange import ExactExchange
 from dpcnn.parallel.layout import Layout
-from dpcnn.parallel.products import incoming, length, message, needed_rows, outgoing, pays
+from dpcnn.parallel.products import Counts, copies_pay, incoming, length, message, needed_rows, outgoing, pays
 
 NODES = st.lists(st.integers(1, 3), min_size=1, max_size=4) | st.just([1] * 8)
 SHAPES = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 60), st.integers(0, 50)), min_size=1, max_size=3)
@@ -84,7 +85,7 @@ def sums(products, size, sizes, nodes):
     """The sum of all leaves, from the shards of all ranks; twice, as buffers are used again."""
 
     def rank(comm):
-        exchange = ExactExchange(comm, size, Timer(), products=products)
+        exchange = ExactExchange(comm, size, Timer(), None, products, sizes)
 
         def leaf(number, out, keep):
             out[...], factors = gradient(products, size, sizes[number], number)
@@ -95,17 +96,27 @@ def sums(products, size, sizes, nodes):
         for _ in range(2):
             found.append(exchange.sum(sizes, leaf).copy())
             comm.barrier()
-        return found
+        gathered = exchange.gather(found[-1])
+        part = np.empty_like(found[-1])
+        exchange.scatter(gathered, part)
+        assert part.tobytes() == found[-1].tobytes() and (comm.rank or len(gathered) == size)
+        return exchange.shard, exchange.unique, found
 
-    return [np.concatenate(parts).tobytes() for parts in zip(*run_ranks(nodes, rank), strict=True)]
+    ranks = run_ranks(nodes, rank)
+    unique = [[shares[step][own] for _, own, shares in ranks] for step in range(2)]
+    totals = [np.concatenate(parts) for parts in unique]
+    for shard, _, shares in ranks:  # on other nodes too, where each has the whole
+        for total, share in zip(totals, shares, strict=True):
+            np.testing.assert_array_equal(share.view(np.uint32), total[shard].view(np.uint32))
+    return [total.tobytes() for total in totals]
 
 
 def check_bits(shapes, sizes, nodes):
     products, size = placed(shapes)
     alone = sums(products, size, sizes, [1])
-    assert sums(products, size, sizes, nodes) == alone
-    with factors_sent(True):
-        assert sums(products, size, sizes, nodes) == alone
+    for factors, copied in itertools.product((False, True), repeat=2):
+        with factors_sent(factors, copied):
+            assert sums(products, size, sizes, nodes) == alone
 
 
 @settings(max_examples=25, deadline=None)
@@ -120,7 +131,7 @@ def test_sums_have_the_bits_of_one_rank(shapes, sizes, nodes):
 @given(shapes=SHAPES, sizes=SIZES, nodes=NODES)
 def test_sums_have_the_bits_of_one_rank_in_many_cases(small, shapes, sizes, nodes):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "TUNING", layers.TUNING.__class__(1, small))
+        patch.setattr(layers, "TUNING", replace(layers.TUNING, small_product=small))
         layers.block_rows.cache_clear()
         check_bits(shapes, sizes, nodes)
     layers.block_rows.cache_clear()
@@ -148,4 +159,20 @@ LINEAR = WeightProduct(0, 3136, 512)  # of simple-cnn
     ],
 )
 def test_the_rule_depends_on_shapes_and_counts(product, sizes, nodes, ranks, chosen):
-    assert pays(product, sizes, nodes, ranks) == chosen
+    assert pays(product, Counts(sizes, nodes, ranks)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("rest", "product", "sizes", "nodes", "ranks", "chosen"),
+    [
+        (100_000, LINEAR, [64] * 2, 2, 2, True),
+        (100_000, LINEAR, [64] * 2, 1, 2, False),  # no network
+        (100_000, LINEAR, [64] * 4, 4, 4, False),  # too many multiplications
+        (100_000, LINEAR, [32] * 4, 4, 8, True),  # by more ranks, of fewer images
+        (100_000, WeightProduct(0, 400, 120), [64] * 2, 2, 2, False),  # no factors: parameters are as many as sums
+        (4_000_000, LINEAR, [32] * 4, 4, 8, False),  # most elements are sums
+        (50_000_000, LINEAR, [64] * 2, 2, 2, False),  # too many updates
+    ],
+)
+def test_the_rule_for_copies_depends_on_shapes_and_counts(rest, product, sizes, nodes, ranks, chosen):
+    assert copies_pay(rest + product.C * product.F, {0: product}, Counts(sizes, nodes, ranks)) == chosen

@@ -145,22 +145,22 @@ def examples(number: int):
 
 
 @examples(16)
-@given(config=configs(), nodes=NODES, others=NODES, factors=st.booleans())
-def test_ranks_and_nodes_change_nothing(data, config, nodes, others, factors):
-    check_promise(data, config, nodes, others, factors)
+@given(config=configs(), nodes=NODES, others=NODES, factors=st.booleans(), copied=st.booleans())
+def test_ranks_and_nodes_change_nothing(data, config, nodes, others, factors, copied):
+    check_promise(data, config, nodes, others, factors, copied)
 
 
 @pytest.mark.slow
 @examples(270)
-@given(config=configs(), nodes=NODES, others=NODES, factors=st.booleans())
-def test_ranks_and_nodes_change_nothing_in_many_cases(data, config, nodes, others, factors):
-    check_promise(data, config, nodes, others, factors)
+@given(config=configs(), nodes=NODES, others=NODES, factors=st.booleans(), copied=st.booleans())
+def test_ranks_and_nodes_change_nothing_in_many_cases(data, config, nodes, others, factors, copied):
+    check_promise(data, config, nodes, others, factors, copied)
 
 
-def check_promise(data: Path, config: Config, nodes: list[int], others: list[int], factors: bool) -> None:
-    """One rank; some nodes, which may send factors; and a run that is cut after its first step and resumed on other
-    nodes."""
-    with tempfile.TemporaryDirectory() as work, factors_sent(factors):
+def check_promise(data: Path, config: Config, nodes: list[int], others: list[int], factors: bool, copied: bool) -> None:
+    """One rank; some nodes, which may send factors and each update the whole vector; and a run that is cut after its
+    first step and resumed on other nodes."""
+    with tempfile.TemporaryDirectory() as work, factors_sent(factors, copied):
         alone = outcome(data, config, [1], Path(work) / "alone")
         note(f"{config.network((SIDE, SIDE, 1), CLASSES).size} parameters")
         assert outcome(data, config, nodes, Path(work) / "nodes") == alone

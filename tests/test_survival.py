@@ -63,14 +63,15 @@ def trained(data: Path, folder: Path, ranks: list[int], dying: dict[int, int] | 
 
 
 @st.composite
-def deaths(draw) -> tuple[list[int], dict[int, int], bool]:
-    """Some hosts, for some ranks, but not for all, the operation in which each dies, and whether hosts send factors."""
+def deaths(draw) -> tuple[list[int], dict[int, int], bool, bool]:
+    """Some hosts, for some ranks, but not for all, the operation in which each dies, whether hosts send factors, and
+    whether each updates the whole vector."""
     hosts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3).filter(lambda hosts: sum(hosts) > 1))
     victims = draw(st.lists(st.integers(0, sum(hosts) - 1), min_size=1, max_size=sum(hosts) - 1, unique=True))
     together = draw(st.booleans())
     first = draw(st.integers(1, 500))
     dying = {rank: draw(st.integers(first, first + 20) if together else st.integers(1, 500)) for rank in victims}
-    return hosts, dying, draw(st.booleans())
+    return hosts, dying, draw(st.booleans()), draw(st.booleans())
 
 
 def examples(number: int):
@@ -105,9 +106,9 @@ def test_the_others_end_with_the_same_bits_and_record_in_many_cases(data, case):
     check(data, *case)
 
 
-def check(data: Path, hosts: list[int], dying: dict[int, int], factors: bool) -> None:
-    note(f"{hosts} {dying} {'factors' * factors}")
-    with tempfile.TemporaryDirectory() as work, factors_sent(factors):
+def check(data: Path, hosts: list[int], dying: dict[int, int], factors: bool, copied: bool) -> None:
+    note(f"{hosts} {dying} {'factors' * factors} {'copied' * copied}")
+    with tempfile.TemporaryDirectory() as work, factors_sent(factors, copied):
         assert trained(data, Path(work) / "run", hosts, dying) == undisturbed(data)
 
 

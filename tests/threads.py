@@ -19,19 +19,24 @@ import numpy as np
 
 from dpcnn.parallel import exchange
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.products import Counts
 from dpcnn.parallel.survival import Surviving
 
 LIMIT = 60.0  # seconds in which all ranks must meet: else they hang
 
 
 @contextmanager
-def factors_sent(chosen: bool) -> Iterator[None]:
-    """A block in which nodes send the factors of every linear layer, if ``chosen``: see dpcnn/parallel/products.py."""
+def factors_sent(chosen: bool, copied: bool = False) -> Iterator[None]:
+    """A block in which nodes send the factors of every linear layer, if ``chosen``, and each updates the whole vector,
+    if ``copied``: see dpcnn/parallel/products.py."""
 
-    def always(product: Any, sizes: Sequence[int], nodes: int, ranks: int) -> bool:
-        return nodes > 1 and min(sizes) > 1
+    def always(product: Any, counts: Counts) -> bool:
+        return counts.nodes > 1 and min(counts.sizes) > 1
 
-    with mock.patch.object(exchange, "pays", always) if chosen else nullcontext():
+    with (
+        mock.patch.object(exchange, "pays", always) if chosen else nullcontext(),
+        mock.patch.object(exchange, "copies_pay", lambda *_: copied),
+    ):
         yield
 
 

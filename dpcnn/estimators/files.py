@@ -1,6 +1,5 @@
 """Picture files in place of arrays."""
 
-import os
 from pathlib import Path
 from typing import Any
 

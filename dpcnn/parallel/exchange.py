@@ -13,6 +13,7 @@ Both exchanges add the gradients of a rank along the tree of :mod:`dpcnn.paralle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from operator import iadd
 
 import numpy as np
@@ -23,7 +24,7 @@ from dpcnn.nn.layer import Keep
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.factors import Factors
 from dpcnn.parallel.layout import Layout, Message, outside
-from dpcnn.parallel.products import Products, pays
+from dpcnn.parallel.products import Counts, Products, copies_pay, pays
 from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import Subtree, owned, tree_sum
 
@@ -39,6 +40,7 @@ class Exchange:
         shard: those that this rank updates.
         unique: those elements of the sum, counted from the start of ``shard``, that are this rank's alone: over all
             ranks, each element of the vector occurs exactly once. For what is summed over the whole vector.
+        copied: whether the ranks of each ``node`` update all elements of the vector.
         whole: whether the ranks update all elements of the vector together. If not, the rest was on a node whose
             ranks have all died.
         timer: where the time of ``sum`` and ``fetch`` goes.
@@ -49,12 +51,25 @@ class Exchange:
     elements: slice
     shard: slice
     unique: slice
+    copied: bool
     whole = True
 
     def __init__(
-        self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None, products: Products | None = None
+        self,
+        comm: SerialComm,
+        size: int,
+        timer: Timer,
+        elements: slice | None = None,
+        products: Products | None = None,
+        sizes: Sequence[int] = (),
     ) -> None:
-        """``elements``: those that this node has updated before it lost a rank; None: divide the whole vector."""
+        """The exchange of vectors (size,).
+
+        Args:
+            elements: those that this node has updated before it lost a rank; None: the rule chooses.
+            products: the gradients that are a product of two factors.
+            sizes: the images of each microbatch of most steps, for the rule.
+        """
         self.comm, self.size, self.timer, self.products = comm, size, timer, products or {}
         self._spares: list[Vector] = []
 
@@ -141,32 +156,40 @@ class ExactExchange(Exchange):
     of them, as far as the node's leaves hold whole subtrees; those few sums go over the network, so
     it carries one copy per node and not one per rank. With one node there is nothing to send; with one
     rank per node, nothing to add up before. Where that is less, the factors of products go over the network: see
-    :mod:`dpcnn.parallel.factors`.
+    :mod:`dpcnn.parallel.factors`. And where that is less, each node updates all parameters, and none return.
     """
 
     def __init__(
-        self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None, products: Products | None = None
+        self,
+        comm: SerialComm,
+        size: int,
+        timer: Timer,
+        elements: slice | None = None,
+        products: Products | None = None,
+        sizes: Sequence[int] = (),
     ) -> None:
-        super().__init__(comm, size, timer, elements, products)
+        super().__init__(comm, size, timer, elements, products, sizes)
         self.node = comm.node()
-        self._layout = self._agreed_layout(elements)
+        self._layout = self._agreed_layout(elements, sizes)
         self._home = self._layout.node_of(comm.rank)
-        self.whole = self._layout.whole()
+        self.whole, self.copied = self._layout.whole(), self._layout.copied
         self.elements = slice(*self._layout.elements(self._home))
         self.shard = slice(*self._layout.shard(comm.rank))
-        self.unique = slice(0, self.shard.stop - self.shard.start)
-        self.bounds = [0, *(self._layout.shard(rank)[1] for rank in range(comm.size))]
+        self.unique = slice(0, self._layout.unique(comm.rank))
+        self.bounds = [0, *accumulate(map(self._layout.unique, range(comm.size)))]
         self._updates = self._layout.updates(comm.rank)
         self._buffers: list[Vector] = []  # by row number: (ranks of the node, size)
         self._received: list[Vector] = []  # by row number: (nodes * width of the part,)
         self._plans: dict[tuple[int, ...], Plan] = {}
 
-    def _agreed_layout(self, elements: slice | None) -> Layout:
+    def _agreed_layout(self, elements: slice | None, sizes: Sequence[int]) -> Layout:
         """The layout of all ranks, from what each knows of its node."""
         own = [elements.start, elements.stop] if elements else None
         places = self.comm.allgather_obj([self.node.rank, self.node.size, own])
         firsts = [(rank, size, kept) for rank, (local, size, kept) in enumerate(places) if local == 0]
         ranges = tuple((kept[0], kept[1]) for *_, kept in firsts if kept)
+        if sizes and not ranges and copies_pay(self.size, self.products, Counts(sizes, len(firsts), self.comm.size)):
+            ranges = ((0, self.size),) * len(firsts)
         return Layout(self.size, tuple((rank, rank + size) for rank, size, _ in firsts), ranges)
 
     def sum(self, sizes: Sequence[int], gradient: Gradient) -> Vector:
@@ -182,7 +205,8 @@ class ExactExchange(Exchange):
         if sizes not in self._plans:  # a run has two at most: a full batch, and an epoch's last one
             layout, rank = self._layout, self.comm.rank
             nodes = len(layout.nodes)
-            chosen = {n: p for n, p in self.products.items() if pays(p, sizes, nodes, layout.ranks)}
+            counts = Counts(sizes, nodes, layout.ranks, layout.copied)
+            chosen = {number: product for number, product in self.products.items() if pays(product, counts)}
             factors = Factors(self.comm, self.node, layout, chosen, sizes) if chosen else None
             holes = factors.holes if factors else []
             self._plans[sizes] = Plan(
@@ -235,22 +259,35 @@ class ExactExchange(Exchange):
         return known
 
     def fetch(self, params: Vector) -> None:
-        if len(self._layout.nodes) > 1:  # each rank fetches its slice of the vector for its node
+        if len(self._layout.nodes) > 1 and not self.copied:  # each rank fetches its slice of the vector for its node
             with self.timer("exchange"):
                 self.comm.alltoall(params, self._updates.sent, params, self._updates.received)
 
     def gather(self, shard: Vector) -> Vector | None:
-        return self.comm.gather_shards(shard, self.bounds)
+        return self.comm.gather_shards(shard[self.unique], self.bounds)
 
     def scatter(self, whole: Vector | None, shard: Vector) -> None:
-        self.comm.scatter_shards(whole, shard, self.bounds)
+        if self.copied:
+            everything = np.empty(self.size, np.float32) if whole is None else whole
+            self.comm.broadcast(everything)
+            shard[...] = everything[self.shard]
+        else:
+            self.comm.scatter_shards(whole, shard, self.bounds)
 
 
 class AllreduceExchange(Exchange):
     """One MPI_Allreduce; every rank updates everything. The last bits depend on the ranks."""
 
+    copied = True
+
     def __init__(
-        self, comm: SerialComm, size: int, timer: Timer, elements: slice | None = None, products: Products | None = None
+        self,
+        comm: SerialComm,
+        size: int,
+        timer: Timer,
+        elements: slice | None = None,
+        products: Products | None = None,
+        sizes: Sequence[int] = (),
     ) -> None:
         super().__init__(comm, size, timer, elements)
         self.node = SerialComm()

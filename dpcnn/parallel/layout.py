@@ -49,14 +49,14 @@ class Layout:
     """The elements of a vector that each rank of several nodes updates or passes on.
 
     A rank updates its *shard*: the shards of the ranks of a node make up the node's *range*, and the ranges of all
-    nodes make up the vector. It fetches and passes on its *slice* for its node: the slices of a node's ranks make up
-    the vector.
+    nodes make up the vector, or each of them does. It fetches and passes on its *slice* for its node: the slices of a
+    node's ranks make up the vector.
 
     Attributes:
         size: elements of the vector.
         nodes: for each node the interval of its ranks, in order.
-        ranges: for each node its range; empty: in proportion to the numbers of ranks. A node keeps its range when it
-            loses a rank.
+        ranges: for each node its range; empty: divide the vector in proportion to the numbers of ranks. A node keeps
+            its range when it loses a rank.
     """
 
     size: int
@@ -86,11 +86,21 @@ class Layout:
         lo, hi = shard(stop - start, end - first, rank - first)
         return start + lo, start + hi
 
+    @property
+    def copied(self) -> bool:
+        """Whether each of several nodes updates the whole vector."""
+        return len(self.nodes) > 1 and set(self.ranges) == {(0, self.size)}
+
+    def unique(self, rank: int) -> int:
+        """The number of elements of a rank's shard that count as its own: each element has one rank."""
+        start, stop = self.shard(rank)
+        return 0 if self.copied and self.node_of(rank) else stop - start
+
     def whole(self) -> bool:
         """Whether the ranges of the nodes make up the vector; false if a node has lost all its ranks."""
         bounds = [self.elements(node) for node in range(len(self.nodes))]
         starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]
-        return starts == [0, *stops[:-1]] and stops[-1] == self.size
+        return self.copied or (starts == [0, *stops[:-1]] and stops[-1] == self.size)
 
     def slice(self, rank: int) -> Interval:
         """The elements that a rank passes on for its node."""
@@ -130,8 +140,9 @@ class Layout:
     def updates(self, rank: int) -> Message:
         """The last message of a step: shards of the vector, to the ranks of other nodes that fetch them."""
         node, everyone = self.node_of(rank), range(self.ranks)
-        sent = [overlap(self.slice(r), self.shard(rank)) if self.node_of(r) != node else (0, 0) for r in everyone]
-        received = [overlap(self.slice(rank), self.shard(r)) if self.node_of(r) != node else (0, 0) for r in everyone]
+        apart = [self.node_of(r) != node and not self.copied for r in everyone]
+        sent = [overlap(self.slice(r), self.shard(rank)) if apart[r] else (0, 0) for r in everyone]
+        received = [overlap(self.slice(rank), self.shard(r)) if apart[r] else (0, 0) for r in everyone]
         return Message(runs(sent, [start for start, _ in sent]), runs(received, [start for start, _ in received]))
 
 

@@ -4,7 +4,7 @@ Pure functions of shapes and counts, as those of :mod:`dpcnn.parallel.layout`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product as pairs
 from typing import Protocol
 
@@ -15,6 +15,12 @@ from dpcnn.parallel.tree import Interval, interval
 MOST_MULTIPLICATIONS = 32
 """The most multiplications for each byte that is saved. A core with 40 billion of them per second does 32 while a link
 of 10 Gbit/s carries one byte."""
+
+MOST_OF_COPIES = 64
+"""The most multiplications for each byte that is saved because each node updates the whole vector."""
+
+UPDATE = 80
+"""The multiplications that a core does in the time in which it updates an element."""
 
 LEAST_SAVED = 1 << 19
 """The fewest bytes that each node saves per step: fewer do not pay for the calls."""
@@ -46,26 +52,85 @@ Products = Mapping[int, Product]
 """By the number of the layer, in the order of the vector."""
 
 
-def pays(product: Product, sizes: Sequence[int], nodes: int, ranks: int) -> bool:
-    """Whether the nodes send the factors of a layer instead of sums: the rule, a function of shapes and counts alone.
+@dataclass(frozen=True)
+class Counts:
+    """What the rules depend on. They assume that images, elements and ranks are spread evenly over the nodes.
 
-    Factors save bytes and cost multiplications, which must be at most MOST_MULTIPLICATIONS per byte. The rule assumes
-    that images, elements and ranks are spread evenly over the nodes, and that each node sends one sum. It bounds the
-    memory: the rows that are computed at a time have, of all leaves together, at most the elements of the layer.
-
-    Args:
+    Attributes:
         sizes: the images of each leaf.
         nodes, ranks: all of them.
+        copied: whether each node updates the whole vector.
     """
-    C, F, others, rows = product.C, product.F, nodes - 1, max(product.rows(images) for images in set(sizes))
-    if nodes == 1 or min(sizes) < 2 or len(sizes) * rows > C:
+
+    sizes: Sequence[int]
+    nodes: int
+    ranks: int
+    copied: bool = False
+
+    @property
+    def images(self) -> float:
+        """The images of the other nodes."""
+        return sum(self.sizes) * (self.nodes - 1) / self.nodes
+
+    @property
+    def part(self) -> float:
+        """The part of the vector that a node updates."""
+        return 1.0 if self.copied else 1 / self.nodes
+
+    def sums(self, elements: int) -> float:
+        """The elements that a node receives if each node sends a sum."""
+        return elements * (self.nodes - 1) * self.part
+
+    def factors(self, product: Product) -> float:
+        """The elements that a node receives of the factors of a layer."""
+        return self.images * (product.C * self.part + self.rows(product) + product.F)
+
+    def multiplications(self, product: Product) -> float:
+        """Those of a rank for the products of the leaves of other nodes."""
+        return self.images * product.F * (product.C * self.part * self.nodes / self.ranks + self.rows(product))
+
+    def rows(self, product: Product) -> int:
+        """The rows of a layer that are computed at a time."""
+        return max(product.rows(images) for images in set(self.sizes))
+
+
+def pays(product: Product, counts: Counts) -> bool:
+    """Whether the nodes send the factors of a layer instead of sums: a rule of shapes and counts alone.
+
+    Factors save bytes and cost multiplications, which must be at most MOST_MULTIPLICATIONS per byte. The rule bounds
+    the memory: the rows that are computed at a time have, of all leaves together, at most the elements of the layer.
+    """
+    sizes = counts.sizes
+    if counts.nodes == 1 or min(sizes) < 2 or len(sizes) * counts.rows(product) > product.C:
         return False
-    images = sum(sizes) / nodes  # of a node
-    sums = C * F * others / nodes
-    factors = images * others * (C / nodes + rows + F)
-    multiplications = images * others * F * (C / ranks + rows)
-    saved = 4 * (sums - factors)
-    return saved >= LEAST_SAVED and multiplications <= MOST_MULTIPLICATIONS * saved
+    saved = 4 * (counts.sums(product.C * product.F) - counts.factors(product))
+    return saved >= LEAST_SAVED and counts.multiplications(product) <= MOST_MULTIPLICATIONS * saved
+
+
+def copies_pay(size: int, products: Products, counts: Counts) -> bool:
+    """Whether each node updates the whole vector, so that no parameters return: a rule of shapes and counts alone.
+
+    This saves bytes if most of the vector is computed from factors, and costs multiplications and updates, which must
+    be at most MOST_OF_COPIES multiplications per byte.
+
+    Args:
+        size: of the vector.
+    """
+    if counts.nodes == 1:
+        return False
+    received, work = cost(size, products, counts)
+    received_copied, work_copied = cost(size, products, replace(counts, copied=True))
+    saved = 4 * (received - received_copied)
+    return saved >= LEAST_SAVED and work_copied - work <= MOST_OF_COPIES * saved
+
+
+def cost(size: int, products: Products, counts: Counts) -> tuple[float, float]:
+    """The elements that a node receives in a step, and the work of a rank beside its gradients, in multiplications."""
+    chosen = [product for product in products.values() if pays(product, counts)]
+    rest = size - sum(product.C * product.F for product in chosen)
+    received = counts.sums(rest) + sum(map(counts.factors, chosen)) + size * (1 - counts.part)
+    updates = size * counts.part * counts.nodes / counts.ranks
+    return received, sum(map(counts.multiplications, chosen)) + UPDATE * updates
 
 
 def span(product: Product) -> Interval:

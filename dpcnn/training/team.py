@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exchange import EXCHANGES
 from dpcnn.parallel.layout import SHARD_BLOCK
+from dpcnn.parallel.tree import chunks
 from dpcnn.runs.checkpoint import AVERAGE, Checkpoint, vector_names, weights_sha256
 from dpcnn.runs.progress import Progress
 from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
@@ -49,11 +51,12 @@ class Team:
         a new state has a third set of vectors.
         """
         self.comm, self.config, self.network = comm, config, network
-        make = EXCHANGES[config.exchange]
-        self.exchange = make(comm, network.size, network.timer, state.elements if state else None, network.products)
+        sizes = [stop - start for start, stop in chunks(config.batch, config.microbatch)]
+        make = partial(EXCHANGES[config.exchange], comm, network.size, network.timer)
+        self.exchange = make(state.elements if state else None, network.products, sizes)
         self.new = state is None or not self.exchange.whole
         if not self.exchange.whole:
-            self.exchange = make(comm, network.size, network.timer, products=network.products)
+            self.exchange = make(None, network.products, sizes)
         self.state = self._initial(warm, spare) if state is None or self.new else state
         self.state.renew(self.exchange.node)
         self.shard = self.exchange.shard
@@ -146,9 +149,9 @@ class Team:
         return self.exchange.node.size == self.comm.size
 
     def _collect(self) -> dict[str, Vector]:
-        """The state's vectors with all their elements, on rank 0; without copies if there is one node."""
+        """The state's vectors with all their elements, on rank 0; without copies if its node has all elements."""
         here = dict(self.state.now)
-        if self.one_copy:
+        if self.one_copy or self.exchange.copied:
             return here
         shards = self.shards(here)
         del shards[PARAMETERS]  # each node has all of them
