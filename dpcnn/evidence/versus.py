@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 
 from dpcnn.base.fields import load_json
+from dpcnn.base.numerics import processor
 from dpcnn.base.text import markdown
 from dpcnn.errors import LaunchError
 from dpcnn.evidence.comparison import Jobs
@@ -82,7 +83,7 @@ def versus(jobs: Jobs, name: str, ranks: int, batches: Sequence[int], compiled: 
             speeds = {key: result["images_per_second"] for key, result in found.items()}
             rounds[batch].append({**speeds, "limit": ours["fraction_of_limit"]})
             losses[batch] = {key: result["losses"][COMPARED_STEP] for key, result in found.items()}
-            machine = ours["machine"] | {peer.package: version(peer.package)}
+            machine = ours["machine"] | {"processor": processor(), peer.package: version(peer.package)}
     ratios = {batch: summary(rounds[batch], list(settings)) for batch in batches}
     text = (
         f"{jobs.config.model} against {peer.title} {machine[peer.package]}; {machine['processor']}; "
