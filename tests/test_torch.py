@@ -146,7 +146,7 @@ def test_batch_norm_s_running_statistics():
     running = {p.name: np.full(p.shape, p.initial_value) for p in layer.parameters}
     for _ in range(4):
         x = 2 + RNG.standard_normal((5, 4, 6, 3))
-        y, backward = layer.forward(x, running, SampleRng(0, 0, np.arange(6)))
+        y, backward = layer.forward(x.copy(), running, SampleRng(0, 0, np.arange(6)))
         gradients = {name: np.empty(3) for name in running}
         backward(np.zeros_like(y), gradients)
         for p in layer.parameters[2:]:
