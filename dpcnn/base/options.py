@@ -52,7 +52,7 @@ def options_of(owner: type[Any]) -> list[Field[Any]]:
 
 
 types_of: Callable[[Any], dict[str, type[Any]]] = cache(get_type_hints)
-"""The types of a dataclass's fields, by name."""
+"""The types of a dataclass's fields or of a function's parameters, by name."""
 
 
 def flag_of(name: str) -> str:

@@ -3,8 +3,9 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
+from dpcnn.base.options import types_of
 from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.graph import NAME
@@ -21,8 +22,7 @@ WIRING, UPDATE = ("kind", "name", "input", "with"), ("lr", "weight_decay", "free
 """The keys of a layer's table that are not options of its kind: its connections, and how its parameters are updated."""
 
 signature_of: Callable[[Any], inspect.Signature] = cache(inspect.signature)
-types_of: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
-"""The signature of a layer's constructor, and the types of its parameters by name."""
+"""The signature of a layer's constructor."""
 
 MOST_FACTOR = 1e6
 """The largest ``lr`` and ``weight_decay`` of a layer."""

@@ -72,6 +72,11 @@ class Exchange:
         """
         self.comm, self.size, self.timer, self.products = comm, size, timer, products or {}
         self._spares: list[Vector] = []
+        self._divide(elements, sizes)
+
+    def _divide(self, elements: slice | None, sizes: Sequence[int]) -> None:
+        """Decide, on all ranks, which of them updates which elements."""
+        raise NotImplementedError
 
     def sum(self, sizes: Sequence[int], gradient: Gradient) -> Vector:
         """The sum of the gradients of microbatches over all ranks: its elements of ``shard``.
@@ -159,25 +164,16 @@ class ExactExchange(Exchange):
     :mod:`dpcnn.parallel.factors`. And where that is less, each node updates all parameters, and none return.
     """
 
-    def __init__(
-        self,
-        comm: SerialComm,
-        size: int,
-        timer: Timer,
-        elements: slice | None = None,
-        products: Products | None = None,
-        sizes: Sequence[int] = (),
-    ) -> None:
-        super().__init__(comm, size, timer, elements, products, sizes)
-        self.node = comm.node()
+    def _divide(self, elements: slice | None, sizes: Sequence[int]) -> None:
+        rank, self.node = self.comm.rank, self.comm.node()
         self._layout = self._agreed_layout(elements, sizes)
-        self._home = self._layout.node_of(comm.rank)
+        self._home = self._layout.node_of(rank)
         self.whole, self.copied = self._layout.whole(), self._layout.copied
         self.elements = slice(*self._layout.elements(self._home))
-        self.shard = slice(*self._layout.shard(comm.rank))
-        self.unique = slice(0, self._layout.unique(comm.rank))
-        self.bounds = [0, *accumulate(map(self._layout.unique, range(comm.size)))]
-        self._updates = self._layout.updates(comm.rank)
+        self.shard = slice(*self._layout.shard(rank))
+        self.unique = slice(0, self._layout.unique(rank))
+        self.bounds = [0, *accumulate(map(self._layout.unique, range(self.comm.size)))]
+        self._updates = self._layout.updates(rank)
         self._buffers: list[Vector] = []  # by row number: (ranks of the node, size)
         self._received: list[Vector] = []  # by row number: (nodes * width of the part,)
         self._plans: dict[tuple[int, ...], Plan] = {}
@@ -280,20 +276,11 @@ class AllreduceExchange(Exchange):
 
     copied = True
 
-    def __init__(
-        self,
-        comm: SerialComm,
-        size: int,
-        timer: Timer,
-        elements: slice | None = None,
-        products: Products | None = None,
-        sizes: Sequence[int] = (),
-    ) -> None:
-        super().__init__(comm, size, timer, elements)
+    def _divide(self, elements: slice | None, sizes: Sequence[int]) -> None:
         self.node = SerialComm()
-        self.shard = self.elements = slice(0, size)
-        self.unique = slice(0, size if comm.rank == 0 else 0)
-        self._total, self._row = np.empty((2, size), np.float32)
+        self.shard = self.elements = slice(0, self.size)
+        self.unique = slice(0, 0 if self.comm.rank else self.size)
+        self._total, self._row = np.empty((2, self.size), np.float32)
 
     def sum(self, sizes: Sequence[int], gradient: Gradient) -> Vector:
         self._total[...] = 0

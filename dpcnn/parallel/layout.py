@@ -138,11 +138,11 @@ class Layout:
         return messages
 
     def updates(self, rank: int) -> Message:
-        """The last message of a step: shards of the vector, to the ranks of other nodes that fetch them."""
+        """The last message of a step, unless each node has a copy: shards of the vector, to the ranks of other nodes
+        that fetch them."""
         node, everyone = self.node_of(rank), range(self.ranks)
-        apart = [self.node_of(r) != node and not self.copied for r in everyone]
-        sent = [overlap(self.slice(r), self.shard(rank)) if apart[r] else (0, 0) for r in everyone]
-        received = [overlap(self.slice(rank), self.shard(r)) if apart[r] else (0, 0) for r in everyone]
+        sent = [overlap(self.slice(r), self.shard(rank)) if self.node_of(r) != node else (0, 0) for r in everyone]
+        received = [overlap(self.slice(rank), self.shard(r)) if self.node_of(r) != node else (0, 0) for r in everyone]
         return Message(runs(sent, [start for start, _ in sent]), runs(received, [start for start, _ in received]))
 
 
