@@ -126,9 +126,9 @@ def _unused(size: int) -> Array | None:
 
 @cache
 def _block_size(shape: Shape, dtype: Any) -> int:
-    """The bytes of an array, rounded up by at most a quarter, so that arrays of similar sizes share memory."""
+    """The bytes of an array, rounded up by at most a 32nd, so that arrays of similar sizes share memory."""
     size: int = max(prod(shape) * np.dtype(dtype).itemsize, CACHE_LINE)
-    step = 1 << (size.bit_length() - 3)
+    step = 1 << (size.bit_length() - 6)
     return -(-size // step) * step
 
 
