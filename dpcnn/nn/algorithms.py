@@ -13,7 +13,7 @@ WINOGRAD_CHANNELS = 4
 BLOCK_CHANNELS = 8
 """The fewest channels of an image of blocks whose copy pays."""
 
-FEW_CHANNELS = 32
+FEW_CHANNELS = 64
 """With more, a kernel that spans less than two strides has too many transformed weights for the products it saves."""
 
 
