@@ -298,7 +298,7 @@ def test_kernels_are_chosen_by_shape_alone():
         assert isinstance(kernel, Strided) and isinstance(kernel.plain, plain)
     for shape, filters, *options in (
         ((28, 28, 1), 16, (3, 3), 1, 1),
-        ((8, 8, 64), 16, (3, 3), 2, 1),
+        ((8, 8, 96), 16, (3, 3), 2, 1),
         ((8, 8, 1), 16, (5, 5), 2, 2),
         ((8, 8, 3), 16, (5, 5), 1, 1),
         ((8, 8, 16), 16, (5, 3), 1, 1),
