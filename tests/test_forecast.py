@@ -9,6 +9,7 @@ from conftest import run
 
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.forecast import TERMS, Job, check, fitted, look_ahead, predicted, read_job
+from dpcnn.nn.layers import WeightProduct
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
 
@@ -63,6 +64,22 @@ def test_a_step_between_nodes_by_hand():
     job = Job(ranks=4, nodes=4, images=0, microbatches=0, size=1000, flops=0, activations=0)
     times = predicted({"alpha, network": 1e-3, "beta, network": 1e-6}, job)
     assert times == pytest.approx({"alpha, network": (2 * 3 + 2) * 1e-3, "beta, network": 6000 * 1e-6})
+
+
+def test_factors_and_copies_by_hand():
+    """A layer of 3136 by 512 beside 20,000 other parameters, 64 images of each other node: with few nodes, factors and
+    copies; with many, all images' factors are more than sums."""
+    C, F, others, times = 3136, 512, 20_000, {"beta, network": 1.0, "gamma, update": 1.0, "alpha, network": 1.0}
+    products = {7: WeightProduct(0, C, F)}
+    job = Job(2, 2, images=64, microbatches=1, size=C * F + others, flops=0, activations=0, products=products)
+    rows = products[7].rows(64)
+    assert predicted(times, job) == {
+        "beta, network": 4 * (others + 64 * (C + rows + F)),
+        "gamma, update": C * F + others,
+        "alpha, network": 2 + 1,
+    }
+    many = replace(job, ranks=64, nodes=64)
+    assert predicted(times, many) == predicted(times, replace(many, products={}))
 
 
 def test_errors_of_the_check(tmp_path):

@@ -1,7 +1,7 @@
 """A cost model of a training step: fitted to measured jobs, checked on others, and used for more nodes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import ceil, log2
 from pathlib import Path
@@ -14,6 +14,8 @@ from dpcnn.base.fields import Table, load_json, number
 from dpcnn.base.files import MOST_JSON, read_bytes
 from dpcnn.base.text import markdown
 from dpcnn.errors import ConfigError
+from dpcnn.nn.layers import WeightProduct
+from dpcnn.parallel.products import Cost, Counts, Products, copies_pay, cost
 
 Fit = dict[str, float]
 """The constants of the model, by term."""
@@ -34,6 +36,7 @@ class Job:
         flops: floating-point operations of the gradient of one image, by direct convolution.
         activations: number of elements in the outputs of all layers for one image.
         seconds: the measured time of a step; None: not measured.
+        products: the gradients of which the nodes send factors, where this saves bytes.
     """
 
     ranks: int
@@ -44,28 +47,37 @@ class Job:
     flops: float
     activations: float
     seconds: float | None = None
+    products: Products = field(default_factory=dict)
+
+    @property
+    def cost(self) -> Cost:
+        """What the step costs beside the gradients, by the rules of :mod:`dpcnn.parallel.products`."""
+        leaves = max(1, round(self.microbatches * self.ranks))
+        counts = Counts([max(1, round(self.images * self.ranks / leaves))] * leaves, self.nodes, self.ranks)
+        counts = replace(counts, copied=copies_pay(self.size, self.products, counts))
+        return cost(self.size, self.products, counts)
 
 
 TERMS: dict[str, tuple[str, Callable[[Job], float]]] = {
-    "gamma, arithmetic": ("s per FLOP", lambda job: job.flops * job.images),
+    "gamma, arithmetic": ("s per FLOP", lambda job: job.flops * job.images + 2 * job.cost.multiplications),
     "gamma, memory": ("s per activation", lambda job: job.activations * job.images),
     "gamma, weights": ("s per parameter and microbatch", lambda job: job.size * job.microbatches),
     "gamma, microbatch": ("s per microbatch", lambda job: job.microbatches),
     "gamma, sum": ("s per parameter", lambda job: job.size * (job.ranks > job.nodes)),
-    "gamma, update": ("s per parameter of a rank's shard", lambda job: job.size / job.ranks),
+    "gamma, update": ("s per parameter of a rank's shard", lambda job: job.cost.updated),
     "alpha, node": ("s per synchronisation", lambda job: 3 * log2(job.ranks / job.nodes)),
-    "alpha, network": ("s per message", lambda job: 2 * (job.nodes - 1) + log2(job.nodes)),
-    "beta, network": ("s per byte", lambda job: 2 * 4 * job.size * (job.nodes - 1) / job.nodes),
+    "alpha, network": ("s per message", lambda job: job.cost.messages * (job.nodes - 1) + log2(job.nodes)),
+    "beta, network": ("s per byte", lambda job: 4 * job.cost.received),
 }
 """The model: the time of a step is the sum of these counts, each times a constant of the machine.
 
 Arithmetic and memory (gamma): the cost of an image is proportional to the multiplications of its layers, and to the
 elements that they read and write; a microbatch of any size reads the weights and writes a gradient; each rank of
 a node adds up one slice of all the node's gradient buffers; each rank updates its shard. Latency (alpha): the ranks of
-a node synchronise three times per step; a rank exchanges sums, then parameters, with one rank of every other node, and
-all ranks share their losses. Bandwidth (beta): a node sends and receives its sums and its shards of the
-parameters, except the shards that it keeps. The model counts sums for all layers, also where the nodes would send fewer
-bytes as factors (:mod:`dpcnn.parallel.factors`).
+a node synchronise three times per step; a rank exchanges sums, factors and parameters with one rank of every other
+node, and all ranks share their losses. Bandwidth (beta): a node sends and receives its sums and its shards of the
+parameters, except the shards that it keeps, or fewer bytes by factors and copies, which cost multiplications and
+updates (:class:`dpcnn.parallel.products.Cost`).
 After Hockney, "The communication challenge for MPP" (1994), and Thakur, Rabenseifner and Gropp, "Optimization
 of collective communication operations in MPICH" (2005), section 3.
 """
@@ -91,11 +103,14 @@ def read_job(path: Path) -> Job:
         batch, microbatch = (result.table("config").integer(key, 1) for key in ("batch", "microbatch"))
         flops, activations = (result.number(key, 0) for key in ("flops_an_image", "activations_an_image"))
         seconds = result.number("seconds_a_step", LEAST_TIME)
+        sides = [(table.integer("rows", 1), table.integer("columns", 1)) for table in result.tables("products")]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give a file of dpcnn bench --json") from None
     except ValueError as error:
         raise ConfigError(f"{path}: expected a file of dpcnn bench --json, of one job ({error})") from None
-    return Job(ranks, nodes, batch / ranks, ceil(batch / microbatch) / ranks, size, flops, activations, seconds)
+    products = {number: WeightProduct(0, rows, columns) for number, (rows, columns) in enumerate(sides)}
+    microbatches = ceil(batch / microbatch) / ranks
+    return Job(ranks, nodes, batch / ranks, microbatches, size, flops, activations, seconds, products)
 
 
 def fitted(jobs: Sequence[Job]) -> Fit:

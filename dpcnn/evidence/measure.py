@@ -80,6 +80,7 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
         "shares": [dict(zip(STEP_PHASES, row.tolist(), strict=True)) for row in comm.allgather(np.array(shares))],
         "flops_an_image": network.flops,
         "activations_an_image": network.activations,
+        "products": [{"rows": product.C, "columns": product.F} for product in network.products.values()],
         "sgemm_peak": peak,
         "fraction_of_limit": speed * network.flops / peak,
         "memory": comm.allgather_obj(memory()),

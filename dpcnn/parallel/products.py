@@ -119,19 +119,43 @@ def copies_pay(size: int, products: Products, counts: Counts) -> bool:
     """
     if counts.nodes == 1:
         return False
-    received, work = cost(size, products, counts)
-    received_copied, work_copied = cost(size, products, replace(counts, copied=True))
-    saved = 4 * (received - received_copied)
-    return saved >= LEAST_SAVED and work_copied - work <= MOST_OF_COPIES * saved
+    apart, copied = (cost(size, products, replace(counts, copied=copied)) for copied in (False, True))
+    saved = 4 * (apart.received - copied.received)
+    return saved >= LEAST_SAVED and copied.work - apart.work <= MOST_OF_COPIES * saved
 
 
-def cost(size: int, products: Products, counts: Counts) -> tuple[float, float]:
-    """The elements that a node receives in a step, and the work of a rank beside its gradients, in multiplications."""
+@dataclass(frozen=True)
+class Cost:
+    """What a step costs beside the gradients.
+
+    Attributes:
+        received: the elements that a node receives.
+        multiplications: of a rank, for the products of the leaves of other nodes.
+        updated: the elements that a rank updates.
+        messages: from each node to each other one.
+    """
+
+    received: float
+    multiplications: float
+    updated: float
+    messages: int
+
+    @property
+    def work(self) -> float:
+        """That of a rank, in multiplications."""
+        return self.multiplications + UPDATE * self.updated
+
+
+def cost(size: int, products: Products, counts: Counts) -> Cost:
+    """The cost of a step with a vector of ``size`` elements."""
     chosen = [product for product in products.values() if pays(product, counts)]
     rest = size - sum(product.C * product.F for product in chosen)
-    received = counts.sums(rest) + sum(map(counts.factors, chosen)) + size * (1 - counts.part)
-    updates = size * counts.part * counts.nodes / counts.ranks
-    return received, sum(map(counts.multiplications, chosen)) + UPDATE * updates
+    return Cost(
+        counts.sums(rest) + sum(map(counts.factors, chosen)) + size * (1 - counts.part),
+        sum(map(counts.multiplications, chosen)),
+        size * counts.part * counts.nodes / counts.ranks,
+        1 + bool(chosen) + (not counts.copied),  # sums, factors, parameters
+    )
 
 
 def span(product: Product) -> Interval:
