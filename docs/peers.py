@@ -1,16 +1,20 @@
 """Compare the training of several networks with PyTorch's: python docs/peers.py FOLDER [ROUNDS] [NETWORK ...]
 
-It prints the rows of the table in docs/performance.md and draws docs/peers.png. FOLDER keeps the measurements, so that
-a second call adds rows. All networks but those of the recipes have random images. Needs the extras torch and plot.
+It prints the rows of the table in docs/performance.md and draws docs/peers.png. FOLDER keeps the measurements: a second
+call measures only the networks that it lacks. All networks but those of the recipes have random images. Needs the
+extras torch and plot.
 """
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 
+from dpcnn.base.text import markdown
 from dpcnn.reporting.figures import new_figure, save
 
 HERE, SEVERAL = Path(__file__).parent / "peers", 12
@@ -40,33 +44,60 @@ def random_images(folder: Path, side: int, batch: int) -> Path:
     return out
 
 
+def network_words(folder: Path, network: str) -> list[str]:
+    """The options of ``dpcnn bench`` for a network and its images."""
+    side, batch, _ = ROWS[network]
+    name = network.split(",")[0]
+    if not side:
+        return ["--recipe", name]
+    return [
+        "--recipe",
+        str(HERE / f"{name}.toml"),
+        "--data",
+        str(random_images(folder, side, batch)),
+        "--validation",
+        "20",
+    ]
+
+
 def measure(folder: Path, network: str, rounds: int) -> None:
     """Compare one network, and keep the measurements."""
-    side, batch, steps = ROWS[network]
-    name = network.split(",")[0]
-    data = ["--data", str(random_images(folder, side, batch)), "--validation", "20"] if side else []
-    recipe = str(HERE / f"{name}.toml") if side else name
-    words = ["--versus", "torch", "--recipe", recipe, "--batches", str(batch), "--steps", str(steps), *data]
-    json_file = ["--rounds", str(rounds), "--json", str(folder / f"{network}.json")]
-    subprocess.run([sys.executable, "-m", "dpcnn.bench", *words, *json_file], check=True)
+    _, batch, steps = ROWS[network]
+    words = ["--versus", "torch", "--batches", str(batch), "--steps", str(steps), "--rounds", str(rounds)]
+    json_file = ["--json", str(folder / f"{network}.json")]
+    subprocess.run(
+        [sys.executable, "-m", "dpcnn.bench", *words, *network_words(folder, network), *json_file], check=True
+    )
+
+
+def row(network: str, result: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of a network."""
+    ((batch, rounds),), ratio = result["rounds"].items(), next(iter(result["ratios"].values()))
+    (low, high), by_round = ratio["interval"], ratio["by_round"]
+    speeds = (f"{median(speeds[name] for speeds in rounds):,.0f}" for name in ("dpcnn", "NCHW", "channels-last"))
+    ratios = f"{ratio['median']:.2f}", f"{low:.2f} to {high:.2f}", f"{min(by_round):.2f} to {max(by_round):.2f}"
+    return network.split(",")[0], batch, *speeds, *ratios, f"{median(speeds['limit'] for speeds in rounds):.0%}"
 
 
 def main(folder: Path, rounds: int, networks: list[str]) -> None:
-    """Measure the networks, then show all that the folder has."""
+    """Measure the networks that the folder lacks, then show all that it has."""
+    files = {name: folder / f"{name}.json" for name in ROWS}
     for network in networks:
-        measure(folder, network, rounds)
-    found = {name: json.loads(path.read_text()) for name in ROWS if (path := folder / f"{name}.json").exists()}
+        if not files[network].exists():
+            measure(folder, network, rounds)
+    found = {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
+    header = ("network", "batch per rank", "dpcnn", "NCHW", "channels-last", "ratio, median", "95 % interval", "range")
+    print(markdown((*header, "of the sgemm limit"), [row(name, result) for name, result in found.items()]))
     figure = new_figure(width=7)
     axes = figure.subplots()
     for name, result in found.items():
-        ((batch, ratio),) = result["ratios"].items()
-        (low, high), by_round, middle = ratio["interval"], ratio["by_round"], ratio["median"]
-        print(f"| {name.split(',')[0]} | {batch} | {len(by_round)} | {middle:.2f} | {low:.2f} to {high:.2f} |")
+        (ratio,) = result["ratios"].values()
+        (low, high), middle = ratio["interval"], ratio["median"]
         axes.barh(name, middle, color="C0", xerr=[[middle - low], [high - middle]])
     axes.axvline(1, color="grey", linestyle=":")
     axes.set(xlabel="images per second, as a ratio to PyTorch DDP")
     axes.invert_yaxis()
-    save(figure, Path("docs/peers"), "ratios")
+    save(figure, HERE.parent / "peers", "ratios")
 
 
 if __name__ == "__main__":
