@@ -47,7 +47,7 @@ def command(comm: SerialComm, options: Namespace) -> NoReturn:
     """Measure the training of the command line on every process of this job, and end it."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(int(os.environ["RANK"]))  # for dropout
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo")
     ranks = dist.get_world_size()
     ddp = partial(DistributedDataParallel, gradient_as_bucket_view=True, static_graph=True, broadcast_buffers=False)
