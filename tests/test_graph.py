@@ -124,6 +124,37 @@ def test_an_activation_behind_a_layer_leaves_that_layer_s_input_alone(between):
     np.testing.assert_array_equal(outputs["add1"], after + outputs["a"])
 
 
+PIXELS = {"kind": "scale", "low": -0.5, "name": "pixels"}
+
+
+def outputs_of(spec, images):
+    """A network of these layers in front of a linear one, and all its outputs."""
+    network = Network(images.shape[1:], build([*spec, {"kind": "linear"}], CLASSES))
+    return network, {name: output.copy() for name, _, output in network.outputs(network.initialise(3), images)}
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_images_that_are_only_flattened_keep_their_order_in_memory(count):
+    images = np.random.default_rng(3).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+    before = images.copy()
+    network, outputs = outputs_of([PIXELS, {"kind": "flatten"}, {"kind": "relu"}], images)
+    rows = images.reshape(count, -1) * np.float32(1 / 255) + np.float32(-0.5)
+    np.testing.assert_array_equal(outputs["relu1"], np.maximum(rows, 0))
+    np.testing.assert_array_equal(images, before)
+    scaled = network.layers[0].forward(images.transpose(1, 2, 0, 3), {})[0]
+    assert np.shares_memory(network.layers[1].forward(scaled, {})[0], scaled)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_images_that_are_flattened_and_taken_otherwise_are_not_overwritten(count):
+    images = np.random.default_rng(3).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+    flat, other = {"kind": "flatten", "name": "flat"}, {"kind": "flatten", "name": "other", "input": "pixels"}
+    spec = [PIXELS, flat, {"kind": "relu", "name": "positive"}, other, {"kind": "concat", "with": ["positive"]}]
+    _, outputs = outputs_of(spec, images)
+    rows = images.reshape(count, -1) * np.float32(1 / 255) + np.float32(-0.5)
+    np.testing.assert_array_equal(outputs["concat1"], np.concatenate([rows, np.maximum(rows, 0)], axis=1))
+
+
 def test_a_name_is_that_of_the_layer_s_parameters():
     assert [p.name for p in as_float64(RESIDUAL).parameters][:3] == ["stem.w", "stem.b", "conv2d2.w"]
 

@@ -19,6 +19,7 @@ from dpcnn.data.shards import read_manifest
 from dpcnn.evidence.comparison import Jobs
 from dpcnn.evidence.jobs import config_words, run
 from dpcnn.evidence.measure import Result, sgemm_peak
+from dpcnn.nn.graph import IMAGES
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.merging import Merge
 from dpcnn.nn.network import UFUNC_BUFFER, Network, ufunc_buffer
@@ -84,12 +85,23 @@ def time_layers(network: Network, params: Any, images: int) -> list[Times]:
     with ufunc_buffer(UFUNC_BUFFER):
         for number, (name, layer) in enumerate(zip(network.names, network.layers, strict=True)):
             own = {p.name: views[f"{name}.{p.name}"] for p in layer.parameters}
-            xs = [random(shape, images) for shape in network.input_shapes(number)]
+            xs = inputs(network, number, images)
             dy = random(network.shapes[number], images)
             learns = network.learning[number]
             found = [time_layer(layer, xs, own, dy, images, learns) for _ in range(REPEATS + 1)]
             times.append(medians(found[1:]))  # the first one warms up
     return times
+
+
+def inputs(network: Network, number: int, images: int) -> list[Any]:
+    """Random inputs of a layer, in the order in memory in which the network passes them."""
+    found = []
+    for source, shape in zip(network.sources[number], network.input_shapes(number), strict=True):
+        x, first = random(shape, images), network.layers[0]
+        if len(shape) == 3 and ((source == 0 and first.by_image) or (source == IMAGES and first.takes_integers)):
+            x = np.ascontiguousarray(x.transpose(2, 0, 1, 3)).transpose(1, 2, 0, 3)  # lies in memory as (N, H, W, C)
+        found.append(x)
+    return found
 
 
 def random(shape: Sequence[int], images: int) -> Any:
@@ -99,7 +111,7 @@ def random(shape: Sequence[int], images: int) -> Any:
 
 def time_layer(layer: Layer, xs: Sequence[Any], own: Mapping[str, Any], dy: Any, images: int, learns: bool) -> Times:
     """The seconds of a layer's computation on copies of the arrays; it has no backward one unless it ``learns``."""
-    xs, dy, rng = [x.copy() for x in xs], dy.copy(), SampleRng(0, 0, np.arange(images))
+    xs, dy, rng = [x.copy(order="K") for x in xs], dy.copy(), SampleRng(0, 0, np.arange(images))
     grads = {name: np.empty_like(array) for name, array in own.items()}
     backward: Any
     started = time.perf_counter()

@@ -54,6 +54,12 @@ def connections(layers: Sequence[Layer], names: Sequence[str]) -> list[tuple[int
     return sources
 
 
+def last_uses(sources: Sequence[Sequence[int]]) -> list[list[int]]:
+    """For each layer, the numbers of those of its inputs that no later layer takes."""
+    last = {source: number for number, inputs in enumerate(sources) for source in inputs}
+    return [[source for source in set(inputs) if last[source] == number] for number, inputs in enumerate(sources)]
+
+
 def _before(number: int, name: str, names: Sequence[str], numbers: dict[str, int]) -> int:
     source = numbers.get(name, number)
     if source >= number:

@@ -66,6 +66,10 @@ class Layer:
     """Whether ``forward`` accepts pixels of any number type, not only floats."""
     overwrites_input = False
     """Whether ``forward`` may write its output over ``x``."""
+    any_order = False
+    """Whether ``forward`` accepts images (H, W, N, C) in any order in memory."""
+    by_image = False
+    """Whether its output should lie in memory image by image, (N, H, W, C); set by the network, for the first layer."""
     number = 0
     """Its index in the network, which selects its random numbers; set by the network."""
     name = ""

@@ -29,7 +29,7 @@ class Scale(Layer):
         self.low, self.span, self.dtype = low, span, np.dtype(dtype)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        y = empty(x.shape, self.dtype)
+        y = empty_by_image(x.shape, self.dtype) if self.by_image else empty(x.shape, self.dtype)
         np.multiply(x, self.dtype.type(self.span / 255), out=y)
         y += self.dtype.type(self.low)
 
@@ -38,6 +38,12 @@ class Scale(Layer):
             return dx
 
         return y, backward
+
+
+def empty_by_image(shape: Shape, dtype: Any) -> Array:
+    """An uninitialised array (H, W, N, C) that lies in memory as (N, H, W, C)."""
+    H, W, N, C = shape
+    return empty((N, H, W, C), dtype).transpose(1, 2, 0, 3)
 
 
 class Normalise(Layer):
@@ -177,7 +183,9 @@ class Dropout(Layer):
 
 
 class Flatten(Layer):
-    """(H, W, N, C) to (N, H * W * C)."""
+    """(H, W, N, C) to (N, H * W * C); a view of x if that lies in memory image by image."""
+
+    overwrites_input = any_order = True
 
     def build(self, shape: Shape) -> Shape:
         H, W, C = shape
@@ -185,8 +193,10 @@ class Flatten(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
-        y = empty((N, H, W, C), x.dtype)
-        np.copyto(y, x.transpose(2, 0, 1, 3))  # (H, W, N, C) -> (N, H, W, C)
+        y = images = x.transpose(2, 0, 1, 3)  # (H, W, N, C) -> (N, H, W, C)
+        if not images.flags.c_contiguous:
+            y = empty((N, H, W, C), x.dtype)
+            np.copyto(y, images)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx = empty((H, W, N, C), dy.dtype)

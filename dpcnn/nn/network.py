@@ -14,7 +14,7 @@ from dpcnn.base.rng import SampleRng
 from dpcnn.base.timing import Timer
 from dpcnn.errors import ConfigError
 from dpcnn.nn.flat import FlatParameters
-from dpcnn.nn.graph import IMAGES, connections, learning, unique_names
+from dpcnn.nn.graph import IMAGES, connections, last_uses, learning, unique_names
 from dpcnn.nn.layer import Keep, Layer, Parameter
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.merging import Merge
@@ -76,6 +76,8 @@ class Network(FlatParameters):
             raise ConfigError("every layer with parameters is frozen, so nothing can learn; delete a freeze = true")
         for layer, sources in zip(self.layers, self.sources, strict=True):
             layer.needs_input_grad = any(self.learning[source] for source in sources if source != IMAGES)
+        self.layers[0].by_image = [self.layers[n].any_order for n, s in enumerate(self.sources) if 0 in s] == [True]
+        self._last_uses = last_uses(self.sources)
         self._steps_back = [
             (
                 number,
@@ -186,16 +188,13 @@ class Network(FlatParameters):
 
         An output is kept until the last layer that takes it has been computed.
         """
-        values, left = {IMAGES: self._pixels(images, params.dtype)}, self.users.copy()
+        values = {IMAGES: self._pixels(images, params.dtype)}
         backward: Callable[..., Any]
-        for number, (layer, sources, own) in enumerate(
-            zip(self.layers, self.sources, self._named(params), strict=True)
-        ):
+        for number, (layer, own) in enumerate(zip(self.layers, self._named(params), strict=True)):
+            sources = self.sources[number]
             xs = [values[source] for source in sources]
-            left.subtract(sources)
-            for source in sources:
-                if not left[source]:
-                    values.pop(source, None)
+            for source in self._last_uses[number]:
+                del values[source]
             if self.users[sources[0]] > 1:
                 xs[0] = self._own_copy(layer, xs[0])
             if isinstance(layer, Merge):
