@@ -15,11 +15,14 @@ from dpcnn.data.dataset import load
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.measure import warm_up
 from dpcnn.evidence.peers import options
+from dpcnn.evidence.peers.speed import WARM_UP
+from dpcnn.evidence.peers.speed import measure as peer_speed
 from dpcnn.evidence.versus import COMPARED_STEP, PEERS, median_interval, remarks, summary
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
+from dpcnn.training.plan import Plan
 from dpcnn.training.trainer import Trainer
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
@@ -104,6 +107,31 @@ def test_the_processes_share_a_batch(small):
     for number, tensor in enumerate(whole):
         assert [len(part[number]) for part in parts] == [22, 22, 22]
         np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), tensor)
+
+
+class Recorded:
+    """A peer's training that notes the size of each batch."""
+
+    def __init__(self, config, samples):
+        self.config, self.plan, self.sizes = config, Plan(config, samples), []
+
+    def batch(self, number):
+        return self.plan.batch(0, number)
+
+    def step(self, number, batch):
+        self.sizes.append(len(batch))
+        return number
+
+
+def test_a_batch_of_each_size_precedes_the_timed_steps(small):
+    """An epoch may end during them, and its last batch is smaller: XLA would compile the step again."""
+    samples = load(small, "train", SerialComm())
+    config = Config(model="mlp", data=str(small), batch=(len(samples) - 1) // (WARM_UP + 2), validation=0)
+    training, started = Recorded(config, samples), []
+    speed, losses = peer_speed(training, 5, lambda: started.append(len(training.sizes)))
+    warm, timed = training.sizes[: started[0]], training.sizes[started[0] :]
+    assert len(timed) == 5 and len(set(timed)) == 2 and set(timed) <= set(warm)
+    assert speed > 0 and losses == list(range(WARM_UP))
 
 
 @needs_torch
