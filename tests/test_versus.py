@@ -51,6 +51,7 @@ TRAININGS = {
     "resnet20": read_recipe("resnet20"),  # with augmentation
     "grouped": Config(model="grouped", layers=GROUPED),
     "clipping and an average": Config(model="mlp", max_grad_norm=0.1, ema_decay=0.9, schedule="step", rotation=9.0),
+    "other augmentation": Config(model="mlp", flip="both", crop_padding=2, crop_area=0.5, cutout=4),
     **{name: Config(model="mlp", optimizer=name) for name in sorted(OPTIMIZERS.keys() - {"lars", "lamb"})},
 }
 """Networks of all kinds with their own optimizers, and a small one with each optimizer that PyTorch has."""
@@ -153,6 +154,11 @@ def test_what_pytorch_lacks_is_one_line(small, tmp_path, module, flags, message)
     words = ["--versus", "torch", "--rounds", "1", "--recipe", tmp_path / "odd.toml", "--import", "odd"]
     result = run(0, "-m", "dpcnn.bench", *words, "--data", small, *flags, cwd=tmp_path)
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0], result.err
+
+
+def test_all_augmentations_and_what_affects_no_step_are_accepted():
+    changed = {"crop_padding": 2, "crop_area": 0.5, "colour_jitter": 0.2, "cutout": 4, "memory": 64, "keep": 1}
+    options.check_options(Config(flip="both", **changed), "PyTorch")
 
 
 def test_an_option_that_only_dpcnn_has_is_refused(monkeypatch):
