@@ -135,6 +135,19 @@ def test_a_batch_of_each_size_precedes_the_timed_steps(small):
     assert speed > 0 and losses == list(range(WARM_UP))
 
 
+def test_a_peer_s_large_arrays_take_the_memory_of_earlier_ones():
+    code = """
+from resource import RUSAGE_SELF, getrusage
+from dpcnn.evidence.peers.speed import keep_memory
+keep_memory()
+for _ in range(20):
+    b"x" * (1 << 25)
+    print(getrusage(RUSAGE_SELF).ru_minflt)
+"""
+    faults = [int(line) for line in run(0, "-c", code).out.split()]
+    assert len(faults) == 20 and faults[-1] - faults[0] < 100, "a new array has 8,192 pages"
+
+
 @needs_torch
 @pytest.mark.parametrize(
     ("module", "flags", "message"),

@@ -19,7 +19,7 @@ from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import LaunchError
 from dpcnn.evidence.peers.jax_training import LAYOUTS, JaxTraining
-from dpcnn.evidence.peers.speed import measure
+from dpcnn.evidence.peers.speed import keep_memory, measure
 from dpcnn.flags import add_config_flags, override
 from dpcnn.parallel.comm import SerialComm
 
@@ -52,6 +52,7 @@ def start_threads(count: int) -> None:
 
 def command(comm: SerialComm, options: Namespace) -> int:
     """Measure the training of the command line."""
+    keep_memory()
     jax.config.update("jax_platforms", "cpu")
     start_threads(options.threads)
     config = override(read_recipe(options.recipe), options)

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
-from dpcnn.evidence.peers.speed import measure
+from dpcnn.evidence.peers.speed import keep_memory, measure
 from dpcnn.evidence.peers.torch_training import LAYOUTS, TorchTraining
 from dpcnn.flags import add_config_flags, override
 from dpcnn.parallel.comm import SerialComm
@@ -43,6 +43,7 @@ def make_parser() -> Parser:
 
 def command(comm: SerialComm, options: Namespace) -> NoReturn:
     """Measure the training of the command line on every process of this job, and end it."""
+    keep_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(int(os.environ["RANK"]))  # for dropout
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
