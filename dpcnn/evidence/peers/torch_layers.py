@@ -40,7 +40,7 @@ def command(comm: SerialComm, options: Namespace) -> int:
     torch.set_num_threads(1)
     config = override(read_recipe(options.recipe), options)
     manifest = read_manifest(find_data(config.data))
-    network = config.network(manifest.image_shape, manifest.classes)
+    network = config.measured(manifest.mean, manifest.deviation).network(manifest.image_shape, manifest.classes)
 
     def times(number: int, layout: torch.memory_format) -> tuple[float, float] | None:
         layer, shapes = network.layers[number], [*network.input_shapes(number), network.shapes[number]]
