@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 points=$(mktemp -d)
+trap 'tests/namespaces.sh down; rm -rf "$points"' EXIT
 mkdir "$points/fit" "$points/check"
 
 step() { # arguments: fit or check, ranks, batch, microbatch

@@ -96,6 +96,13 @@ def test_the_command(quick, tmp_path):
     assert len([line for line in result.out.splitlines() if line.startswith("| ")]) == 3 + len(found["layers"])
 
 
+def test_a_normalisation_has_the_mean_of_the_data(small, tmp_path):
+    (tmp_path / "n.toml").write_text("".join(f'[[layers]]\nkind = "{k}"\n' for k in ("normalise", "flatten", "linear")))
+    words = ["--layers", "--rounds", "1", "--recipe", tmp_path / "n.toml", "--data", small]
+    result = run(0, "-m", "dpcnn.bench", *words)
+    assert result.status == 0 and "| normalise1 |" in result.out, result.err
+
+
 @needs_torch
 def test_a_layer_that_pytorch_lacks_has_no_time_there(small, tmp_path):
     (tmp_path / "odd.py").write_text(

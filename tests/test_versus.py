@@ -15,11 +15,14 @@ from dpcnn.data.dataset import load
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.measure import warm_up
 from dpcnn.evidence.peers import options
+from dpcnn.evidence.peers.speed import WARM_UP
+from dpcnn.evidence.peers.speed import measure as peer_speed
 from dpcnn.evidence.versus import COMPARED_STEP, PEERS, median_interval, remarks, summary
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
+from dpcnn.training.plan import Plan
 from dpcnn.training.trainer import Trainer
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
@@ -48,6 +51,7 @@ TRAININGS = {
     "resnet20": read_recipe("resnet20"),  # with augmentation
     "grouped": Config(model="grouped", layers=GROUPED),
     "clipping and an average": Config(model="mlp", max_grad_norm=0.1, ema_decay=0.9, schedule="step", rotation=9.0),
+    "other augmentation": Config(model="mlp", flip="both", crop_padding=2, crop_area=0.5, cutout=4),
     **{name: Config(model="mlp", optimizer=name) for name in sorted(OPTIMIZERS.keys() - {"lars", "lamb"})},
 }
 """Networks of all kinds with their own optimizers, and a small one with each optimizer that PyTorch has."""
@@ -106,6 +110,44 @@ def test_the_processes_share_a_batch(small):
         np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), tensor)
 
 
+class Recorded:
+    """A peer's training that notes the size of each batch."""
+
+    def __init__(self, config, samples):
+        self.config, self.plan, self.sizes = config, Plan(config, samples), []
+
+    def batch(self, number):
+        return self.plan.batch(0, number)
+
+    def step(self, number, batch):
+        self.sizes.append(len(batch))
+        return number
+
+
+def test_a_batch_of_each_size_precedes_the_timed_steps(small):
+    """An epoch may end during them, and its last batch is smaller: XLA would compile the step again."""
+    samples = load(small, "train", SerialComm())
+    config = Config(model="mlp", data=str(small), batch=(len(samples) - 1) // (WARM_UP + 2), validation=0)
+    training, started = Recorded(config, samples), []
+    speed, losses = peer_speed(training, 5, lambda: started.append(len(training.sizes)))
+    warm, timed = training.sizes[: started[0]], training.sizes[started[0] :]
+    assert len(timed) == 5 and len(set(timed)) == 2 and set(timed) <= set(warm)
+    assert speed > 0 and losses == list(range(WARM_UP))
+
+
+def test_a_peer_s_large_arrays_take_the_memory_of_earlier_ones():
+    code = """
+from resource import RUSAGE_SELF, getrusage
+from dpcnn.evidence.peers.speed import keep_memory
+keep_memory()
+for _ in range(20):
+    b"x" * (1 << 25)
+    print(getrusage(RUSAGE_SELF).ru_minflt)
+"""
+    faults = [int(line) for line in run(0, "-c", code).out.split()]
+    assert len(faults) == 20 and faults[-1] - faults[0] < 100, "a new array has 8,192 pages"
+
+
 @needs_torch
 @pytest.mark.parametrize(
     ("module", "flags", "message"),
@@ -125,6 +167,11 @@ def test_what_pytorch_lacks_is_one_line(small, tmp_path, module, flags, message)
     words = ["--versus", "torch", "--rounds", "1", "--recipe", tmp_path / "odd.toml", "--import", "odd"]
     result = run(0, "-m", "dpcnn.bench", *words, "--data", small, *flags, cwd=tmp_path)
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0], result.err
+
+
+def test_all_augmentations_and_what_affects_no_step_are_accepted():
+    changed = {"crop_padding": 2, "crop_area": 0.5, "colour_jitter": 0.2, "cutout": 4, "memory": 64, "keep": 1}
+    options.check_options(Config(flip="both", **changed), "PyTorch")
 
 
 def test_an_option_that_only_dpcnn_has_is_refused(monkeypatch):

@@ -131,7 +131,7 @@ def measure_layers(jobs: Jobs) -> tuple[Result, str]:
     config = jobs.config
     check(config.numerics)
     manifest = read_manifest(find_data(config.data))
-    network = config.network(manifest.image_shape, manifest.classes)
+    network = config.measured(manifest.mean, manifest.deviation).network(manifest.image_shape, manifest.classes)
     network.check_memory(config.microbatch)
     params = network.initialise(config.seed, config.init, config.init_std)
     ours: list[list[Times]] = []

@@ -131,15 +131,15 @@ class Grouped:
     def forward(self, x: Array, w: Array, y: Array) -> list[Any]:
         saved = []
         for number, kernel in enumerate(self.kernels):
-            part = self._copy(y, number)
+            part = self._empty(y, number)
             saved.append(kernel.forward(self._copy(x, number), self._copy(w, number), part))
             self._channels(y, number)[...] = part
         return saved
 
     def backward(self, saved: list[Any], dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         for number, kernel in enumerate(self.kernels):
-            part_dw = self._copy(dw, number)
-            part_dx = None if dx is None else self._copy(dx, number)
+            part_dw = self._empty(dw, number)
+            part_dx = None if dx is None else self._empty(dx, number)
             kernel.backward(saved[number], self._copy(dy, number), self._copy(w, number), part_dw, part_dx)
             self._channels(dw, number)[...] = part_dw
             if dx is not None and part_dx is not None:
@@ -150,9 +150,12 @@ class Grouped:
         width = array.shape[-1] // len(self.kernels)
         return array[..., number * width : (number + 1) * width]
 
+    def _empty(self, array: Array, number: int) -> Array:
+        """A contiguous array for a group's channels."""
+        return empty(self._channels(array, number).shape, array.dtype)
+
     def _copy(self, array: Array, number: int) -> Array:
         """A contiguous copy of a group's channels."""
-        group = self._channels(array, number)
-        copy = empty(group.shape, array.dtype)
-        np.copyto(copy, group)
+        copy = self._empty(array, number)
+        np.copyto(copy, self._channels(array, number))
         return copy

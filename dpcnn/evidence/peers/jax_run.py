@@ -9,7 +9,6 @@ as in torch_ddp.py. Prints a JSON object: images per second, and the mean loss o
 import json
 import os
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -20,10 +19,9 @@ from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import LaunchError
 from dpcnn.evidence.peers.jax_training import LAYOUTS, JaxTraining
+from dpcnn.evidence.peers.speed import keep_memory, measure
 from dpcnn.flags import add_config_flags, override
 from dpcnn.parallel.comm import SerialComm
-
-WARM_UP = 10  # steps
 
 
 def make_parser() -> Parser:
@@ -54,21 +52,13 @@ def start_threads(count: int) -> None:
 
 def command(comm: SerialComm, options: Namespace) -> int:
     """Measure the training of the command line."""
+    keep_memory()
     jax.config.update("jax_platforms", "cpu")
     start_threads(options.threads)
     config = override(read_recipe(options.recipe), options)
     training = JaxTraining(config, load(find_data(config.data), "train", comm), options.layout)
-    made = map(training.batch, range(WARM_UP + options.steps))
-    batches = made if training.config.augments else iter(list(made))
-    losses = [training.step(number, next(batches)) for number in range(WARM_UP)]
-    jax.block_until_ready(training.state)
-    started = time.perf_counter()
-    for number, batch in enumerate(batches, WARM_UP):
-        training.step(number, batch)
-    jax.block_until_ready(training.state)
-    seconds = time.perf_counter() - started
-    images = sum(len(training.plan.batch(0, number)) for number in range(WARM_UP, WARM_UP + options.steps))
-    print(json.dumps({"images_per_second": images / seconds, "losses": [float(loss) for loss in losses]}), flush=True)
+    speed, losses = measure(training, options.steps, lambda: jax.block_until_ready(training.state))
+    print(json.dumps({"images_per_second": speed, "losses": [float(loss) for loss in losses]}), flush=True)
     return DONE
 
 

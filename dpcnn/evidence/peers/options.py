@@ -2,6 +2,7 @@
 
 from dpcnn.base.options import flag_of, options_of
 from dpcnn.config import Config
+from dpcnn.data.augment import AUGMENTATIONS
 from dpcnn.errors import ConfigError
 from dpcnn.nn.models import UPDATE
 from dpcnn.optim.schedules import PLATEAU
@@ -9,13 +10,15 @@ from dpcnn.optim.schedules import PLATEAU
 THEIRS = {
     *("label_smoothing", "beta1", "beta2", "epsilon", "weight_decay", "momentum", "decay"),
     *("model", "layers", "dropout", "init", "init_std", "loss", "optimizer", "lr", "schedule", "gamma", "warmup"),
-    *("max_grad_norm", "ema_decay", "batch", "seed", "shift", "rotation", "zoom", "elastic"),
+    *("max_grad_norm", "ema_decay", "batch", "seed"),
+    *AUGMENTATIONS,  # by dpcnn's code
 }
 """The options that the peers have too."""
 
 OF_NO_STEP = {
     *("imports", "data", "validation", "holdout", "test", "epochs", "max_steps", "monitor", "patience"),
-    *("microbatch", "exchange", "numerics", "checkpoint_every", "drift_check_every", "keep"),
+    *("microbatch", "exchange", "memory", "numerics", "checkpoint_every", "drift_check_every"),
+    "keep",
 }
 """The options that decide which samples there are, or how dpcnn runs, but not what a step of the peer computes."""
 

@@ -11,7 +11,6 @@ loader costs nothing. Prints a JSON object: images per second, and the mean loss
 import json
 import os
 import sys
-import time
 from argparse import Namespace
 from functools import partial
 from typing import NoReturn
@@ -24,11 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
+from dpcnn.evidence.peers.speed import keep_memory, measure
 from dpcnn.evidence.peers.torch_training import LAYOUTS, TorchTraining
 from dpcnn.flags import add_config_flags, override
 from dpcnn.parallel.comm import SerialComm
-
-WARM_UP = 10  # steps
 
 
 def make_parser() -> Parser:
@@ -45,6 +43,7 @@ def make_parser() -> Parser:
 
 def command(comm: SerialComm, options: Namespace) -> NoReturn:
     """Measure the training of the command line on every process of this job, and end it."""
+    keep_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(int(os.environ["RANK"]))  # for dropout
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -59,19 +58,10 @@ def command(comm: SerialComm, options: Namespace) -> NoReturn:
     config = override(read_recipe(options.recipe), options)
     samples = load(find_data(config.data), "train", comm)
     training = TorchTraining(config, samples, options.layout, dist.get_rank(), ranks, wrap)
-    made = map(training.batch, range(WARM_UP + options.steps))
-    batches = made if training.config.augments else iter(list(made))
-    losses = [training.step(number, next(batches)) for number in range(WARM_UP)]
-    dist.barrier()
-    started = time.perf_counter()
-    for number, batch in enumerate(batches, WARM_UP):
-        training.step(number, batch)
-    dist.barrier()
-    seconds = time.perf_counter() - started
-    images = sum(len(training.plan.batch(0, number)) for number in range(WARM_UP, WARM_UP + options.steps))
+    speed, losses = measure(training, options.steps, dist.barrier)
     dist.all_reduce(mean := torch.stack(losses) / ranks)
     if dist.get_rank() == 0:
-        print(json.dumps({"images_per_second": images / seconds, "losses": mean.tolist()}), flush=True)
+        print(json.dumps({"images_per_second": speed, "losses": mean.tolist()}), flush=True)
     dist.barrier()
     os._exit(DONE)  # an orderly end of gloo's threads sometimes aborts the process
 

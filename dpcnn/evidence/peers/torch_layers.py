@@ -19,6 +19,7 @@ from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
+from dpcnn.evidence.peers.speed import keep_memory
 from dpcnn.evidence.peers.torch_net import TWINS, translate
 from dpcnn.evidence.peers.torch_training import LAYOUTS
 from dpcnn.flags import add_config_flags, override
@@ -35,10 +36,11 @@ def make_parser() -> Parser:
 
 def command(comm: SerialComm, options: Namespace) -> int:
     """Measure the layers of the command line, and print their times."""
+    keep_memory()
     torch.set_num_threads(1)
     config = override(read_recipe(options.recipe), options)
     manifest = read_manifest(find_data(config.data))
-    network = config.network(manifest.image_shape, manifest.classes)
+    network = config.measured(manifest.mean, manifest.deviation).network(manifest.image_shape, manifest.classes)
 
     def times(number: int, layout: torch.memory_format) -> tuple[float, float] | None:
         layer, shapes = network.layers[number], [*network.input_shapes(number), network.shapes[number]]

@@ -1,0 +1,61 @@
+"""The speed of a peer's training."""
+
+import ctypes
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from dpcnn.config import Config
+from dpcnn.training.plan import Plan
+
+WARM_UP = 10  # steps
+
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of malloc.h
+
+
+def keep_memory() -> None:
+    """Let malloc keep the memory of freed arrays for new ones, as dpcnn's own arrays do.
+
+    By default, glibc returns large arrays to the system, and the page faults of the new ones take up to a fifth of a
+    step in PyTorch and JAX. Other C libraries stay as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+class Training(Protocol):
+    """The training of a process. Steps are counted from 0."""
+
+    config: Config
+    plan: Plan
+
+    def batch(self, number: int) -> Any:
+        """This process's part of the batch of a step."""
+
+    def step(self, number: int, batch: Any) -> Any:
+        """Take a step, and return the mean loss of the batch before it."""
+
+
+def measure(training: Training, steps: int, wait: Callable[[], Any]) -> tuple[float, list[Any]]:
+    """Time some steps after the warm-up. ``wait`` returns when all steps so far are complete.
+
+    Libraries compile or plan a step for each size of the batch, and the last batch of an epoch is smaller: so a batch
+    of each size is trained before the clock starts.
+
+    Returns:
+        Images per second, and the loss of each step of the warm-up.
+    """
+    made = map(training.batch, range(WARM_UP + steps))
+    batches = made if training.config.augments else iter(list(made))
+    losses = [training.step(number, next(batches)) for number in range(WARM_UP)]
+    sizes = {number: len(training.plan.batch(0, number)) for number in range(WARM_UP, WARM_UP + steps)}
+    for number in {size: number for number, size in sizes.items()}.values():  # one of each size
+        training.step(number, training.batch(number))
+    wait()
+    started = time.perf_counter()
+    for number, batch in enumerate(batches, WARM_UP):
+        training.step(number, batch)
+    wait()
+    return sum(sizes.values()) / (time.perf_counter() - started), losses
