@@ -35,15 +35,16 @@ class Peer:
 
 
 TORCH = {"NCHW": ["--layout", "nchw"], "channels-last": ["--layout", "channels-last"]}
+ONE_THREAD = {"one thread": ["--layout", "nchw", "--threads", "1"]}  # the fastest setting for very small networks
 COMPILED = {"compiled, channels-last": ["--layout", "channels-last", "--compile"]}
 JAX = {"NHWC": ["--layout", "NHWC"], "NCHW": ["--layout", "NCHW"]}
 
 PEERS = {
     "torch": Peer("torch", "PyTorch", "PyTorch DDP", TORCH),
-    "torch-threads": Peer("torch", "PyTorch", "PyTorch in one process", TORCH),
+    "torch-threads": Peer("torch", "PyTorch", "PyTorch in one process", TORCH | ONE_THREAD),
     "jax": Peer("jax", "JAX", "JAX in one process", JAX),
 }
-"""The peers by name: DDP has as many processes as dpcnn has ranks; the others have as many threads."""
+"""The peers by name: DDP has as many processes as dpcnn has ranks; the others have as many threads, if not one."""
 
 COMPARED_STEP = 3
 """The step whose loss is compared, counted from 0: the weights have changed three times before it."""
@@ -75,11 +76,16 @@ def versus(jobs: Jobs, name: str, ranks: int, batches: Sequence[int], compiled: 
     rounds: dict[int, Rounds] = {batch: [] for batch in batches}
     losses: dict[int, dict[str, float]] = {}
     machine = {}
-    for _ in jobs.turns():
+    for number in jobs.turns():
         for batch in batches:
-            theirs = {key: measure_peer(jobs, name, ranks, batch, words) for key, words in settings.items()}
-            ours = jobs.measure(ranks, ranks * batch, batch)
-            found = {"dpcnn": ours, **theirs}
+            found: dict[str, Result] = {key: {} for key in ("dpcnn", *settings)}
+            for key in reversed(found) if number % 2 else found:  # none always runs behind the same other
+                found[key] = (
+                    measure_peer(jobs, name, ranks, batch, settings[key])
+                    if key in settings
+                    else jobs.measure(ranks, ranks * batch, batch)
+                )
+            ours = found["dpcnn"]
             speeds = {key: result["images_per_second"] for key, result in found.items()}
             rounds[batch].append({**speeds, "limit": ours["fraction_of_limit"]})
             losses[batch] = {key: result["losses"][COMPARED_STEP] for key, result in found.items()}
