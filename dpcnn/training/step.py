@@ -111,6 +111,11 @@ def gradient_norm(comm: SerialComm, unique: Vector, blocks: int) -> float:
     return math.sqrt(math.fsum(comm.allgather(row).ravel()))
 
 
+def all_finite(vector: Vector) -> bool:
+    """Whether all elements are finite; unlike a check of their sum, with one answer for any division among ranks."""
+    return not len(vector) or bool(np.isfinite([vector.min(), vector.max()]).all())
+
+
 def take_step(
     team: Team, plan: Plan, microbatch_gradient: MicrobatchGradient, stop: Callable[[], bool], lr: float
 ) -> Decision:
@@ -146,7 +151,7 @@ def take_step(
         with timer("waiting"):
             norm = gradient_norm(team.comm, grads[exchange.unique], team.blocks)
     with timer("optimizer"):
-        finite = bool(np.isfinite(grads.sum()))
+        finite = all_finite(grads)
         now, after = team.shards(state.now), team.shards(state.next)
         team.update(now, after, grads, progress.step + 1, lr, norm, len(batch), means)
     exchange.fetch(state.next[PARAMETERS])
