@@ -55,6 +55,18 @@ def test_each_node_receives_each_factor_that_it_needs_once(shapes, sizes, nodes)
             assert there == [(p.leaf, p.layer, p.columns) for p in sent[rank][node]]
 
 
+@given(st.integers(1, 100_000), st.integers(1, 40), NODES, st.booleans())
+def test_the_sums_that_a_node_receives_are_counted(size, leaves, nodes, copied):
+    layout = layout_of(size, nodes)
+    if copied:
+        layout = replace(layout, ranges=((0, size),) * len(nodes))
+    received = [
+        sum(sum(message.received[0]) for rank in range(first, end) for message in layout.sums(leaves, rank))
+        for first, end in layout.nodes
+    ]
+    assert max(received) == layout.received(leaves)
+
+
 @given(SHAPES, st.integers(2, 40), NODES)
 def test_whole_products_cover_the_elements_of_each_node(shapes, images, nodes):
     products, size = placed(shapes)

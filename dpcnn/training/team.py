@@ -25,6 +25,11 @@ from dpcnn.training.update import Update
 from dpcnn.training.warm_start import WarmStart
 
 
+def microbatch_sizes(config: Config) -> list[int]:
+    """The images of each microbatch of most steps."""
+    return [stop - start for start, stop in chunks(config.batch, config.microbatch)]
+
+
 class Team:
     """The living ranks, the work of each, and the memory of a step. When a rank dies, the others make a new team.
 
@@ -51,7 +56,7 @@ class Team:
         a new state has a third set of vectors.
         """
         self.comm, self.config, self.network = comm, config, network
-        sizes = [stop - start for start, stop in chunks(config.batch, config.microbatch)]
+        sizes = microbatch_sizes(config)
         make = partial(EXCHANGES[config.exchange], comm, network.size, network.timer)
         self.exchange = make(state.elements if state else None, network.products, sizes)
         self.new = state is None or not self.exchange.whole
