@@ -155,6 +155,7 @@ def test_the_layer_of_simple_cnn_has_the_bits_of_one_rank(nodes):
 
 
 LINEAR = WeightProduct(0, 3136, 512)  # of simple-cnn
+LARGE = WeightProduct(0, 200_704, 1024)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +185,8 @@ def test_the_rule_depends_on_shapes_and_counts(product, sizes, nodes, ranks, cho
         (100_000, WeightProduct(0, 400, 120), [64] * 2, 2, 2, False),  # no factors: parameters are as many as sums
         (4_000_000, LINEAR, [32] * 4, 4, 8, False),  # most elements are sums
         (50_000_000, LINEAR, [64] * 2, 2, 2, False),  # too many updates
+        (100_000, LARGE, [4] * 10, 10, 10, True),
+        (100_000, LARGE, [4] * 12, 12, 12, False),  # without factors, a node would receive more than 2^31 elements
     ],
 )
 def test_the_rule_for_copies_depends_on_shapes_and_counts(rest, product, sizes, nodes, ranks, chosen):
