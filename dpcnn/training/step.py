@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.base.arrays import Vector
+from dpcnn.base.arrays import Vector, all_finite
 from dpcnn.errors import DivergenceError
 from dpcnn.nn.layer import Keep
 from dpcnn.optim.clipping import squares
@@ -109,11 +109,6 @@ def gradient_norm(comm: SerialComm, unique: Vector, blocks: int) -> float:
     found = squares(unique, SHARD_BLOCK)
     row[: len(found)] = found
     return math.sqrt(math.fsum(comm.allgather(row).ravel()))
-
-
-def all_finite(vector: Vector) -> bool:
-    """Whether all elements are finite; unlike a check of their sum, with one answer for any division among ranks."""
-    return not len(vector) or bool(np.isfinite([vector.min(), vector.max()]).all())
 
 
 def take_step(

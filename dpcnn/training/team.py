@@ -5,9 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
-import numpy as np
-
-from dpcnn.base.arrays import Vector
+from dpcnn.base.arrays import Vector, all_finite
 from dpcnn.base.numerics import fingerprint
 from dpcnn.config import Config
 from dpcnn.data.dataset import Samples
@@ -115,7 +113,7 @@ class Team:
         """A function that makes a checkpoint of the state as it is now, on rank 0; None elsewhere.
 
         The function uses the vectors ``now`` of the state, which must not change until the checkpoint is written. A
-        thread may call it; it raises DivergenceError where the weights are not finite. The parameters of the checkpoint
+        thread may call it; it raises DivergenceError where the vectors are not finite. The parameters of the checkpoint
         are the weights to use, and the parameters of a run with an average take the place of that.
 
         Args:
@@ -129,8 +127,10 @@ class Team:
             weights, vectors[AVERAGE] = vectors[AVERAGE], weights
 
         def make() -> Checkpoint:
-            if not np.isfinite([weights.min(), weights.max()]).all():
-                raise DivergenceError(f"step {progress.step}: weights are not finite; try a smaller --lr")
+            for name, vector in {"weights": weights, **vectors}.items():
+                if not all_finite(vector):  # a checkpoint of it could not be read
+                    what = "weights are" if name in ("weights", AVERAGE) else f"the optimizer's {name} is"
+                    raise DivergenceError(f"step {progress.step}: {what} not finite; try a smaller --lr")
             return Checkpoint(
                 self.network.views(weights),
                 vectors,
