@@ -97,17 +97,19 @@ class Team:
         return average
 
     def compare(self) -> Hashes:
-        """The hashes of all parameters, which are the same on every rank.
+        """The hashes of all parameters, which are the same on every rank; so are the other vectors of copies.
 
         Raises:
             DriftError: on every rank, where they are not.
         """
-        first = self.exchange.node.rank == 0  # of those that share a copy
-        hashes = tensor_hashes(self.network.views(self.state.now[PARAMETERS])) if first else None
+        hashes, tensors = None, self.network.views(self.state.now[PARAMETERS])
+        if self.exchange.node.rank == 0:  # of those that share a copy
+            others = {name: vector for name, vector in self.state.now.items() if name != PARAMETERS}
+            hashes = tensor_hashes({**tensors, **(others if self.exchange.copied else {})})
         by_rank = self.comm.allgather_obj(hashes)
         check_drift(by_rank, self.state.progress.step)
         of_first: Hashes = by_rank[0]
-        return of_first
+        return {name: of_first[name] for name in tensors}
 
     def checkpoint(self, samples: Samples) -> Callable[[], Checkpoint] | None:
         """A function that makes a checkpoint of the state as it is now, on rank 0; None elsewhere.
