@@ -5,6 +5,7 @@ import pytest
 from commands import training
 from conftest import train
 from metrics import events
+from threads import factors_sent
 
 from dpcnn.errors import DriftError
 from dpcnn.training.drift import check_drift, tensor_hashes
@@ -59,6 +60,25 @@ def test_a_flipped_bit_ends_the_run_before_it_reaches_a_checkpoint(nodes, guard,
     assert guard == "0" or "first in linear1.w" in line
     assert sorted(path.name for path in (folder / "checkpoints").glob("step*")) == ["step-00000003.h5"]
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("name", ["v", "ema"])
+def test_a_flipped_bit_of_any_vector_is_found_if_each_node_has_a_copy(name, quick, tmp_path, monkeypatch):
+    step, folder = Trainer.train_step, tmp_path / "run"
+
+    def step_with_a_flip(trainer):
+        commit = step(trainer)
+        if trainer.progress.step == 3 and trainer.comm.rank == 1:
+            trainer.state.next[name].view("u4")[7] ^= 1
+        return commit
+
+    monkeypatch.setattr(Trainer, "train_step", step_with_a_flip)
+    with factors_sent(False, copied=True):
+        result = training(*quick, "--ema-decay", "0.9", "--checkpoint-every", "2", "--out", folder, ranks=[1, 1, 1])
+    assert result.status == 1
+    (line,) = result.errors
+    assert f"step 4: rank 1 of 3 sees other parameters than the rest, first in {name}:" in line
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step*")) == ["step-00000002.h5"]
 
 
 def test_hashes_are_recorded_under_mpirun(quick, tmp_path):

@@ -55,6 +55,18 @@ def test_each_node_receives_each_factor_that_it_needs_once(shapes, sizes, nodes)
             assert there == [(p.leaf, p.layer, p.columns) for p in sent[rank][node]]
 
 
+@given(st.integers(1, 100_000), st.integers(1, 40), NODES, st.booleans())
+def test_the_sums_that_a_node_receives_are_counted(size, leaves, nodes, copied):
+    layout = layout_of(size, nodes)
+    if copied:
+        layout = replace(layout, ranges=((0, size),) * len(nodes))
+    received = [
+        sum(sum(message.received[0]) for rank in range(first, end) for message in layout.sums(leaves, rank))
+        for first, end in layout.nodes
+    ]
+    assert max(received) == layout.received(leaves)
+
+
 @given(SHAPES, st.integers(2, 40), NODES)
 def test_whole_products_cover_the_elements_of_each_node(shapes, images, nodes):
     products, size = placed(shapes)
@@ -143,6 +155,7 @@ def test_the_layer_of_simple_cnn_has_the_bits_of_one_rank(nodes):
 
 
 LINEAR = WeightProduct(0, 3136, 512)  # of simple-cnn
+LARGE = WeightProduct(0, 200_704, 1024)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +185,8 @@ def test_the_rule_depends_on_shapes_and_counts(product, sizes, nodes, ranks, cho
         (100_000, WeightProduct(0, 400, 120), [64] * 2, 2, 2, False),  # no factors: parameters are as many as sums
         (4_000_000, LINEAR, [32] * 4, 4, 8, False),  # most elements are sums
         (50_000_000, LINEAR, [64] * 2, 2, 2, False),  # too many updates
+        (100_000, LARGE, [4] * 10, 10, 10, True),
+        (100_000, LARGE, [4] * 12, 12, 12, False),  # without factors, a node would receive more than 2^31 elements
     ],
 )
 def test_the_rule_for_copies_depends_on_shapes_and_counts(rest, product, sizes, nodes, ranks, chosen):

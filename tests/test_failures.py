@@ -14,6 +14,7 @@ from conftest import ROOT, Job, run, start, train
 from metrics import events, timeless, until_step
 
 from dpcnn.runs.checkpoint import read
+from dpcnn.training.trainer import Trainer
 
 
 def mistake(result, *fragments: str) -> None:
@@ -166,6 +167,22 @@ def test_a_loss_that_is_not_finite(quick, tmp_path):
         "the last checkpoint stays as it was; try a smaller --lr than 1e+25",
     )
     assert (folder / "checkpoints" / "last.h5").read_bytes() == before
+
+
+def test_an_optimizer_that_is_not_finite_ends_the_run_before_it_reaches_a_checkpoint(quick, tmp_path, monkeypatch):
+    """The square of a gradient of 1e20 is infinite, and a checkpoint with it could not be read."""
+    step, folder = Trainer.train_step, tmp_path / "run"
+
+    def overflow(trainer):
+        commit = step(trainer)
+        if trainer.progress.step == 3:
+            trainer.state.next["v"][5] = np.inf
+        return commit
+
+    monkeypatch.setattr(Trainer, "train_step", overflow)
+    result = training(*quick, "--checkpoint-every", "3", "--out", folder)
+    mistake(result, "step 6: the optimizer's v is not finite; try a smaller --lr")
+    assert read(folder / "checkpoints" / "last.h5").progress.step == 3
 
 
 @pytest.fixture(scope="module")

@@ -83,6 +83,10 @@ def test_the_typed_numerics(program, words, typed):
     assert typed_numerics(program, words) == typed
 
 
+def test_a_program_may_have_set_more_arguments_than_it_was_given():
+    assert run(0, "-c", "import sys; sys.argv = ['program', *'arguments']; import dpcnn").status == 0
+
+
 def test_numpy_s_version_is_known_before_numpy_is_loaded():
     code = "import sys, dpcnn; v = dpcnn.startup.numpy_version(); assert 'numpy' not in sys.modules; import numpy; "
     code += "print('.'.join(map(str, v)) == numpy.__version__)"

@@ -168,3 +168,20 @@ def check_promise(data: Path, config: Config, nodes: list[int], others: list[int
         first = outcome(data, replace(config, max_steps=1), others, cut)
         if isinstance(first, dict) and isinstance(alone, dict):
             assert outcome(data, config, nodes, cut, resume=True) == alone
+
+
+def test_a_finite_gradient_with_an_infinite_sum_is_one_on_any_ranks(data, tmp_path):
+    """A check of the sum of a rank's elements would end the run on one rank, and not on two."""
+    layers = [
+        {"kind": "scale", "span": 1e25},
+        {"kind": "scale", "span": 2.55e12},
+        {"kind": "flatten"},
+        {"kind": "linear", "features": 512},
+        {"kind": "linear"},
+    ]
+    config = Config(
+        model="large", layers=layers, validation=0, epochs=1, max_steps=1, batch=40, microbatch=10, optimizer="sgd",
+        lr=0.001, warmup=0, init="normal", init_std=0.1, seed=0,
+    )  # fmt: skip
+    assert isinstance(alone := outcome(data, config, [1], tmp_path / "alone"), dict)
+    assert outcome(data, config, [1, 1], tmp_path / "nodes") == alone

@@ -8,7 +8,7 @@ import pytest
 from commands import command, training
 from metrics import events
 from test_survival import left_by
-from threads import Died
+from threads import Died, factors_sent
 
 from dpcnn.config import Config
 from dpcnn.data.dataset import load
@@ -300,6 +300,20 @@ def test_a_training_is_refused_if_its_third_set_of_vectors_does_not_fit(small, q
         assert result.status == 0, result.err
     else:
         assert result.status == 2 and "give a smaller --microbatch" in result.errors[0]
+
+
+@pytest.mark.parametrize(("copied", "sums"), [(False, 3), (True, 4)])
+def test_the_sums_that_a_node_receives_are_counted(small, quick, tmp_path, monkeypatch, copied, sums):
+    """Microbatches 0 to 5 on one node and 6 to 11 on the other are two subtrees each, of half of the vector or all."""
+    manifest = read_manifest(small)
+    network = Config(model="mlp").network(manifest.image_shape, manifest.classes)
+    flags = ["--model", "mlp", "--microbatch", "8", "--epochs", "1", "--max-steps", "1"]
+    least = network.memory(8) + 4 * (6 + sums) * network.size
+    with factors_sent(False, copied):
+        for free, status in ((least - 1, 2), (least, 0)):
+            monkeypatch.setattr("dpcnn.nn.network.memory_left", lambda free=free: free)
+            result = training(*quick, *flags, "--out", tmp_path / str(free), ranks=[1, 1])
+            assert result.status == status, result.err
 
 
 def test_no_line_is_printed_twice_when_the_next_ranks_die_in_turn(flags, tmp_path, monkeypatch, large, undisturbed):

@@ -40,6 +40,11 @@ def _staggered(memory: Array) -> Array:
     return memory[start : start + len(memory) - PAGE]
 
 
+def all_finite(vector: Vector) -> bool:
+    """Whether all elements are finite; unlike a check of their sum, with one answer for any division among ranks."""
+    return not len(vector) or bool(np.isfinite([vector.min(), vector.max()]).all())
+
+
 LONG = 2048
 """Elements of a row that NumPy's operations with one row for all reach about their full speed with."""
 

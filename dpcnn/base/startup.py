@@ -91,7 +91,7 @@ def typed_numerics(program: str, words: Sequence[str]) -> str | None:
 
 def _settle() -> str:
     """Choose this process's numerics, and set its environment accordingly."""
-    typed = typed_numerics(sys.orig_argv[-len(sys.argv)] if sys.argv else "", sys.argv[1:])
+    typed = typed_numerics("".join(sys.orig_argv[-len(sys.argv) :][:1]), sys.argv[1:])
     chosen = typed or os.environ.get(VARIABLE, "")
     available = instructions()
     if chosen == "portable":

@@ -166,7 +166,7 @@ class ExactExchange(Exchange):
 
     def _divide(self, elements: slice | None, sizes: Sequence[int]) -> None:
         rank, self.node = self.comm.rank, self.comm.node()
-        self._layout = self._agreed_layout(elements, sizes)
+        self._layout = agreed_layout(self.comm, self.size, self.products, sizes, elements)
         self._home = self._layout.node_of(rank)
         self.whole, self.copied = self._layout.whole(), self._layout.copied
         self.elements = slice(*self._layout.elements(self._home))
@@ -177,16 +177,6 @@ class ExactExchange(Exchange):
         self._buffers: list[Vector] = []  # by row number: (ranks of the node, size)
         self._received: list[Vector] = []  # by row number: (nodes * width of the part,)
         self._plans: dict[tuple[int, ...], Plan] = {}
-
-    def _agreed_layout(self, elements: slice | None, sizes: Sequence[int]) -> Layout:
-        """The layout of all ranks, from what each knows of its node."""
-        own = [elements.start, elements.stop] if elements else None
-        places = self.comm.allgather_obj([self.node.rank, self.node.size, own])
-        firsts = [(rank, size, kept) for rank, (local, size, kept) in enumerate(places) if local == 0]
-        ranges = tuple((kept[0], kept[1]) for *_, kept in firsts if kept)
-        if sizes and not ranges and copies_pay(self.size, self.products, Counts(sizes, len(firsts), self.comm.size)):
-            ranges = ((0, self.size),) * len(firsts)
-        return Layout(self.size, tuple((rank, rank + size) for rank, size, _ in firsts), ranges)
 
     def sum(self, sizes: Sequence[int], gradient: Gradient) -> Vector:
         plan = self._plan(tuple(sizes))
@@ -302,6 +292,19 @@ class AllreduceExchange(Exchange):
         if whole is not None:
             shard[...] = whole
         self.comm.broadcast(shard)
+
+
+def agreed_layout(
+    comm: SerialComm, size: int, products: Products, sizes: Sequence[int], elements: slice | None = None
+) -> Layout:
+    """The layout of all ranks, from what each knows of its node; the arguments are those of :class:`Exchange`."""
+    node, own = comm.node(), [elements.start, elements.stop] if elements else None
+    places = comm.allgather_obj([node.rank, node.size, own])
+    firsts = [(rank, ranks, kept) for rank, (local, ranks, kept) in enumerate(places) if local == 0]
+    ranges = tuple((kept[0], kept[1]) for *_, kept in firsts if kept)
+    if sizes and not ranges and copies_pay(size, products, Counts(sizes, len(firsts), comm.size)):
+        ranges = ((0, size),) * len(firsts)
+    return Layout(size, tuple((rank, rank + ranks) for rank, ranks, _ in firsts), ranges)
 
 
 EXCHANGES: dict[str, type[Exchange]] = {"exact": ExactExchange, "allreduce": AllreduceExchange}

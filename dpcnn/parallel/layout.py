@@ -112,6 +112,11 @@ class Layout:
         bounds = split_evenly(leaves, self.ranks)
         return [subtrees(leaves, bounds[first], bounds[end]) for first, end in self.nodes]
 
+    def received(self, leaves: int) -> int:
+        """The elements of the sums that a node receives in a step without factors: its own among them."""
+        ranges = map(self.elements, range(len(self.nodes)))
+        return sum(map(len, self.of_nodes(leaves))) * max(stop - start for start, stop in ranges)
+
     def partner(self, rank: int, node: int) -> int:
         """The rank of another node that receives for it what the node's ranks share of a rank's leaves."""
         first, end = self.nodes[node]

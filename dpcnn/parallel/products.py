@@ -27,6 +27,11 @@ LEAST_SAVED = 1 << 19
 """The fewest bytes that each node saves per step: fewer do not pay for the calls."""
 
 
+MOST_RECEIVED = (1 << 31) - 1
+"""The most elements of a message: MPI's places in it are 32-bit integers. With copies, a rank that is alone on its node
+receives whole vectors, one from each node, in a step without factors: an epoch's last one may be such a step."""
+
+
 class Product(Protocol):
     """A gradient x^T dy, (C, F), which starts at an element of the vector; see ``dpcnn.nn.layers.WeightProduct``."""
 
@@ -117,7 +122,7 @@ def copies_pay(size: int, products: Products, counts: Counts) -> bool:
     Args:
         size: of the vector.
     """
-    if counts.nodes == 1:
+    if counts.nodes == 1 or counts.nodes * size > MOST_RECEIVED:
         return False
     apart, copied = (cost(size, products, replace(counts, copied=copied)) for copied in (False, True))
     saved = 4 * (apart.received - copied.received)

@@ -3,6 +3,7 @@
 import platform
 from argparse import Namespace
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 from dpcnn import __version__
@@ -14,12 +15,15 @@ from dpcnn.data.dataset import Samples, find_data, find_data_of, load
 from dpcnn.data.stage import stage
 from dpcnn.errors import CheckpointError
 from dpcnn.nn.losses import CLASSES
+from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.exchange import agreed_layout
 from dpcnn.parallel.survival import survival
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.tensorboard import writer_class
 from dpcnn.training.resume import Start, choose_config, find_start
 from dpcnn.training.saving import vectors
+from dpcnn.training.team import microbatch_sizes
 from dpcnn.training.trainer import Trainer
 from dpcnn.training.warm_start import warm_start
 
@@ -81,8 +85,10 @@ def make_trainer(
         config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         config = config.measured(samples.manifest.mean, samples.manifest.deviation)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+    received = ceil(received_sums(comm, config, network) / network.size)
+    with comm.fail_together():
         advice = "give a smaller --microbatch, which affects the bits, or start fewer ranks"
-        shared = vectors(config, start.folder, network.size)
+        shared = vectors(config, start.folder, network.size) + received
         network.check_memory(min(config.microbatch, config.batch), comm.node().size, advice, shared)
     warm = None
     if config.init_from and not start.path:
@@ -96,6 +102,14 @@ def make_trainer(
         if comm.rank == 0 and start.config is None:
             start.folder.check_free()
     return trainer
+
+
+def received_sums(comm: SerialComm, config: Config, network: Network) -> int:
+    """The most elements that a node receives in a step: sums of the other nodes, beside a place for its own."""
+    sizes = microbatch_sizes(config)
+    layout = agreed_layout(comm, network.size, network.products, sizes)
+    exact = config.exchange == "exact" and len(layout.nodes) > 1
+    return layout.received(len(sizes)) if exact else 0
 
 
 def open_run(trainer: Trainer, start: Start, reporter: Reporter) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpcnn.base.arrays import Vector
+from dpcnn.base.arrays import Vector, all_finite
 from dpcnn.errors import DivergenceError
 from dpcnn.nn.layer import Keep
 from dpcnn.optim.clipping import squares
@@ -146,7 +146,7 @@ def take_step(
         with timer("waiting"):
             norm = gradient_norm(team.comm, grads[exchange.unique], team.blocks)
     with timer("optimizer"):
-        finite = bool(np.isfinite(grads.sum()))
+        finite = all_finite(grads)
         now, after = team.shards(state.now), team.shards(state.next)
         team.update(now, after, grads, progress.step + 1, lr, norm, len(batch), means)
     exchange.fetch(state.next[PARAMETERS])

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
-import numpy as np
-
-from dpcnn.base.arrays import Vector
+from dpcnn.base.arrays import Vector, all_finite
 from dpcnn.base.numerics import fingerprint
 from dpcnn.config import Config
 from dpcnn.data.dataset import Samples
@@ -23,6 +21,11 @@ from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
 from dpcnn.training.state import PARAMETERS, State, Vectors
 from dpcnn.training.update import Update
 from dpcnn.training.warm_start import WarmStart
+
+
+def microbatch_sizes(config: Config) -> list[int]:
+    """The images of each microbatch of most steps."""
+    return [stop - start for start, stop in chunks(config.batch, config.microbatch)]
 
 
 class Team:
@@ -51,7 +54,7 @@ class Team:
         a new state has a third set of vectors.
         """
         self.comm, self.config, self.network = comm, config, network
-        sizes = [stop - start for start, stop in chunks(config.batch, config.microbatch)]
+        sizes = microbatch_sizes(config)
         make = partial(EXCHANGES[config.exchange], comm, network.size, network.timer)
         self.exchange = make(state.elements if state else None, network.products, sizes)
         self.new = state is None or not self.exchange.whole
@@ -94,23 +97,25 @@ class Team:
         return average
 
     def compare(self) -> Hashes:
-        """The hashes of all parameters, which are the same on every rank.
+        """The hashes of all parameters, which are the same on every rank; so are the other vectors of copies.
 
         Raises:
             DriftError: on every rank, where they are not.
         """
-        first = self.exchange.node.rank == 0  # of those that share a copy
-        hashes = tensor_hashes(self.network.views(self.state.now[PARAMETERS])) if first else None
+        hashes, tensors = None, self.network.views(self.state.now[PARAMETERS])
+        if self.exchange.node.rank == 0:  # of those that share a copy
+            others = {name: vector for name, vector in self.state.now.items() if name != PARAMETERS}
+            hashes = tensor_hashes({**tensors, **(others if self.exchange.copied else {})})
         by_rank = self.comm.allgather_obj(hashes)
         check_drift(by_rank, self.state.progress.step)
         of_first: Hashes = by_rank[0]
-        return of_first
+        return {name: of_first[name] for name in tensors}
 
     def checkpoint(self, samples: Samples) -> Callable[[], Checkpoint] | None:
         """A function that makes a checkpoint of the state as it is now, on rank 0; None elsewhere.
 
         The function uses the vectors ``now`` of the state, which must not change until the checkpoint is written. A
-        thread may call it; it raises DivergenceError where the weights are not finite. The parameters of the checkpoint
+        thread may call it; it raises DivergenceError where the vectors are not finite. The parameters of the checkpoint
         are the weights to use, and the parameters of a run with an average take the place of that.
 
         Args:
@@ -124,8 +129,10 @@ class Team:
             weights, vectors[AVERAGE] = vectors[AVERAGE], weights
 
         def make() -> Checkpoint:
-            if not np.isfinite([weights.min(), weights.max()]).all():
-                raise DivergenceError(f"step {progress.step}: weights are not finite; try a smaller --lr")
+            for name, vector in {"weights": weights, **vectors}.items():
+                if not all_finite(vector):  # a checkpoint of it could not be read
+                    what = "weights are" if name in ("weights", AVERAGE) else f"the optimizer's {name} is"
+                    raise DivergenceError(f"step {progress.step}: {what} not finite; try a smaller --lr")
             return Checkpoint(
                 self.network.views(weights),
                 vectors,
