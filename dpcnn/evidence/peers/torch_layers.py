@@ -46,7 +46,7 @@ def command(comm: SerialComm, options: Namespace) -> int:
         layer, shapes = network.layers[number], [*network.input_shapes(number), network.shapes[number]]
         if type(layer) not in TWINS:
             return None
-        module = translate(layer).to(memory_format=layout)
+        module = translate(layer).to(memory_format=layout).requires_grad_(not layer.frozen)
         if isinstance(module, nn.ReLU):
             module.inplace = True
         *xs, dy = [random(shape, config.microbatch, layout) for shape in shapes]
@@ -68,7 +68,7 @@ def random(shape: Shape, images: int, layout: torch.memory_format) -> torch.Tens
 def seconds(module: nn.Module, xs: Sequence[torch.Tensor], dy: torch.Tensor, learns: bool) -> tuple[float, float]:
     """The seconds forward and backward, on copies that have just been written."""
     inputs, dy = [x.requires_grad_(learns).clone() for x in xs], dy.clone()
-    wanted = [*(xs if learns else []), *module.parameters()]
+    wanted = [tensor for tensor in (*xs, *module.parameters()) if tensor.requires_grad]
     started = time.perf_counter()
     y = module(*inputs)
     between = time.perf_counter()
