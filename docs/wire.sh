@@ -32,7 +32,7 @@ theirs() { # argument: the layout; prints the images per second
   done
   wait
   python -c 'import json, sys; print(json.loads(open(sys.argv[1]).read().splitlines()[-1])["images_per_second"])' \
-    "$found/theirs-0" || cat "$found"/errors-* >&2
+    "$found/theirs-0" || { cat "$found"/errors-* >&2; return 1; }
 }
 
 echo "| network | link | dpcnn | NCHW | channels-last | ratio, median | range |"
@@ -40,7 +40,11 @@ echo "| --- | --- | --- | --- | --- | --- | --- |"
 for rate in $rates; do
   tests/namespaces.sh up 2 "$rate"
   for _ in $(seq "$rounds"); do
-    echo "$(ours) $(theirs nchw) $(theirs channels-last)"
+    for speed in ours "theirs nchw" "theirs channels-last"; do
+      found_speed=$($speed) # a failure ends the script: a row without one of its columns would look like another
+      echo -n "$found_speed "
+    done
+    echo
   done >"$found/rounds"
   tests/namespaces.sh down
   python - "$network" "$rate" "$found/rounds" <<'END'
