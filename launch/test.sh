@@ -12,4 +12,4 @@ if [ "${1:-}" = --all ]; then
 else
   set -- -m "not slow" "$@"
 fi
-exec pytest -n 2 --dist loadfile "$@"
+exec pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" # tests/conftest.py orders the files
