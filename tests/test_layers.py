@@ -4,7 +4,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dpcnn.base.rng import SampleRng
@@ -338,6 +338,29 @@ def test_max_pool2d_gives_a_tied_gradient_to_one_place_only():
     y, backward = connected(MaxPool2d(2), (4, 4, 1))[0].forward(x, {})
     dx = backward(np.ones_like(y), {})
     np.testing.assert_array_equal(dx[:, :, 0, 0], [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 5), st.integers(1, 6), st.integers(0, 2), st.tuples(st.integers(5, 12), st.integers(5, 12)),
+    st.sampled_from([1, 1000, 1 << 20]), st.integers(0, 2**32),
+)  # fmt: skip
+def test_the_gradient_of_max_pool2d_goes_to_the_first_of_equal_values(kernel, stride, padding, size, cached, seed):
+    rng, padding = np.random.default_rng(seed), min(padding, kernel // 2)
+    x = rng.integers(0, 3, (*size, 2, 3)).astype(np.float32)
+    layer, _ = connected(MaxPool2d(kernel, stride, padding), (*size, 3))
+    with mock.patch.object(pooling, "CACHED", cached):
+        y, backward = layer.forward(x, {})
+    dy = rng.integers(-9, 10, y.shape).astype(np.float32)
+    padded, dx = (np.pad(a, [(padding, padding)] * 2 + [(0, 0)] * 2, constant_values=v)
+                  for a, v in ((x, -np.inf), (np.zeros_like(x), 0)))  # fmt: skip
+    for i, j, n, c in np.ndindex(y.shape):
+        window = padded[i * stride : i * stride + kernel, j * stride : j * stride + kernel, n, c]
+        p, q = np.unravel_index(window.argmax(), window.shape)
+        assert y[i, j, n, c] == window[p, q]
+        dx[i * stride + p, j * stride + q, n, c] += dy[i, j, n, c]
+    H, W = size
+    np.testing.assert_array_equal(backward(dy, {}), dx[padding : padding + H, padding : padding + W])
 
 
 def test_relu_gradients():
