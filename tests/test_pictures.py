@@ -313,6 +313,7 @@ def test_a_csv_file_of_files_and_labels(tmp_path):
         ("a\0.png,cat\n", "line 1 has a zero byte"),
         ("file;label\na.png;cat\n", "line 1 has semicolons between its values in place of commas; expected lines"),
         ("a.png\tcat\n", "line 1 has tabs between its values in place of commas"),
+        ("a.png,cat\rb.png,dog\r", "line 1 has a carriage return (CR) inside; end the lines with LF or CR LF"),
         ("label,file\ncat,a.png\n", "line 1 has the label before the file; exchange the columns"),
         ("file,label\na.png,cat\ndog,B.JPG\n", "line 3 has the label before the file; exchange the columns"),
         ("a.png,chat\nb.png,\udce9l\udce9phant\n", "line 2 is not in UTF-8, but perhaps in Latin-1; save the file as"),

@@ -75,6 +75,8 @@ def read_list(path: Path) -> Listing:
 
 def _lines(file: Iterator[bytes]) -> Iterator[str]:
     for number, line in enumerate(file, 1):
+        if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):
+            raise DataError(f"line {number} has a carriage return (CR) inside; end the lines with LF or CR LF")
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
