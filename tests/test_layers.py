@@ -385,15 +385,15 @@ def test_relu_and_max_pooling_commute_with_their_gradients():
 @pytest.mark.parametrize("p", [0.25, 0.5, 0.9])
 def test_dropout(p):
     layer, x, draw = Dropout(p), RNG.uniform(1, 2, (400, 50)), SampleRng(1, 0, np.arange(400))
-    y = layer.forward(x, {}, draw)[0].copy()
+    y = layer.forward(x.copy(), {}, draw)[0]
     kept = y != 0
     assert abs(kept.mean() - (1 - p)) < 5 * np.sqrt(p * (1 - p) / x.size)
     np.testing.assert_allclose(y[kept], x[kept] / (1 - int(p * 65536) / 65536))
-    np.testing.assert_array_equal(layer.forward(x[7:9], {}, SampleRng(1, 0, np.arange(7, 9)))[0], y[7:9])
+    np.testing.assert_array_equal(layer.forward(x[7:9].copy(), {}, SampleRng(1, 0, np.arange(7, 9)))[0], y[7:9])
     check_gradients(layer, {}, x, draw)
     assert layer.forward(x, {})[0] is x, "nothing is dropped in evaluation"
     images = image_batch(30, (3, 2, 5))
-    mask = layer.forward(images, {}, SampleRng(1, 0, np.arange(30)))[0] / images
+    mask = layer.forward(images.copy(), {}, SampleRng(1, 0, np.arange(30)))[0] / images
     rows = layer.forward(np.ones((30, 30)), {}, SampleRng(1, 0, np.arange(30)))[0].reshape(30, 3, 2, 5)
     np.testing.assert_allclose(mask, rows.transpose(1, 2, 0, 3))
 

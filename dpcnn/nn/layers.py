@@ -156,10 +156,10 @@ class Dropout(Layer):
 
     Srivastava et al., "Dropout" (2014), section 10, in its inverted form. The probability is
     rounded down to a multiple of 1/65536. Units are drawn by seed, epoch and sample, so a sample's mask is the same
-    in any batch on any rank.
+    in any batch on any rank. It overwrites x with y, and dy with dx.
     """
 
-    overwrites_input = True  # outside training, the output is the input
+    overwrites_input = True
 
     def __init__(self, p: float) -> None:
         if not 0 <= p < 1:
@@ -174,12 +174,11 @@ class Dropout(Layer):
         mask = empty(x.shape, x.dtype)
         # (N, H, W, C) -> (H, W, N, C)
         np.multiply(np.moveaxis(kept, 0, -2), x.dtype.type(65536 / (65536 - self.threshold)), out=mask)
-        y = np.multiply(x, mask, out=empty(x.shape, x.dtype))
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
-            return np.multiply(dy, mask, out=empty(dy.shape, dy.dtype))
+            return np.multiply(dy, mask, out=dy)
 
-        return y, backward
+        return np.multiply(x, mask, out=x), backward
 
 
 class Flatten(Layer):

@@ -231,7 +231,7 @@ class LocalResponseNorm(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         scale, y = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
-        self._around(np.square(x), scale)
+        self._around(np.square(x, out=y), scale)
         scale *= self.alpha
         scale += self.k
         power = elementary.power(scale, -self.beta, out=empty(x.shape, x.dtype))
@@ -243,7 +243,7 @@ class LocalResponseNorm(Layer):
             """dx_c = dy_c / s_c^beta - 2 alpha beta x_c * (the sum of dy x / s^(beta + 1) around c)."""
             dx, shared = empty(dy.shape, dy.dtype), empty(dy.shape, dy.dtype)
             np.multiply(dy, power, out=dx)
-            self._around(dx * kept / scale, shared)
+            self._around(np.divide(np.multiply(dx, kept, out=shared), scale, out=scale), shared)
             shared *= kept
             shared *= 2 * self.alpha * self.beta
             return np.subtract(dx, shared, out=dx)
