@@ -18,6 +18,7 @@ from dpcnn.evidence.layers import layer_row, total
 
 def main(folder: Path, rounds: int, least: float) -> None:
     """Measure the networks that the folder lacks, then list the layers, and the sums of each network."""
+    folder.mkdir(parents=True, exist_ok=True)
     slow, sums = [], []
     for network in ROWS:
         path = folder / f"layers of {network}.json"

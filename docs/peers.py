@@ -1,8 +1,8 @@
 """Compare the training of several networks with PyTorch's: python docs/peers.py FOLDER [ROUNDS] [NETWORK ...]
 
-It prints the rows of the table in docs/performance.md and draws docs/peers.png. FOLDER keeps the measurements: a second
-call measures only the networks that it lacks. All networks but those of the recipes have random images. Needs the
-extras torch and plot.
+It prints the figures of the table in docs/performance.md and draws docs/peers.png. FOLDER keeps the measurements: a
+second call measures only the networks that it lacks. All networks but those of the recipes have random images. Needs
+the extras torch and plot.
 """
 
 import json
@@ -81,6 +81,7 @@ def row(network: str, result: dict[str, Any]) -> tuple[str, ...]:
 
 def main(folder: Path, rounds: int, networks: list[str]) -> None:
     """Measure the networks that the folder lacks, then show all that it has."""
+    folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f"{name}.json" for name in ROWS}
     for network in networks:
         if not files[network].exists():

@@ -10,6 +10,7 @@
 # Run this script in an activated environment with Open MPI and PyTorch, as root: it makes two network namespaces, each as
 # a host. Prints images per second, medians, and the median ratio of dpcnn to PyTorch's faster layout.
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 rounds=$1 rates=$2 network=$3
 options=(--recipe "$network" --batch 128 "${@:4}")

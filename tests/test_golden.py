@@ -94,6 +94,12 @@ MUTANTS = {
     "the order of addition": ("mlp", "parallel/tree.py", "lo + (1 << ((hi - lo - 1).bit_length() - 1))", "lo + 1"),
     "the clipped norm": ("all-options", "optim/clipping.py", "max_norm / norm if", "max_norm / (norm + 1e-6) if"),
     "the average of the weights": ("all-options", "optim/averaging.py", "/ (4 + step))", "/ (5 + step))"),
+    "the shares of overlapping windows": (
+        "other-layers",
+        "nn/pooling.py",
+        "larger_h[windows], dh, fresh=s)",
+        "larger_h[windows], dh, fresh=k)",
+    ),
     "the momentum of running means": ("accurate", "nn/normalisation.py", "max(1, count - 1)", "count"),
     "the smoothing of elastic fields": ("all-options", "data/warp.py", "SMOOTHNESS = 7", "SMOOTHNESS = 7.001"),
     "the schedule": ("lenet5", "training/plan.py", "(step + 1) / (config.warmup + 1)", "(step + 1) / config.warmup"),

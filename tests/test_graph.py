@@ -133,12 +133,28 @@ def outputs_of(spec, images):
     return network, {name: output.copy() for name, _, output in network.outputs(network.initialise(3), images)}
 
 
+MEANS, DEVIATIONS = [100.0 + c for c in range(SHAPE[-1])], [50.0 + c for c in range(SHAPE[-1])]
+FACTORS = 1 / np.array(DEVIATIONS, np.float32)
+
+
 @pytest.mark.parametrize("count", [1, 4])
-def test_images_that_are_only_flattened_keep_their_order_in_memory(count):
+@pytest.mark.parametrize(
+    ("pixels", "factor", "offset"),
+    [
+        (PIXELS, np.float32(1 / 255), np.float32(-0.5)),
+        (
+            {"kind": "normalise", "mean": MEANS, "deviation": DEVIATIONS},
+            FACTORS,
+            -np.array(MEANS, np.float32) * FACTORS,
+        ),
+    ],
+    ids=["scale", "normalise"],
+)
+def test_images_that_are_only_flattened_keep_their_order_in_memory(count, pixels, factor, offset):
     images = np.random.default_rng(3).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
     before = images.copy()
-    network, outputs = outputs_of([PIXELS, {"kind": "flatten"}, {"kind": "relu"}], images)
-    rows = images.reshape(count, -1) * np.float32(1 / 255) + np.float32(-0.5)
+    network, outputs = outputs_of([pixels, {"kind": "flatten"}, {"kind": "relu"}], images)
+    rows = (images * factor + offset).reshape(count, -1)
     np.testing.assert_array_equal(outputs["relu1"], np.maximum(rows, 0))
     np.testing.assert_array_equal(images, before)
     scaled = network.layers[0].forward(images.transpose(1, 2, 0, 3), {})[0]

@@ -45,7 +45,11 @@ CONVOLUTIONS = st.builds(
 KINDS = ["relu", "tanh", "batchnorm", "localresponsenorm", "leakyrelu", "gelu", "silu", "layernorm"]
 BETWEEN = st.sampled_from(KINDS).map(lambda kind: {"kind": kind})
 MERGES = st.sampled_from(["add", "concat"]).map(lambda kind: [{"kind": "relu"}, {"kind": kind, "with": ["block"]}])
-POOLS = st.sampled_from(["maxpool2d", "avgpool2d"]).map(lambda kind: {"kind": kind, "kernel_size": 2})
+POOLS = st.builds(
+    lambda kind, sides: {"kind": kind, **sides},
+    st.sampled_from(["maxpool2d", "avgpool2d"]),
+    st.sampled_from([{"kernel_size": 2}, {"kernel_size": 3, "stride": 2}]),
+)
 HIDDEN = st.integers(1, 120).map(lambda features: [{"kind": "linear", "features": features}, {"kind": "relu"}])
 DROPOUT = st.sampled_from([[], [{"kind": "dropout", "p": 0.3}]])
 

@@ -56,6 +56,7 @@ OTHER_LAYERS = [
     {"kind": "silu"},
     {"kind": "avgpool2d", "kernel_size": 2},
     {"kind": "conv2d", "filters": 16, "kernel_size": 1},
+    {"kind": "maxpool2d", "kernel_size": 3, "stride": 2, "padding": 1},
     {"kind": "tanh"},
     {"kind": "globalavgpool"},
     {"kind": "linear", "bias": True},

@@ -74,11 +74,12 @@ class Normalise(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
-        y = empty(x.shape, self.dtype)
+        y = empty_by_image(x.shape, self.dtype) if self.by_image else empty(x.shape, self.dtype)
         np.copyto(y, x, casting="same_kind")
-        rows = y.reshape(H * W, N * C)  # long rows: NumPy is slow where the last axis is as short as C
-        rows *= repeated(self.factor, N)
-        rows += repeated(self.offset, N)
+        # long rows: NumPy is slow where the last axis is as short as C
+        rows = y.transpose(2, 0, 1, 3).reshape(N, H * W * C) if self.by_image else y.reshape(H * W, N * C)
+        rows *= repeated(self.factor, rows.shape[1] // C)
+        rows += repeated(self.offset, rows.shape[1] // C)
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             dx: Array = dy * self.factor

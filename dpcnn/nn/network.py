@@ -76,7 +76,8 @@ class Network(FlatParameters):
             raise ConfigError("every layer with parameters is frozen, so nothing can learn; delete a freeze = true")
         for layer, sources in zip(self.layers, self.sources, strict=True):
             layer.needs_input_grad = any(self.learning[source] for source in sources if source != IMAGES)
-        self.layers[0].by_image = [self.layers[n].any_order for n, s in enumerate(self.sources) if 0 in s] == [True]
+        first, users = self.layers[0], [self.layers[n] for n, sources in enumerate(self.sources) if 0 in sources]
+        first.by_image = first.takes_integers and [user.any_order for user in users] == [True]
         self._last_uses = last_uses(self.sources)
         self._steps_back = [
             (
