@@ -93,7 +93,7 @@ MUTANTS = {
     "the order of samples": ("mlp", "base/rng.py", "ORDER = 2", "ORDER = 6"),
     "the order of addition": ("mlp", "parallel/tree.py", "lo + (1 << ((hi - lo - 1).bit_length() - 1))", "lo + 1"),
     "the clipped norm": ("all-options", "optim/clipping.py", "max_norm / norm if", "max_norm / (norm + 1e-6) if"),
-    "the average of the weights": ("all-options", "optim/averaging.py", "/ (10 + step))", "/ (9 + step))"),
+    "the average of the weights": ("all-options", "optim/averaging.py", "/ (4 + step))", "/ (5 + step))"),
     "the shares of overlapping windows": (
         "other-layers",
         "nn/pooling.py",

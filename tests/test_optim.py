@@ -129,7 +129,7 @@ def test_a_block_s_sum_of_squares_has_the_same_bits_in_any_slice():
 
 def test_a_running_average_by_hand():
     running, p = np.full(SIZE, 3, np.float32), np.full(SIZE, 7, np.float32)
-    update_average(running, p, 1, 0.999)  # keeps (1 + 1) / (10 + 1)
-    np.testing.assert_allclose(running, 3 * 2 / 11 + 7 * 9 / 11, rtol=1e-6)
+    update_average(running, p, 1, 0.999)  # keeps (1 + 1) / (4 + 1)
+    np.testing.assert_allclose(running, 3 * 2 / 5 + 7 * 3 / 5, rtol=1e-6)
     update_average(running, p, 10_000, 0.5)
-    np.testing.assert_allclose(running, 3 / 11 + 7 * 10 / 11, rtol=1e-6)
+    np.testing.assert_allclose(running, 3 / 5 + 7 * 4 / 5, rtol=1e-6)

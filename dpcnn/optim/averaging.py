@@ -7,10 +7,10 @@ from dpcnn.optim.optimizer import UPDATE_BLOCK
 def update_average(ema: Vector, params: Vector, step: int, decay: float) -> None:
     """Move the average in place towards ``params``, in step number ``step``, counted from 1.
 
-    The average keeps the fraction ``decay`` of itself, but at most (1 + step) / (10 + step), so that it soon forgets
-    the initial values.
+    The average keeps the fraction ``decay`` of itself, but at most (1 + step) / (4 + step), so that it soon forgets the
+    initial values: then the weights after step s count in proportion to about s^2.
     """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
+    weight = 1 - min(decay, (1 + step) / (4 + step))
     for start in range(0, len(params), UPDATE_BLOCK):
         block = slice(start, start + UPDATE_BLOCK)
         change = params[block] - ema[block]
