@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measure a training step on two hosts by the rate of their link: with sums only, with factors of large linear layers,
-# and with factors if each host updates all parameters.
+# with factors if each host updates all parameters, and the last without overlap: the factors leave after all gradients.
 #
 #   docs/links.sh [BLOCKS] [RATES]     blocks of 5 steps of each, in turns (40); rates as for tc (100mbit 1gbit 10gbit)
 #
@@ -11,6 +11,7 @@ step=$(mktemp)
 trap 'tests/namespaces.sh down; rm -f "$step"' EXIT
 cat >"$step" <<'END'
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +21,7 @@ from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
 from dpcnn.evidence.measure import time_steps, warm_up
 from dpcnn.parallel import exchange
+from dpcnn.parallel.comm import Communicator, SerialComm
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer
@@ -41,17 +43,27 @@ with mock.patch.object(exchange, "copies_pay", lambda *counts: False):
     factors = trainer()
     with mock.patch.object(exchange, "pays", lambda *counts: False):
         sums = trainer()
-kinds = sums, factors, copies
-times = 200 * np.array([[time_steps(comm, one, 5) for one in kinds] for _ in range(int(sys.argv[1]))])
+late = {name: getattr(SerialComm, name) for name in ("irecv", "isend", "wait")}
+
+
+def timed(kind, overlap=True):
+    with nullcontext() if overlap else mock.patch.multiple(Communicator, **late):
+        return 200 * time_steps(comm, kind, 5)
+
+
+times = np.array(
+    [[*map(timed, (sums, factors, copies)), timed(copies, overlap=False)] for _ in range(int(sys.argv[1]))]
+)
 if comm.rank == 0:
     cells = [f"{time:.1f}" for time in np.median(times, axis=0)]
-    for ratios in (times[:, 1] / times[:, 0], times[:, 2] / times[:, 0]):
-        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    for one, other in ((1, 0), (2, 0), (2, 3)):
+        low, middle, high = np.quantile(times[:, one] / times[:, other], [0.25, 0.5, 0.75])
         cells += [f"{middle:.2f}", f"{low:.2f} to {high:.2f}"]
     print("|", " | ".join([sys.argv[2], *cells]), "|")
 END
-echo "| link | sums, ms per step | factors | factors and copies | factors / sums | middle half | with copies / sums | middle half |"
-echo "| --- | --- | --- | --- | --- | --- | --- | --- |"
+echo "| link | sums, ms per step | factors | factors and copies | without overlap | factors / sums | middle half |" \
+  "with copies / sums | middle half | with / without overlap | middle half |"
+echo "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 for rate in ${2:-100mbit 1gbit 10gbit}; do
   tests/namespaces.sh up 2 "$rate"
   PYTHONPATH=$PWD tests/namespaces.sh mpirun --host h1:1,h2:1 -n 2 -x PYTHONPATH python "$step" "${1:-40}" "$rate"

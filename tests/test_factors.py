@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -152,6 +153,27 @@ def test_sums_have_the_bits_of_one_rank_in_many_cases(small, shapes, sizes, node
 @pytest.mark.parametrize("nodes", [[1] * n for n in (2, 3, 4, 8)] + [[2, 1], [3, 3]])
 def test_the_layer_of_simple_cnn_has_the_bits_of_one_rank(nodes):
     check_bits([(3136, 512, 900)], [32, 32, 32, 32, 9], nodes)
+
+
+def test_factors_leave_while_the_last_gradient_is_computed():
+    (products, size), sizes = placed([(300, 60, 5), (200, 40, 0)]), [3, 3, 3, 3]
+
+    def rank(comm):
+        sent = []
+
+        def leaf(number, out, keep):
+            out[...], factors = gradient(products, size, sizes[number], number)
+            for layer, (x, dy) in factors.items():
+                keep(layer, x, dy)
+                sent.append(isend.call_count)
+
+        exchange = ExactExchange(comm, size, Timer(), None, products, sizes)
+        with mock.patch.object(comm, "isend", wraps=comm.isend) as isend:
+            exchange.sum(sizes, leaf)
+        return sent
+
+    with factors_sent(chosen=True, copied=True):
+        assert run_ranks([1, 1], rank) == [[0, 0, 0, 1]] * 2
 
 
 LINEAR = WeightProduct(0, 3136, 512)  # of simple-cnn

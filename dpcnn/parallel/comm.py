@@ -22,6 +22,9 @@ from dpcnn.errors import KINDS, DpcnnError, LaunchError
 Runs = tuple[Sequence[int], Sequence[int]]
 T = TypeVar("T")
 
+AHEAD = 1
+"""The tag of the messages of :meth:`SerialComm.isend`."""
+
 PRETENDED = "DPCNN_PRETEND_NODES"
 """Environment variable for tests: ranks of one machine as nodes of so many ranks each, "2,1,1"."""
 
@@ -120,6 +123,18 @@ class SerialComm:
         (((count,), (start,)), (_, (place,))) = sent, received
         receive.ravel()[place : place + count] = send.ravel()[start : start + count]
 
+    def irecv(self, receive: Array, received: Runs) -> None:
+        """Begin to receive: one half of :meth:`alltoall`. ``receive`` is complete after :meth:`wait`."""
+        self._expected = receive, received
+
+    def isend(self, send: Array, sent: Runs) -> None:
+        """Begin to send: the other half. ``send`` must not change before :meth:`wait` returns."""
+        self._ready = send, sent
+
+    def wait(self) -> None:
+        """Wait for the messages of :meth:`irecv` and :meth:`isend`, which every rank has called once each."""
+        self.alltoall(*self._ready, *self._expected)  # without messages on their way, all is done here
+
     def sendrecv(self, send: Array, receive: Array, partner: int) -> None:
         """Send an array to a rank, and receive one from it."""
         receive[...] = send
@@ -187,6 +202,7 @@ class Communicator(SerialComm):
         """``node``: the communicator of the ranks of ``comm`` that share memory with this one, if it is known."""
         SerialComm.__init__(self, library_version(mpi))
         self._mpi, self._comm = mpi, comm
+        self._requests: list[Any] = []
         self.rank, self.size = comm.rank, comm.size
         self.members: Sequence[int] = range(self.size)
         self._node = Communicator(mpi, node) if node else None
@@ -222,6 +238,22 @@ class Communicator(SerialComm):
 
     def alltoall(self, send: Array, sent: Runs, receive: Array, received: Runs) -> None:
         self._comm.Alltoallv([send, sent], [receive, received])
+
+    def irecv(self, receive: Array, received: Runs) -> None:
+        elements = receive.ravel()
+        for rank, (count, place) in enumerate(zip(*received, strict=True)):
+            if count:
+                self._requests.append(self._comm.Irecv(elements[place : place + count], rank, AHEAD))
+
+    def isend(self, send: Array, sent: Runs) -> None:
+        elements = send.ravel()
+        for rank, (count, start) in enumerate(zip(*sent, strict=True)):
+            if count:
+                self._requests.append(self._comm.Isend(elements[start : start + count], rank, AHEAD))
+
+    def wait(self) -> None:
+        self._mpi.Request.Waitall(self._requests)
+        self._requests.clear()
 
     def sendrecv(self, send: Array, receive: Array, partner: int) -> None:
         self._comm.Sendrecv(send, partner, recvbuf=receive, source=partner)

@@ -180,6 +180,8 @@ class ExactExchange(Exchange):
 
     def sum(self, sizes: Sequence[int], gradient: Gradient) -> Vector:
         plan = self._plan(tuple(sizes))
+        if plan.factors:
+            plan.factors.begin()
         for subtree, row in self._own_buffers(len(sizes)):
             self._add_up(subtree, row, gradient, plan.factors)
         with self.timer("waiting"):

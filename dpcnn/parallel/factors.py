@@ -49,6 +49,13 @@ class Factors:
         self._outbox = np.empty(length(sent), np.float32)
         self._inbox = shared_array(node, (length(received),), np.float32)
 
+    def begin(self) -> None:
+        """Begin a step: receive the factors of other ranks from now on."""
+        self._comm.irecv(self._inbox, self._message.received)
+        self._missing = len(self._outgoing)
+        if not self._missing:
+            self._comm.isend(self._outbox, self._message.sent)
+
     def keep(self, leaf: int, layer: int, x: Array, dy: Array) -> None:
         """Keep the factors of a leaf of this rank for the other nodes: x (N, C) and dy (N, F)."""
         for parcel in self._outgoing:
@@ -57,11 +64,9 @@ class Factors:
                 place[0] = 2 * in_fortran_order(x) + in_fortran_order(dy)
                 place[1 : 1 + dy.size].reshape(dy.shape)[...] = dy
                 place[1 + dy.size :].reshape(len(x), -1)[...] = x[:, slice(*parcel.columns)]
-
-    def _send(self) -> None:
-        """Send the factors of this rank, and receive those of the other nodes."""
-        self._comm.alltoall(self._outbox, self._message.sent, self._inbox, self._message.received)
-        self._node.barrier()
+                self._missing -= 1
+                if not self._missing:  # all are there, and travel while the gradients of earlier layers are computed
+                    self._comm.isend(self._outbox, self._message.sent)
 
     def complete(self, sums: Vector, parts: Sequence[slice], known: Mapping[Subtree, Vector], shard: slice) -> Vector:
         """The total of a shard: its parts outside the holes are known, the others are added up from products.
@@ -71,7 +76,8 @@ class Factors:
             parts: of the vector.
             known: the sums of the ranks of the node, (size,); written over in the shard.
         """
-        self._send()
+        self._comm.wait()
+        self._node.barrier()  # its ranks have received all factors
         total, start = empty((shard.stop - shard.start,), np.float32), 0
         for part in parts:
             width = part.stop - part.start

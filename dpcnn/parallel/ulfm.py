@@ -38,6 +38,10 @@ class UlfmCommunicator(Surviving, Communicator):
             if comm and comm._comm != self._mpi.COMM_SELF:
                 with suppress(self._mpi.Exception):
                     comm._comm.Revoke()
+        for request in self._requests:  # MPI writes into their memory until they have ended
+            with suppress(self._mpi.Exception):
+                request.Wait()
+        self._requests.clear()
 
     def shrink(self) -> list[int]:
         before, one_node = self.members, self.node().size == self.size

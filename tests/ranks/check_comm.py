@@ -43,6 +43,18 @@ for length in (0, 1, 3, 1000):  # also fewer elements than ranks
     for giver, row in enumerate(received):
         assert (row == whole[mine] + 1000 * giver).all()
 
+    ahead = np.full_like(received, -1)
+    for step in range(3):
+        sending, late = whole + 1000 * rank + step, (rank + step) % 2
+        if not late:
+            comm.irecv(ahead, places)
+        comm.isend(sending, runs)
+        if late:
+            comm.irecv(ahead, places)
+        assert comm.bitwise_or(1) == 1, "another operation, while the messages are on their way"
+        comm.wait()
+        assert (ahead == received + step).all()
+
 node = comm.node()
 assert node.allgather_obj(rank) == list(range(rank - node.rank, rank - node.rank + node.size)), "numbered in a row"
 shared = shared_array(node, (node.size, 3), np.int64)
