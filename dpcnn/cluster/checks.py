@@ -206,7 +206,7 @@ def network(facts: Facts) -> Check:
 
 
 def progress(facts: Facts) -> Check:
-    """Whether MPI makes progress while a rank computes. dpcnn does not need it: its exchange does not overlap."""
+    """Whether MPI makes progress while a rank computes. dpcnn does not need it: it leaves messages to the system."""
     hidden = facts["hidden"]
     if len(facts["ranks"]) == 1:
         return Check("progress", OK, "one rank: nothing to send")
