@@ -29,7 +29,7 @@ class Scale(Layer):
         self.low, self.span, self.dtype = low, span, np.dtype(dtype)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        y = empty_by_image(x.shape, self.dtype) if self.by_image else empty(x.shape, self.dtype)
+        y = empty_images(x.shape, self.dtype, self.by_image)
         np.multiply(x, self.dtype.type(self.span / 255), out=y)
         y += self.dtype.type(self.low)
 
@@ -40,10 +40,10 @@ class Scale(Layer):
         return y, backward
 
 
-def empty_by_image(shape: Shape, dtype: Any) -> Array:
-    """An uninitialised array (H, W, N, C) that lies in memory as (N, H, W, C)."""
+def empty_images(shape: Shape, dtype: Any, by_image: bool) -> Array:
+    """An uninitialised array (H, W, N, C), which lies in memory as (N, H, W, C) if ``by_image`` is true."""
     H, W, N, C = shape
-    return empty((N, H, W, C), dtype).transpose(1, 2, 0, 3)
+    return empty((N, H, W, C), dtype).transpose(1, 2, 0, 3) if by_image else empty(shape, dtype)
 
 
 class Normalise(Layer):
@@ -74,7 +74,7 @@ class Normalise(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         H, W, N, C = x.shape
-        y = empty_by_image(x.shape, self.dtype) if self.by_image else empty(x.shape, self.dtype)
+        y = empty_images(x.shape, self.dtype, self.by_image)
         np.copyto(y, x, casting="same_kind")
         # long rows: NumPy is slow where the last axis is as short as C
         rows = y.transpose(2, 0, 1, 3).reshape(N, H * W * C) if self.by_image else y.reshape(H * W, N * C)
