@@ -259,7 +259,8 @@ class Communicator(SerialComm):
                 self._requests.append(self._comm.Isend(elements[start : start + count], rank, self._tag))
 
     def wait(self) -> None:
-        self._mpi.Request.Waitall(self._requests)
+        for request in self._requests:  # one by one: if one fails, Open MPI's Waitall frees others that have not ended
+            request.Wait()
         self._requests.clear()
 
     def sendrecv(self, send: Array, receive: Array, partner: int) -> None:
