@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from commands import command, training
-from conftest import start
+from conftest import run, start
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from metrics import until_step
@@ -133,6 +133,12 @@ def test_three_real_ranks_survive_the_fourth(quick, tmp_path, victim):
     assert training(*flags, "--out", tmp_path / "undisturbed").status == 0
     assert left_by(tmp_path / "run")["weights"] == left_by(tmp_path / "undisturbed")["weights"]
     assert left_by(tmp_path / "run")["events"] == left_by(tmp_path / "undisturbed")["events"]
+
+
+def test_messages_between_the_others_end_well():
+    program = Path(__file__).parent / "ranks" / "die_between.py"
+    result = run(3, program, flags=["--with-ft", "ulfm", "--mca", "btl", "self,tcp"])
+    assert result.status == 0 and result.out.count("is content") == 2, result.out + result.err
 
 
 def test_a_run_stops_with_a_checkpoint_when_too_few_ranks_are_left(data, tmp_path):

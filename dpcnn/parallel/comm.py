@@ -22,8 +22,8 @@ from dpcnn.errors import KINDS, DpcnnError, LaunchError
 Runs = tuple[Sequence[int], Sequence[int]]
 T = TypeVar("T")
 
-AHEAD = 1
-"""The tag of the messages of :meth:`SerialComm.isend`."""
+TAGS = 32_767
+"""The largest tag that every MPI library has."""
 
 PRETENDED = "DPCNN_PRETEND_NODES"
 """Environment variable for tests: ranks of one machine as nodes of so many ranks each, "2,1,1"."""
@@ -124,7 +124,10 @@ class SerialComm:
         receive.ravel()[place : place + count] = send.ravel()[start : start + count]
 
     def irecv(self, receive: Array, received: Runs) -> None:
-        """Begin to receive: one half of :meth:`alltoall`. ``receive`` is complete after :meth:`wait`."""
+        """Begin to receive: one half of :meth:`alltoall`. ``receive`` is complete after :meth:`wait`.
+
+        Every rank calls it before :meth:`isend`. What an exception has left of an earlier exchange is never received.
+        """
         self._expected = receive, received
 
     def isend(self, send: Array, sent: Runs) -> None:
@@ -203,6 +206,8 @@ class Communicator(SerialComm):
         SerialComm.__init__(self, library_version(mpi))
         self._mpi, self._comm = mpi, comm
         self._requests: list[Any] = []
+        self._lost: list[Any] = []
+        self._tag = 0
         self.rank, self.size = comm.rank, comm.size
         self.members: Sequence[int] = range(self.size)
         self._node = Communicator(mpi, node) if node else None
@@ -240,23 +245,26 @@ class Communicator(SerialComm):
         self._comm.Alltoallv([send, sent], [receive, received])
 
     def irecv(self, receive: Array, received: Runs) -> None:
+        self._lost += self._requests  # an exception came before their end: MPI may still use their memory
+        self._requests, self._tag = [], self._tag % TAGS + 1
         elements = receive.ravel()
         for rank, (count, place) in enumerate(zip(*received, strict=True)):
             if count:
-                self._requests.append(self._comm.Irecv(elements[place : place + count], rank, AHEAD))
+                self._requests.append(self._comm.Irecv(elements[place : place + count], rank, self._tag))
 
     def isend(self, send: Array, sent: Runs) -> None:
         elements = send.ravel()
         for rank, (count, start) in enumerate(zip(*sent, strict=True)):
             if count:
-                self._requests.append(self._comm.Isend(elements[start : start + count], rank, AHEAD))
+                self._requests.append(self._comm.Isend(elements[start : start + count], rank, self._tag))
 
     def wait(self) -> None:
-        self._mpi.Request.Waitall(self._requests)
+        for request in self._requests:  # one by one: if one fails, Open MPI's Waitall frees others that have not ended
+            request.Wait()
         self._requests.clear()
 
     def sendrecv(self, send: Array, receive: Array, partner: int) -> None:
-        self._comm.Sendrecv(send, partner, recvbuf=receive, source=partner)
+        self._comm.Sendrecv(send, partner, recvbuf=receive, source=partner, recvtag=0)
 
     def overlap_fraction(self, count: int) -> float:
         send, receive, numbers = np.zeros(count), np.empty(count), np.ones(4096)

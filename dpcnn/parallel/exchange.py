@@ -179,10 +179,10 @@ class ExactExchange(Exchange):
         self._plans: dict[tuple[int, ...], Plan] = {}
 
     def sum(self, sizes: Sequence[int], gradient: Gradient) -> Vector:
-        plan = self._plan(tuple(sizes))
+        plan, buffers = self._plan(tuple(sizes)), self._own_buffers(len(sizes))
         if plan.factors:
             plan.factors.begin()
-        for subtree, row in self._own_buffers(len(sizes)):
+        for subtree, row in buffers:
             self._add_up(subtree, row, gradient, plan.factors)
         with self.timer("waiting"):
             self.node.barrier()  # its rows are full

@@ -25,7 +25,7 @@ comm.broadcast(array)
 assert (array == 7).all()
 assert comm.allgather(np.array([rank, 2.0 * rank])).tolist() == [[r, 2.0 * r] for r in range(size)]
 
-for length in (0, 1, 3, 1000):  # also fewer elements than ranks
+for length in (0, 1, 3, 1000, 100_000):  # also fewer elements than ranks, and messages that need a handshake
     bounds = split_evenly(length, size)
     mine = slice(bounds[rank], bounds[rank + 1])
     whole = np.arange(length, dtype=np.float32)
@@ -43,14 +43,18 @@ for length in (0, 1, 3, 1000):  # also fewer elements than ranks
     for giver, row in enumerate(received):
         assert (row == whole[mine] + 1000 * giver).all()
 
-    ahead = np.full_like(received, -1)
-    for step in range(3):
-        sending, late = whole + 1000 * rank + step, (rank + step) % 2
-        if not late:
-            comm.irecv(ahead, places)
+    for step in range(6):
+        ahead, sending = np.full_like(received, -1), whole + 1000 * rank + step
+        if (rank + step) % 2:
+            comm.barrier()
+        comm.irecv(ahead, places)
+        if (rank + step) % 2 == 0:
+            comm.barrier()
+        if step % 3 == 1 and rank % 2:
+            continue  # an exception, before the messages leave
         comm.isend(sending, runs)
-        if late:
-            comm.irecv(ahead, places)
+        if step % 3 == 1:
+            continue  # or while they are on their way
         assert comm.bitwise_or(1) == 1, "another operation, while the messages are on their way"
         comm.wait()
         assert (ahead == received + step).all()
