@@ -137,7 +137,7 @@ def test_three_real_ranks_survive_the_fourth(quick, tmp_path, victim):
 
 def test_messages_between_the_others_end_well():
     program = Path(__file__).parent / "ranks" / "die_between.py"
-    result = run(3, program, flags=["--with-ft", "ulfm", "--mca", "btl", "self,tcp"])
+    result = run(4, program, flags=["--with-ft", "ulfm", "--mca", "btl", "self,tcp"])
     assert result.status == 0 and result.out.count("is content") == 2, result.out + result.err
 
 

@@ -76,6 +76,7 @@ class UlfmCommunicator(Surviving, Communicator):
         old, members = self._comm, self.members
         self.members = [members[rank] for rank in _ranks_in(old, comm)]
         self._comm, self.rank, self.size = comm, comm.rank, comm.size
+        self._tag = 0  # a death may have come before some ranks had begun to receive, and after others had
         if old != self._mpi.COMM_WORLD:
             old.Free()
 

@@ -1,4 +1,4 @@
-"""Run under mpirun --with-ft ulfm: rank 2 dies while large messages between the others are half on their way."""
+"""Run by 4 ranks under mpirun --with-ft ulfm: two die while messages of the others are on their way, or begin."""
 
 import os
 import signal
@@ -12,21 +12,43 @@ comm = dpcnn.parallel.start.world()
 elements = 4_000_000  # more than a transport takes without a handshake
 
 
-def exchange() -> bool:
-    rank, size = comm.rank, comm.size
-    runs = [elements * (other != rank) for other in range(size)], [elements * other for other in range(size)]
-    received, send = np.zeros((size, elements), np.float32), np.full((size, elements), 1 + rank, np.float32)
+def halves():
+    runs = [elements * (other != comm.rank) for other in range(comm.size)], [elements * r for r in range(comm.size)]
+    received = np.zeros((comm.size, elements), np.float32)
     comm.irecv(received, runs)
-    comm.isend(send, runs)
-    if not comm.repeated:
-        time.sleep([0, 1.5, 0.5][rank])  # without calls of MPI, so the message of rank 1 can't go on
-        if rank == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+    yield
+    comm.isend(np.full_like(received, 1 + comm.rank), runs)
+    yield
     comm.wait()
-    well = all((received[other] == 1 + other).all() for other in range(size) if other != rank)
-    return not comm.bitwise_or(not well)
+    well = all((received[other] == 1 + other).all() for other in range(comm.size) if other != comm.rank)
+    assert not comm.bitwise_or(not well)
 
 
-assert comm.transact(exchange) and comm.size == 2
+def die_before_some_receive():
+    if not comm.repeated:
+        if comm.rank == 0:
+            next(halves())
+        if comm.rank == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        comm.barrier()
+    for _ in halves():
+        pass
+
+
+def die_between_messages():
+    steps = halves()
+    next(steps)
+    next(steps)
+    if not comm.repeated:
+        time.sleep([0, 1.5, 0.5][comm.rank])  # without calls of MPI, so the message of rank 1 can't go on
+        if comm.rank == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    next(steps, None)
+
+
+comm.transact(die_before_some_receive)
+assert comm.size == 3
+comm.transact(die_between_messages)
+assert comm.size == 2
 print(f"rank {comm.rank}: {__name__} is content", flush=True)
 comm.leave(0)
