@@ -21,7 +21,8 @@ from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
 from dpcnn.evidence.measure import time_steps, warm_up
 from dpcnn.parallel import exchange
-from dpcnn.parallel.comm import Communicator, SerialComm
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.mpi import Communicator
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer

@@ -75,7 +75,7 @@ def test_a_rank_that_is_stuck_is_named_with_its_stack(endless, tmp_path):
 STOPPED = """
 import atexit, os, signal, sys
 from dpcnn import train
-from dpcnn.parallel.comm import Communicator
+from dpcnn.parallel.mpi import Communicator
 from dpcnn.cluster.watch import Watch
 
 def then_stop(function):

@@ -149,7 +149,7 @@ class Board:
 
 
 class ThreadComm(Surviving):
-    """A rank among threads, with the operations of :class:`dpcnn.parallel.comm.Communicator`."""
+    """A rank among threads, with the operations of :class:`dpcnn.parallel.mpi.Communicator`."""
 
     def __init__(self, number: int, board: Board, hosts: Mapping[int, Board] | None = None) -> None:
         """``hosts``: for each rank the board of its host; None: this is a host's communicator."""

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpcnn.parallel.comm import Communicator, SerialComm, by_node, library_version
+from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import Launch, check_limits, detect, mismatch
+from dpcnn.parallel.mpi import Communicator, by_node, library_version
 from dpcnn.parallel.survival import ENABLED, SETTINGS
 from dpcnn.parallel.ulfm import UlfmCommunicator
 

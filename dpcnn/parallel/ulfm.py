@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from dpcnn.parallel.comm import Communicator, by_node, split_nodes
+from dpcnn.parallel.mpi import Communicator, by_node, split_nodes
 from dpcnn.parallel.survival import Surviving
 
 LAST_MESSAGES = 0.1  # seconds in which the last messages of a process arrive
