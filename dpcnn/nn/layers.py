@@ -281,9 +281,9 @@ class WeightProduct:
         """The rows of (C, F) that are computed in one product, for N images."""
         return block_rows(self.C, images * self.F)
 
-    def multiply(self, x: Array, dy: Array, out: Array) -> None:
-        """One of these products: x (N, rows), dy (N, F), out (rows, F)."""
-        weight_gradient(x, dy, out, len(out))
+    def multiply(self, x: Array, dy: Array, out: Array, rows: int) -> None:
+        """Some of these products: x (N, k rows), dy (N, F), out (k rows, F)."""
+        weight_gradient(x, dy, out, rows)
 
 
 @cache

@@ -22,9 +22,13 @@ import numpy as np
 from dpcnn.base.arrays import Array, Vector, empty
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.layout import Layout, overlap
-from dpcnn.parallel.products import Product, Products, incoming, length, message, outgoing, span
+from dpcnn.parallel.products import Parcel, Product, Products, incoming, length, message, needed_rows, outgoing, span
 from dpcnn.parallel.shared import shared_array
-from dpcnn.parallel.tree import Interval, Subtree, tree_sum
+from dpcnn.parallel.tree import Subtree, chunks, tree_sum
+
+AT_ONCE = 1 << 17
+"""The most elements of products that are computed at a time, for all leaves together, unless one of each leaf has more:
+so they stay in the processor's cache."""
 
 
 class Factors:
@@ -74,70 +78,79 @@ class Factors:
         Args:
             sums: the totals of ``parts``, one after the other.
             parts: of the vector.
-            known: the sums of the ranks of the node, (size,); written over in the shard.
+            known: the sums of the ranks of the node, (size,); written over in the shard, also with the total.
         """
         self._comm.wait()
-        self._node.barrier()  # its ranks have received all factors
-        total, start = empty((shard.stop - shard.start,), np.float32), 0
+        self._node.barrier()  # its ranks have received all factors, and need no sums outside their shards any more
+        total = next(iter(known.values()))[shard] if known else empty((shard.stop - shard.start,), np.float32)
+        start = 0
         for part in parts:
             width = part.stop - part.start
             total[part.start - shard.start : part.stop - shard.start] = sums[start : start + width]
             start += width
-        self._add_up(known, shard, total)
+        for layer, product in self._products.items():
+            self._add_up(layer, product, known, shard, total)
         return total
 
-    def _add_up(self, known: Mapping[Subtree, Vector], shard: slice, total: Vector) -> None:
-        """Add up the elements of a shard in the holes, from sums of the node and products of other leaves."""
-        for layer, product in self._products.items():
-            leaves = {
-                parcel.leaf: Leaf(product, self._sizes[parcel.leaf], parcel.columns, self._inbox[parcel.place])
-                for parcel in self._incoming
-                if parcel.layer == layer
-            }
-            for start, stop in pairwise(self._edges(product, shard)):
-                value = partial(known_or_product, known, leaves, slice(start, stop))
-                total[start - shard.start : stop - shard.start] = tree_sum((0, len(self._sizes)), value, iadd)
-
-    def _edges(self, product: Product, shard: slice) -> list[int]:
-        """The elements of the shard at which a product of any leaf begins or ends, with those of the shard."""
+    def _add_up(
+        self, layer: int, product: Product, known: Mapping[Subtree, Vector], shard: slice, total: Vector
+    ) -> None:
+        """Add up the elements of a shard that belong to a layer, from sums of the node and products of other leaves."""
+        parcels = [parcel for parcel in self._incoming if parcel.layer == layer]
+        leaves = {
+            parcel.leaf: Leaf(
+                product, self._sizes[parcel.leaf], parcel, self._inbox, shard, AT_ONCE // (len(parcels) * product.F)
+            )
+            for parcel in parcels
+        }
         start, count = overlap(span(product), (shard.start, shard.stop))
-        edges = {start, start + count} if count else set()
-        for images in set(self._sizes):
-            block = product.rows(images) * product.F
-            edges |= {edge for edge in range(product.start, start + count, block) if edge > start}
-        return sorted(edges)
+        edges = {start, start + count}.union(*(leaf.edges for leaf in leaves.values()))
+        for edge, end in pairwise(sorted(edge for edge in edges if start <= edge <= start + count)):
+            value = partial(known_or_product, known, leaves, slice(edge, end))
+            found, place = tree_sum((0, len(self._sizes)), value, iadd), total[edge - shard.start : end - shard.start]
+            if not np.may_share_memory(found, place):  # else it is there
+                place[...] = found
 
 
 class Leaf:
-    """The product of a leaf of another node, some rows at a time, in the order of the vector."""
+    """The product of a leaf of another node, some rows at a time, in the order of the vector.
 
-    def __init__(self, product: Product, images: int, columns: Interval, message: Vector) -> None:
-        """``message``: as :class:`dpcnn.parallel.products.Parcel` describes it."""
+    Attributes:
+        edges: the elements at which these parts begin and end.
+    """
+
+    def __init__(
+        self, product: Product, images: int, parcel: Parcel, inbox: Vector, elements: slice, most_rows: int
+    ) -> None:
+        """For some elements of the vector, with at most so many rows at a time, but at least one product."""
         self._product, self._rows = product, product.rows(images)
-        self._first_column, size = columns[0], images * product.F
-        x_order, dy_order = divmod(int(message[0]), 2)
-        self._x, self._x_order = message[1 + size :].reshape(images, -1), x_order
+        message, size = inbox[parcel.place], images * product.F
+        self._first_column = parcel.columns[0]
+        self._x_order, dy_order = divmod(int(message[0]), 2)
+        self._x = message[1 + size :].reshape(images, -1)
         self._dy = like((images, product.F), dy_order)
         self._dy[...] = message[1 : 1 + size].reshape(self._dy.shape)
-        self._values = empty((self._rows * product.F,), np.float32)
-        self._block = slice(0, 0)
+        first, end = needed_rows(product, images, (elements.start, elements.stop))
+        length = max(1, most_rows // self._rows) * self._rows
+        self._parts = [(first + start, first + stop) for start, stop in chunks(end - first, length)]
+        self.edges = [product.start + row * product.F for part in self._parts for row in part]
+        self._values, self._begin, self._end = empty((0,), np.float32), 0, 0
 
     def elements(self, place: slice) -> Vector:
-        """Some elements of the vector, all of one of the products; they may be written over."""
-        if place.start >= self._block.stop or place.start < self._block.start:
+        """Some elements of the vector, all of one part; they may be written over."""
+        if not self._begin <= place.start < self._end:
             self._multiply(place.start)
-        return self._values[place.start - self._block.start : place.stop - self._block.start]
+        return self._values[place.start - self._begin : place.stop - self._begin]
 
     def _multiply(self, element: int) -> None:
-        """Compute the product that has an element of the vector."""
-        product, rows = self._product, self._rows
-        size = rows * product.F
-        number = (element - product.start) // size
-        columns = slice(number * rows, (number + 1) * rows)
-        x = like((len(self._x), product.C), self._x_order)
-        x[:, columns] = self._x[:, columns.start - self._first_column : columns.stop - self._first_column]
-        product.multiply(x[:, columns], self._dy, self._values.reshape(rows, product.F))
-        self._block = slice(product.start + number * size, product.start + (number + 1) * size)
+        """Compute the part that has an element of the vector."""
+        product, row = self._product, (element - self._product.start) // self._product.F
+        start, stop = next((start, stop) for start, stop in self._parts if start <= row < stop)
+        x = like((len(self._x), product.C), self._x_order)  # with the rows as far apart as those of the leaf's own rank
+        x[:, start:stop] = self._x[:, start - self._first_column : stop - self._first_column]
+        self._values = empty(((stop - start) * product.F,), np.float32)
+        product.multiply(x[:, start:stop], self._dy, self._values.reshape(-1, product.F), self._rows)
+        self._begin, self._end = product.start + start * product.F, product.start + stop * product.F
 
 
 def known_or_product(

@@ -50,8 +50,8 @@ class Product(Protocol):
     def rows(self, images: int) -> int:
         """The rows that are computed at a time."""
 
-    def multiply(self, x: Array, dy: Array, out: Array) -> None:
-        """Compute some rows."""
+    def multiply(self, x: Array, dy: Array, out: Array, rows: int) -> None:
+        """Compute some rows, so many at a time."""
 
 
 Products = Mapping[int, Product]
