@@ -106,17 +106,19 @@ class Job:
 
     def ranks(self) -> list[int]:
         """The training's own processes, without their launcher, in the order of ranks."""
-        found = []
+        found = {}
         for pid in self.pids():
             try:
                 program, words = os.readlink(f"/proc/{pid}/exe"), Path(f"/proc/{pid}/cmdline").read_bytes()
                 variables = Path(f"/proc/{pid}/environ").read_bytes()
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
             except OSError:  # it has ended since
                 continue
             if Path(program).name.startswith("python") and b"dpcnn.train" in words:
                 rank = re.search(rb"(?:OMPI_COMM_WORLD|PMI)_RANK=(\d+)", variables)
-                found.append((int(rank[1]) if rank else 0, pid))  # numbers of processes begin again at some time
-        return [pid for _, pid in sorted({rank: pid for rank, pid in sorted(found, reverse=True)}.items())]  # no child
+                found[pid] = int(rank[1]) if rank else 0, parent
+        own = [(rank, pid) for pid, (rank, parent) in found.items() if parent not in found]  # not a rank's child
+        return [pid for _, pid in sorted(own)]
 
     def kill(self) -> None:
         """SIGKILL to every process of the job, until none is left."""

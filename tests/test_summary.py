@@ -88,7 +88,7 @@ def test_the_table_of_a_large_recipe(recipe):
 
 def test_the_augmentation_of_a_recipe_is_told():
     result = command("summary", "accurate")
-    expected = "augmentation of the training images: shift 2, rotation 10, zoom 0.1, elastic 0.8"
+    expected = "augmentation of the training images: shift 2, rotation 7, zoom 0.1, elastic 0.5"
     assert result.out.splitlines()[-1] == expected
 
 

@@ -41,9 +41,11 @@ class Scale(Layer):
 
 
 def empty_images(shape: Shape, dtype: Any, by_image: bool) -> Array:
-    """An uninitialised array (H, W, N, C), which lies in memory as (N, H, W, C) if ``by_image`` is true."""
+    """An uninitialised array, which lies in memory as (N, H, W, C) if ``by_image`` is true and it is (H, W, N, C)."""
+    if not by_image:
+        return empty(shape, dtype)
     H, W, N, C = shape
-    return empty((N, H, W, C), dtype).transpose(1, 2, 0, 3) if by_image else empty(shape, dtype)
+    return empty((N, H, W, C), dtype).transpose(1, 2, 0, 3)
 
 
 class Normalise(Layer):
