@@ -14,6 +14,7 @@ from dpcnn.base.timing import Timer
 from dpcnn.nn import layers
 from dpcnn.nn.layers import WeightProduct, weight_gradient
 from dpcnn.parallel.exchange import ExactExchange
+from dpcnn.parallel.factors import AT_ONCE
 from dpcnn.parallel.layout import Layout
 from dpcnn.parallel.products import Counts, copies_pay, incoming, length, message, needed_rows, outgoing, pays
 
@@ -132,19 +133,24 @@ def check_bits(shapes, sizes, nodes):
             assert sums(products, size, sizes, nodes) == alone
 
 
+AMOUNTS = st.sampled_from([1, 2000, AT_ONCE])  # of elements at a time: one product, some, or all
+
+
 @settings(max_examples=25, deadline=None)
-@given(SHAPES, SIZES, NODES)
-def test_sums_have_the_bits_of_one_rank(shapes, sizes, nodes):
-    check_bits(shapes, sizes, nodes)
+@given(SHAPES, SIZES, NODES, AMOUNTS)
+def test_sums_have_the_bits_of_one_rank(shapes, sizes, nodes, at_once):
+    with mock.patch("dpcnn.parallel.factors.AT_ONCE", at_once):
+        check_bits(shapes, sizes, nodes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("small", [20_000, 60_000, 1_000_000])
 @settings(max_examples=100, deadline=None)
-@given(shapes=SHAPES, sizes=SIZES, nodes=NODES)
-def test_sums_have_the_bits_of_one_rank_in_many_cases(small, shapes, sizes, nodes):
+@given(shapes=SHAPES, sizes=SIZES, nodes=NODES, at_once=AMOUNTS)
+def test_sums_have_the_bits_of_one_rank_in_many_cases(small, shapes, sizes, nodes, at_once):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers, "TUNING", replace(layers.TUNING, small_product=small))
+        patch.setattr("dpcnn.parallel.factors.AT_ONCE", at_once)
         layers.block_rows.cache_clear()
         check_bits(shapes, sizes, nodes)
     layers.block_rows.cache_clear()
