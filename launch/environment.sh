@@ -52,6 +52,7 @@ install_project() {
   echo "installing dpcnn with $mpi and what $lock/$1.txt lists into $venv" >&2
   "${pip[@]}" --require-hashes --requirement "$lock/$mpi.txt" --requirement "$lock/$1.txt" || exit 2
   "${pip[@]}" --no-deps --no-build-isolation --editable . || exit 2
+  "$venv/bin/python" -m compileall -q dpcnn # so that not every rank of the first job compiles all modules
   write_parameters
   echo "$wanted" >"$stamp"
 }
