@@ -13,10 +13,10 @@ TRAININGS = ["mlp", "lenet5", "all-options"]
 PROCESSORS = {
     "Haswell-v4": TRAININGS,
     "Skylake-Client-v4": TRAININGS,
-    "EPYC-Rome-v1": [*TRAININGS, "fast", "simple-cnn"],
+    "EPYC-Rome-v1": [*TRAININGS, "fast"],
     "Cascadelake-Server-noTSX": TRAININGS,
 }
-"""Of the golden trainings, those that take no minutes under emulation; fast and simple-cnn take the longest."""
+"""Of the golden trainings, those that take no minutes under emulation."""
 
 pytestmark = [
     pytest.mark.slow,

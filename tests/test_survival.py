@@ -92,7 +92,7 @@ def test_a_death_may_come_while_a_checkpoint_is_written(data, case):
 
 
 @pytest.mark.slow
-@examples(60)
+@examples(40)
 @given(deaths())
 def test_a_death_may_come_while_a_checkpoint_is_written_in_many_cases(data, case):
     with mock.patch("dpcnn.training.saving.LARGE", 0):
@@ -100,7 +100,7 @@ def test_a_death_may_come_while_a_checkpoint_is_written_in_many_cases(data, case
 
 
 @pytest.mark.slow
-@examples(60)
+@examples(40)
 @given(deaths())
 def test_the_others_end_with_the_same_bits_and_record_in_many_cases(data, case):
     check(data, *case)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 30
+SECONDS = 20
 
 
 @pytest.mark.slow

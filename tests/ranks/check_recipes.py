@@ -12,7 +12,7 @@ from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer
 
-STEPS = 3
+STEPS = 2
 
 comm = dpcnn.parallel.start.world()
 samples = load(find_data("mnist"), "train", comm)
