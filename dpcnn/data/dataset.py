@@ -104,7 +104,7 @@ class Samples:
     def _by_piece(self, indices: Indices) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """Each piece that contains some of these samples, and which of them it contains."""
         piece_of = np.searchsorted(self.bounds, indices, side="right") - 1
-        for piece in np.unique(piece_of):
+        for piece in np.flatnonzero(np.bincount(piece_of)).tolist():
             yield piece, piece_of == piece
 
     def check_unchanged(self) -> None:

@@ -51,7 +51,8 @@ def hold_out(labels: NDArray[Any], amount: float, how: str, seed: int) -> Holdou
         held[samples - count :] = True
     else:
         held[stratified(labels, count, seed)] = True
-    missing = sorted(set(np.unique(labels)) - set(np.unique(labels[held]))) if count else []
+    kept, drawn = (np.bincount(labels[part], minlength=int(labels.max()) + 1) for part in (~held, held))
+    missing = np.flatnonzero((kept > 0) & (drawn == 0)).tolist() if count else []
     if missing:
         some = ", ".join(map(str, missing[:10])) + (", .." if len(missing) > 10 else "")
         remarks.append(f"warning: none of the {count:,} validation samples is of class {some}")

@@ -87,6 +87,9 @@ class Layer:
     frozen = False
     """Whether its parameters stay as they are. It then computes as in evaluation."""
 
+    def __init__(self) -> None:
+        """A layer without options; Python takes long to find out the signature of a class that has no constructor."""
+
     @property
     def learned(self) -> int:
         """The number of elements of its parameters that are learned, which is what publications count."""
