@@ -1,11 +1,15 @@
 """Networks whose layers name their inputs: gradients of random graphs, memory that is shared, and mistakes."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
+from dpcnn.nn import normalisation
 from dpcnn.nn.losses import CrossEntropy
 from dpcnn.nn.models import build
 from dpcnn.nn.network import Network
@@ -72,6 +76,68 @@ def test_the_gradient_of_any_graph_by_finite_differences_in_float64(spec, seed):
         network.gradient(params + t * direction, images, labels, CrossEntropy(0.0), spare)[0] for t in (1e-8, -1e-8)
     ]
     assert (gradient * learned) @ direction == pytest.approx((losses[0] - losses[1]) / 2e-8, rel=1e-5, abs=1e-5)
+
+
+NORMALISED = [{"kind": "batchnorm"}, {"kind": "relu"}]
+PIECES = [
+    NORMALISED,
+    [CONVOLUTION, *NORMALISED],
+    [*NORMALISED, {"kind": "add", "with": ["first"]}],
+    [{"kind": "batchnorm", "freeze": True}, {"kind": "relu"}],
+    [*NORMALISED, {"kind": "maxpool2d", "kernel_size": 1}],
+]
+HIDDEN = [{"kind": "flatten"}, {"kind": "linear", "features": 9}, *NORMALISED, {"kind": "linear"}]
+HEADS = [HEAD, [{"kind": "flatten"}, {"kind": "linear"}], HIDDEN]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=5),
+    head=st.sampled_from(HEADS),
+    cached=st.sampled_from([1, 400, 1 << 19]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_relu_that_a_normalisation_applies_has_the_bits_of_one_that_it_does_not(pieces, head, cached, seed):
+    rng = np.random.default_rng(seed)
+    spec = [{**CONVOLUTION, "name": "first"}, *(layer for piece in pieces for layer in piece), *head]
+    folded, plain = (Network(SHAPE, build([{"kind": "scale"}, *spec], CLASSES)) for _ in range(2))
+    event(f"{len(folded._rectified)} ReLUs are applied")
+    plain._rectified = {}
+    for layer in plain.layers:
+        layer.rectifies = False
+    images, labels = rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
+    gradients = np.full((2, folded.size), np.nan, np.float32)
+    with mock.patch.object(normalisation, "CACHED", cached):
+        results = [
+            network.gradient(
+                network.initialise(1), images, labels, CrossEntropy(0.0), out, SampleRng(0, 0, np.arange(4))
+            )
+            for network, out in zip((folded, plain), gradients, strict=True)
+        ]
+    assert results[0] == results[1]
+    np.testing.assert_array_equal(gradients[0], gradients[1])
+
+
+def test_which_relus_a_normalisation_applies():
+    spec = [
+        {"kind": "conv2d", "filters": 2, "kernel_size": 1},
+        {"kind": "batchnorm"},  # 1: applies the next
+        {"kind": "relu"},
+        {"kind": "batchnorm", "name": "shared"},  # 3: another layer takes its output too
+        {"kind": "relu"},
+        {"kind": "add", "with": ["shared"]},
+        {"kind": "batchnorm", "freeze": True},  # 6: computes as in evaluation
+        {"kind": "relu"},
+        {"kind": "batchnorm"},  # 8: there is another layer in between
+        {"kind": "tanh"},
+        {"kind": "relu"},
+        *HEAD,
+    ]
+    network = Network(SHAPE, build(spec, CLASSES))
+    assert network._rectified == {2: 1}
+    assert [number for number, layer in enumerate(network.layers) if layer.rectifies] == [1]
+    other = Network(SHAPE, [layer for layer in network.layers if network.names[layer.number] != "relu1"])
+    assert not other.layers[1].rectifies
 
 
 RESIDUAL = [

@@ -2,6 +2,8 @@
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from math import prod
@@ -56,17 +58,32 @@ def row_length(shape: Shape) -> int:
     return N * C * next(k for k in range(1, count + 1) if count % k == 0 and (k * N * C >= LONG or k == count))
 
 
+UFUNC_BUFFER = 512
+"""Elements that NumPy works on at a time where an array is not contiguous.
+
+NumPy copies shorter rows before and after each operation, which takes three times as long. Its default is 8192;
+the pixels of a batch have fewer.
+"""
+
+
+@contextmanager
+def ufunc_buffer(size: int) -> Iterator[None]:
+    """A block in which NumPy's buffer has ``size`` elements."""
+    before = np.setbufsize(size)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
+
+
 MASKED = 2048
 """Elements of a mask that NumPy converts to numbers at a time."""
 
 
 def masked(values: Array, mask: Array, out: Array) -> Array:
     """``values`` where ``mask`` (bool) is true, and 0 elsewhere: fills ``out``, which may be ``values``."""
-    before = np.setbufsize(MASKED)
-    try:
+    with ufunc_buffer(MASKED):
         return np.multiply(values, mask, out=out)
-    finally:
-        np.setbufsize(before)
 
 
 def bytes_of(array: Array) -> memoryview:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dpcnn.base.arrays import UFUNC_BUFFER, empty, ufunc_buffer
 from dpcnn.base.fields import load_json
 from dpcnn.base.numerics import check, fingerprint, processor
 from dpcnn.base.rng import SampleRng
@@ -22,7 +23,7 @@ from dpcnn.evidence.measure import Result, sgemm_peak
 from dpcnn.nn.graph import IMAGES
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.merging import Merge
-from dpcnn.nn.network import UFUNC_BUFFER, Network, ufunc_buffer
+from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 
 COPIED = 1 << 24
@@ -84,6 +85,7 @@ def time_layers(network: Network, params: Any, images: int) -> list[Times]:
     times = []
     with ufunc_buffer(UFUNC_BUFFER):
         for number, (name, layer) in enumerate(zip(network.names, network.layers, strict=True)):
+            layer.rectifies = False
             own = {p.name: views[f"{name}.{p.name}"] for p in layer.parameters}
             xs = inputs(network, number, images)
             dy = random(network.shapes[number], images)
@@ -111,7 +113,7 @@ def random(shape: Sequence[int], images: int) -> Any:
 
 def time_layer(layer: Layer, xs: Sequence[Any], own: Mapping[str, Any], dy: Any, images: int, learns: bool) -> Times:
     """The seconds of a layer's computation on copies of the arrays; it has no backward one unless it ``learns``."""
-    xs, dy, rng = [x.copy(order="K") for x in xs], dy.copy(), SampleRng(0, 0, np.arange(images))
+    xs, dy, rng = [copied(x) for x in xs], copied(dy), SampleRng(0, 0, np.arange(images))
     grads = {name: np.empty_like(array) for name, array in own.items()}
     backward: Any
     started = time.perf_counter()
@@ -120,6 +122,14 @@ def time_layer(layer: Layer, xs: Sequence[Any], own: Mapping[str, Any], dy: Any,
     if learns:
         backward(*([dy] if isinstance(layer, Merge) else [dy, grads]))
     return between - started, time.perf_counter() - between
+
+
+def copied(array: Any) -> Any:
+    """A copy in memory like that of a network's arrays, in the same order."""
+    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    copy = empty(tuple(array.shape[axis] for axis in order), array.dtype).transpose(np.argsort(order))
+    copy[...] = array
+    return copy
 
 
 def measure_layers(jobs: Jobs) -> tuple[Result, str]:

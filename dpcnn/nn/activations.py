@@ -11,17 +11,23 @@ from dpcnn.errors import ConfigError
 from dpcnn.nn.layer import Backward, Layer
 
 
+def rectify(rows: Array, positive: Array) -> None:
+    """Write max(rows, 0) over ``rows`` (R, L), and into ``positive`` (R, L), bool, whether each element was above 0."""
+    np.greater(rows, 0, out=positive)
+    zeros = empty(rows.shape[1:], rows.dtype)  # a scalar would take three times as long in NumPy
+    zeros[...] = 0
+    np.maximum(rows, zeros, out=rows)
+
+
 class ReLU(Layer):
     """max(x, 0), which overwrites x; its gradient overwrites dy."""
 
     overwrites_input = True
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
-        positive, rows = empty(x.shape, np.dtype(bool)), x.reshape(-1, row_length(x.shape))
-        np.greater(x, 0, out=positive)
-        zeros = empty(rows.shape[1:], x.dtype)  # a scalar would take three times as long in NumPy
-        zeros[...] = 0
-        np.maximum(rows, zeros, out=rows)
+        rows = x.reshape(-1, row_length(x.shape))
+        positive = empty(x.shape, np.dtype(bool))
+        rectify(rows, positive.reshape(rows.shape))
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             return masked(dy, positive, out=dy)

@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dpcnn.errors import ConfigError
+from dpcnn.nn.activations import ReLU
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.merging import Merge
+from dpcnn.nn.normalisation import BatchNorm
 
 IMAGES = -1
 """The number of the network's input, among the numbers of layers."""
@@ -75,3 +77,18 @@ def learning(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> lis
         learns = bool(layer.parameters) and not layer.frozen
         needed.append(learns or any(needed[source] for source in inputs if source != IMAGES))
     return needed
+
+
+def rectified(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> dict[int, int]:
+    """The ReLUs that a batch normalisation applies in training: the normalisation's number, by that of the ReLU, which
+    alone takes its output. A frozen normalisation computes as in evaluation, and applies none."""
+    users = Counter(source for inputs in sources for source in inputs)
+    found = {number: first for number, (first, *_) in enumerate(sources) if isinstance(layers[number], ReLU)}
+    return {
+        number: source
+        for number, source in found.items()
+        if source != IMAGES
+        and users[source] == 1
+        and isinstance(layers[source], BatchNorm)
+        and not layers[source].frozen
+    }

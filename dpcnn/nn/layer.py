@@ -70,6 +70,8 @@ class Layer:
     """Whether ``forward`` accepts images (H, W, N, C) in any order in memory."""
     by_image = False
     """Whether its output should lie in memory image by image, (N, H, W, C); set by the network, for the first layer."""
+    rectifies = False
+    """Whether a batch normalisation applies the ReLU after it too, in training; set by the network."""
     number = 0
     """Its index in the network, which selects its random numbers; set by the network."""
     name = ""

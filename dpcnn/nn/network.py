@@ -2,29 +2,21 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, Shape, empty
+from dpcnn.base.arrays import UFUNC_BUFFER, Array, Shape, empty, ufunc_buffer
 from dpcnn.base.machine import memory_left
 from dpcnn.base.rng import SampleRng
 from dpcnn.base.timing import Timer
 from dpcnn.errors import ConfigError
 from dpcnn.nn.flat import FlatParameters
-from dpcnn.nn.graph import IMAGES, connections, last_uses, learning, unique_names
+from dpcnn.nn.graph import IMAGES, connections, last_uses, learning, rectified, unique_names
 from dpcnn.nn.layer import Keep, Layer, Parameter
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.merging import Merge
-
-UFUNC_BUFFER = 512
-"""Elements that NumPy works on at a time where an array is not contiguous.
-
-NumPy copies shorter rows before and after each operation, which takes three times as long. Its default is 8192;
-the pixels of a batch have fewer.
-"""
 
 TRANSFORMED = 8
 """Elements of transformed kernels and their gradients for each weight of a convolution: an estimate for Winograd's
@@ -74,7 +66,9 @@ class Network(FlatParameters):
         self.learning = learning(self.layers, self.sources)
         if not self.learning[-1]:
             raise ConfigError("every layer with parameters is frozen, so nothing can learn; delete a freeze = true")
-        for layer, sources in zip(self.layers, self.sources, strict=True):
+        self._rectified = rectified(self.layers, self.sources)
+        for number, (layer, sources) in enumerate(zip(self.layers, self.sources, strict=True)):
+            layer.rectifies = number in self._rectified.values()
             layer.needs_input_grad = any(self.learning[source] for source in sources if source != IMAGES)
         first, users = self.layers[0], [self.layers[n] for n, sources in enumerate(self.sources) if 0 in sources]
         first.by_image = first.takes_integers and [user.any_order for user in users] == [True]
@@ -200,6 +194,8 @@ class Network(FlatParameters):
                 xs[0] = self._own_copy(layer, xs[0])
             if isinstance(layer, Merge):
                 values[number], backward = layer.merge(xs)
+            elif rng is not None and number in self._rectified:
+                values[number], backward = xs[0], lambda dy, grads: dy
             else:
                 values[number], backward = layer.forward(xs[0], own, None if layer.frozen else rng)
             del xs
@@ -288,13 +284,3 @@ class Network(FlatParameters):
                 if not np.isfinite(values).all():
                     return f"{name} ({'its output' if kind == 'output' else f'its parameter {kind}'})"
         return None
-
-
-@contextmanager
-def ufunc_buffer(size: int) -> Iterator[None]:
-    """A block in which NumPy's buffer has ``size`` elements."""
-    before = np.setbufsize(size)
-    try:
-        yield
-    finally:
-        np.setbufsize(before)

@@ -6,14 +6,16 @@ from math import prod
 import numpy as np
 
 from dpcnn.base import elementary
-from dpcnn.base.arrays import Array, Shape, empty, row_length
+from dpcnn.base.arrays import Array, Shape, empty, masked, row_length
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
+from dpcnn.nn.activations import rectify
 from dpcnn.nn.convolution import bands
 from dpcnn.nn.layer import Backward, Layer, Parameter, at_least, at_most
 
-CACHED = 1 << 22
-"""The largest size in bytes of the part of an image on which a batch normalisation works at a time."""
+SUMMED, CACHED = 1 << 22, 1 << 19
+"""The largest sizes in bytes of the parts of an array on which a batch normalisation works at a time: of those that it
+sums, which decide the last bits, and of those that it passes over several times, in the processor's cache."""
 
 MOST_SIZE = 255
 """The largest ``size`` of a local response normalisation."""
@@ -27,7 +29,8 @@ class BatchNorm(Layer):
     a microbatch's gradient is a function of it and the weights alone, on any rank. In evaluation they are
     running means of the microbatches' means and variances: these are parameters too, and travel with the gradients.
 
-    It overwrites x with x - mean, which its gradient needs, and dy with dx.
+    It overwrites x with x - mean, which its gradient needs, and dy with dx. If ``rectifies`` is true, it applies the
+    ReLU after it too, part by part, while the part is in the cache.
 
     Weights "w", "b", "mean" and "variance", each (C,).
     """
@@ -55,12 +58,13 @@ class BatchNorm(Layer):
         times = length // C  # a channel's values lie C apart
         centred, y = x.reshape(-1, length), empty(x.shape, x.dtype)
         rows = y.reshape(-1, length)
+        positive = empty(rows.shape, np.dtype(bool)) if self.rectifies and rng is not None else None
 
         mean, variance = params["mean"], params["variance"]
         if rng is not None:
             mean = by_channel(column_sums(x.reshape(-1, N * C)), C) / count
         for_columns, squares = repeated(mean, times), np.zeros(N * C, x.dtype)
-        for band in in_bands(centred):
+        for band in in_bands(centred, SUMMED):
             centred[band] -= for_columns
             if rng is not None:
                 squares += sum_of_products(centred[band], centred[band], N * C)
@@ -68,16 +72,20 @@ class BatchNorm(Layer):
             variance = by_channel(squares, C) / count
         deviation = np.sqrt(variance + self.epsilon)
         slope, offset = repeated(params["w"] / deviation, times), repeated(params["b"], times)
-        for band in in_bands(centred):
+        for band in in_bands(centred, CACHED):
             np.multiply(centred[band], slope, out=rows[band])
             rows[band] += offset
+            if positive is not None:
+                rectify(rows[band], positive[band])
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             """dx = w / deviation * (dy - (sum of dy) / count - z * (sum of dy z) / count), z being the normalised x."""
             dx, products = dy.reshape(-1, length), np.zeros(N * C, dy.dtype)
-            for band in in_bands(centred):
+            for band in in_bands(centred, SUMMED):
+                if positive is not None:
+                    masked(dx[band], positive[band], out=dx[band])
                 products += sum_of_products(dx[band], centred[band], N * C)
-            grads["b"][...] = by_channel(column_sums(dy.reshape(-1, N * C)), C)
+            grads["b"][...] = by_channel(column_sums(dx.reshape(-1, N * C)), C)
             grads["w"][...] = by_channel(products, C) / deviation
             grads["mean"][...] = N * mean
             grads["variance"][...] = N * variance
@@ -88,7 +96,7 @@ class BatchNorm(Layer):
             factor = params["w"] / (deviation * count)
             by_centred = repeated(factor * grads["w"] / deviation, times)
             constant = repeated(factor * grads["b"], times)
-            for band in in_bands(centred):
+            for band in in_bands(centred, CACHED):
                 centred[band] *= by_centred
                 centred[band] += constant
                 dx[band] *= slope
@@ -98,9 +106,9 @@ class BatchNorm(Layer):
         return y, backward
 
 
-def in_bands(rows: Array) -> list[slice]:
-    """Bands of ``rows`` that stay in the processor's cache."""
-    return [slice(start, stop) for start, stop in bands(len(rows), rows[0].nbytes, CACHED)]
+def in_bands(rows: Array, most: int) -> list[slice]:
+    """Bands of ``rows`` of at most so many bytes."""
+    return [slice(start, stop) for start, stop in bands(len(rows), rows[0].nbytes, most)]
 
 
 def repeated(row: Array, times: int) -> Array:
