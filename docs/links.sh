@@ -20,7 +20,7 @@ import numpy as np
 from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
 from dpcnn.evidence.measure import time_steps, warm_up
-from dpcnn.parallel import exchange
+from dpcnn.parallel import exact
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.mpi import Communicator
 from dpcnn.runs.console import Reporter
@@ -40,9 +40,9 @@ def trainer():
 
 copies = trainer()  # the rules choose this
 assert copies.team.exchange.copied
-with mock.patch.object(exchange, "copies_pay", lambda *counts: False):
+with mock.patch.object(exact, "copies_pay", lambda *counts: False):
     factors = trainer()
-    with mock.patch.object(exchange, "pays", lambda *counts: False):
+    with mock.patch.object(exact, "pays", lambda *counts: False):
         sums = trainer()
 late = {name: getattr(SerialComm, name) for name in ("irecv", "isend", "wait")}
 

@@ -13,7 +13,7 @@ from threads import factors_sent, run_ranks
 from dpcnn.base.timing import Timer
 from dpcnn.nn import layers
 from dpcnn.nn.layers import WeightProduct, weight_gradient
-from dpcnn.parallel.exchange import ExactExchange
+from dpcnn.parallel.exact import ExactExchange
 from dpcnn.parallel.factors import AT_ONCE
 from dpcnn.parallel.layout import Layout
 from dpcnn.parallel.products import Counts, copies_pay, incoming, length, message, needed_rows, outgoing, pays

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dpcnn.base.timing import Timer
 from dpcnn.parallel import layout
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.parallel.exchange import ExactExchange
+from dpcnn.parallel.exact import ExactExchange
 from dpcnn.parallel.layout import Layout
 from dpcnn.parallel.tree import chunks, interval, middle, owned, split_evenly, subtrees, tree_sum
 

@@ -17,7 +17,7 @@ from unittest import mock
 
 import numpy as np
 
-from dpcnn.parallel import exchange
+from dpcnn.parallel import exact
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.products import Counts
 from dpcnn.parallel.survival import Surviving
@@ -34,8 +34,8 @@ def factors_sent(chosen: bool, copied: bool = False) -> Iterator[None]:
         return counts.nodes > 1 and min(counts.sizes) > 1
 
     with (
-        mock.patch.object(exchange, "pays", always) if chosen else nullcontext(),
-        mock.patch.object(exchange, "copies_pay", lambda *_: copied),
+        mock.patch.object(exact, "pays", always) if chosen else nullcontext(),
+        mock.patch.object(exact, "copies_pay", lambda *_: copied),
     ):
         yield
 

@@ -19,7 +19,7 @@ from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import Adam
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.parallel.exchange import ExactExchange
+from dpcnn.parallel.exact import ExactExchange
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder

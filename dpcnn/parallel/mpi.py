@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -69,16 +69,12 @@ class Communicator(SerialComm):
     def irecv(self, receive: Array, received: Runs) -> None:
         self._lost += self._requests  # an exception came before their end: MPI may still use their memory
         self._requests, self._tag = [], self._tag % TAGS + 1
-        elements = receive.ravel()
-        for rank, (count, place) in enumerate(zip(*received, strict=True)):
-            if count:
-                self._requests.append(self._comm.Irecv(elements[place : place + count], rank, self._tag))
+        for rank, part in parts(receive, received):
+            self._requests.append(self._comm.Irecv(part, rank, self._tag))
 
     def isend(self, send: Array, sent: Runs) -> None:
-        elements = send.ravel()
-        for rank, (count, start) in enumerate(zip(*sent, strict=True)):
-            if count:
-                self._requests.append(self._comm.Isend(elements[start : start + count], rank, self._tag))
+        for rank, part in parts(send, sent):
+            self._requests.append(self._comm.Isend(part, rank, self._tag))
 
     def wait(self) -> None:
         for request in self._requests:  # one by one: if one fails, Open MPI's Waitall frees others that have not ended
@@ -128,6 +124,14 @@ class Communicator(SerialComm):
         time.sleep(0.2)  # the launcher passes on what was printed before it kills
         self._comm.Abort(status)
         os._exit(status)
+
+
+def parts(array: Array, runs: Runs) -> Iterator[tuple[int, Array]]:
+    """Each rank to which a part of an array belongs, and the part."""
+    elements = array.ravel()
+    for rank, (count, start) in enumerate(zip(*runs, strict=True)):
+        if count:
+            yield rank, elements[start : start + count]
 
 
 def by_node(mpi: Any, comm: Any) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from dpcnn.errors import CheckpointError
 from dpcnn.nn.losses import CLASSES
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.parallel.exchange import agreed_layout
+from dpcnn.parallel.exact import agreed_layout
 from dpcnn.parallel.survival import survival
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.tensorboard import writer_class

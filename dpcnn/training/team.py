@@ -12,7 +12,8 @@ from dpcnn.data.dataset import Samples
 from dpcnn.errors import CheckpointError, DivergenceError
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.parallel.exchange import EXCHANGES
+from dpcnn.parallel.exact import ExactExchange
+from dpcnn.parallel.exchange import AllreduceExchange, Exchange
 from dpcnn.parallel.layout import SHARD_BLOCK
 from dpcnn.parallel.tree import chunks
 from dpcnn.runs.checkpoint import AVERAGE, Checkpoint, vector_names, weights_sha256
@@ -21,6 +22,8 @@ from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
 from dpcnn.training.state import PARAMETERS, State, Vectors
 from dpcnn.training.update import Update
 from dpcnn.training.warm_start import WarmStart
+
+EXCHANGES: dict[str, type[Exchange]] = {"exact": ExactExchange, "allreduce": AllreduceExchange}
 
 
 def microbatch_sizes(config: Config) -> list[int]:

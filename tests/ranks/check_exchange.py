@@ -6,7 +6,8 @@ import numpy as np
 
 import dpcnn.parallel.start
 from dpcnn.base.timing import Timer
-from dpcnn.parallel.exchange import AllreduceExchange, ExactExchange
+from dpcnn.parallel.exact import ExactExchange
+from dpcnn.parallel.exchange import AllreduceExchange
 from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import middle
 
