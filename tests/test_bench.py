@@ -1,13 +1,22 @@
 """The benchmark: what it says adds up. How fast anything is, no test asks."""
 
 import json
+from unittest import mock
 
 import pytest
 from commands import command
 from conftest import run
 
+from dpcnn.config import Config
+from dpcnn.data.dataset import load
+from dpcnn.evidence.measure import time_steps, warm_up
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.runs.console import Reporter
+from dpcnn.runs.folder import RunFolder
+from dpcnn.training import plan
+from dpcnn.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("ranks", [0, 3])
@@ -28,6 +37,19 @@ def test_a_job_measures_itself(quick, tmp_path, ranks):
     assert len(found["exchange"]["ratios"]) == 9 and found["exchange"]["ratio"] > 0
     assert f"simple-cnn, {ranks} ranks, batch 90 in microbatches of 16: " in result.out
     assert "exact exchange and Adam on shards" in result.out.splitlines()[-1]
+
+
+def test_a_measurement_draws_the_order_of_each_epoch_once(small):
+    """Each step of a measurement with more steps than an epoch took as long as two random orders of all samples."""
+    config = Config(data=str(small), batch=90, microbatch=45, model="small-cnn")
+    samples = load(small, "train", SerialComm())
+    network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+    trainer = Trainer(SerialComm(), config, network, samples, RunFolder(small), Reporter())
+    with mock.patch.object(plan, "permutation", wraps=plan.permutation) as drawn:
+        warm_up(trainer)
+        time_steps(SerialComm(), trainer, 3 * trainer.plan.steps_per_epoch)
+    epochs = [call.args[1] for call in drawn.call_args_list]
+    assert epochs == sorted(set(epochs)) and len(epochs) >= 3
 
 
 def test_flops_by_hand():

@@ -67,7 +67,8 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
         trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Reporter())
         peak = sgemm_peak(comm)
         losses = warm_up(trainer)
-        images = sum(len(trainer.plan.batch(0, number)) for number in range(WARM_UP, WARM_UP + steps))
+        plan = trainer.plan
+        images = sum(len(plan.batch(plan.epoch(number), number)) for number in range(WARM_UP, WARM_UP + steps))
         seconds = time_steps(comm, trainer, steps)
         peak = max(peak, sgemm_peak(comm))
         shares = [trainer.timer.seconds[phase] / seconds for phase in STEP_PHASES]
@@ -94,13 +95,14 @@ def warm_up(trainer: Trainer) -> list[float]:
     for number in range(WARM_UP):
         step(trainer)
         metrics = trainer.progress.metrics  # of all steps so far
-        losses.append((metrics.loss - before) / len(trainer.plan.batch(0, number)))
+        losses.append((metrics.loss - before) / len(trainer.plan.batch(trainer.progress.epochs, number)))
         before = metrics.loss
     return losses
 
 
 def step(trainer: Trainer) -> None:
-    """Take a step."""
+    """Take a step; the epochs follow each other without their evaluations."""
+    trainer.progress.epochs = trainer.plan.epoch(trainer.progress.step)
     with np.errstate(all="ignore"):
         trainer.transact(trainer.train_step)()
 

@@ -78,6 +78,10 @@ class Plan:
         epochs, steps = divmod(step, self.steps_per_epoch)
         return epochs * self.training + steps * self.config.batch
 
+    def epoch(self, step: int) -> int:
+        """The epoch of a step, both counted from 0, if nothing cuts an epoch short."""
+        return step // self.steps_per_epoch
+
     def epoch_ends(self, epochs: int, step: int) -> bool:
         """Whether the epoch after ``epochs`` epochs ends after ``step`` steps, or the run does."""
         return step >= min((epochs + 1) * self.steps_per_epoch, self.last_step)

@@ -46,9 +46,10 @@ class JaxTraining:
 
     def batch(self, number: int) -> tuple[Any, Any]:
         """The batch of a step, counted from 0: pixels in the layout, scaled if the network scales first; and labels."""
-        indices = self.plan.batch(0, number)
+        epoch = self.plan.epoch(number)
+        indices = self.plan.batch(epoch, number)
         images, labels = self.samples.take(indices)
-        pixels = self.augment(images, SampleRng(self.config.seed, 0, indices)).astype(np.float32)
+        pixels = self.augment(images, SampleRng(self.config.seed, epoch, indices)).astype(np.float32)
         pixels = twin(self.scale)(self.scale, None, pixels) if self.scales else pixels
         axes = ["NHWC".index(axis) for axis in self.layout]
         return jnp.array(np.ascontiguousarray(pixels.transpose(axes))), jnp.array(labels, jnp.int32)

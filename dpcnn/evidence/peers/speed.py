@@ -50,7 +50,8 @@ def measure(training: Training, steps: int, wait: Callable[[], Any]) -> tuple[fl
     made = map(training.batch, range(WARM_UP + steps))
     batches = made if training.config.augments else iter(list(made))
     losses = [training.step(number, next(batches)) for number in range(WARM_UP)]
-    sizes = {number: len(training.plan.batch(0, number)) for number in range(WARM_UP, WARM_UP + steps)}
+    plan = training.plan
+    sizes = {number: len(plan.batch(plan.epoch(number), number)) for number in range(WARM_UP, WARM_UP + steps)}
     for number in {size: number for number, size in sizes.items()}.values():  # one of each size
         training.step(number, training.batch(number))
     wait()

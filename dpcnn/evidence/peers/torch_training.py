@@ -59,9 +59,10 @@ class TorchTraining:
 
     def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """This process's part of the batch of a step, counted from 0: scaled pixels (n, C, H, W) and labels (n,)."""
-        indices = np.array_split(self.plan.batch(0, number), self.ranks)[self.rank]
+        epoch = self.plan.epoch(number)
+        indices = np.array_split(self.plan.batch(epoch, number), self.ranks)[self.rank]
         images, labels = self.samples.take(indices)
-        pixels = torch.from_numpy(self.augment(images, SampleRng(self.config.seed, 0, indices))).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(self.augment(images, SampleRng(self.config.seed, epoch, indices))).permute(0, 3, 1, 2)
         pixels = torch.empty(pixels.shape, memory_format=self.layout).copy_(pixels)
         return self.scale(pixels), torch.from_numpy(labels.astype(np.int64))
 
