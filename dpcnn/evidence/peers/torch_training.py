@@ -59,8 +59,7 @@ class TorchTraining:
 
     def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """This process's part of the batch of a step, counted from 0: scaled pixels (n, C, H, W) and labels (n,)."""
-        epoch = self.plan.epoch(number)
-        indices = np.array_split(self.plan.batch(epoch, number), self.ranks)[self.rank]
+        indices = np.array_split(self.plan.batch(epoch := self.plan.epoch(number), number), self.ranks)[self.rank]
         images, labels = self.samples.take(indices)
         pixels = torch.from_numpy(self.augment(images, SampleRng(self.config.seed, epoch, indices))).permute(0, 3, 1, 2)
         pixels = torch.empty(pixels.shape, memory_format=self.layout).copy_(pixels)
