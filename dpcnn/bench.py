@@ -40,26 +40,27 @@ def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn bench", description=__doc__)
     parser.add_argument("--steps", type=int, default=50, help="steps of each measurement (default 50)")
-    parser.add_argument("--exchange-only", action="store_true", help="measure only the exchanges")
-    parser.add_argument(
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--exchange-only", action="store_true", help="measure only the exchanges")
+    kinds.add_argument(
         "--layers",
         action="store_true",
         dest="by_layer",  # "layers" is a value of the config
         help="measure each layer alone, its limit, and PyTorch's time if it is installed",
     )
-    parser.add_argument("--scaling", metavar="RANKS", help="start jobs with these numbers of ranks, such as 1,2,4")
-    parser.add_argument(
+    kinds.add_argument("--scaling", metavar="RANKS", help="start jobs with these numbers of ranks, such as 1,2,4")
+    kinds.add_argument(
         "--versus",
         choices=PEERS,
         help="jobs in turns with PyTorch DDP (a process per rank), or a process of PyTorch or JAX (a thread per rank)",
     )
-    parser.add_argument(
-        "--compile", action="store_true", help="with --versus torch: try torch.compile too, which takes long"
-    )
-    parser.add_argument(
+    kinds.add_argument(
         "--survive",
         action="store_true",
         help="start jobs that survive the death of ranks and others in turns; kill ranks",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="with --versus torch: try torch.compile too, which takes long"
     )
     parser.add_argument("--ranks", type=int, default=2, help="number of ranks for --versus and --survive (default 2)")
     parser.add_argument("--batches", default="32,64,128", help="batches per rank for --versus (default 32,64,128)")
@@ -109,6 +110,8 @@ def check(options: Namespace) -> tuple[list[int], list[int]]:
     for name in ("scaling", "versus", "survive"):
         if getattr(options, name):
             check_starter(f"--{name}", options.launcher)
+    if options.json and not options.json.parent.is_dir():
+        raise ConfigError(f"--json: no such folder: {options.json.parent}; create it")
     if options.compile and options.versus == "jax":
         raise ConfigError("--compile: it is torch.compile; JAX always compiles, so leave it out with --versus jax")
     if options.survive and options.ranks < 2:

@@ -33,7 +33,9 @@ def make_parser() -> Parser:
         "--ranks-per-node", type=int, default=16, metavar="N", help="ranks per node; use one per core (default 16)"
     )
     parser.add_argument("--memory", type=int, default=1, metavar="GB", help="memory per rank (default 1)")
-    parser.add_argument("--time", default="1:00:00", help="time limit: minutes, H:M:S or D-H:M:S (default 1:00:00)")
+    parser.add_argument(
+        "--time", default="1:00:00", help="time limit: minutes, M:S, H:M:S or D-H:M:S (default 1:00:00)"
+    )
     parser.add_argument(
         "--starter",
         metavar="COMMAND",

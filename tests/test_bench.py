@@ -36,6 +36,7 @@ def test_a_job_measures_itself(quick, tmp_path, ranks):
     assert all(0 < used["own"] <= used["peak"] for used in found["memory"])
     assert len(found["exchange"]["ratios"]) == 9 and found["exchange"]["ratio"] > 0
     assert f"simple-cnn, {ranks} ranks, batch 90 in microbatches of 16: " in result.out
+    assert " ms per step of 82.5 images on average: an epoch ends in a smaller batch\n" in result.out
     assert "exact exchange and Adam on shards" in result.out.splitlines()[-1]
 
 
@@ -90,6 +91,9 @@ def test_the_cost_of_survival_is_measured(quick, tmp_path):
     [
         (["--survive", "--ranks", "1"], "--ranks: --survive needs at least 2, not 1"),
         (["--steps", "0"], "--steps: must be at least 1, not 0"),
+        (["--layers", "--scaling", "1,2"], "argument --scaling: not allowed with argument --layers"),
+        (["--layers", "--versus", "torch"], "argument --versus: not allowed with argument --layers"),
+        (["--json", "nosuchfolder/b.json"], "--json: no such folder: nosuchfolder; create it"),
         (["--scaling", "1,x"], "--scaling: expected numbers such as 1,2,4, not 1,x"),
         (["--scaling", "1,2", "--launcher", "nosuchrun"], "--launcher: no nosuchrun on the PATH"),
     ],

@@ -80,6 +80,8 @@ def test_times_as_slurm_writes_them(text, seconds):
 def test_other_times_are_refused(text):
     with pytest.raises(ConfigError, match="--walltime: expected minutes"):
         seconds_of(text)
+    with pytest.raises(ConfigError, match="--time: expected minutes"):
+        seconds_of(text, "--time")
 
 
 def test_whose_word_on_the_job_s_end_counts():

@@ -75,7 +75,7 @@ def test_a_short_job_is_not_told_of_its_end_at_its_beginning():
     ("words", "message"),
     [
         (["--nodes", "0"], "--nodes: must be at least 1, not 0"),
-        (["--time", "1h"], "--walltime: expected minutes, M:S, H:M:S or D-H:M:S, not '1h'"),
+        (["--time", "1h"], "--time: expected minutes, M:S, H:M:S or D-H:M:S, not '1h'"),
         (["--", "--recipee", "x"], "unrecognized arguments: --recipee x"),
         (["--", "--lr", "-1"], "--lr: must be a number above 0, not -1.0"),
         (["--", "--out", "x"], "--out: the job gives this itself"),

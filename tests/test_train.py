@@ -300,6 +300,13 @@ def test_a_warm_up_of_more_than_half_of_the_run_is_told_at_its_start(quick, tmp_
     assert "the learning rate rises" not in fit
 
 
+def test_ranks_without_a_microbatch_are_told_at_the_start(quick, tmp_path):
+    told = "warning: a batch has 2 microbatches, so 1 of 3 ranks have no gradient to compute; give a larger --batch"
+    flags = [*quick, "--model", "mlp", "--microbatch", "45", "--max-steps", "1", "--out"]
+    assert told in trained(3, *flags, tmp_path / "three").out
+    assert "no gradient to compute" not in trained(2, *flags, tmp_path / "two").out
+
+
 def test_without_validation_the_last_epoch_is_the_best(quick, tmp_path):
     result = trained(2, *quick, "--validation", "0", "--model", "mlp", "--out", tmp_path / "run")
     assert "700 images to train, 0 to validate" in result.out

@@ -84,7 +84,7 @@ class BatchJob:
         return re.sub("@([a-z_]+)@", lambda match: values[match[1]], template.read_text(encoding="utf-8"))
 
     def _values(self) -> dict[str, str]:
-        seconds = seconds_of(self.time)
+        seconds = seconds_of(self.time, "--time")
         hours, rest = divmod(seconds, 3600)
         return {
             "nodes": str(self.nodes),

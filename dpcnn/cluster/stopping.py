@@ -97,8 +97,8 @@ def job_end(environment: Mapping[str, str], started: float, walltime: str = "") 
     return None
 
 
-def seconds_of(walltime: str) -> int:
-    """The seconds of a time in Slurm's format: M, M:S, H:M:S, or D-H:M:S.
+def seconds_of(walltime: str, flag: str = "--walltime") -> int:
+    """The seconds of a time in Slurm's format: M, M:S, H:M:S, or D-H:M:S; ``flag`` is for the message.
 
     Raises:
         ConfigError: it has another format, or is 0.
@@ -107,7 +107,7 @@ def seconds_of(walltime: str) -> int:
     days, hours, minutes, seconds = (int(word or 0) for word in match.groups()) if match else (0, 0, 0, 0)
     total = ((24 * days + hours) * 60 + minutes) * 60 + seconds
     if not total:
-        raise ConfigError(f"--walltime: expected minutes, M:S, H:M:S or D-H:M:S, not {walltime[:40]!r}")
+        raise ConfigError(f"{flag}: expected minutes, M:S, H:M:S or D-H:M:S, not {walltime[:40]!r}")
     return total
 
 

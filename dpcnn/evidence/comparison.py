@@ -76,7 +76,8 @@ def scaling(jobs: Jobs, counts: Sequence[int]) -> tuple[Result, str]:
                 last[count] = jobs.measure(count, whole, batch if kind == "weak" else 0)
                 speeds[kind][count].append(last[count]["images_per_second"])
     medians = {kind: {count: median(rates) for count, rates in of.items()} for kind, of in speeds.items()}
-    text = f"{scaling_table(counts, batches, speeds)}\n\n{draw_scaling(medians, Path('scaling'))}"
+    sizes = f"strong: microbatches of {jobs.config.microbatch}; weak: one microbatch of {batch} per rank"
+    text = f"{scaling_table(counts, batches, speeds)}\n\n{sizes}\n{draw_scaling(medians, Path('scaling'))}"
     return {"speeds": speeds, "machine": last[counts[0]]["machine"]}, text
 
 

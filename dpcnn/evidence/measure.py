@@ -77,6 +77,7 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
         "config": config.as_dict(),
         "images_per_second": speed,
         "seconds_a_step": seconds / steps,
+        "images_a_step": images / steps,
         "losses": losses,
         "shares": [dict(zip(STEP_PHASES, row.tolist(), strict=True)) for row in comm.allgather(np.array(shares))],
         "flops_an_image": network.flops,
@@ -195,12 +196,13 @@ def job_text(result: Result) -> str:
 
 def training_lines(result: Result) -> list[str]:
     """The machine, and the speed of the training."""
-    machine, config = result["machine"], result["config"]
+    machine, config, images = result["machine"], result["config"], result["images_a_step"]
+    rest = "" if images == config["batch"] else f" of {images:,.1f} images on average: an epoch ends in a smaller batch"
     return [
         f"{machine['processor']}; {machine['mpi']}; NumPy {machine['numpy']}, {machine['blas']}",
         f"{config['model']}, {result['ranks']} ranks, batch {config['batch']} in microbatches of "
         f"{config['microbatch']}: {result['images_per_second']:,.0f} images/s, "
-        f"{1e3 * result['seconds_a_step']:.1f} ms per step",
+        f"{1e3 * result['seconds_a_step']:.1f} ms per step{rest}",
         f"sgemm peak of all ranks {result['sgemm_peak'] / 1e9:.0f} GFLOP/s; {result['flops_an_image'] / 1e6:.1f} MFLOP "
         f"per image by direct convolution; {result['fraction_of_limit']:.0%} of that limit",
     ]

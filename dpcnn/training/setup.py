@@ -169,6 +169,12 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     lines += trainer.plan.holdout.remarks
     if config.microbatch > config.batch:
         lines.append(f"--microbatch {config.microbatch} is above the batch: each batch is one microbatch, of one rank")
+    elif comm.size > (count := len(microbatch_sizes(config))):
+        lines.append(
+            f"warning: a batch has {count} microbatch{'es' * (count > 1)}, so {comm.size - count} of {comm.size} ranks "
+            "have no gradient to compute; give a larger --batch or a smaller --microbatch (both affect the result), or "
+            "start fewer ranks"
+        )
     if reasons := deviations():
         lines.append(f"the bits may not be those of other machines: {reasons}")
     if config.exchange == "allreduce":
