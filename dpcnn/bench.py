@@ -81,6 +81,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
         counts, batches = check(options)
         if options.by_layer and comm.size > 1:
             raise ConfigError("--layers: start it without mpirun; it measures one process")
+        if comm.rank == 0 and options.json and not options.json.parent.is_dir():
+            raise ConfigError(f"--json: no such folder: {options.json.parent}; create it")
     say = partial(print, file=sys.stderr, flush=True)
     jobs = Jobs(options.launcher, options.recipe, given(options), config, options.steps, options.rounds, say)
     if options.scaling:
@@ -110,8 +112,6 @@ def check(options: Namespace) -> tuple[list[int], list[int]]:
     for name in ("scaling", "versus", "survive"):
         if getattr(options, name):
             check_starter(f"--{name}", options.launcher)
-    if options.json and not options.json.parent.is_dir():
-        raise ConfigError(f"--json: no such folder: {options.json.parent}; create it")
     if options.compile and options.versus == "jax":
         raise ConfigError("--compile: it is torch.compile; JAX always compiles, so leave it out with --versus jax")
     if options.survive and options.ranks < 2:

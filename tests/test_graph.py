@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn import normalisation
+from dpcnn.nn.activations import ReLU
 from dpcnn.nn.losses import CrossEntropy
 from dpcnn.nn.models import build
 from dpcnn.nn.network import Network
@@ -136,6 +137,10 @@ def test_which_relus_a_normalisation_applies():
     network = Network(SHAPE, build(spec, CLASSES))
     assert network._rectified == {2: 1}
     assert [number for number, layer in enumerate(network.layers) if layer.rectifies] == [1]
+    for place, derived in ((1, type("Other", (normalisation.BatchNorm,), {})), (2, type("Other", (ReLU,), {}))):
+        layers = build(spec, CLASSES)
+        layers[place] = derived()
+        assert Network(SHAPE, layers)._rectified == {}
     other = Network(SHAPE, [layer for layer in network.layers if network.names[layer.number] != "relu1"])
     assert not other.layers[1].rectifies
 

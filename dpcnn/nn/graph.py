@@ -81,14 +81,12 @@ def learning(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> lis
 
 def rectified(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> dict[int, int]:
     """The ReLUs that a batch normalisation applies in training: the normalisation's number, by that of the ReLU, which
-    alone takes its output. A frozen normalisation computes as in evaluation, and applies none."""
+    alone takes its output. A frozen normalisation computes as in evaluation, and applies none; layers of classes derived
+    from these two may compute something else."""
     users = Counter(source for inputs in sources for source in inputs)
-    found = {number: first for number, (first, *_) in enumerate(sources) if isinstance(layers[number], ReLU)}
+    found = {number: first for number, (first, *_) in enumerate(sources) if type(layers[number]) is ReLU}
     return {
         number: source
         for number, source in found.items()
-        if source != IMAGES
-        and users[source] == 1
-        and isinstance(layers[source], BatchNorm)
-        and not layers[source].frozen
+        if source != IMAGES and users[source] == 1 and type(layers[source]) is BatchNorm and not layers[source].frozen
     }
