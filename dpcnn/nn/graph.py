@@ -81,8 +81,8 @@ def learning(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> lis
 
 def rectified(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> dict[int, int]:
     """The ReLUs that a batch normalisation applies in training: the normalisation's number, by that of the ReLU, which
-    alone takes its output. A frozen normalisation computes as in evaluation, and applies none; layers of classes derived
-    from these two may compute something else."""
+    alone takes its output. A frozen normalisation computes as in evaluation, and applies none. Layers of classes that
+    are derived from these two may compute something else."""
     users = Counter(source for inputs in sources for source in inputs)
     found = {number: first for number, (first, *_) in enumerate(sources) if type(layers[number]) is ReLU}
     return {
