@@ -14,7 +14,6 @@ PROCESSORS = {
     "Haswell-v4": TRAININGS,
     "Skylake-Client-v4": TRAININGS,
     "EPYC-Rome-v1": [*TRAININGS, "fast"],
-    "Cascadelake-Server-noTSX": TRAININGS,
 }
 """Of the golden trainings, those that take no minutes under emulation."""
 

@@ -155,7 +155,7 @@ def test_ranks_and_nodes_change_nothing(data, config, nodes, others, factors, co
 
 
 @pytest.mark.slow
-@examples(80)
+@examples(64)
 @given(config=configs(), nodes=NODES, others=NODES, factors=st.booleans(), copied=st.booleans())
 def test_ranks_and_nodes_change_nothing_in_many_cases(data, config, nodes, others, factors, copied):
     check_promise(data, config, nodes, others, factors, copied)

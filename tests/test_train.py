@@ -318,7 +318,7 @@ def test_without_validation_the_last_epoch_is_the_best(quick, tmp_path):
 
 @pytest.mark.slow
 def test_every_recipe_keeps_the_promise():
-    alone, *others = (run(ranks, Path(__file__).parent / "ranks" / "check_recipes.py") for ranks in (1, 2, 3))
+    alone, *others = (run(ranks, Path(__file__).parent / "ranks" / "check_recipes.py") for ranks in (1, 3))
     names = [line.split()[0] for line in alone.out.splitlines()]
     assert names == sorted(path.stem for path in (ROOT / "dpcnn" / "recipes").glob("*.toml")), alone.err
     assert len({line.split()[2] for line in alone.out.splitlines()}) == len(names)
