@@ -9,7 +9,7 @@ from conftest import run
 
 from dpcnn.config import Config
 from dpcnn.data.dataset import load
-from dpcnn.evidence.measure import time_steps, warm_up
+from dpcnn.evidence.measure import measure, time_steps, warm_up
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
@@ -40,17 +40,37 @@ def test_a_job_measures_itself(quick, tmp_path, ranks):
     assert "exact exchange and Adam on shards" in result.out.splitlines()[-1]
 
 
+def of_seven_steps(data):
+    """A configuration, its network and its samples; an epoch has seven steps."""
+    config, samples = (
+        Config(data=str(data), batch=90, microbatch=45, model="small-cnn"),
+        load(data, "train", SerialComm()),
+    )
+    return config, config.network(samples.manifest.image_shape, samples.manifest.classes), samples
+
+
 def test_a_measurement_draws_the_order_of_each_epoch_once(small):
     """Each step of a measurement with more steps than an epoch took as long as two random orders of all samples."""
-    config = Config(data=str(small), batch=90, microbatch=45, model="small-cnn")
-    samples = load(small, "train", SerialComm())
-    network = config.network(samples.manifest.image_shape, samples.manifest.classes)
-    trainer = Trainer(SerialComm(), config, network, samples, RunFolder(small), Reporter())
+    trainer = Trainer(SerialComm(), *of_seven_steps(small), RunFolder(small), Reporter())
     with mock.patch.object(plan, "permutation", wraps=plan.permutation) as drawn:
         warm_up(trainer)
         time_steps(SerialComm(), trainer, 3 * trainer.plan.steps_per_epoch)
     epochs = [call.args[1] for call in drawn.call_args_list]
     assert epochs == sorted(set(epochs)) and len(epochs) >= 3
+
+
+def test_the_clock_does_not_count_an_order_that_the_warm_up_has_drawn(small):
+    timed: list[int] = []
+
+    def record(*arguments):
+        with mock.patch.object(plan, "permutation", wraps=plan.permutation) as drawn:
+            seconds = time_steps(*arguments)
+        timed.extend(call.args[1] for call in drawn.call_args_list)
+        return seconds
+
+    with mock.patch("dpcnn.evidence.measure.time_steps", record):
+        measure(SerialComm(), *of_seven_steps(small), 20)
+    assert timed == [1, 2, 3]
 
 
 def test_flops_by_hand():

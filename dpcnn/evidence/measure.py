@@ -67,9 +67,9 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
         trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Reporter())
         peak = sgemm_peak(comm)
         losses = warm_up(trainer)
+        seconds = time_steps(comm, trainer, steps)
         plan = trainer.plan
         images = sum(len(plan.batch(plan.epoch(number), number)) for number in range(WARM_UP, WARM_UP + steps))
-        seconds = time_steps(comm, trainer, steps)
         peak = max(peak, sgemm_peak(comm))
         shares = [trainer.timer.seconds[phase] / seconds for phase in STEP_PHASES]
     speed = images / seconds
