@@ -35,7 +35,7 @@ def test_a_job_measures_itself(quick, tmp_path, ranks):
     assert found["fraction_of_limit"] == pytest.approx(found["images_per_second"] / limit)
     assert all(0 < used["own"] <= used["peak"] for used in found["memory"])
     assert len(found["exchange"]["ratios"]) == 9 and found["exchange"]["ratio"] > 0
-    assert f"simple-cnn, {ranks} ranks, batch 90 in microbatches of 16: " in result.out
+    assert f"simple-cnn, {ranks} rank{'s' * (ranks > 1)}, batch 90 in microbatches of 16: " in result.out
     assert " ms per step of 82.5 images on average: an epoch ends in a smaller batch\n" in result.out
     assert "exact exchange and Adam on shards" in result.out.splitlines()[-1]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dpcnn.base.fields import load_json
 from dpcnn.base.files import read_bytes
-from dpcnn.base.text import markdown
+from dpcnn.base.text import count_of, markdown
 from dpcnn.config import Config
 from dpcnn.evidence.jobs import config_words, run
 from dpcnn.evidence.measure import Result
@@ -89,4 +89,4 @@ def scaling_table(counts: Sequence[int], batches: Mapping[str, Mapping[int, int]
         for count in counts:
             middle, extent = median(rates[count]), f"{min(rates[count]):,.0f} to {max(rates[count]):,.0f}"
             rows.append((kind, count, batches[kind][count], f"{middle:,.0f}", extent, f"{middle / base:.2f}"))
-    return markdown(("scaling", "ranks", "batch", "images/s", "range", f"times {counts[0]} ranks"), rows)
+    return markdown(("scaling", "ranks", "batch", "images/s", "range", f"times {count_of(counts[0], 'rank')}"), rows)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.numerics import check, fingerprint, processor
-from dpcnn.base.text import markdown
+from dpcnn.base.text import count_of, markdown
 from dpcnn.base.timing import STEP_PHASES, Timer
 from dpcnn.config import Config
 from dpcnn.data.dataset import Samples, find_data, load
@@ -200,7 +200,7 @@ def training_lines(result: Result) -> list[str]:
     rest = "" if images == config["batch"] else f" of {images:,.1f} images on average: an epoch ends in a smaller batch"
     return [
         f"{machine['processor']}; {machine['mpi']}; NumPy {machine['numpy']}, {machine['blas']}",
-        f"{config['model']}, {result['ranks']} ranks, batch {config['batch']} in microbatches of "
+        f"{config['model']}, {count_of(result['ranks'], 'rank')}, batch {config['batch']} in microbatches of "
         f"{config['microbatch']}: {result['images_per_second']:,.0f} images/s, "
         f"{1e3 * result['seconds_a_step']:.1f} ms per step{rest}",
         f"sgemm peak of all ranks {result['sgemm_peak'] / 1e9:.0f} GFLOP/s; {result['flops_an_image'] / 1e6:.1f} MFLOP "
@@ -220,7 +220,8 @@ def rank_table(result: Result) -> str:
 def exchange_line(ranks: int, times: Result) -> str:
     """The comparison of the exchanges in words."""
     exact, allreduce = (median(times["milliseconds"][key]) for key in ("exact", "allreduce"))
+    least, most = min(times["ratios"]), max(times["ratios"])
     return (
-        f"{ranks} ranks: exact exchange and Adam on shards {exact:.2f} ms, MPI_Allreduce and Adam on every rank "
-        f"{allreduce:.2f} ms; ratio {times['ratio']:.2f} ({min(times['ratios']):.2f} to {max(times['ratios']):.2f})"
+        f"{count_of(ranks, 'rank')}: exact exchange and Adam on shards {exact:.2f} ms, MPI_Allreduce and Adam on every "
+        f"rank {allreduce:.2f} ms; ratio {times['ratio']:.2f} ({least:.2f} to {most:.2f})"
     )

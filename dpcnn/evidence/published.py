@@ -8,7 +8,7 @@ from statistics import median
 from dpcnn.base.fields import load_json
 from dpcnn.base.files import read_bytes, write_file
 from dpcnn.base.numerics import fingerprint, processor
-from dpcnn.base.text import markdown
+from dpcnn.base.text import count_of, markdown
 from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.jobs import run
@@ -131,5 +131,5 @@ def table(rows: Sequence[Sequence[str]], ranks: int) -> str:
     numerics = fingerprint()
     ours, theirs = ("dpcnn, median", "per seed", "training"), ("PyTorch, median", "per seed")
     header = ("recipe", "optimizer", "accuracy", "published", *ours, *theirs)
-    machine = f"{processor()}; {ranks} ranks; NumPy {numerics['numpy']}, {numerics['blas']}"
+    machine = f"{processor()}; {count_of(ranks, 'rank')}; NumPy {numerics['numpy']}, {numerics['blas']}"
     return f"{machine}\n\n{markdown(header, rows)}"

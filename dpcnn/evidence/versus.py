@@ -11,7 +11,7 @@ import numpy as np
 
 from dpcnn.base.fields import load_json
 from dpcnn.base.numerics import processor
-from dpcnn.base.text import markdown
+from dpcnn.base.text import count_of, markdown
 from dpcnn.errors import LaunchError
 from dpcnn.evidence.comparison import Jobs
 from dpcnn.evidence.jobs import config_words, run
@@ -93,8 +93,8 @@ def versus(jobs: Jobs, name: str, ranks: int, batches: Sequence[int], compiled: 
     ratios = {batch: summary(rounds[batch], list(settings)) for batch in batches}
     text = (
         f"{jobs.config.model} against {peer.title} {machine[peer.package]}; {machine['processor']}; "
-        f"NumPy {machine['numpy']}, {machine['blas']}; {ranks} ranks; "
-        f"{jobs.rounds} rounds; images/s are medians"
+        f"NumPy {machine['numpy']}, {machine['blas']}; {count_of(ranks, 'rank')}; "
+        f"{count_of(jobs.rounds, 'round')}; images/s are medians"
     )
     lines = [text, "", table(rounds, ratios, losses), *remarks(losses)]
     result = {"rounds": rounds, "ratios": ratios, "losses": losses, "machine": machine, "peer": name, "ranks": ranks}

@@ -11,6 +11,7 @@ import numpy as np
 from dpcnn import __version__
 from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.base.files import MOST_JSON, read_bytes
+from dpcnn.base.text import count_of
 from dpcnn.base.timing import PHASES
 from dpcnn.errors import CheckpointError, LaunchError, printable
 from dpcnn.reporting.activation_maps import draw_activation_maps
@@ -147,8 +148,8 @@ def summary(path: Path, checkpoint: Checkpoint, examination: Examination, events
     progress, results = checkpoint.progress, examination.results
     return {
         "network": f"{checkpoint.config.model}, {checkpoint.network().counted}",
-        "checkpoint": f"{path.name}: after {progress.step:,} steps, {progress.epochs} epochs; all figures, pictures "
-        "and tables of classes on this page belong to it",
+        "checkpoint": f"{path.name}: after {count_of(progress.step, 'step')}, {count_of(progress.epochs, 'epoch')}; "
+        "all figures, pictures and tables of classes on this page belong to it",
         **of_test(results),
         **achieved(events, checkpoint.config.monitored),
         "seed": checkpoint.config.seed,
@@ -176,7 +177,7 @@ def achieved(events: Sequence[Event], monitor: str) -> dict[str, str]:
         f"validation {name}": f"{best[f'validation_{name}']:.4f} at best, after epoch {best['epoch']}"
         if f"validation_{name}" in best
         else "no samples held back",
-        "trained for": f"{last['epoch']} epochs, {last['step']:,} steps{end}",
+        "trained for": f"{count_of(last['epoch'], 'epoch')}, {count_of(last['step'], 'step')}{end}",
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dpcnn.base.files import Folder
+from dpcnn.base.text import count_of
 from dpcnn.errors import printable
 from dpcnn.parallel.terminal import image_bar, in_notebook, open_terminal, terminal
 from dpcnn.runs.events import Event, brief, evaluated
@@ -166,8 +167,9 @@ class Console(Reporter):
 
     def event(self, event: Event) -> None:
         if event["event"] == "death":
-            who = f"{', '.join(event['lost'])} died after step {event['step']}"
-            self.say(f"{who}: {event['ranks']} ranks continue, after {event['seconds']:.2f} s")
+            who, left = f"{', '.join(event['lost'])} died after step {event['step']}", event["ranks"]
+            continues = f"{count_of(left, 'rank')} continue{'s' * (left == 1)}"
+            self.say(f"{who}: {continues}, after {event['seconds']:.2f} s")
         if event["event"] != "epoch":
             return
         names = {**{kind: kind for kind in evaluated(event)}, "training": "train"}

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpcnn import __version__
 from dpcnn.base.numerics import check, deviations, differences, fingerprint
+from dpcnn.base.text import count_of
 from dpcnn.cluster.stopping import Stop
 from dpcnn.config import Config
 from dpcnn.data.augment import augmentations
@@ -143,10 +144,10 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     limit = f", but {config.max_steps:,} in all (--max-steps)" if cut else ""
     lines = [
         f"dpcnn {__version__}: {config.model}, {trainer.network.counted}, on {data.name}: "
-        f"{trainer.plan.training:,} images to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
-        f"{comm.size} rank{'s' * (comm.size > 1)}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}"
+        f"{count_of(trainer.plan.training, 'image')} to train, {held:,} to validate{how[config.holdout] * (held > 0)}",
+        f"{count_of(comm.size, 'rank')}, {comm.library}; NumPy {numerics['numpy']}, {numerics['blas']}"
         f"{', portable numerics' * (config.numerics == 'portable')}",
-        f"{config.epochs} epochs of {trainer.plan.steps_per_epoch} steps{limit}; "
+        f"{count_of(config.epochs, 'epoch')} of {count_of(trainer.plan.steps_per_epoch, 'step')}{limit}; "
         f"batch {config.batch} in microbatches of {config.microbatch}; {config.optimizer}, "
         f"rate {config.lr:g}; seed {config.seed}; {config.exchange} exchange",
         *([f"augmentation: {augmentations(config)}"] if config.augments else []),
