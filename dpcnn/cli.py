@@ -161,7 +161,7 @@ def _escape_what_the_terminal_lacks() -> None:
 
 
 def _end_by_error(comm: SerialComm, error: DpcnnError) -> int:
-    if comm.rank == 0 or not error.agreed:
+    if error.speaker and (comm.rank == 0 or not error.agreed):
         tell(error)
     return _end(comm, error.status, error.agreed)
 

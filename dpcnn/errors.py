@@ -22,6 +22,8 @@ class DpcnnError(Exception):
 
     agreed = False
     """Whether every rank raises this error now, so that the job can end in order."""
+    speaker = True
+    """Whether this process prints the error for its job: without MPI, the ranks can't agree on one."""
     status = 2
     """The exit status of the command."""
 
@@ -32,9 +34,6 @@ class ConfigError(DpcnnError):
 
 class LaunchError(DpcnnError):
     """The launcher, the MPI library or the environment."""
-
-    speaker = True
-    """Whether this process prints the error for its job: without MPI, the ranks can't agree on one."""
 
 
 class DataError(DpcnnError):

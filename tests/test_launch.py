@@ -114,3 +114,12 @@ def test_ranks_are_started_with_what_there_is(tmp_path, monkeypatch, programs, a
     if allocation:
         monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert usual_launcher() == launcher
+
+
+@pytest.mark.parametrize(
+    "words", [["dpcnn.bench", "--scaling", "1,2"], ["dpcnn", "verify"], ["dpcnn.reproduce", "lenet5"]]
+)
+def test_a_command_that_starts_ranks_itself_says_so_once_under_a_launcher(words):
+    result = run(3, "-m", *words)
+    assert result.status == 2
+    assert result.err.count("starts the ranks itself: run it without the launcher of") == 1

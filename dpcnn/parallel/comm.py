@@ -172,17 +172,17 @@ class SerialComm:
         Where a DpcnnError or an OSError leaves the block on any rank, every rank raises the first
         of them, in the order of ranks.
         """
-        error: tuple[str, str] | None = None
+        error: tuple[str, str, bool] | None = None
         try:
             yield
         except DpcnnError as raised:
-            error = type(raised).__name__, str(raised)
+            error = type(raised).__name__, str(raised), raised.speaker
         except BrokenPipeError:
             raise
         except OSError as raised:
-            error = "DpcnnError", f"{raised.filename or 'a file'}: {raised.strerror or raised}"
+            error = "DpcnnError", f"{raised.filename or 'a file'}: {raised.strerror or raised}", True
         if self.bitwise_or(error is not None):
-            kind, message = next(found for found in self.allgather_obj(error) if found)
+            kind, message, speaker = next(found for found in self.allgather_obj(error) if found)
             agreed = KINDS[kind](message)
-            agreed.agreed = True
+            agreed.agreed, agreed.speaker = True, speaker
             raise agreed from None

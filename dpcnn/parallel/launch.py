@@ -137,11 +137,13 @@ def check_starter(command: str, launcher: str) -> None:
     """
     launch = detect(os.environ)
     if launch and launch.size > 1:
-        raise LaunchError(f"{command} starts the ranks itself: run it without the launcher of {launch.family}")
+        error = LaunchError(f"{command} starts the ranks itself: run it without the launcher of {launch.family}")
+        error.speaker = launch.rank == 0
+        raise error
     try:
         words = shlex.split(launcher)
-    except ValueError as error:
-        raise LaunchError(f"--launcher: {error} in {launcher!r}") from None
+    except ValueError as reason:
+        raise LaunchError(f"--launcher: {reason} in {launcher!r}") from None
     if not words or shutil.which(words[0]) is None:
         raise LaunchError(
             f"--launcher: no {launcher or 'launcher'} on the PATH; load your MPI, or activate the environment"
