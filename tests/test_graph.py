@@ -14,6 +14,7 @@ from dpcnn.nn.activations import ReLU
 from dpcnn.nn.losses import CrossEntropy
 from dpcnn.nn.models import build
 from dpcnn.nn.network import Network
+from dpcnn.nn.pooling import MaxPool2d
 
 SHAPE, CHANNELS, CLASSES = (6, 5, 2), 4, 3
 
@@ -86,9 +87,17 @@ PIECES = [
     [*NORMALISED, {"kind": "add", "with": ["first"]}],
     [{"kind": "batchnorm", "freeze": True}, {"kind": "relu"}],
     [*NORMALISED, {"kind": "maxpool2d", "kernel_size": 1}],
+    [CONVOLUTION, {"kind": "relu"}, {"kind": "maxpool2d", "kernel_size": 3, "stride": 1, "padding": 1}],
 ]
 HIDDEN = [{"kind": "flatten"}, {"kind": "linear", "features": 9}, *NORMALISED, {"kind": "linear"}]
 HEADS = [HEAD, [{"kind": "flatten"}, {"kind": "linear"}], HIDDEN]
+
+
+def layer_by_layer(network: Network) -> None:
+    """Let a network compute all its layers in training, each for itself, as in evaluation."""
+    network._in_training, network._rectified = network.layers, {}
+    for layer in network.layers:
+        layer.rectifies = False
 
 
 @settings(max_examples=60, deadline=None)
@@ -103,9 +112,7 @@ def test_a_relu_that_a_normalisation_applies_has_the_bits_of_one_that_it_does_no
     spec = [{**CONVOLUTION, "name": "first"}, *(layer for piece in pieces for layer in piece), *head]
     folded, plain = (Network(SHAPE, build([{"kind": "scale"}, *spec], CLASSES)) for _ in range(2))
     event(f"{len(folded._rectified)} ReLUs are applied")
-    plain._rectified = {}
-    for layer in plain.layers:
-        layer.rectifies = False
+    layer_by_layer(plain)
     images, labels = rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
     gradients = np.full((2, folded.size), np.nan, np.float32)
     with mock.patch.object(normalisation, "CACHED", cached):
@@ -117,6 +124,62 @@ def test_a_relu_that_a_normalisation_applies_has_the_bits_of_one_that_it_does_no
         ]
     assert results[0] == results[1]
     np.testing.assert_array_equal(gradients[0], gradients[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pool=st.tuples(*[st.integers(1, 4)] * 2, st.integers(0, 2)),
+    normalised=st.booleans(),
+    levels=st.sampled_from([1, 2, 1000]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_relu_after_the_pooling_has_the_bits_of_one_before_it(pool, normalised, levels, seed):
+    """Few levels of the weights, so that many values of a window are equal, or zero."""
+    (kernel_size, stride, padding), rng = pool, np.random.default_rng(seed)
+    pooling = {"kernel_size": kernel_size, "stride": stride, "padding": min(padding, kernel_size // 2)}
+    relu = NORMALISED if normalised else NORMALISED[1:]
+    spec = [CONVOLUTION, *relu, {"kind": "maxpool2d", **pooling}, CONVOLUTION, *HEAD]
+    swapped, plain = (Network(SHAPE, build([{"kind": "scale"}, *spec], CLASSES)) for _ in range(2))
+    layer_by_layer(plain)
+    params = (np.round(swapped.initialise(1) * levels) / levels).astype(np.float32)
+    images, labels = rng.integers(0, 3, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
+    gradients = np.full((2, swapped.size), np.nan, np.float32)
+    results = [
+        network.gradient(params, images, labels, CrossEntropy(0.0), out, SampleRng(0, 0, np.arange(4)))
+        for network, out in zip((swapped, plain), gradients, strict=True)
+    ]
+    assert results[0] == results[1]
+    np.testing.assert_array_equal(gradients[0], gradients[1])
+
+
+def test_which_relus_wait_for_a_pooling():
+    relu, pool = {"kind": "relu"}, {"kind": "maxpool2d", "kernel_size": 1}
+    spec = [
+        {"kind": "conv2d", "filters": 2, "kernel_size": 1},
+        relu,  # 1: waits for both
+        pool,
+        pool,
+        {**relu, "name": "shared"},  # 4: another layer takes its output too
+        pool,
+        {"kind": "add", "with": ["shared"]},
+        relu,  # 7: the pooling is another one
+        {"kind": "avgpool2d", "kernel_size": 1},
+        {"kind": "batchnorm"},
+        relu,  # 10: waits, so the normalisation does not apply it
+        pool,
+        {"kind": "leakyrelu"},  # 12: other rounded values may be equal
+        pool,
+        *HEAD,
+    ]
+    network = Network(SHAPE, build(spec, CLASSES))
+    order = [network.names[layer.number] for layer in network._in_training]
+    assert order[1:4] == ["maxpool2d1", "maxpool2d2", "relu1"] and order[10:12] == ["maxpool2d4", "relu4"]
+    assert order[4:10] == network.names[4:10] and order[12:] == network.names[12:]
+    assert network._rectified == {}
+    layers = build(spec[:3] + HEAD, CLASSES)
+    for place, derived in ((1, type("Other", (ReLU,), {})()), (2, type("Other", (MaxPool2d,), {})(1))):
+        other = [*layers[:place], derived, *layers[place + 1 :]]
+        assert Network(SHAPE, other)._in_training == other
 
 
 def test_which_relus_a_normalisation_applies():

@@ -9,6 +9,7 @@ from dpcnn.nn.activations import ReLU
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.merging import Merge
 from dpcnn.nn.normalisation import BatchNorm
+from dpcnn.nn.pooling import MaxPool2d
 
 IMAGES = -1
 """The number of the network's input, among the numbers of layers."""
@@ -77,6 +78,20 @@ def learning(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> lis
         learns = bool(layer.parameters) and not layer.frozen
         needed.append(learns or any(needed[source] for source in inputs if source != IMAGES))
     return needed
+
+
+def pooled_first(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> list[Layer]:
+    """The layers as training computes them: a ReLU, and a pooling that alone takes its output, change places.
+
+    The largest of some values is positive if any of them is, so both orders give the same output and the same gradient,
+    and the ReLU then has fewer elements. Layers of classes that are derived from these two may compute something else.
+    """
+    users, found = Counter(source for inputs in sources for source in inputs), list(layers)
+    for number, (first, *_) in enumerate(sources):
+        alone = first != IMAGES and users[first] == 1
+        if alone and type(found[first]) is ReLU and type(found[number]) is MaxPool2d:
+            found[first], found[number] = found[number], found[first]
+    return found
 
 
 def rectified(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> dict[int, int]:

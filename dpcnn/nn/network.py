@@ -13,7 +13,7 @@ from dpcnn.base.rng import SampleRng
 from dpcnn.base.timing import Timer
 from dpcnn.errors import ConfigError
 from dpcnn.nn.flat import FlatParameters
-from dpcnn.nn.graph import IMAGES, connections, last_uses, learning, rectified, unique_names
+from dpcnn.nn.graph import IMAGES, connections, last_uses, learning, pooled_first, rectified, unique_names
 from dpcnn.nn.layer import Keep, Layer, Parameter
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.merging import Merge
@@ -66,7 +66,8 @@ class Network(FlatParameters):
         self.learning = learning(self.layers, self.sources)
         if not self.learning[-1]:
             raise ConfigError("every layer with parameters is frozen, so nothing can learn; delete a freeze = true")
-        self._rectified = rectified(self.layers, self.sources)
+        self._in_training = pooled_first(self.layers, self.sources)
+        self._rectified = rectified(self._in_training, self.sources)
         for number, (layer, sources) in enumerate(zip(self.layers, self.sources, strict=True)):
             layer.rectifies = number in self._rectified.values()
             layer.needs_input_grad = any(self.learning[source] for source in sources if source != IMAGES)
@@ -185,7 +186,8 @@ class Network(FlatParameters):
         """
         values = {IMAGES: self._pixels(images, params.dtype)}
         backward: Callable[..., Any]
-        for number, (layer, own) in enumerate(zip(self.layers, self._named(params), strict=True)):
+        layers = self.layers if rng is None else self._in_training
+        for number, (layer, own) in enumerate(zip(layers, self._named(params), strict=True)):
             sources = self.sources[number]
             xs = [values[source] for source in sources]
             for source in self._last_uses[number]:
