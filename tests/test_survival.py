@@ -141,6 +141,11 @@ def test_messages_between_the_others_end_well():
     assert result.status == 0 and result.out.count("is content") == 2, result.out + result.err
 
 
+def test_a_rank_may_die_before_the_ranks_have_numbers():
+    result = run(3, Path(__file__).parent / "ranks" / "die_unnumbered.py", flags=["--with-ft", "ulfm"])
+    assert result.status == 0 and result.out.count("is content") == 2, result.out + result.err
+
+
 def test_a_run_stops_with_a_checkpoint_when_too_few_ranks_are_left(data, tmp_path):
     result = command(
         "train", "--data", data, "--out", tmp_path / "run", *FLAGS, "--min-ranks", "3", ranks=3, dying={1: 200}

@@ -8,7 +8,7 @@ could leave behind.
 import errno
 import mmap
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,10 +17,24 @@ from dpcnn.errors import LaunchError
 from dpcnn.parallel.comm import SerialComm
 
 
+class Memory(NamedTuple):
+    """The shared file of a node's first rank.
+
+    Attributes:
+        path: by which other processes find it, if they see the same processes as its rank.
+        device, inode: of the file itself.
+    """
+
+    path: str
+    device: int
+    inode: int
+
+
 def shared_array(node: SerialComm, shape: Shape, dtype: Any) -> Array:
     """An array of zeros in memory that all ranks of ``node`` share.
 
-    The memory is reserved here: a shortage raises an error now, instead of a bus error later.
+    If there are several ranks, the memory is reserved here: a shortage raises an error now, instead of a bus error
+    later. A rank that is alone has an array of its own.
 
     Raises:
         LaunchError: on every rank, if the memory is not available or can't be shared.
@@ -29,16 +43,21 @@ def shared_array(node: SerialComm, shape: Shape, dtype: Any) -> Array:
     size = max(count * np.dtype(dtype).itemsize, 1)
     if node.size == 1:
         return np.zeros(shape, dtype)
-    path, descriptor = "", -1
-    with node.fail_together():
-        if node.rank == 0:
-            path, descriptor = _reserve(size)
-    path = node.broadcast_obj(path)
-    with node.fail_together():
-        if node.rank:
-            descriptor = _open(path)
-    memory = mmap.mmap(descriptor, size)
-    os.close(descriptor)
+    found, descriptor = None, -1
+    try:
+        with node.fail_together():
+            if node.rank == 0:
+                descriptor = _reserve(size)
+                found = _describe(descriptor)
+        found = node.broadcast_obj(found)
+        with node.fail_together():
+            if node.rank:
+                descriptor = _open(Memory(*found))
+        with node.fail_together():
+            memory = _map(descriptor, size)
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
@@ -63,7 +82,8 @@ def share_or_part(comm: SerialComm) -> str | None:
     return f"warning: {problem}; each rank now has its own copy of data and parameters, and everything goes over MPI"
 
 
-def _reserve(size: int) -> tuple[str, int]:
+def _reserve(size: int) -> int:
+    """The descriptor of a new file in memory."""
     try:
         descriptor = os.memfd_create("dpcnn")
     except OSError as error:
@@ -78,14 +98,41 @@ def _reserve(size: int) -> tuple[str, int]:
         raise LaunchError(
             f"this node has no {size / 1e6:.0f} MB of memory to share between its ranks ({error.strerror}): {hint}"
         ) from None
-    return f"/proc/{os.getpid()}/fd/{descriptor}", descriptor
+    return descriptor
 
 
-def _open(path: str) -> int:
+def _describe(descriptor: int) -> Memory:
+    status = os.fstat(descriptor)
+    return Memory(f"/proc/{os.getpid()}/fd/{descriptor}", status.st_dev, status.st_ino)
+
+
+def _open(memory: Memory) -> int:
+    """The descriptor of the file of another rank.
+
+    In another container, the same path can lead to any file of another process.
+    """
     try:
-        return os.open(path, os.O_RDWR)
+        descriptor = os.open(memory.path, os.O_RDWR)
+    except OSError as error:
+        raise _apart(memory, str(error.strerror)) from None
+    status = os.fstat(descriptor)
+    if (status.st_dev, status.st_ino) != memory[1:]:
+        os.close(descriptor)
+        raise _apart(memory, "another file")
+    return descriptor
+
+
+def _apart(memory: Memory, reason: str) -> LaunchError:
+    return LaunchError(
+        f"the ranks of this node can't share memory ({memory.path}: {reason}): start them in one container, as one user"
+    )
+
+
+def _map(descriptor: int, size: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(descriptor, size)
     except OSError as error:
         raise LaunchError(
-            f"the ranks of this node can't share memory ({path}: {error.strerror}): "
-            "start them in one container, as one user"
+            f"a rank can't map {size / 1e6:.0f} MB of shared memory ({error.strerror}): raise its limit on address "
+            "space: ulimit -v"
         ) from None

@@ -44,7 +44,8 @@ class UlfmCommunicator(Surviving, Communicator):
         self._requests.clear()
 
     def shrink(self) -> list[int]:
-        before, one_node = self.members, self.node().size == self.size
+        # a rank that dies before the nodes are known leaves a communicator that can't be asked for them
+        before, one_node = self.members, self._node is not None and self._node.size == self.size
         while True:
             self.revoke()
             try:

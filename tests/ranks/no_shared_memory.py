@@ -7,8 +7,8 @@ from dpcnn.parallel import shared
 from dpcnn.train import main
 
 
-def refuse(path: str) -> int:
-    raise LaunchError(f"the ranks of this node can't share memory ({path}: Permission denied)")
+def refuse(memory: shared.Memory) -> int:
+    raise LaunchError(f"the ranks of this node can't share memory ({memory.path}: Permission denied)")
 
 
 shared._open = refuse
