@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, run_command
@@ -39,7 +40,7 @@ def measured(options: Namespace) -> Config:
 def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn bench", description=__doc__)
-    parser.add_argument("--steps", type=int, default=50, help="steps of each measurement (default 50)")
+    parser.add_argument("--steps", type=int, help="steps of each measurement (default 50)")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--exchange-only", action="store_true", help="measure only the exchanges")
     kinds.add_argument(
@@ -62,12 +63,10 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--compile", action="store_true", help="with --versus torch: try torch.compile too, which takes long"
     )
-    parser.add_argument("--ranks", type=int, default=2, help="number of ranks for --versus and --survive (default 2)")
-    parser.add_argument("--batches", default="32,64,128", help="batches per rank for --versus (default 32,64,128)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds for jobs in turns (default 7)")
-    parser.add_argument(
-        "--launcher", default=usual_launcher(), help="command that starts the ranks, as in dpcnn verify"
-    )
+    parser.add_argument("--ranks", type=int, help="number of ranks for --versus and --survive (default 2)")
+    parser.add_argument("--batches", help="batches per rank for --versus (default 32,64,128)")
+    parser.add_argument("--rounds", type=int, help="rounds for jobs in turns (default 7)")
+    parser.add_argument("--launcher", help="command that starts the ranks, as in dpcnn verify")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file")
     parser.add_argument("--recipe", metavar="NAME|FILE", help="the options to start from (default simple-cnn)")
     add_config_flags(parser)
@@ -103,13 +102,38 @@ def command(comm: SerialComm, options: Namespace) -> int:
     return DONE
 
 
+JOBS = "scaling", "versus", "survive"
+OPTIONS: dict[str, tuple[Any, Sequence[str]]] = {  # the default, and the kinds of measurements that have the option
+    "steps": (50, ()),
+    "ranks": (2, ("versus", "survive")),
+    "batches": ("32,64,128", ("versus",)),
+    "rounds": (7, (*JOBS, "layers")),
+    "launcher": (usual_launcher(), JOBS),
+    "compile": (False, ("versus",)),
+}
+
+
+def complete(options: Namespace) -> None:
+    """Fill in the defaults of options.
+
+    Raises:
+        ConfigError: an option is given for a measurement that has no use for it.
+    """
+    for name, (default, kinds) in OPTIONS.items():
+        if getattr(options, name) in (None, default):
+            setattr(options, name, default)
+        elif kinds and not any(getattr(options, "by_layer" if kind == "layers" else kind) for kind in kinds):
+            raise ConfigError(f"--{name}: has an effect only with --{' or --'.join(kinds)}; leave it out")
+
+
 def check(options: Namespace) -> tuple[list[int], list[int]]:
     """Check the options; return the numbers of ``--scaling`` and of ``--batches``."""
+    complete(options)
     for name in ("steps", "ranks", "rounds"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name}: must be at least 1, not {getattr(options, name)}")
     scaled, batches = (numbers(f"--{name}", getattr(options, name) or "1", "1,2,4") for name in ("scaling", "batches"))
-    for name in ("scaling", "versus", "survive"):
+    for name in JOBS:
         if getattr(options, name):
             check_starter(f"--{name}", options.launcher)
     if options.compile and options.versus == "jax":

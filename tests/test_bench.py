@@ -7,8 +7,9 @@ import pytest
 from commands import command
 from conftest import run
 
-from dpcnn.config import Config
+from dpcnn.config import Config, read_recipe
 from dpcnn.data.dataset import load
+from dpcnn.data.shards import read_manifest
 from dpcnn.evidence.measure import measure, time_steps, warm_up
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
@@ -71,6 +72,36 @@ def test_the_clock_does_not_count_an_order_that_the_warm_up_has_drawn(small):
     with mock.patch("dpcnn.evidence.measure.time_steps", record):
         measure(SerialComm(), *of_seven_steps(small), 20)
     assert timed == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("flags", "kinds"),
+    [
+        ("--compile", "--versus"),
+        ("--compile --survive", "--versus"),
+        ("--batches 8 --scaling 1", "--versus"),
+        ("--ranks 3 --layers", "--versus or --survive"),
+        ("--rounds 2", "--scaling or --versus or --survive or --layers"),
+        ("--launcher srun", "--scaling or --versus or --survive"),
+    ],
+)
+def test_an_option_of_another_measurement_is_refused(flags, kinds):
+    result = command("bench", *flags.split())
+    option = flags.split()[0]
+    assert (result.status, result.err) == (
+        2,
+        f"dpcnn: error: {option}: has an effect only with {kinds}; leave it out\n",
+    )
+
+
+def test_a_batch_needs_memory_for_the_sums_of_its_microbatches(small):
+    network = read_recipe("simple-cnn").network(read_manifest(small).image_shape, read_manifest(small).classes)
+    left = network.memory(1) + 9 * 4 * network.size  # six vectors of Adam's two states, and three sums
+    flags = ["--data", small, "--validation", "8", "--microbatch", "1", "--steps", "1"]
+    with mock.patch("dpcnn.nn.network.memory_left", lambda: left):
+        fits, refused = (command("bench", *flags, "--batch", batch) for batch in ("8", "16"))
+    assert fits.status == 0, fits.err
+    assert refused.status == 2 and "are free here; give a smaller --microbatch" in refused.err
 
 
 def test_flops_by_hand():

@@ -10,10 +10,10 @@ import pytest
 import dpcnn
 
 PACKAGE = Path(dpcnn.__file__).parent
-ROOMS = (
+PACKAGES = (
     "errors base nn optim config flags parallel cli data cluster runs training interop reporting evidence estimators"
 ).split()
-"""A file imports only from its own room and those before it; a command from all, but from no other command."""
+"""A file imports only from its own package and those before it; a command from all, but from no other command."""
 
 ONLY_IN = {
     "mpi4py": {"parallel.start"},
@@ -51,8 +51,8 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_imports_point_down(name):
-    room = name.partition(".")[0]
-    allowed = ROOMS[: ROOMS.index(room) + 1] if room in ROOMS and name != "data.__main__" else ROOMS
+    package = name.partition(".")[0]
+    allowed = PACKAGES[: PACKAGES.index(package) + 1] if package in PACKAGES and name != "data.__main__" else PACKAGES
     for imported in imports(FILES[name]) - {"dpcnn"}:
         library, _, rest = imported.partition(".")
         if library == "dpcnn":

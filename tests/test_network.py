@@ -141,9 +141,9 @@ def test_a_network_that_does_not_fit_into_memory_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="for 1000 images at once on each of 4 processes, but only 0.0 GB are free"):
         network.check_memory(1000, 4)
     monkeypatch.setattr(module, "memory_left", lambda: network.memory(1) + 12 * network.size)
-    network.check_memory(1, shared=3)
+    network.check_memory(1, vectors=3)
     with pytest.raises(ConfigError, match="for 1 images at once on each of 1 processes"):
-        network.check_memory(1, shared=4)
+        network.check_memory(1, vectors=4)
 
 
 def test_a_training_that_needs_too_much_memory_is_told_of_the_microbatch(monkeypatch, quick, tmp_path):

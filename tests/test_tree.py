@@ -5,13 +5,14 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threads import run_ranks
 
 from dpcnn.base.timing import Timer
 from dpcnn.parallel import layout
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exact import ExactExchange
 from dpcnn.parallel.layout import Layout
-from dpcnn.parallel.tree import chunks, interval, middle, owned, split_evenly, subtrees, tree_sum
+from dpcnn.parallel.tree import chunks, interval, middle, owned, split_evenly, subtrees, sums_held, tree_sum
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,3 +167,18 @@ def test_a_rank_keeps_one_gradient_more_for_each_doubling_of_its_leaves(count):
     for _ in range(2):  # the second step needs no further memory
         assert exchange.sum([1] * count, gradient).tolist() == [count] * 5
         assert len(places) == count.bit_length()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_gradients_that_a_rank_holds(ranks):
+    def rank(comm):
+        held = []
+        for leaves in (1, 2, 3, 5, 8, 13, 31, 64):
+            exchange = ExactExchange(comm, 4, Timer())
+            exchange.sum([1] * leaves, lambda number, out, keep: out.fill(number))
+            held.append(len(exchange._buffers) + len(exchange._spares))
+        return held
+
+    expected = [sums_held(leaves, ranks) for leaves in (1, 2, 3, 5, 8, 13, 31, 64)]
+    assert [max(held) for held in zip(*run_ranks([ranks], rank), strict=True)] == expected
+    assert ranks > 1 or expected == [1, 2, 2, 3, 4, 4, 5, 7]

@@ -65,7 +65,7 @@ TERMS: dict[str, tuple[str, Callable[[Job], float]]] = {
     "gamma, microbatch": ("s per microbatch", lambda job: job.microbatches),
     "gamma, sum": ("s per parameter", lambda job: job.size * (job.ranks > job.nodes)),
     "gamma, update": ("s per parameter of a rank's shard", lambda job: job.cost.updated),
-    "alpha, node": ("s per synchronisation", lambda job: 3 * log2(job.ranks / job.nodes)),
+    "alpha, node": ("s per synchronisation", lambda job: 2 * log2(job.ranks / job.nodes)),
     "alpha, network": ("s per message", lambda job: job.cost.messages * (job.nodes - 1) + log2(job.nodes)),
     "beta, network": ("s per byte", lambda job: 4 * job.cost.received),
 }
@@ -74,7 +74,7 @@ TERMS: dict[str, tuple[str, Callable[[Job], float]]] = {
 Arithmetic and memory (gamma): the cost of an image is proportional to the multiplications of its layers, and to the
 elements that they read and write; a microbatch of any size reads the weights and writes a gradient; each rank of
 a node adds up one slice of all the node's gradient buffers; each rank updates its shard. Latency (alpha): the ranks of
-a node synchronise three times per step; a rank exchanges sums, factors and parameters with one rank of every other
+a node synchronise twice per step; a rank exchanges sums, factors and parameters with one rank of every other
 node, and all ranks share their losses. Bandwidth (beta): a node sends and receives its sums and its shards of the
 parameters, except the shards that it keeps, or fewer bytes by factors and copies, which cost multiplications and
 updates (:class:`dpcnn.parallel.products.Cost`).

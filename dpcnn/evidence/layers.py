@@ -113,7 +113,8 @@ def random(shape: Sequence[int], images: int) -> Any:
 
 def time_layer(layer: Layer, xs: Sequence[Any], own: Mapping[str, Any], dy: Any, images: int, learns: bool) -> Times:
     """The seconds of a layer's computation on copies of the arrays; it has no backward one unless it ``learns``."""
-    xs, dy, rng = [copied(x) for x in xs], copied(dy), SampleRng(0, 0, np.arange(images))
+    xs, dy = [copied(x) for x in xs], copied(dy)
+    rng = None if layer.frozen else SampleRng(0, 0, np.arange(images))  # a frozen layer computes as in evaluation
     grads = {name: np.empty_like(array) for name, array in own.items()}
     backward: Any
     started = time.perf_counter()

@@ -23,6 +23,7 @@ from dpcnn.parallel.exact import ExactExchange
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
+from dpcnn.training.setup import check_memory
 from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.trainer import Trainer
 
@@ -64,7 +65,9 @@ def measure_job(
 def measure(comm: SerialComm, config: Config, network: Network, samples: Samples, steps: int) -> Result:
     """Train for some steps on every rank of ``comm``, and return the measurements, the same on every rank."""
     with TemporaryDirectory(prefix="dpcnn-bench-") as work:
-        trainer = Trainer(comm, config, network, samples, RunFolder(Path(work)), Reporter())
+        folder = RunFolder(Path(work))
+        check_memory(comm, config, network, folder)
+        trainer = Trainer(comm, config, network, samples, folder, Reporter())
         peak = sgemm_peak(comm)
         losses = warm_up(trainer)
         seconds = time_steps(comm, trainer, steps)

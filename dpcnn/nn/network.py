@@ -149,18 +149,18 @@ class Network(FlatParameters):
         return 4 * (images * (3 * self.activations // 2 + scratch) + kernels + 2 * self.size)
 
     def check_memory(
-        self, images: int, processes: int = 1, advice: str = "use fewer images or processes", shared: int = 0
+        self, images: int, processes: int = 1, advice: str = "use fewer images or processes", vectors: int = 0
     ) -> None:
         """Make sure that ``images`` images at once fit into this machine's memory, on each of ``processes`` processes.
 
         Args:
             advice: the end of the message, before "or more memory".
-            shared: the number of vectors (size,) float32 that the processes share, besides the memory of each.
+            vectors: the number of vectors (size,) float32 that all processes together hold beside this estimate.
 
         Raises:
             ConfigError: they do not, by the estimate of :meth:`memory`.
         """
-        needed = processes * self.memory(images) + 4 * shared * self.size
+        needed = processes * self.memory(images) + 4 * vectors * self.size
         left = memory_left()
         if needed > left:
             raise ConfigError(

@@ -42,8 +42,9 @@ class ExactExchange(Exchange):
     The ranks of a node see each other's rows, and one copy of the parameters. Each adds up a slice
     of them, as far as the node's leaves hold whole subtrees; those few sums go over the network, so
     it carries one copy per node and not one per rank. With one node there is nothing to send; with one
-    rank per node, nothing to add up before. Where that is less, the factors of products go over the network: see
-    :mod:`dpcnn.parallel.factors`. And where that is less, each node updates all parameters, and none return.
+    rank per node, nothing to add up before. Where :func:`~dpcnn.parallel.products.pays` says so, the factors of
+    products go over the network in place of sums: see :mod:`dpcnn.parallel.factors`. And where
+    :func:`~dpcnn.parallel.products.copies_pay` says so, each node updates all parameters, and none return.
     """
 
     def _divide(self, elements: slice | None, sizes: Sequence[int]) -> None:

@@ -85,3 +85,11 @@ def owned(leaves: int, ranks: int) -> Sequence[list[Subtree]]:
     """For each rank, the subtrees of tree(0, leaves) that it adds up."""
     bounds = split_evenly(leaves, ranks)
     return [subtrees(leaves, bounds[rank], bounds[rank + 1]) for rank in range(ranks)]
+
+
+def sums_held(leaves: int, ranks: int) -> int:
+    """The most gradients that a rank holds at once: a sum for each of its subtrees, and those of the branches of one
+    subtree that are not complete yet, as many as the digits of its number of leaves in base 2."""
+    subtrees_of = owned(leaves, ranks)
+    digits = max((hi - lo).bit_length() for subtrees in subtrees_of for lo, hi in subtrees)
+    return max(map(len, subtrees_of)) + digits - 1

@@ -20,7 +20,9 @@ from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exact import agreed_layout
 from dpcnn.parallel.survival import survival
+from dpcnn.parallel.tree import sums_held
 from dpcnn.runs.console import Reporter
+from dpcnn.runs.folder import RunFolder
 from dpcnn.runs.tensorboard import writer_class
 from dpcnn.training.resume import Start, choose_config, find_start
 from dpcnn.training.saving import vectors
@@ -86,11 +88,7 @@ def make_trainer(
         config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         config = config.measured(samples.manifest.mean, samples.manifest.deviation)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
-    received = ceil(received_sums(comm, config, network) / network.size)
-    with comm.fail_together():
-        advice = "give a smaller --microbatch, which affects the bits, or start fewer ranks"
-        shared = vectors(config, start.folder, network.size) + received
-        network.check_memory(min(config.microbatch, config.batch), comm.node().size, advice, shared)
+    check_memory(comm, config, network, start.folder)
     warm = None
     if config.init_from and not start.path:
         warm = warm_start(comm, config, network)
@@ -103,6 +101,20 @@ def make_trainer(
         if comm.rank == 0 and start.config is None:
             start.folder.check_free()
     return trainer
+
+
+def check_memory(comm: SerialComm, config: Config, network: Network, folder: RunFolder) -> None:
+    """Make sure that the training has memory for its steps on every node.
+
+    Raises:
+        ConfigError: on every rank, where it has not.
+    """
+    ranks, received = comm.node().size, ceil(received_sums(comm, config, network) / network.size)
+    more = ranks * (sums_held(len(microbatch_sizes(config)), comm.size) - 1)  # one gradient is in the estimate
+    with comm.fail_together():
+        advice = "give a smaller --microbatch, which affects the bits, or start fewer ranks"
+        beside = vectors(config, folder, network.size) + received + more
+        network.check_memory(min(config.microbatch, config.batch), ranks, advice, beside)
 
 
 def received_sums(comm: SerialComm, config: Config, network: Network) -> int:

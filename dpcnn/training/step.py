@@ -119,7 +119,10 @@ def take_step(
     The ranks decide at the end, when all have written ``next``: only their decision makes the step count.
 
     Args:
+        plan: of the run: the batch of the step.
+        microbatch_gradient: computes a gradient of this rank.
         stop: whether this rank was asked to stop.
+        lr: the learning rate of the step.
 
     Returns:
         The decision of all ranks.

@@ -20,9 +20,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dpcnn.base.text import count_of
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
+from dpcnn.errors import ConfigError
 from dpcnn.evidence.peers.speed import keep_memory, measure
 from dpcnn.evidence.peers.torch_training import LAYOUTS, TorchTraining
 from dpcnn.flags import add_config_flags, override
@@ -58,6 +60,11 @@ def command(comm: SerialComm, options: Namespace) -> NoReturn:
     config = override(read_recipe(options.recipe), options)
     samples = load(find_data(config.data), "train", comm)
     training = TorchTraining(config, samples, options.layout, dist.get_rank(), ranks, wrap)
+    if 0 < (rest := training.plan.training % config.batch) < ranks:
+        raise ConfigError(
+            f"an epoch's last batch has {count_of(rest, 'image')} for {ranks} processes; PyTorch needs one for each: "
+            f"give --validation {len(samples) - training.plan.training + rest}"
+        )
     speed, losses = measure(training, options.steps, dist.barrier)
     dist.all_reduce(mean := torch.stack(losses) / ranks)
     if dist.get_rank() == 0:

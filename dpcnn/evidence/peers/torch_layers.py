@@ -46,7 +46,7 @@ def command(comm: SerialComm, options: Namespace) -> int:
         layer, shapes = network.layers[number], [*network.input_shapes(number), network.shapes[number]]
         if type(layer) not in TWINS:
             return None
-        module = translate(layer).to(memory_format=layout).requires_grad_(not layer.frozen)
+        module = translate(layer).to(memory_format=layout).requires_grad_(not layer.frozen).train(not layer.frozen)
         if isinstance(module, nn.ReLU):
             module.inplace = True
         *xs, dy = [random(shape, config.microbatch, layout) for shape in shapes]

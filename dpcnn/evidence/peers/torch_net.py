@@ -40,10 +40,9 @@ class Graph(nn.Module):
         super().__init__()
         self.sources, self.names = network.sources, network.names
         for number, (name, layer) in enumerate(zip(network.names, network.layers, strict=True)):
-            shared = any(network.users[source] > 1 for source in network.sources[number])
-            module = translate(layer)
+            module, sources = translate(layer), network.sources[number]
             if isinstance(module, nn.ReLU):
-                module.inplace = not shared
+                module.inplace = all(network.users[n] == 1 and not kept(network, n) for n in sources)
             self.add_module(name, module)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,6 +51,11 @@ class Graph(nn.Module):
         for number, (name, sources) in enumerate(zip(self.names, self.sources, strict=True)):
             values[number] = getattr(self, name)(*(values[source] for source in sources))
         return values[len(self.names) - 1]
+
+
+def kept(network: Network, number: int) -> bool:
+    """Whether PyTorch keeps the output of a layer for its gradient, so that no other layer may write over it."""
+    return number != IMAGES and isinstance(network.layers[number], ReLU | Sigmoid | Tanh)
 
 
 class Scaled(nn.Module):
