@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeVar
 from dpcnn.base.arrays import Array
 from dpcnn.base.timing import Timer
 from dpcnn.errors import KINDS, DpcnnError
+from dpcnn.parallel.layout import Runs
 
-Runs = tuple[Sequence[int], Sequence[int]]
 T = TypeVar("T")
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from dpcnn.parallel.tree import Interval, Subtree, interval, split_evenly, subtrees
 
-Runs = tuple[tuple[int, ...], tuple[int, ...]]
+Runs = tuple[Sequence[int], Sequence[int]]
+"""For each rank, the number of its elements and the place of the first of them: MPI's counts and displacements."""
 
 SHARD_BLOCK = 1024
 """Elements of a block. A block is never split, so sums over blocks have the same bits on any number of ranks."""

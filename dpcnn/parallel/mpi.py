@@ -11,7 +11,8 @@ import numpy as np
 
 from dpcnn.base.arrays import Array
 from dpcnn.errors import LaunchError
-from dpcnn.parallel.comm import Runs, SerialComm
+from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.layout import Runs
 
 TAGS = 32_767
 """The largest tag that every MPI library has."""

@@ -14,7 +14,6 @@ from dpcnn.evidence.peers.jax_net import twin
 from dpcnn.evidence.peers.jax_optimizers import scalars
 from dpcnn.evidence.peers.jax_step import JaxStep
 from dpcnn.evidence.peers.options import check_options
-from dpcnn.nn.graph import IMAGES
 from dpcnn.nn.layers import Scale
 from dpcnn.runs.progress import Progress
 from dpcnn.training.plan import Plan
@@ -39,7 +38,7 @@ class JaxTraining:
         for layer in network.layers:
             twin(layer)
         self.augment, self.scale = Augment(network.input_shape, config), network.layers[0]
-        self.scales = isinstance(self.scale, Scale) and network.users[IMAGES] == 1  # when a batch is made
+        self.scales = isinstance(self.scale, Scale)  # when a batch is made
         self.function = JaxStep(config, network, int(self.scales), layout)
         self.state = self.function.start()
         self.jitted = jax.jit(self.function, donate_argnums=0)
