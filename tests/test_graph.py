@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
+from dpcnn.evidence.layers import time_layers
 from dpcnn.nn import normalisation
 from dpcnn.nn.activations import ReLU
 from dpcnn.nn.losses import CrossEntropy
@@ -96,8 +97,6 @@ HEADS = [HEAD, [{"kind": "flatten"}, {"kind": "linear"}], HIDDEN]
 def layer_by_layer(network: Network) -> None:
     """Let a network compute all its layers in training, each for itself, as in evaluation."""
     network._in_training, network._rectified = network.layers, {}
-    for layer in network.layers:
-        layer.rectifies = False
 
 
 @settings(max_examples=60, deadline=None)
@@ -199,13 +198,27 @@ def test_which_relus_a_normalisation_applies():
     ]
     network = Network(SHAPE, build(spec, CLASSES))
     assert network._rectified == {2: 1}
-    assert [number for number, layer in enumerate(network.layers) if layer.rectifies] == [1]
     for place, derived in ((1, type("Other", (normalisation.BatchNorm,), {})), (2, type("Other", (ReLU,), {}))):
         layers = build(spec, CLASSES)
         layers[place] = derived()
         assert Network(SHAPE, layers)._rectified == {}
-    other = Network(SHAPE, [layer for layer in network.layers if network.names[layer.number] != "relu1"])
-    assert not other.layers[1].rectifies
+
+
+def test_networks_of_the_same_layers_do_not_disturb_each_other():
+    layers = build([{"kind": "scale"}, CONVOLUTION, *NORMALISED, *HEAD], CLASSES)
+    images, labels = np.arange(240, dtype=np.uint8).reshape(4, *SHAPE), np.array([0, 1, 2, 0])
+
+    def gradient(network):
+        out = np.full(network.size, np.nan, np.float32)
+        network.gradient(network.initialise(1), images, labels, CrossEntropy(0.0), out, SampleRng(0, 0, np.arange(4)))
+        return out
+
+    with_relu, without = Network(SHAPE, layers), Network(SHAPE, [*layers[:3], *layers[4:]])
+    first, other = gradient(with_relu), gradient(without)
+    time_layers(with_relu, with_relu.initialise(1), 4)
+    np.testing.assert_array_equal(gradient(with_relu), first)
+    np.testing.assert_array_equal(gradient(without), other)
+    assert (first != other).any()
 
 
 RESIDUAL = [

@@ -71,7 +71,7 @@ class Layer:
     by_image = False
     """Whether its output should lie in memory image by image, (N, H, W, C); set by the network, for the first layer."""
     rectifies = False
-    """Whether a batch normalisation applies the ReLU after it too, in training; set by the network."""
+    """Whether a batch normalisation applies the ReLU after it too; set by the network for each call of ``forward``."""
     number = 0
     """Its index in the network, which selects its random numbers; set by the network."""
     name = ""

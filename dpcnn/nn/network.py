@@ -68,8 +68,7 @@ class Network(FlatParameters):
             raise ConfigError("every layer with parameters is frozen, so nothing can learn; delete a freeze = true")
         self._in_training = pooled_first(self.layers, self.sources)
         self._rectified = rectified(self._in_training, self.sources)
-        for number, (layer, sources) in enumerate(zip(self.layers, self.sources, strict=True)):
-            layer.rectifies = number in self._rectified.values()
+        for layer, sources in zip(self.layers, self.sources, strict=True):
             layer.needs_input_grad = any(self.learning[source] for source in sources if source != IMAGES)
         first, users = self.layers[0], [self.layers[n] for n, sources in enumerate(self.sources) if 0 in sources]
         first.by_image = first.takes_integers and [user.any_order for user in users] == [True]
@@ -186,7 +185,7 @@ class Network(FlatParameters):
         """
         values = {IMAGES: self._pixels(images, params.dtype)}
         backward: Callable[..., Any]
-        layers = self.layers if rng is None else self._in_training
+        layers, rectifying = self.layers if rng is None else self._in_training, self._rectified.values()
         for number, (layer, own) in enumerate(zip(layers, self._named(params), strict=True)):
             sources = self.sources[number]
             xs = [values[source] for source in sources]
@@ -199,6 +198,7 @@ class Network(FlatParameters):
             elif rng is not None and number in self._rectified:
                 values[number], backward = xs[0], lambda dy, grads: dy
             else:
+                layer.rectifies = rng is not None and number in rectifying
                 values[number], backward = layer.forward(xs[0], own, None if layer.frozen else rng)
             del xs
             yield values[number], backward
