@@ -13,7 +13,7 @@ from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import Config
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.comparison import Jobs, scaling
-from dpcnn.evidence.jobs import numbers
+from dpcnn.evidence.jobs import MOST, numbers
 from dpcnn.evidence.layers import measure_layers
 from dpcnn.evidence.measure import measure_job
 from dpcnn.evidence.recovery import survive
@@ -130,12 +130,16 @@ def check(options: Namespace) -> tuple[list[int], list[int]]:
     """Check the options; return the numbers of ``--scaling`` and of ``--batches``."""
     complete(options)
     for name in ("steps", "ranks", "rounds"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name}: must be at least 1, not {getattr(options, name)}")
+        if not 1 <= getattr(options, name) <= MOST:
+            raise ConfigError(f"--{name}: must be from 1 to {MOST}, not {getattr(options, name)}")
+    for name in {"batch", "microbatch"} & given(options).keys() if options.versus else ():
+        raise ConfigError(f"--{name}: --versus takes --batches, and each is one microbatch per rank; leave it out")
     scaled, batches = (numbers(f"--{name}", getattr(options, name) or "1", "1,2,4") for name in ("scaling", "batches"))
     for name in JOBS:
         if getattr(options, name):
             check_starter(f"--{name}", options.launcher)
+    if len(set(scaled)) < len(scaled) or len(set(batches)) < len(batches):
+        raise ConfigError("--scaling and --batches: expected different numbers")
     if options.compile and options.versus == "jax":
         raise ConfigError("--compile: it is torch.compile; JAX always compiles, so leave it out with --versus jax")
     if options.survive and options.ranks < 2:

@@ -71,7 +71,7 @@ def test_the_clock_does_not_count_an_order_that_the_warm_up_has_drawn(small):
 
     with mock.patch("dpcnn.evidence.measure.time_steps", record):
         measure(SerialComm(), *of_seven_steps(small), 20)
-    assert timed == [1, 2, 3]
+    assert timed == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_the_cost_of_survival_is_measured(quick, tmp_path):
     ("flags", "message"),
     [
         (["--survive", "--ranks", "1"], "--ranks: --survive needs at least 2, not 1"),
-        (["--steps", "0"], "--steps: must be at least 1, not 0"),
+        (["--steps", "0"], "--steps: must be from 1 to 2147483647, not 0"),
         (["--layers", "--scaling", "1,2"], "argument --scaling: not allowed with argument --layers"),
         (["--layers", "--versus", "torch"], "argument --versus: not allowed with argument --layers"),
         (["--json", "nosuchfolder/b.json"], "--json: no such folder: nosuchfolder; create it"),

@@ -13,9 +13,8 @@ from conftest import MNIST, run
 from dpcnn.config import Config, read_recipe
 from dpcnn.data.dataset import load
 from dpcnn.errors import ConfigError
-from dpcnn.evidence.measure import warm_up
+from dpcnn.evidence.measure import WARM_UP, warm_up
 from dpcnn.evidence.peers import options
-from dpcnn.evidence.peers.speed import WARM_UP
 from dpcnn.evidence.peers.speed import measure as peer_speed
 from dpcnn.evidence.versus import COMPARED_STEP, PEERS, median_interval, remarks, summary
 from dpcnn.optim.optimizers import OPTIMIZERS

@@ -39,9 +39,18 @@ def run(module: str, *words: str, launcher: str = "", ranks: int = 1) -> str:
 
 
 def complaint(stderr: str, otherwise: int) -> str:
-    """The line with the reason of a failure: the first one by dpcnn, or else the line with the index ``otherwise``."""
+    """The line with the reason of a failure: the first one by dpcnn, or else the line with the index ``otherwise``.
+
+    If the first one is the title of a traceback, the line of the exception follows it.
+    """
     lines = [line for line in stderr.splitlines() if line.strip(" -")] or ["nothing"]
-    return next((line for line in lines if line.startswith("dpcnn: ")), lines[otherwise])
+    ours = next((number for number, line in enumerate(lines) if line.startswith("dpcnn: ")), None)
+    if ours is None:
+        return lines[otherwise]
+    if not lines[ours].endswith(" failed:"):
+        return lines[ours]
+    rest = [line for line in lines[ours + 1 :] if not line.startswith((" ", "Traceback"))]
+    return " ".join([lines[ours], *rest[:1]])
 
 
 def config_words(recipe: str | None, flags: Mapping[str, Any]) -> list[str]:

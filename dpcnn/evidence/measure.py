@@ -27,7 +27,7 @@ from dpcnn.training.setup import check_memory
 from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.trainer import Trainer
 
-WARM_UP = 5  # steps
+WARM_UP = 10  # steps; the peers take as many
 PEAK_SIDE, PEAK_SECONDS = 1024, 0.5
 
 Result = dict[str, Any]
@@ -71,8 +71,7 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
         peak = sgemm_peak(comm)
         losses = warm_up(trainer)
         seconds = time_steps(comm, trainer, steps)
-        plan = trainer.plan
-        images = sum(len(plan.batch(plan.epoch(number), number)) for number in range(WARM_UP, WARM_UP + steps))
+        images = trainer.plan.images(WARM_UP + steps, WARM_UP)
         peak = max(peak, sgemm_peak(comm))
         shares = [trainer.timer.seconds[phase] / seconds for phase in STEP_PHASES]
     speed = images / seconds
@@ -99,7 +98,7 @@ def warm_up(trainer: Trainer) -> list[float]:
     for number in range(WARM_UP):
         step(trainer)
         metrics = trainer.progress.metrics  # of all steps so far
-        losses.append((metrics.loss - before) / len(trainer.plan.batch(trainer.progress.epochs, number)))
+        losses.append((metrics.loss - before) / trainer.plan.images(number + 1, number))
         before = metrics.loss
     return losses
 

@@ -79,7 +79,7 @@ def versus(jobs: Jobs, name: str, ranks: int, batches: Sequence[int], compiled: 
     for number in jobs.turns():
         for batch in batches:
             found: dict[str, Result] = {key: {} for key in ("dpcnn", *settings)}
-            for key in reversed(found) if number % 2 else found:  # none always runs behind the same other
+            for key in found if number % 2 else reversed(found):  # none always runs behind the same other
                 found[key] = (
                     measure_peer(jobs, name, ranks, batch, settings[key])
                     if key in settings

@@ -6,7 +6,7 @@ dpcnn          PyTorch              layout
 conv2d1.w      conv2d1.weight       (KH, KW, C, F) becomes (F, C, KH, KW)
 linear1.w      linear1.weight       (C, F) becomes (F, C); after a flatten layer, features in
                                     the order (H, W, C) become features in the order (C, H, W)
-batchnorm1.w   batchnorm1.weight    (C,), the same
+batchnorm1.w   batchnorm1.weight    (C,), the same; after a flatten layer, as features
 ...b           ...bias              the same
 ...mean        ...running_mean      the same
 ...variance    ...running_var       the same
@@ -25,6 +25,7 @@ from dpcnn.nn.layer import Layer, Parameter
 from dpcnn.nn.layers import Conv2d, Flatten, Linear
 from dpcnn.nn.merging import Concat
 from dpcnn.nn.network import Network
+from dpcnn.nn.normalisation import GroupNorm, LocalResponseNorm
 
 THEIR_NAMES = {"w": "weight", "b": "bias", "mean": "running_mean", "variance": "running_var"}
 
@@ -36,7 +37,8 @@ class Twin:
     Attributes:
         ours, theirs: its full names in dpcnn and in PyTorch.
         shape, their_shape: the shapes of its array.
-        kernel_shape: its shape as the kernel of a convolution, (KH, KW, C, F); None: the arrays are the same.
+        kernel_shape: its shape as the kernel of a convolution, (KH, KW, C, F), where F may be 1; None: the arrays are
+            the same.
     """
 
     ours: str
@@ -76,23 +78,28 @@ Its arguments are the shape of our "w", and the shape (H, W, C) of the images be
 """
 
 
+BY_ORDER = Concat, GroupNorm, LocalResponseNorm
+"""Layers whose result depends on the order of the features."""
+
+
 def torch_names(network: Network) -> list[Twin]:
     """Every parameter of a network, in order.
 
     Raises:
-        ConfigError: a layer merges flattened images, which PyTorch orders in another way.
+        ConfigError: a layer takes flattened images, and its result depends on their order, which is another in PyTorch.
     """
     twins: list[Twin] = []
     pixels: list[Shape] = []  # for each layer, the shape (H, W, C) of the flattened images in its output, or ()
     for number, (name, layer) in enumerate(zip(network.names, network.layers, strict=True)):
-        flattened = {pixels[source] for source in network.sources[number] if source != IMAGES} - {()}
-        if len(flattened) > 1 or (flattened and isinstance(layer, Concat)):
+        orders = {() if source == IMAGES else pixels[source] for source in network.sources[number]}
+        if len(orders) > 1 or (orders != {()} and isinstance(layer, BY_ORDER)):
             raise ConfigError(f"no PyTorch layout for {name} behind a flatten layer; use --format npz")
-        before = next(iter(flattened), ())
+        (before,) = orders
         twins += [_twin(name, layer, parameter, before) for parameter in layer.parameters]
-        pixels.append(network.input_shapes(number)[0] if isinstance(layer, Flatten) else before)
-        if isinstance(layer, Linear):
-            pixels[-1] = ()
+        pixels.append(() if isinstance(layer, Linear) else before)
+        if isinstance(layer, Flatten):
+            H, W, C = network.input_shapes(number)[0]
+            pixels[-1] = (H, W, C) if H * W > 1 and C > 1 else ()  # else both orders are the same
     return twins
 
 
@@ -112,4 +119,6 @@ def _twin(name: str, layer: Layer, parameter: Parameter, pixels: Shape) -> Twin:
             )
         kernel_shape, their_shape = LAYOUTS[type(layer)](parameter.shape, pixels)
         return Twin(ours, theirs, parameter.shape, their_shape, kernel_shape)
+    if pixels and type(layer) not in LAYOUTS:  # a number for each feature
+        return Twin(ours, theirs, parameter.shape, parameter.shape, (*pixels, 1))
     return Twin(ours, theirs, parameter.shape, parameter.shape, None)

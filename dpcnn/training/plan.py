@@ -73,10 +73,10 @@ class Plan:
             f"steps; give --epochs {math.ceil(2 * warmup / self.steps_per_epoch)} or more, or --warmup {steps // 5}"
         )
 
-    def images(self, step: int) -> int:
-        """The number of images in the first ``step`` steps of the run."""
+    def images(self, step: int, start: int = 0) -> int:
+        """The number of images in the steps from ``start`` to ``step`` - 1, counted from 0."""
         epochs, steps = divmod(step, self.steps_per_epoch)
-        return epochs * self.training + steps * self.config.batch
+        return epochs * self.training + steps * self.config.batch - (self.images(start) if start else 0)
 
     def epoch(self, step: int) -> int:
         """The epoch of a step, both counted from 0, if nothing cuts an epoch short."""

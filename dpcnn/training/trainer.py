@@ -101,7 +101,7 @@ class Trainer:
             DivergenceError: on every rank: of a step, before the parameters are touched; or of a state to save.
             CheckpointError: on every rank.
         """
-        left = self.plan.images(self.plan.last_step) - self.plan.images(self.progress.step)
+        left = self.plan.images(self.plan.last_step, self.progress.step)
         self.reporter.begin(self.progress, self.config.epochs, left)
         try:
             with np.errstate(all="ignore"):  # what is not finite is found by the step itself, and named

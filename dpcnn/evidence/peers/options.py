@@ -4,7 +4,7 @@ from dpcnn.base.options import flag_of, options_of
 from dpcnn.config import Config
 from dpcnn.data.augment import AUGMENTATIONS
 from dpcnn.errors import ConfigError
-from dpcnn.nn.models import UPDATE
+from dpcnn.nn.models import MODELS, UPDATE
 from dpcnn.optim.schedules import PLATEAU
 
 THEIRS = {
@@ -31,7 +31,7 @@ def check_options(config: Config, peer: str) -> None:
     """
     if config.schedule == PLATEAU:
         raise ConfigError(f"--schedule {PLATEAU}: {peer}'s side has no such schedule; choose another one")
-    if any(key in layer for layer in config.layers for key in UPDATE):
+    if any(key in layer for layer in config.layers or MODELS[config.model] for key in UPDATE):
         raise ConfigError(f"{peer}'s side has no layers with {', '.join(UPDATE)}; remove these keys")
     kinds = (Config, type(config.make_optimizer()), type(config.make_loss()))
     defaults = {each.name: each.default for kind in kinds for each in options_of(kind)}

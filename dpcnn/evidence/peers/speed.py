@@ -3,12 +3,13 @@
 import ctypes
 import time
 from collections.abc import Callable
+from math import isfinite
 from typing import Any, Protocol
 
 from dpcnn.config import Config
+from dpcnn.errors import DivergenceError
+from dpcnn.evidence.measure import WARM_UP
 from dpcnn.training.plan import Plan
-
-WARM_UP = 10  # steps
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # of malloc.h
 
@@ -46,17 +47,22 @@ def measure(training: Training, steps: int, wait: Callable[[], Any]) -> tuple[fl
 
     Returns:
         Images per second, and the loss of each step of the warm-up.
+
+    Raises:
+        DivergenceError: a loss is not finite.
     """
     made = map(training.batch, range(WARM_UP + steps))
     batches = made if training.config.augments else iter(list(made))
     losses = [training.step(number, next(batches)) for number in range(WARM_UP)]
-    plan = training.plan
-    sizes = {number: len(plan.batch(plan.epoch(number), number)) for number in range(WARM_UP, WARM_UP + steps)}
+    sizes = {number: training.plan.images(number + 1, number) for number in range(WARM_UP, WARM_UP + steps)}
     for number in {size: number for number, size in sizes.items()}.values():  # one of each size
         training.step(number, training.batch(number))
     wait()
     started = time.perf_counter()
     for number, batch in enumerate(batches, WARM_UP):
-        training.step(number, batch)
+        last = training.step(number, batch)
     wait()
-    return sum(sizes.values()) / (time.perf_counter() - started), losses
+    seconds = time.perf_counter() - started
+    if not all(map(isfinite, map(float, [*losses, last]))):
+        raise DivergenceError("the loss is not finite; try a smaller --lr")
+    return sum(sizes.values()) / seconds, losses

@@ -42,7 +42,9 @@ class Graph(nn.Module):
         for number, (name, layer) in enumerate(zip(network.names, network.layers, strict=True)):
             module, sources = translate(layer), network.sources[number]
             if isinstance(module, nn.ReLU):
-                module.inplace = all(network.users[n] == 1 and not kept(network, n) for n in sources)
+                module.inplace = network.users[sources[0]] == 1 and type(network.layers[sources[0]]) in NEW
+            if hasattr(self, name):
+                raise ConfigError(f"PyTorch can't name a layer {name}; give it another name")
             self.add_module(name, module)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -53,9 +55,8 @@ class Graph(nn.Module):
         return values[len(self.names) - 1]
 
 
-def kept(network: Network, number: int) -> bool:
-    """Whether PyTorch keeps the output of a layer for its gradient, so that no other layer may write over it."""
-    return number != IMAGES and isinstance(network.layers[number], ReLU | Sigmoid | Tanh)
+NEW = {Conv2d, Linear, BatchNorm, LayerNorm, GroupNorm, MaxPool2d, AvgPool2d, GlobalAvgPool, Add}
+"""Layers whose output is in memory of its own, and not needed for PyTorch's gradient: a ReLU may write over it."""
 
 
 class Scaled(nn.Module):
@@ -78,6 +79,13 @@ class Function(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         return self.function(*inputs)
+
+
+class ResponseNorm(nn.LocalResponseNorm):
+    """A local response normalisation of images (N, C, H, W), and of vectors (N, C)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.ndim > 2 else x[..., None]).reshape(x.shape)
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -124,7 +132,7 @@ TWINS: dict[type[Layer], Callable[[Any], nn.Module]] = {
     BatchNorm: _batchnorm,
     LayerNorm: _layernorm,
     GroupNorm: lambda layer: nn.GroupNorm(layer.groups, layer.shape[-1], layer.epsilon),
-    LocalResponseNorm: lambda own: nn.LocalResponseNorm(own.size, own.alpha * own.size, own.beta, own.k),
+    LocalResponseNorm: lambda own: ResponseNorm(own.size, own.alpha * own.size, own.beta, own.k),
     Dropout: lambda layer: nn.Dropout(layer.threshold / 65536),
     Flatten: lambda _: nn.Flatten(),
     Linear: lambda layer: nn.Linear(layer.parameters[0].shape[0], layer.features, bias=layer.bias),

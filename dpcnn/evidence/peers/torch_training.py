@@ -32,14 +32,9 @@ class TorchTraining:
     """
 
     def __init__(
-        self,
-        config: Config,
-        samples: Samples,
-        layout: str,
-        rank: int = 0,
-        ranks: int = 1,
+        self, config: Config, samples: Samples, layout: str, rank: int = 0, ranks: int = 1,
         wrap: Callable[[nn.Module], nn.Module] = lambda net: net,
-    ) -> None:
+    ) -> None:  # fmt: skip
         check_options(config, "PyTorch")
         config = config.measured(samples.manifest.mean, samples.manifest.deviation)
         self.config, self.samples, self.layout, self.rank, self.ranks = config, samples, LAYOUTS[layout], rank, ranks
@@ -71,6 +66,9 @@ class TorchTraining:
             group["lr"] = self.plan.lr(number, Progress())
         self.optimizer.zero_grad()
         loss = self.loss(self.model(batch[0]), batch[1])
+        weight = len(batch[1]) * self.ranks / self.plan.images(number + 1, number)
+        if weight != 1:  # DDP takes the mean of the processes, not of the images
+            loss = loss * weight
         loss.backward()
         if self.config.max_grad_norm:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.config.max_grad_norm)
