@@ -12,11 +12,13 @@ from conftest import MNIST, run
 
 from dpcnn.config import Config, read_recipe
 from dpcnn.data.dataset import load
-from dpcnn.errors import ConfigError
+from dpcnn.errors import ConfigError, DivergenceError
+from dpcnn.evidence.jobs import complaint
 from dpcnn.evidence.measure import WARM_UP, warm_up
 from dpcnn.evidence.peers import options
 from dpcnn.evidence.peers.speed import measure as peer_speed
 from dpcnn.evidence.versus import COMPARED_STEP, PEERS, median_interval, remarks, summary
+from dpcnn.nn.models import MODELS
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.console import Reporter
@@ -43,12 +45,30 @@ GROUPED = [
     {"kind": "linear", "bias": True},
 ]
 
+OVERWRITTEN = [
+    {"kind": "scale", "low": -1.0, "span": 2.0, "name": "a"},
+    {"kind": "flatten"},  # a view in PyTorch, of what the convolution takes too
+    {"kind": "relu"},
+    {"kind": "linear", "features": 8, "name": "b"},
+    {"kind": "conv2d", "filters": 8, "kernel_size": 5, "stride": 2, "input": "a"},
+    {"kind": "tanh"},
+    {"kind": "relu"},
+    {"kind": "relu"},
+    {"kind": "globalavgpool"},
+    {"kind": "localresponsenorm"},
+    {"kind": "add", "with": ["b"]},
+    {"kind": "sigmoid"},
+    {"kind": "relu"},
+    {"kind": "linear"},
+]
+
 TRAININGS = {
     "lenet5": read_recipe("lenet5"),
     "mlp-adam": read_recipe("mlp-adam"),
     "simple-cnn": replace(read_recipe("simple-cnn"), dropout=0.0),
     "resnet20": read_recipe("resnet20"),  # with augmentation
     "grouped": Config(model="grouped", layers=GROUPED),
+    "overwritten": Config(model="overwritten", layers=OVERWRITTEN),
     "clipping and an average": Config(model="mlp", max_grad_norm=0.1, ema_decay=0.9, schedule="step", rotation=9.0),
     "other augmentation": Config(model="mlp", flip="both", crop_padding=2, crop_area=0.5, cutout=4),
     **{name: Config(model="mlp", optimizer=name) for name in sorted(OPTIMIZERS.keys() - {"lars", "lamb"})},
@@ -107,6 +127,44 @@ def test_the_processes_share_a_batch(small):
     for number, tensor in enumerate(whole):
         assert [len(part[number]) for part in parts] == [22, 22, 22]
         np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), tensor)
+
+
+@needs_torch
+def test_uneven_parts_of_a_batch_count_by_their_images(small):
+    from dpcnn.evidence.peers.torch_training import TorchTraining
+
+    samples = load(small, "train", SerialComm())
+    config = Config(model="mlp", data=str(small), batch=len(samples) - 2, validation=0)
+
+    def losses(number, *share):
+        training = TorchTraining(config, samples, "nchw", *share)
+        return training.step(number, training.batch(number)).item()
+
+    for number, sizes in ((0, [200, 199, 199]), (1, [1, 1, 0])):
+        parts = [losses(number, rank, 3) for rank, size in enumerate(sizes) if size]
+        assert sum(parts) / 3 == pytest.approx(losses(number), rel=1e-6)
+
+
+@pytest.mark.parametrize("peer", ["PyTorch", "JAX"])
+def test_settings_of_a_layer_in_a_model_of_the_user_s_own_are_refused(monkeypatch, peer):
+    monkeypatch.setitem(MODELS, "own", [{"kind": "scale"}, {"kind": "flatten"}, {"kind": "linear", "lr": 2.0}])
+    with pytest.raises(ConfigError, match="has no layers with lr, weight_decay, freeze"):
+        options.check_options(Config(model="own"), peer)
+
+
+def test_the_reason_of_a_failure_is_the_last_line_of_a_traceback():
+    trace = ["dpcnn: rank 0 of 2 failed:", "Traceback (most recent call last):", '  File "x", line 1', "KeyError: 'y'"]
+    assert complaint("\n".join(["noise", *trace, "E1126 more"]), -1) == "dpcnn: rank 0 of 2 failed: KeyError: 'y'"
+    assert complaint("noise\ndpcnn: error: one\nmore", -1) == "dpcnn: error: one"
+    assert complaint("first\nlast\n---\n", -1) == "last" and complaint("", 0) == "nothing"
+
+
+def test_a_loss_that_is_not_finite_is_an_error(small):
+    training = Recorded(Config(model="mlp", data=str(small)), load(small, "train", SerialComm()))
+    training.step = lambda number, batch: float("nan") if number == WARM_UP + 2 else 1.0
+    with pytest.raises(DivergenceError, match="not finite"):
+        peer_speed(training, 3, lambda: None)
+    assert peer_speed(training, 2, lambda: None)[0] > 0
 
 
 class Recorded:
