@@ -96,7 +96,7 @@ HEADS = [HEAD, [{"kind": "flatten"}, {"kind": "linear"}], HIDDEN]
 
 def layer_by_layer(network: Network) -> None:
     """Let a network compute all its layers in training, each for itself, as in evaluation."""
-    network._in_training, network._rectified = network.layers, {}
+    network._in_training, network._applied = network.layers, {}
 
 
 @settings(max_examples=60, deadline=None)
@@ -110,7 +110,7 @@ def test_a_relu_that_a_normalisation_applies_has_the_bits_of_one_that_it_does_no
     rng = np.random.default_rng(seed)
     spec = [{**CONVOLUTION, "name": "first"}, *(layer for piece in pieces for layer in piece), *head]
     folded, plain = (Network(SHAPE, build([{"kind": "scale"}, *spec], CLASSES)) for _ in range(2))
-    event(f"{len(folded._rectified)} ReLUs are applied")
+    event(f"{len(folded._applied)} ReLUs are applied")
     layer_by_layer(plain)
     images, labels = rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
     gradients = np.full((2, folded.size), np.nan, np.float32)
@@ -140,6 +140,7 @@ def test_a_relu_after_the_pooling_has_the_bits_of_one_before_it(pool, normalised
     spec = [CONVOLUTION, *relu, {"kind": "maxpool2d", **pooling}, CONVOLUTION, *HEAD]
     swapped, plain = (Network(SHAPE, build([{"kind": "scale"}, *spec], CLASSES)) for _ in range(2))
     layer_by_layer(plain)
+    swapped._applied = {}
     params = (np.round(swapped.initialise(1) * levels) / levels).astype(np.float32)
     images, labels = rng.integers(0, 3, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
     gradients = np.full((2, swapped.size), np.nan, np.float32)
@@ -151,8 +152,59 @@ def test_a_relu_after_the_pooling_has_the_bits_of_one_before_it(pool, normalised
     np.testing.assert_array_equal(gradients[0], gradients[1])
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    pool=st.tuples(st.integers(1, 4), st.integers(2, 4), st.integers(0, 2)),
+    relu=st.booleans(),
+    cached=st.sampled_from([1, 400, 1 << 19]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_pooling_that_a_normalisation_applies(pool, relu, cached, seed):
+    """With weights of both signs, and 0: the same output, bit for bit; and the same gradient, but for rounding."""
+    (kernel_size, stride, padding), rng = pool, np.random.default_rng(seed)
+    pooling = {
+        "kind": "maxpool2d",
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "padding": min(padding, kernel_size // 2),
+    }
+    spec = [CONVOLUTION, {"kind": "batchnorm"}, *[{"kind": "relu"}] * relu, pooling, CONVOLUTION, *HEAD]
+    applies, plain = as_float64(spec), as_float64(spec)
+    assert len(applies._applied) == 1
+    layer_by_layer(plain)
+    params = applies.initialise(1).astype(np.float64) + 0.1 * rng.standard_normal(applies.size)
+    applies.views(params)["batchnorm1.w"][...] *= rng.choice([-1, 1], CHANNELS)
+    if not relu:
+        applies.views(params)["batchnorm1.b"][0] = -0.0
+    images, labels = rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
+    gradients = np.full((2, applies.size), np.nan)
+    with mock.patch.multiple(normalisation, CACHED=cached, SUMMED=cached):
+        results = [
+            network.gradient(params, images, labels, CrossEntropy(0.0), out, SampleRng(0, 0, np.arange(4)))
+            for network, out in zip((applies, plain), gradients, strict=True)
+        ]
+    assert results[0] == results[1]
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("w", [0.0, -0.0])
+def test_a_pooling_after_a_weight_of_zero(w):
+    network = as_float64([CONVOLUTION, {"kind": "batchnorm"}, {"kind": "maxpool2d", "kernel_size": 2}, *HEAD])
+    rng = np.random.default_rng(0)
+    params, gradient, spare = network.initialise(1).astype(np.float64), *np.full((2, network.size), np.nan)
+    images, labels = rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
+
+    def loss(value, out):
+        network.views(params)["batchnorm1.w"][0] = value
+        return network.gradient(params, images, labels, CrossEntropy(0.0), out, SampleRng(0, 0, np.arange(4)))[0]
+
+    before = loss(w, gradient)
+    slope = (loss(1e-7, spare) - before) / 1e-7  # the largest value of x is that of y from above
+    assert network.views(gradient)["batchnorm1.w"][0] == pytest.approx(slope, rel=1e-5)
+
+
 def test_which_relus_wait_for_a_pooling():
-    relu, pool = {"kind": "relu"}, {"kind": "maxpool2d", "kernel_size": 1}
+    relu, pool = {"kind": "relu"}, {"kind": "maxpool2d", "kernel_size": 1, "stride": 2}
     spec = [
         {"kind": "conv2d", "filters": 2, "kernel_size": 1},
         relu,  # 1: waits for both
@@ -160,23 +212,27 @@ def test_which_relus_wait_for_a_pooling():
         pool,
         {**relu, "name": "shared"},  # 4: another layer takes its output too
         pool,
-        {"kind": "add", "with": ["shared"]},
-        relu,  # 7: the pooling is another one
+        {**pool, "input": "shared"},
+        {"kind": "add", "with": ["maxpool2d3"]},
+        relu,  # 8: the pooling is another one
         {"kind": "avgpool2d", "kernel_size": 1},
         {"kind": "batchnorm"},
-        relu,  # 10: waits, so the normalisation does not apply it
+        relu,  # 11: waits, so the normalisation applies the pooling
         pool,
-        {"kind": "leakyrelu"},  # 12: other rounded values may be equal
+        {"kind": "leakyrelu"},  # 13: other rounded values may be equal
         pool,
+        {"kind": "batchnorm"},
+        relu,  # 16: the pooling has no stride, so the normalisation applies the ReLU
+        {"kind": "maxpool2d", "kernel_size": 1},
         *HEAD,
     ]
     network = Network(SHAPE, build(spec, CLASSES))
     order = [network.names[layer.number] for layer in network._in_training]
-    assert order[1:4] == ["maxpool2d1", "maxpool2d2", "relu1"] and order[10:12] == ["maxpool2d4", "relu4"]
-    assert order[4:10] == network.names[4:10] and order[12:] == network.names[12:]
-    assert network._rectified == {}
+    assert order[1:4] == ["maxpool2d1", "maxpool2d2", "relu1"] and order[11:13] == ["maxpool2d5", "relu4"]
+    assert order[4:11] == network.names[4:11] and order[13:] == network.names[13:]
+    assert network._applied == {11: 10, 16: 15}
     layers = build(spec[:3] + HEAD, CLASSES)
-    for place, derived in ((1, type("Other", (ReLU,), {})()), (2, type("Other", (MaxPool2d,), {})(1))):
+    for place, derived in ((1, type("Other", (ReLU,), {})()), (2, type("Other", (MaxPool2d,), {})(1, 2))):
         other = [*layers[:place], derived, *layers[place + 1 :]]
         assert Network(SHAPE, other)._in_training == other
 
@@ -197,11 +253,11 @@ def test_which_relus_a_normalisation_applies():
         *HEAD,
     ]
     network = Network(SHAPE, build(spec, CLASSES))
-    assert network._rectified == {2: 1}
+    assert network._applied == {2: 1}
     for place, derived in ((1, type("Other", (normalisation.BatchNorm,), {})), (2, type("Other", (ReLU,), {}))):
         layers = build(spec, CLASSES)
         layers[place] = derived()
-        assert Network(SHAPE, layers)._rectified == {}
+        assert Network(SHAPE, layers)._applied == {}
 
 
 def test_networks_of_the_same_layers_do_not_disturb_each_other():

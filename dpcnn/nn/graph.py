@@ -84,24 +84,32 @@ def pooled_first(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) ->
     """The layers as training computes them: a ReLU, and a pooling that alone takes its output, change places.
 
     The largest of some values is positive if any of them is, so both orders give the same output and the same gradient,
-    and the ReLU then has fewer elements. Layers of classes that are derived from these two may compute something else.
+    and the ReLU then has fewer elements.
     """
     users, found = Counter(source for inputs in sources for source in inputs), list(layers)
     for number, (first, *_) in enumerate(sources):
-        alone = first != IMAGES and users[first] == 1
-        if alone and type(found[first]) is ReLU and type(found[number]) is MaxPool2d:
+        if first != IMAGES and users[first] == 1 and type(found[first]) is ReLU and shrinks(found[number]):
             found[first], found[number] = found[number], found[first]
     return found
 
 
-def rectified(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> dict[int, int]:
-    """The ReLUs that a batch normalisation applies in training: the normalisation's number, by that of the ReLU, which
-    alone takes its output. A frozen normalisation computes as in evaluation, and applies none. Layers of classes that
-    are derived from these two may compute something else."""
+def applied(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> dict[int, int]:
+    """The layers that a batch normalisation applies in training: its number, by that of a ReLU, or of a pooling, that
+    alone takes its output. A frozen normalisation computes as in evaluation, and applies none."""
     users = Counter(source for inputs in sources for source in inputs)
-    found = {number: first for number, (first, *_) in enumerate(sources) if type(layers[number]) is ReLU}
-    return {
-        number: source
-        for number, source in found.items()
-        if source != IMAGES and users[source] == 1 and type(layers[source]) is BatchNorm and not layers[source].frozen
+    normalisations = {
+        number
+        for number, layer in enumerate(layers)
+        if type(layer) is BatchNorm and not layer.frozen and users[number] == 1
     }
+    return {
+        number: first
+        for number, (first, *_) in enumerate(sources)
+        if first in normalisations and (type(layers[number]) is ReLU or shrinks(layers[number]))
+    }
+
+
+def shrinks(layer: Layer) -> bool:
+    """Whether it is a maximum pooling with fewer outputs than inputs. A layer of a class that is derived from another,
+    here and above, may compute something else."""
+    return type(layer) is MaxPool2d and layer.stride > 1

@@ -70,8 +70,9 @@ class Layer:
     """Whether ``forward`` accepts images (H, W, N, C) in any order in memory."""
     by_image = False
     """Whether its output should lie in memory image by image, (N, H, W, C); set by the network, for the first layer."""
-    rectifies = False
-    """Whether a batch normalisation applies the ReLU after it too; set by the network for each call of ``forward``."""
+    applies: "Layer | None" = None
+    """The ReLU or the pooling after it that a batch normalisation applies too; set by the network for each call of
+    ``forward``."""
     number = 0
     """Its index in the network, which selects its random numbers; set by the network."""
     name = ""

@@ -13,7 +13,7 @@ from dpcnn.base.rng import SampleRng
 from dpcnn.base.timing import Timer
 from dpcnn.errors import ConfigError
 from dpcnn.nn.flat import FlatParameters
-from dpcnn.nn.graph import IMAGES, connections, last_uses, learning, pooled_first, rectified, unique_names
+from dpcnn.nn.graph import IMAGES, applied, connections, last_uses, learning, pooled_first, unique_names
 from dpcnn.nn.layer import Keep, Layer, Parameter
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.merging import Merge
@@ -67,7 +67,7 @@ class Network(FlatParameters):
         if not self.learning[-1]:
             raise ConfigError("every layer with parameters is frozen, so nothing can learn; delete a freeze = true")
         self._in_training = pooled_first(self.layers, self.sources)
-        self._rectified = rectified(self._in_training, self.sources)
+        self._applied = applied(self._in_training, self.sources)
         for layer, sources in zip(self.layers, self.sources, strict=True):
             layer.needs_input_grad = any(self.learning[source] for source in sources if source != IMAGES)
         first, users = self.layers[0], [self.layers[n] for n, sources in enumerate(self.sources) if 0 in sources]
@@ -185,7 +185,8 @@ class Network(FlatParameters):
         """
         values = {IMAGES: self._pixels(images, params.dtype)}
         backward: Callable[..., Any]
-        layers, rectifying = self.layers if rng is None else self._in_training, self._rectified.values()
+        layers = self.layers if rng is None else self._in_training
+        after = {} if rng is None else {source: layers[number] for number, source in self._applied.items()}
         for number, (layer, own) in enumerate(zip(layers, self._named(params), strict=True)):
             sources = self.sources[number]
             xs = [values[source] for source in sources]
@@ -195,10 +196,10 @@ class Network(FlatParameters):
                 xs[0] = self._own_copy(layer, xs[0])
             if isinstance(layer, Merge):
                 values[number], backward = layer.merge(xs)
-            elif rng is not None and number in self._rectified:
+            elif rng is not None and number in self._applied:
                 values[number], backward = xs[0], lambda dy, grads: dy
             else:
-                layer.rectifies = rng is not None and number in rectifying
+                layer.applies = after.get(number)
                 values[number], backward = layer.forward(xs[0], own, None if layer.frozen else rng)
             del xs
             yield values[number], backward

@@ -9,9 +9,10 @@ from dpcnn.base import elementary
 from dpcnn.base.arrays import Array, Shape, empty, masked, row_length
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn.activations import rectify
+from dpcnn.nn.activations import ReLU, rectify
 from dpcnn.nn.convolution import bands
 from dpcnn.nn.layer import Backward, Layer, Parameter, at_least, at_most
+from dpcnn.nn.pooling import MaxPool2d
 
 SUMMED, CACHED = 1 << 22, 1 << 19
 """The largest sizes in bytes of the parts of an array on which a batch normalisation works at a time: of those that it
@@ -29,8 +30,9 @@ class BatchNorm(Layer):
     a microbatch's gradient is a function of it and the weights alone, on any rank. In evaluation they are
     running means of the microbatches' means and variances: these are parameters too, and travel with the gradients.
 
-    It overwrites x with x - mean, which its gradient needs, and dy with dx. If ``rectifies`` is true, it applies the
-    ReLU after it too, part by part, while the part is in the cache.
+    It overwrites x with x - mean, which its gradient needs, and dy with dx. If it ``applies`` a ReLU too, it does so
+    part by part, while the part is in the cache. It applies a pooling before it scales and shifts, which then have
+    fewer elements: the largest x of a window becomes the largest y, or the smallest x if w is negative.
 
     Weights "w", "b", "mean" and "variance", each (C,).
     """
@@ -54,56 +56,82 @@ class BatchNorm(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         *pixel, N, C = x.shape
-        count, length = prod(pixel) * N, row_length(x.shape)
-        times = length // C  # a channel's values lie C apart
-        centred, y = x.reshape(-1, length), empty(x.shape, x.dtype)
-        rows = y.reshape(-1, length)
-        positive = empty(rows.shape, np.dtype(bool)) if self.rectifies and rng is not None else None
-
-        mean, variance = params["mean"], params["variance"]
-        if rng is not None:
-            mean = by_channel(column_sums(x.reshape(-1, N * C)), C) / count
-        for_columns, squares = repeated(mean, times), np.zeros(N * C, x.dtype)
-        for band in in_bands(centred, SUMMED):
-            centred[band] -= for_columns
-            if rng is not None:
-                squares += sum_of_products(centred[band], centred[band], N * C)
-        if rng is not None:
-            variance = by_channel(squares, C) / count
-        deviation = np.sqrt(variance + self.epsilon)
-        slope, offset = repeated(params["w"] / deviation, times), repeated(params["b"], times)
-        for band in in_bands(centred, CACHED):
-            np.multiply(centred[band], slope, out=rows[band])
+        count, centred, after = prod(pixel) * N, rows_of(x), None if rng is None else self.applies
+        mean, variance = self._centre(centred, N * C, params, None if rng is None else count)
+        w, deviation = params["w"], np.sqrt(variance + self.epsilon)
+        shape, values, sign = x.shape, centred, np.ones(C, x.dtype)
+        pool = after if isinstance(after, MaxPool2d) else None
+        if pool:
+            if (w < 0).any():
+                sign[w < 0] = -1
+                centred *= repeated(sign, centred.shape[1] // C)
+            largest, spread = pool.forward(centred.reshape(x.shape), {})
+            shape, values = largest.shape, rows_of(largest)
+        y, times = empty(shape, x.dtype), values.shape[1] // C  # a channel's values lie C apart
+        rows = rows_of(y)
+        positive = empty(rows.shape, np.dtype(bool)) if isinstance(after, ReLU) else None
+        slope, offset = repeated(sign * w / deviation, times), repeated(params["b"], times)
+        for band in in_bands(values, CACHED):
+            np.multiply(values[band], slope, out=rows[band])
             rows[band] += offset
             if positive is not None:
                 rectify(rows[band], positive[band])
 
         def backward(dy: Array, grads: Mapping[str, Array]) -> Array:
             """dx = w / deviation * (dy - (sum of dy) / count - z * (sum of dy z) / count), z being the normalised x."""
-            dx, products = dy.reshape(-1, length), np.zeros(N * C, dy.dtype)
-            for band in in_bands(centred, SUMMED):
+            dx, products = rows_of(dy), np.zeros(N * C, dy.dtype)
+            for band in in_bands(values, SUMMED):
                 if positive is not None:
                     masked(dx[band], positive[band], out=dx[band])
-                products += sum_of_products(dx[band], centred[band], N * C)
+                products += sum_of_products(dx[band], values[band], N * C)
+            product = by_channel(products, C) / deviation
             grads["b"][...] = by_channel(column_sums(dx.reshape(-1, N * C)), C)
-            grads["w"][...] = by_channel(products, C) / deviation
+            grads["w"][...] = sign * product
             grads["mean"][...] = N * mean
             grads["variance"][...] = N * variance
             if rng is None:
                 dx *= slope
                 return dx.reshape(dy.shape)
             grads["variance"][...] *= count / max(1, count - 1)
-            factor = params["w"] / (deviation * count)
-            by_centred = repeated(factor * grads["w"] / deviation, times)
-            constant = repeated(factor * grads["b"], times)
+            if pool:
+                of_pixels = spread(dx.reshape(shape), {})
+                assert of_pixels is not None
+                dx = rows_of(of_pixels)
+            times, factor = centred.shape[1] // C, w / (deviation * count)
+            by_centred, constant = repeated(factor * product / deviation, times), repeated(factor * grads["b"], times)
+            by_dx = repeated(w / deviation, times)
             for band in in_bands(centred, CACHED):
                 centred[band] *= by_centred
                 centred[band] += constant
-                dx[band] *= slope
+                dx[band] *= by_dx
                 dx[band] -= centred[band]
-            return dx.reshape(dy.shape)  # (H, W, N, C) or (N, C)
+            return dx.reshape(x.shape)  # (H, W, N, C) or (N, C)
 
         return y, backward
+
+    def _centre(
+        self, centred: Array, columns: int, params: Mapping[str, Array], count: int | None
+    ) -> tuple[Array, Array]:
+        """Subtract the mean from rows of pixels, each of so many columns; returns mean and variance, (C,).
+
+        Args:
+            count: of the values of a channel, in training; None: mean and variance are those of ``params``.
+        """
+        mean, variance = params["mean"], params["variance"]
+        C, times = len(mean), centred.shape[1] // len(mean)
+        if count is not None:
+            mean = by_channel(column_sums(centred.reshape(-1, columns)), C) / count
+        for_columns, squares = repeated(mean, times), np.zeros(columns, centred.dtype)
+        for band in in_bands(centred, SUMMED):
+            centred[band] -= for_columns
+            if count is not None:
+                squares += sum_of_products(centred[band], centred[band], columns)
+        return mean, variance if count is None else by_channel(squares, C) / count
+
+
+def rows_of(array: Array) -> Array:
+    """An array (.., N, C) as rows of whole pixels; a copy if it is not contiguous."""
+    return array.reshape(-1, row_length(array.shape))
 
 
 def in_bands(rows: Array, most: int) -> list[slice]:
