@@ -120,7 +120,8 @@ def complete(options: Namespace) -> None:
         ConfigError: an option is given for a measurement that has no use for it.
     """
     for name, (default, kinds) in OPTIONS.items():
-        if getattr(options, name) in (None, default):
+        value = getattr(options, name)
+        if value is None or value is False:
             setattr(options, name, default)
         elif kinds and not any(getattr(options, "by_layer" if kind == "layers" else kind) for kind in kinds):
             raise ConfigError(f"--{name}: has an effect only with --{' or --'.join(kinds)}; leave it out")

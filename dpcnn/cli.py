@@ -189,7 +189,7 @@ def tell(error: DpcnnError) -> None:
     """Print an error as one line on stderr, without control characters."""
     words = printable(str(error))
     text = words if len(words) <= MOST_ERROR else f"{words[:MOST_ERROR]} .."
-    print(f"dpcnn: error: {text}", file=sys.stderr, flush=True)
+    print(f"dpcnn: error: {text}\n", end="", file=sys.stderr, flush=True)  # in one piece, whatever other ranks print
 
 
 def parse(make_parser: Callable[[], Parser], argv: Sequence[str] | None, comm: SerialComm) -> argparse.Namespace:

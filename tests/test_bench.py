@@ -81,6 +81,7 @@ def test_the_clock_does_not_count_an_order_that_the_warm_up_has_drawn(small):
         ("--compile --survive", "--versus"),
         ("--batches 8 --scaling 1", "--versus"),
         ("--ranks 3 --layers", "--versus or --survive"),
+        ("--ranks 2", "--versus or --survive"),
         ("--rounds 2", "--scaling or --versus or --survive or --layers"),
         ("--launcher srun", "--scaling or --versus or --survive"),
     ],

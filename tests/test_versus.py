@@ -13,6 +13,7 @@ from conftest import MNIST, run
 from dpcnn.config import Config, read_recipe
 from dpcnn.data.dataset import load
 from dpcnn.errors import ConfigError, DivergenceError
+from dpcnn.evidence.golden import POOLED
 from dpcnn.evidence.jobs import complaint
 from dpcnn.evidence.measure import WARM_UP, warm_up
 from dpcnn.evidence.peers import options
@@ -69,6 +70,7 @@ TRAININGS = {
     "resnet20": read_recipe("resnet20"),  # with augmentation
     "grouped": Config(model="grouped", layers=GROUPED),
     "overwritten": Config(model="overwritten", layers=OVERWRITTEN),
+    "pooled": Config(model="pooled", layers=POOLED),
     "clipping and an average": Config(model="mlp", max_grad_norm=0.1, ema_decay=0.9, schedule="step", rotation=9.0),
     "other augmentation": Config(model="mlp", flip="both", crop_padding=2, crop_area=0.5, cutout=4),
     **{name: Config(model="mlp", optimizer=name) for name in sorted(OPTIMIZERS.keys() - {"lars", "lamb"})},

@@ -85,6 +85,20 @@ ALL_OPTIONS = {
     "schedule": "one-cycle",
 }
 
+POOLED = [
+    {"kind": "scale"},
+    {"kind": "conv2d", "filters": 8, "kernel_size": 3, "padding": 1},
+    {"kind": "batchnorm"},
+    {"kind": "relu"},
+    {"kind": "maxpool2d", "kernel_size": 3, "stride": 2, "padding": 1},
+    {"kind": "conv2d", "filters": 8, "kernel_size": 3},
+    {"kind": "batchnorm"},
+    {"kind": "maxpool2d", "kernel_size": 2},
+    {"kind": "flatten"},
+    {"kind": "linear", "bias": True},
+]
+"""Normalisations that apply a pooling."""
+
 NORMALISED = [
     {"kind": "normalise", "mean": [127.5], "deviation": [73.9]},
     {"kind": "flatten"},
@@ -106,6 +120,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "all-options": {"model": "all options", **ALL_OPTIONS},
     "normalise": {"model": "normalise", "layers": NORMALISED},
     "augmentation": {"model": "mlp", **AUGMENTATION},
+    "pooled": {"model": "pooled", "layers": POOLED},
     "other-layers": {"model": "other layers", "layers": OTHER_LAYERS, "microbatch": 20},
 }
 """The trainings by name, with the options that replace those of the recipe of this name, or of the default recipe."""
