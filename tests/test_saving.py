@@ -15,6 +15,7 @@ from dpcnn.data.dataset import load
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import DivergenceError
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.tree import sums_held
 from dpcnn.runs import checkpoint as checkpoints
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.console import Reporter
@@ -291,7 +292,8 @@ def test_all_vectors_of_a_run_in_memory_are_counted(small, tmp_path, monkeypatch
 def test_a_training_is_refused_if_its_third_set_of_vectors_does_not_fit(small, quick, tmp_path, monkeypatch, least):
     manifest = read_manifest(small)
     network = Config(model="mlp").network(manifest.image_shape, manifest.classes)
-    free = network.memory(8) + 4 * 6 * network.size  # of Adam, two sets of three vectors
+    more = sums_held(12, 1) - 1
+    free = network.memory(8) + 4 * (6 + more) * network.size  # of Adam, two sets of three vectors
     monkeypatch.setattr("dpcnn.training.saving.LARGE", least)
     monkeypatch.setattr("dpcnn.nn.network.memory_left", lambda: free)
     flags = ["--model", "mlp", "--microbatch", "8", "--epochs", "1"]
@@ -304,11 +306,12 @@ def test_a_training_is_refused_if_its_third_set_of_vectors_does_not_fit(small, q
 
 @pytest.mark.parametrize(("copied", "sums"), [(False, 3), (True, 4)])
 def test_the_sums_that_a_node_receives_are_counted(small, quick, tmp_path, monkeypatch, copied, sums):
-    """Microbatches 0 to 5 on one node and 6 to 11 on the other are two subtrees each, of half of the vector or all."""
+    """Microbatches 0 to 5 on one node and 6 to 11 on the other are two subtrees each, of half of the vector or all. Both
+    nodes hold three more vectors while they add up their own."""
     manifest = read_manifest(small)
     network = Config(model="mlp").network(manifest.image_shape, manifest.classes)
     flags = ["--model", "mlp", "--microbatch", "8", "--epochs", "1", "--max-steps", "1"]
-    least = network.memory(8) + 4 * (6 + sums) * network.size
+    least = network.memory(8) + 4 * (6 + sums + 3) * network.size
     with factors_sent(False, copied):
         for free, status in ((least - 1, 2), (least, 0)):
             monkeypatch.setattr("dpcnn.nn.network.memory_left", lambda free=free: free)
