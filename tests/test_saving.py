@@ -306,8 +306,8 @@ def test_a_training_is_refused_if_its_third_set_of_vectors_does_not_fit(small, q
 
 @pytest.mark.parametrize(("copied", "sums"), [(False, 3), (True, 4)])
 def test_the_sums_that_a_node_receives_are_counted(small, quick, tmp_path, monkeypatch, copied, sums):
-    """Microbatches 0 to 5 on one node and 6 to 11 on the other are two subtrees each, of half of the vector or all. Both
-    nodes hold three more vectors while they add up their own."""
+    """Microbatches 0 to 5 on one node and 6 to 11 on the other are two subtrees each, of half of the vector or all.
+    Both nodes hold three more vectors while they add up their own."""
     manifest = read_manifest(small)
     network = Config(model="mlp").network(manifest.image_shape, manifest.classes)
     flags = ["--model", "mlp", "--microbatch", "8", "--epochs", "1", "--max-steps", "1"]
