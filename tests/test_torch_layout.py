@@ -5,6 +5,8 @@ import pytest
 
 from dpcnn.errors import ConfigError
 from dpcnn.interop.torch_layout import torch_names
+from dpcnn.nn.activations import LeakyReLU
+from dpcnn.nn.layer import Parameter
 from dpcnn.nn.models import build
 from dpcnn.nn.network import Network
 
@@ -49,6 +51,16 @@ def test_layers_that_depend_on_the_order_are_refused(spec):
         torch_names(network(*spec))
     if spec[0] is FLATTEN:
         torch_names(network(FLATTEN, OTHER, *spec[1:]))  # the order of a linear layer's output is the same
+
+
+def test_a_parameter_that_is_not_one_of_each_feature_stays_as_it_is():
+    class Steep(LeakyReLU):
+        parameters = (Parameter("b", (1,)),)
+
+    layers = build([{"kind": "scale"}, FLATTEN, LINEAR], CLASSES)
+    (twin, *_) = torch_names(Network((H, W, C), [*layers[:2], Steep(), layers[2]]))
+    one = np.ones(1, np.float32)
+    assert (twin.ours, twin.their_shape) == ("steep1.b", (1,)) and twin.to_torch(one).tolist() == [1.0]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 60), (6, 10, 1)])

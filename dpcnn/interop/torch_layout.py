@@ -15,6 +15,7 @@ batchnorm1.w   batchnorm1.weight    (C,), the same; after a flatten layer, as fe
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -119,6 +120,6 @@ def _twin(name: str, layer: Layer, parameter: Parameter, pixels: Shape) -> Twin:
             )
         kernel_shape, their_shape = LAYOUTS[type(layer)](parameter.shape, pixels)
         return Twin(ours, theirs, parameter.shape, their_shape, kernel_shape)
-    if pixels and type(layer) not in LAYOUTS:  # a number for each feature
+    if pixels and type(layer) not in LAYOUTS and parameter.shape == (prod(pixels),):  # a number for each feature
         return Twin(ours, theirs, parameter.shape, parameter.shape, (*pixels, 1))
     return Twin(ours, theirs, parameter.shape, parameter.shape, None)
