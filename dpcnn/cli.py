@@ -17,6 +17,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -37,6 +38,9 @@ DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit statuses
 
 MOST_ERROR = 2_000
 """The most characters of an error's line."""
+
+HEAD_START = 5.0
+"""Seconds that the first process of a job has to print an error before the others do or end."""
 
 
 class HelpShownError(Exception):
@@ -119,8 +123,7 @@ def run(
         comm = comm or world()
     except LaunchError as error:
         launch = detect(os.environ)
-        if error.speaker and (launch is None or launch.rank == 0):
-            tell(error)
+        _tell_in_turn(error, first=launch is None or launch.rank == 0)
         return MISTAKE
     try:
         with np.errstate(all="ignore"):  # the code checks for infinities and NaN where they matter
@@ -161,9 +164,22 @@ def _escape_what_the_terminal_lacks() -> None:
 
 
 def _end_by_error(comm: SerialComm, error: DpcnnError) -> int:
-    if error.speaker and (comm.rank == 0 or not error.agreed):
-        tell(error)
+    if comm.rank == 0 or not error.agreed:
+        _tell_in_turn(error, first=error.speaker)
     return _end(comm, error.status, error.agreed)
+
+
+def _tell_in_turn(error: DpcnnError, first: bool) -> None:
+    """Print an error that MPI can't bring to rank 0, usually once per job.
+
+    The first process of the job prints it and ends, and mpirun stops all others, which wait for that: otherwise
+    another could end before, and the first be stopped without a word. A process that still runs then speaks for
+    itself, unless the error is the same for the whole job.
+    """
+    if not first:
+        time.sleep(HEAD_START)
+    if error.speaker:
+        tell(error)
 
 
 def _end_by_memory(comm: SerialComm, error: MemoryError) -> int:

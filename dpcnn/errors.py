@@ -23,7 +23,7 @@ class DpcnnError(Exception):
     agreed = False
     """Whether every rank raises this error now, so that the job can end in order."""
     speaker = True
-    """Whether this process prints the error for its job: without MPI, the ranks can't agree on one."""
+    """Whether this process prints the error: False if the first process of the job prints it for all of them."""
     status = 2
     """The exit status of the command."""
 

@@ -41,7 +41,7 @@ def test_detect(environment, expected):
 )
 def test_four_trainings_instead_of_one_are_refused(order, tmp_path):
     """Started by hand with a foreign launcher's variables, a process is alone where four were asked for."""
-    for rank in (0, 3):
+    for rank in (0, 3) if "PMI_RANK" in order else (0,):  # rank 3 leaves rank 0 the time to speak
         environment = {name: value.format(rank) for name, value in order.items()}
         result = run(0, "-m", "dpcnn.train", "--out", tmp_path / "run", env=environment)
         assert result.status == 2
@@ -123,3 +123,29 @@ def test_a_command_that_starts_ranks_itself_says_so_once_under_a_launcher(words)
     result = run(3, "-m", *words)
     assert result.status == 2
     assert result.err.count("starts the ranks itself: run it without the launcher of") == 1
+
+
+LATE = """
+import sys, time
+import dpcnn.cli, dpcnn.verify
+from dpcnn.parallel.launch import detect
+if detect(__import__("os").environ).rank == 0:
+    time.sleep(1.5)
+sys.exit(dpcnn.verify.main([]))
+"""
+
+
+def test_the_first_rank_speaks_although_the_others_fail_before_it():
+    """Before MPI has started, mpirun stops the job at the first failure: so the others wait for rank 0's line."""
+    result = run(3, "-c", LATE)
+    assert result.status == 2
+    assert result.err.count("starts the ranks itself") == 1
+
+
+def test_a_rank_whose_node_alone_is_at_fault_says_so(tmp_path):
+    """A folder that one node lacks: rank 0 has nothing to say, and MPI has not started."""
+    environment = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "TMPDIR": str(tmp_path / "none")}
+    result = run(0, "-m", "dpcnn.train", "--max-steps", "1", env=environment)
+    assert result.status == 2
+    (line,) = result.errors
+    assert "none: MPI can't make its temporary files there" in line

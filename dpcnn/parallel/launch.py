@@ -58,7 +58,7 @@ def detect(environment: Mapping[str, str]) -> Launch | None:
     return None
 
 
-def check_limits(launch: Launch | None) -> None:
+def check_limits() -> None:
     """Make sure that MPI can start under the limits of this process: otherwise it hangs or crashes.
 
     Raises:
@@ -75,9 +75,7 @@ def check_limits(launch: Launch | None) -> None:
     elif not _takes_files(folder):
         problem = f"{folder}: MPI can't make its temporary files there; set TMPDIR to a writable folder"
     if problem:
-        error = LaunchError(problem)
-        error.speaker = launch is None or launch.rank == 0
-        raise error
+        raise LaunchError(problem)
 
 
 def _takes_files(folder: str) -> bool:

@@ -24,7 +24,7 @@ def world() -> SerialComm:
         LaunchError: a launcher asked for several ranks, but this process sees itself alone.
     """
     launch = detect(os.environ)
-    check_limits(launch)
+    check_limits()
     mpi = _load_mpi(launch)
     if mpi is None:
         return SerialComm()
