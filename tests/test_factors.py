@@ -1,7 +1,6 @@
 """Factors between nodes: each arrives once, and their products have the bits of the leaf's own rank."""
 
 import itertools
-from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -61,7 +60,7 @@ def test_each_node_receives_each_factor_that_it_needs_once(shapes, sizes, nodes)
 def test_the_sums_that_a_node_receives_are_counted(size, leaves, nodes, copied):
     layout = layout_of(size, nodes)
     if copied:
-        layout = replace(layout, ranges=((0, size),) * len(nodes))
+        layout = layout._replace(ranges=((0, size),) * len(nodes))
     received = [
         sum(sum(message.received[0]) for rank in range(first, end) for message in layout.sums(leaves, rank))
         for first, end in layout.nodes
@@ -149,7 +148,7 @@ def test_sums_have_the_bits_of_one_rank(shapes, sizes, nodes, at_once):
 @given(shapes=SHAPES, sizes=SIZES, nodes=NODES, at_once=AMOUNTS)
 def test_sums_have_the_bits_of_one_rank_in_many_cases(small, shapes, sizes, nodes, at_once):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "TUNING", replace(layers.TUNING, small_product=small))
+        patch.setattr(layers, "TUNING", layers.TUNING._replace(small_product=small))
         patch.setattr("dpcnn.parallel.factors.AT_ONCE", at_once)
         layers.block_rows.cache_clear()
         check_bits(shapes, sizes, nodes)

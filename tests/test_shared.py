@@ -48,6 +48,7 @@ def test_another_file_at_the_same_path_is_refused(tmp_path):
 
 
 def test_a_rank_that_can_not_map_the_memory_fails_with_all_others():
+    gc.collect()  # files that earlier tests have left open
     real, calls, before = mmap.mmap, [], len(os.listdir("/proc/self/fd"))
 
     def refused(descriptor, size):
@@ -60,7 +61,7 @@ def test_a_rank_that_can_not_map_the_memory_fails_with_all_others():
         found = run_ranks([3], attempt)
     assert len(set(found)) == 1 and "a rank can't map 0 MB of shared memory (Cannot allocate memory)" in found[0]
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_ranks_that_can_not_share_are_told_why():

@@ -4,8 +4,7 @@ The bit generator is the counter-based Philox-4x64 (Salmon et al., "Parallel ran
 easy as 1, 2, 3", SC 2011), so a stream needs no history, and no rank has a stream of its own.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, Philox, SeedSequence
@@ -43,8 +42,7 @@ def permutation(seed: int, number: int, samples: int, purpose: int = ORDER) -> n
     return np.argsort(keys, kind="stable")
 
 
-@dataclass(frozen=True)
-class SampleRng:
+class SampleRng(NamedTuple):
     """The random numbers of a batch: each sample has its own stream in each epoch.
 
     Attributes:

@@ -13,8 +13,8 @@ datagram is useless between other ranks. Discarding a datagram costs the same fo
 import hmac
 import struct
 from collections import defaultdict
-from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 from dpcnn.base import timing
 
@@ -30,8 +30,7 @@ _FIELDS = struct.Struct("!IIQ????BQq1131s")
 _TEXT = 1131
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """A report of a rank, with requests to the recipient.
 
     Attributes:

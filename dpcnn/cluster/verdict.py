@@ -6,6 +6,7 @@ does not leave its phase is *stuck*. The ranks that wait for it don't move eithe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dpcnn.cluster.datagrams import BETWEEN, END, START, Message
 
@@ -47,8 +48,7 @@ class Report:
         self.ended |= message.ended
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """A rank that keeps the job from going on: how, and since how many seconds."""
 
     rank: int

@@ -27,7 +27,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from dpcnn.base.timing import Timer
@@ -182,9 +181,9 @@ class Watch:
         if message.text:
             self._stacks[link.peer] = printable(message.text, keep="\n")
         if self.comm.rank == 0:
-            link.send(replace(self._own(), done=self._done and message.done))
+            link.send(self._own()._replace(done=self._done and message.done))
         elif message.where:
-            link.send(replace(self._own(), text=self._stack()))
+            link.send(self._own()._replace(text=self._stack()))
 
     def _beat(self, now: float) -> None:
         """Send a heartbeat, or on rank 0 judge; other ranks judge rank 0, rank 1 first."""
@@ -219,7 +218,7 @@ class Watch:
             self._end(found)
         for link in self._links:
             if any(verdict.rank == link.peer for verdict in found):
-                link.send(replace(self._own(), die=True))
+                link.send(self._own()._replace(die=True))
         if any(verdict.rank == 0 for verdict in found):
             self._kill_itself()
 
@@ -250,7 +249,7 @@ class Watch:
         self._reports[self.comm.rank].take(self._own(), time.monotonic())
         self._stacks[self.comm.rank] = self._stack()
         if self.comm.rank == 0:
-            self._send(replace(self._own(), where=True))
+            self._send(self._own()._replace(where=True))
             until = time.monotonic() + STACKS
             while (left := until - time.monotonic()) > 0:
                 for link, message in self._links.receive(left):

@@ -1,7 +1,6 @@
 """The training samples held back for validation, as a pure function of labels, configuration and seed."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,7 @@ DEFAULT = 0.1
 Indices = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Holdout:
+class Holdout(NamedTuple):
     """The two parts of the training samples.
 
     Attributes:

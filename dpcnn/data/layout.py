@@ -8,9 +8,8 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -40,8 +39,7 @@ TYPES: dict[np.dtype[Any], tuple[h5py.h5t.TypeID, ...]] = {
 AGAIN = "prepare the data set again"
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The location of a shard's samples in its file.
 
     Attributes:

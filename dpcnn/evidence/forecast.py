@@ -54,7 +54,7 @@ class Job:
         """What the step costs beside the gradients, by the rules of :mod:`dpcnn.parallel.products`."""
         leaves = max(1, round(self.microbatches * self.ranks))
         counts = Counts([max(1, round(self.images * self.ranks / leaves))] * leaves, self.nodes, self.ranks)
-        counts = replace(counts, copied=copies_pay(self.size, self.products, counts))
+        counts = counts._replace(copied=copies_pay(self.size, self.products, counts))
         return cost(self.size, self.products, counts)
 
 

@@ -1,7 +1,6 @@
 """The parameters of layers in one flat vector, with named views."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate, pairwise
 from math import prod
 
@@ -39,7 +38,7 @@ class FlatParameters:
         """``names``: of the layers."""
         self.owners = [layer for layer in layers for _ in layer.parameters]
         self.parameters = [
-            replace(p, name=f"{name}.{p.name}")
+            p._replace(name=f"{name}.{p.name}")
             for name, layer in zip(names, layers, strict=True)
             for p in layer.parameters
         ]

@@ -14,8 +14,8 @@ to windows, position by position, works on long runs of N * C numbers. Vectors a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.rng import SampleRng
@@ -27,8 +27,7 @@ Keep = Callable[[int, Array, Array], None]
 valid during the call."""
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """A named array of a layer.
 
     Attributes:

@@ -1,10 +1,9 @@
 """Layers with parameters, scaling, flattening and dropout. Shapes: see layer.py."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -267,8 +266,7 @@ def contiguous(array: Array) -> Array:
     return array if array.flags.forc else np.ascontiguousarray(array)
 
 
-@dataclass(frozen=True)
-class WeightProduct:
+class WeightProduct(NamedTuple):
     """The gradient of a linear layer's weights as a part of the network's vector: x^T dy, for x (N, C) and dy (N, F).
 
     Attributes:

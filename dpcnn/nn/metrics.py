@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import fsum, inf
+from typing import NamedTuple
 
 import numpy as np
 
@@ -130,8 +131,7 @@ def _errors(answers: Answers) -> Array:
     return errors
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """A metric that a loss can name.
 
     Attributes:

@@ -1,12 +1,11 @@
 """Constants that decide the shapes of matrix products, together with the network's shapes, for each numerics."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dpcnn.base import startup
 
 
-@dataclass(frozen=True)
-class Tuning:
+class Tuning(NamedTuple):
     """Constants for speed, which change the last bits of results.
 
     Attributes:

@@ -1,9 +1,8 @@
 """Winograd's kernel for square convolutions with stride 1. Shapes: see layer.py."""
 
-from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -175,8 +174,7 @@ class Winograd:
             np.matmul(G.T, half, out=dw[:, :, start:stop])
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """The position of a tile along one side of the image.
 
     Attributes:

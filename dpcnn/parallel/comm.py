@@ -8,8 +8,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from dpcnn.base.arrays import Array
 from dpcnn.base.timing import Timer
@@ -19,8 +18,7 @@ from dpcnn.parallel.layout import Runs
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Death:
+class Death(NamedTuple):
     """The death of some ranks.
 
     Attributes:

@@ -1,9 +1,9 @@
 """The exact exchange: the same bits on any number of ranks and nodes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from operator import iadd
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from dpcnn.parallel.shared import shared_array
 from dpcnn.parallel.tree import Subtree, owned, tree_sum
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What a rank sends and receives in steps with microbatches of the same sizes.
 
     Attributes:

@@ -11,8 +11,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dpcnn.base.fields import digits
 from dpcnn.errors import LaunchError
@@ -23,8 +23,7 @@ ADDRESS_SPACE = 640 << 20
 LAUNCHERS = ("mpirun", "mpiexec", "prterun", "orterun", "srun", "slurmstepd")
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(NamedTuple):
     """The request of a launcher.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dpcnn.parallel.tree import Interval, Subtree, interval, split_evenly, subtrees
 
@@ -37,16 +37,14 @@ def without(interval: Interval, holes: Sequence[Interval]) -> Interval:
     return start, stop
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """The elements that a rank sends to every rank, and those that it receives: for each rank, count and start."""
 
     sent: Runs
     received: Runs
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The elements of a vector that each rank of several nodes updates or passes on.
 
     A rank updates its *shard*: the shards of the ranks of a node make up the node's *range*, and the ranges of all

@@ -4,9 +4,8 @@ Pure functions of shapes and counts, as those of :mod:`dpcnn.parallel.layout`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import product as pairs
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dpcnn.base.arrays import Array
 from dpcnn.parallel.layout import Layout, Message, overlap, runs
@@ -58,8 +57,7 @@ Products = Mapping[int, Product]
 """By the number of the layer, in the order of the vector."""
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """What the rules depend on. They assume that images, elements and ranks are spread evenly over the nodes.
 
     Attributes:
@@ -124,13 +122,12 @@ def copies_pay(size: int, products: Products, counts: Counts) -> bool:
     """
     if counts.nodes == 1 or counts.nodes * size > MOST_RECEIVED:
         return False
-    apart, copied = (cost(size, products, replace(counts, copied=copied)) for copied in (False, True))
+    apart, copied = (cost(size, products, counts._replace(copied=copied)) for copied in (False, True))
     saved = 4 * (apart.received - copied.received)
     return saved >= LEAST_SAVED and copied.work - apart.work <= MOST_OF_COPIES * saved
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """What a step costs beside the gradients.
 
     Attributes:
@@ -176,8 +173,7 @@ def needed_rows(product: Product, images: int, elements: Interval) -> Interval:
     return (first // (rows * product.F) * rows, -(-end // (rows * product.F)) * rows) if count else (0, 0)
 
 
-@dataclass(frozen=True)
-class Parcel:
+class Parcel(NamedTuple):
     """The factors of a leaf that a node needs for a layer.
 
     Attributes:

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +23,7 @@ from dpcnn.training.state import PARAMETERS
 from dpcnn.training.team import Team
 
 
-@dataclass(frozen=True)
-class Sums:
+class Sums(NamedTuple):
     """What one rank knows of a step.
 
     Attributes:
@@ -42,8 +40,7 @@ class Sums:
     waited: float
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What all ranks know of a step; the same on each.
 
     Attributes:

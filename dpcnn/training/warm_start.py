@@ -1,8 +1,9 @@
 """A warm start: a new run whose parameters begin with those of another run's checkpoint (``--init-from``)."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,7 @@ from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import find_checkpoint
 
 
-@dataclass(frozen=True)
-class WarmStart:
+class WarmStart(NamedTuple):
     """The initial values of a run that starts from a checkpoint.
 
     Attributes:
