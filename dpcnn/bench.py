@@ -58,14 +58,14 @@ def make_parser() -> Parser:
     kinds.add_argument(
         "--survive",
         action="store_true",
-        help="start jobs that survive the death of ranks and others in turns; kill ranks",
+        help="in turns, start jobs that survive the death of ranks, and jobs that do not; kill ranks",
     )
     parser.add_argument(
         "--compile", action="store_true", help="with --versus torch: try torch.compile too, which takes long"
     )
     parser.add_argument("--ranks", type=int, help="number of ranks for --versus and --survive (default 2)")
-    parser.add_argument("--batches", help="batches per rank for --versus (default 32,64,128)")
-    parser.add_argument("--rounds", type=int, help="rounds for jobs in turns (default 7)")
+    parser.add_argument("--batches", help="batch sizes per rank for --versus (default 32,64,128)")
+    parser.add_argument("--rounds", type=int, help="rounds of the jobs in turns, or of --layers (default 7)")
     parser.add_argument("--launcher", help="command that starts the ranks, as in dpcnn verify")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file")
     parser.add_argument("--recipe", metavar="NAME|FILE", help="the options to start from (default simple-cnn)")
@@ -117,7 +117,7 @@ def complete(options: Namespace) -> None:
     """Fill in the defaults of options.
 
     Raises:
-        ConfigError: an option is given for a measurement that has no use for it.
+        ConfigError: an option is given that the measurement does not use.
     """
     for name, (default, kinds) in OPTIONS.items():
         value = getattr(options, name)

@@ -40,7 +40,7 @@ MOST_ERROR = 2_000
 """The most characters of an error's line."""
 
 HEAD_START = 5.0
-"""Seconds that the first process of a job has to print an error before the others do or end."""
+"""Seconds that the other processes of a job wait, so that the first one can print an error before they end."""
 
 
 class HelpShownError(Exception):
@@ -170,11 +170,11 @@ def _end_by_error(comm: SerialComm, error: DpcnnError) -> int:
 
 
 def _tell_in_turn(error: DpcnnError, first: bool) -> None:
-    """Print an error that MPI can't bring to rank 0, usually once per job.
+    """Print an error, usually once per job, also if the processes can't use MPI to agree on it.
 
-    The first process of the job prints it and ends, and mpirun stops all others, which wait for that: otherwise
-    another could end before, and the first be stopped without a word. A process that still runs then speaks for
-    itself, unless the error is the same for the whole job.
+    The first process of the job prints the error and ends, and then mpirun stops the others, which wait. Without the
+    wait, another process could end earlier, and mpirun could stop the first process before it prints the error. A
+    process that still runs after the wait prints its own error, unless the error is the same for the whole job.
     """
     if not first:
         time.sleep(HEAD_START)
@@ -205,7 +205,8 @@ def tell(error: DpcnnError) -> None:
     """Print an error as one line on stderr, without control characters."""
     words = printable(str(error))
     text = words if len(words) <= MOST_ERROR else f"{words[:MOST_ERROR]} .."
-    print(f"dpcnn: error: {text}\n", end="", file=sys.stderr, flush=True)  # in one piece, whatever other ranks print
+    # one write, so the output of other ranks can't divide the line
+    print(f"dpcnn: error: {text}\n", end="", file=sys.stderr, flush=True)
 
 
 def parse(make_parser: Callable[[], Parser], argv: Sequence[str] | None, comm: SerialComm) -> argparse.Namespace:

@@ -1,1 +1,1 @@
-"""The basis of all rooms: files, values from outside, random numbers, memory, time."""
+"""The basis of all packages: files, values from outside, random numbers, memory, time."""

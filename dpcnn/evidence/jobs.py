@@ -41,7 +41,7 @@ def run(module: str, *words: str, launcher: str = "", ranks: int = 1) -> str:
 def complaint(stderr: str, otherwise: int) -> str:
     """The line with the reason of a failure: the first one by dpcnn, or else the line with the index ``otherwise``.
 
-    If the first one is the title of a traceback, the line of the exception follows it.
+    If that line is the title of a traceback, the line of the exception is appended.
     """
     lines = [line for line in stderr.splitlines() if line.strip(" -")] or ["nothing"]
     ours = next((number for number, line in enumerate(lines) if line.startswith("dpcnn: ")), None)

@@ -6,7 +6,8 @@ dpcnn          PyTorch              layout
 conv2d1.w      conv2d1.weight       (KH, KW, C, F) becomes (F, C, KH, KW)
 linear1.w      linear1.weight       (C, F) becomes (F, C); after a flatten layer, features in
                                     the order (H, W, C) become features in the order (C, H, W)
-batchnorm1.w   batchnorm1.weight    (C,), the same; after a flatten layer, as features
+batchnorm1.w   batchnorm1.weight    (C,), the same; after a flatten layer, features in the order
+                                    (C, H, W)
 ...b           ...bias              the same
 ...mean        ...running_mean      the same
 ...variance    ...running_var       the same
@@ -87,7 +88,7 @@ def torch_names(network: Network) -> list[Twin]:
     """Every parameter of a network, in order.
 
     Raises:
-        ConfigError: a layer takes flattened images, and its result depends on their order, which is another in PyTorch.
+        ConfigError: the result of a layer depends on the order of flattened images, which is different in PyTorch.
     """
     twins: list[Twin] = []
     pixels: list[Shape] = []  # for each layer, the shape (H, W, C) of the flattened images in its output, or ()

@@ -81,7 +81,7 @@ def learning(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> lis
 
 
 def pooled_first(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> list[Layer]:
-    """The layers as training computes them: a ReLU, and a pooling that alone takes its output, change places.
+    """The layers as training computes them: a ReLU, and a pooling that is the only layer after it, change places.
 
     The largest of some values is positive if any of them is, so both orders give the same output and the same gradient,
     and the ReLU then has fewer elements.
@@ -94,8 +94,9 @@ def pooled_first(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) ->
 
 
 def applied(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> dict[int, int]:
-    """The layers that a batch normalisation applies in training: its number, by that of a ReLU, or of a pooling, that
-    alone takes its output. A frozen normalisation computes as in evaluation, and applies none."""
+    """The layers that a batch normalisation applies in training: the number of each such ReLU or pooling, with the
+    number of its batch normalisation. It must be the only layer that takes the output of the normalisation. A frozen
+    normalisation computes as in evaluation, and applies none."""
     users = Counter(source for inputs in sources for source in inputs)
     normalisations = {
         number
@@ -110,6 +111,6 @@ def applied(layers: Sequence[Layer], sources: Sequence[tuple[int, ...]]) -> dict
 
 
 def shrinks(layer: Layer) -> bool:
-    """Whether it is a maximum pooling with fewer outputs than inputs. A layer of a class that is derived from another,
-    here and above, may compute something else."""
+    """Whether a layer is a maximum pooling with a stride above 1. Here and above, only the exact classes count: a
+    derived class may compute something else."""
     return type(layer) is MaxPool2d and layer.stride > 1

@@ -70,8 +70,8 @@ class Layer:
     by_image = False
     """Whether its output should lie in memory image by image, (N, H, W, C); set by the network, for the first layer."""
     applies: "Layer | None" = None
-    """The ReLU or the pooling after it that a batch normalisation applies too; set by the network for each call of
-    ``forward``."""
+    """The ReLU or the pooling after a batch normalisation, if the normalisation also applies it; set by the network for
+    each call of ``forward``."""
     number = 0
     """Its index in the network, which selects its random numbers; set by the network."""
     name = ""

@@ -154,7 +154,7 @@ class Network(FlatParameters):
 
         Args:
             advice: the end of the message, before "or more memory".
-            vectors: the number of vectors (size,) float32 that all processes together hold beside this estimate.
+            vectors: the number of vectors (size,) float32 that all processes together hold in addition to the estimate.
 
         Raises:
             ConfigError: they do not, by the estimate of :meth:`memory`.

@@ -30,9 +30,10 @@ class BatchNorm(Layer):
     a microbatch's gradient is a function of it and the weights alone, on any rank. In evaluation they are
     running means of the microbatches' means and variances: these are parameters too, and travel with the gradients.
 
-    It overwrites x with x - mean, which its gradient needs, and dy with dx. If it ``applies`` a ReLU too, it does so
-    part by part, while the part is in the cache. It applies a pooling before it scales and shifts, which then have
-    fewer elements: the largest x of a window becomes the largest y, or the smallest x if w is negative.
+    It overwrites x with x - mean, which its gradient needs, and dy with dx. If it also ``applies`` a ReLU, it does this
+    part by part, while the part is in the cache. If it applies a pooling, it does this before it scales and shifts, so
+    it scales and shifts fewer elements: the largest x of a window, or the smallest x if w is negative, gives the
+    largest y.
 
     Weights "w", "b", "mean" and "variance", each (C,).
     """
@@ -112,10 +113,11 @@ class BatchNorm(Layer):
     def _centre(
         self, centred: Array, columns: int, params: Mapping[str, Array], count: int | None
     ) -> tuple[Array, Array]:
-        """Subtract the mean from rows of pixels, each of so many columns; returns mean and variance, (C,).
+        """Subtract the mean from rows of pixels, and return the mean and the variance, (C,).
 
         Args:
-            count: of the values of a channel, in training; None: mean and variance are those of ``params``.
+            columns: the values of a pixel: N * C.
+            count: the number of values of a channel, in training; None: mean and variance are those of ``params``.
         """
         mean, variance = params["mean"], params["variance"]
         C, times = len(mean), centred.shape[1] // len(mean)

@@ -21,8 +21,8 @@ class Memory(NamedTuple):
     """The shared file of a node's first rank.
 
     Attributes:
-        path: by which other processes find it, if they see the same processes as its rank.
-        device, inode: of the file itself.
+        path: leads other processes to the file, if they see the process of its rank under the same number.
+        device, inode: identify the file.
     """
 
     path: str
@@ -34,7 +34,7 @@ def shared_array(node: SerialComm, shape: Shape, dtype: Any) -> Array:
     """An array of zeros in memory that all ranks of ``node`` share.
 
     If there are several ranks, the memory is reserved here: a shortage raises an error now, instead of a bus error
-    later. A rank that is alone has an array of its own.
+    later. A single rank gets an ordinary array.
 
     Raises:
         LaunchError: on every rank, if the memory is not available or can't be shared.

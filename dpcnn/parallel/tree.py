@@ -88,8 +88,11 @@ def owned(leaves: int, ranks: int) -> Sequence[list[Subtree]]:
 
 
 def sums_held(leaves: int, ranks: int) -> int:
-    """The most gradients that a rank holds at once: a sum for each of its subtrees, and those of the branches of one
-    subtree that are not complete yet, as many as the digits of its number of leaves in base 2."""
+    """The most gradients that a rank holds at once.
+
+    These are the sums of all its subtrees except the largest, and the partial sums of the largest: as many as its
+    number of leaves has binary digits.
+    """
     subtrees_of = owned(leaves, ranks)
     digits = max((hi - lo).bit_length() for subtrees in subtrees_of for lo, hi in subtrees)
     return max(map(len, subtrees_of)) + digits - 1

@@ -107,7 +107,7 @@ def check_memory(comm: SerialComm, config: Config, network: Network, folder: Run
     """Make sure that the training has memory for its steps on every node.
 
     Raises:
-        ConfigError: on every rank, where it has not.
+        ConfigError: on every rank, if a node has too little memory.
     """
     ranks, received = comm.node().size, ceil(received_sums(comm, config, network) / network.size)
     more = ranks * (sums_held(len(microbatch_sizes(config)), comm.size) - 1)  # one gradient is in the estimate

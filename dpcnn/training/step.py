@@ -116,8 +116,8 @@ def take_step(
     The ranks decide at the end, when all have written ``next``: only their decision makes the step count.
 
     Args:
-        plan: of the run: the batch of the step.
-        microbatch_gradient: computes a gradient of this rank.
+        plan: the plan of the run, which has the batch of the step.
+        microbatch_gradient: computes the gradient of a microbatch.
         stop: whether this rank was asked to stop.
         lr: the learning rate of the step.
 

@@ -39,7 +39,7 @@ from dpcnn.training.team import Team
 from dpcnn.training.waiting import Waiting
 from dpcnn.training.warm_start import WarmStart
 
-STEP_EVENTS = 10  # lines of metrics.jsonl per epoch, about, besides the epoch's own
+STEP_EVENTS = 10  # about so many lines of metrics.jsonl per epoch, besides the line of the epoch
 
 T = TypeVar("T")
 Commit = Callable[[], None]
@@ -98,7 +98,7 @@ class Trainer:
             Whether the end was reached; if not, a checkpoint of the last step is there.
 
         Raises:
-            DivergenceError: on every rank: of a step, before the parameters are touched; or of a state to save.
+            DivergenceError: on every rank; a step that is not finite does not change the parameters.
             CheckpointError: on every rank.
         """
         left = self.plan.images(self.plan.last_step, self.progress.step)

@@ -56,7 +56,7 @@ class Graph(nn.Module):
 
 
 NEW = {Conv2d, Linear, BatchNorm, LayerNorm, GroupNorm, MaxPool2d, AvgPool2d, GlobalAvgPool, Add}
-"""Layers whose output is in memory of its own, and not needed for PyTorch's gradient: a ReLU may write over it."""
+"""Layers whose output has its own memory and is not needed for PyTorch's gradient: a ReLU may overwrite it."""
 
 
 class Scaled(nn.Module):

@@ -51,7 +51,7 @@ def train(config: Config) -> Iterator[dict[str, Any]]:
     """Train the recipe, and yield the results after each epoch."""
     check_options(config, "PyTorch")
     if config.ema_decay or config.max_grad_norm or config.augments:
-        raise ConfigError("this training in PyTorch has no changed images, no clipping and no averaged weights")
+        raise ConfigError("this training in PyTorch has no augmentation, no gradient clipping and no averaged weights")
     torch.manual_seed(config.seed)
     samples, test = (load(find_data(config.data), split, SerialComm()) for split in ("train", "test"))
     config = config.measured(samples.manifest.mean, samples.manifest.deviation)

@@ -25,7 +25,8 @@ LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last
 class TorchTraining:
     """The training of one process: its share of each batch, and its step.
 
-    Each of ``ranks`` processes has a nearly equal part of every batch; ``wrap`` gives what computes gradients, as DDP.
+    Each of ``ranks`` processes has a nearly equal part of every batch. ``wrap`` makes the module that computes the
+    gradients, for example DDP.
 
     Raises:
         ConfigError: PyTorch lacks a layer, loss, optimizer or option of the configuration.
