@@ -139,8 +139,9 @@ def check(options: Namespace) -> tuple[list[int], list[int]]:
     for name in JOBS:
         if getattr(options, name):
             check_starter(f"--{name}", options.launcher)
-    if len(set(scaled)) < len(scaled) or len(set(batches)) < len(batches):
-        raise ConfigError("--scaling and --batches: expected different numbers")
+    for name, values in (("scaling", scaled), ("batches", batches)):
+        if len(set(values)) < len(values):
+            raise ConfigError(f"--{name}: expected different numbers, not {getattr(options, name)}")
     if options.compile and options.versus == "jax":
         raise ConfigError("--compile: it is torch.compile; JAX always compiles, so leave it out with --versus jax")
     if options.survive and options.ranks < 2:

@@ -238,6 +238,8 @@ def test_going_back_needs_a_new_folder(alone, quick, tmp_path):
         f"dpcnn: error: {earlier}: the run has continued to step-00000014.h5; "
         "to start again from here, give a new --out"
     ]
+    result = training("--resume", folder)
+    assert result.status == 2 and f"to continue its run: --resume --out {folder}" in result.errors[0]
     trained(2, "--resume", earlier, "--out", tmp_path / "other")
     assert timeless(tmp_path / "other") == timeless(alone[0])
 

@@ -103,6 +103,8 @@ def _new_run(options: Namespace) -> Start:
 
 def _from_checkpoint(path: Path, out: Path | None) -> Start:
     """Continue the run of a checkpoint, or start from the checkpoint in a new folder ``out``."""
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder, not a checkpoint; to continue its run: --resume --out {path}")
     checkpoint = read(path)
     home = RunFolder(path.resolve().parent.parent)
     folder = RunFolder(out) if out else home
