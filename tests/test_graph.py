@@ -4,9 +4,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import assume, event, example, given, settings
 from hypothesis import strategies as st
 
+from dpcnn.base import arrays
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.layers import time_layers
@@ -38,10 +39,10 @@ KEEPS_SHAPE = [
 HEAD = [{"kind": "globalavgpool"}, {"kind": "linear", "bias": True}]
 
 
-def as_float64(spec) -> Network:
+def as_float64(spec, shape=SHAPE) -> Network:
     layers = build([{"kind": "scale"}, *spec], CLASSES)
     layers[0].dtype = np.dtype(np.float64)
-    return Network(SHAPE, layers)
+    return Network(shape, layers)
 
 
 @st.composite
@@ -103,10 +104,11 @@ def layer_by_layer(network: Network) -> None:
 @given(
     pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=5),
     head=st.sampled_from(HEADS),
+    long=st.sampled_from([1, 60, arrays.LONG]),
     cached=st.sampled_from([1, 400, 1 << 19]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_a_relu_that_a_normalisation_applies_has_the_bits_of_one_that_it_does_not(pieces, head, cached, seed):
+def test_a_relu_that_a_normalisation_applies_has_the_bits_of_one_that_it_does_not(pieces, head, long, cached, seed):
     rng = np.random.default_rng(seed)
     spec = [{**CONVOLUTION, "name": "first"}, *(layer for piece in pieces for layer in piece), *head]
     folded, plain = (Network(SHAPE, build([{"kind": "scale"}, *spec], CLASSES)) for _ in range(2))
@@ -114,7 +116,7 @@ def test_a_relu_that_a_normalisation_applies_has_the_bits_of_one_that_it_does_no
     layer_by_layer(plain)
     images, labels = rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
     gradients = np.full((2, folded.size), np.nan, np.float32)
-    with mock.patch.object(normalisation, "CACHED", cached):
+    with mock.patch.object(arrays, "LONG", long), mock.patch.object(normalisation, "CACHED", cached):
         results = [
             network.gradient(
                 network.initialise(1), images, labels, CrossEntropy(0.0), out, SampleRng(0, 0, np.arange(4))
@@ -150,16 +152,21 @@ def test_a_relu_after_the_pooling_has_the_bits_of_one_before_it(pool, normalised
     ]
     assert results[0] == results[1]
     np.testing.assert_array_equal(gradients[0], gradients[1])
+    in_evaluation = [output[..., 0, :].shape for _, _, output in swapped.outputs(params, images)]
+    assert in_evaluation == swapped.shapes
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     pool=st.tuples(st.integers(1, 4), st.integers(2, 4), st.integers(0, 2)),
     relu=st.booleans(),
+    shape=st.sampled_from([SHAPE, (1, 11, 2)]),
+    long=st.sampled_from([1, 40, arrays.LONG]),
     cached=st.sampled_from([1, 400, 1 << 19]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_a_pooling_that_a_normalisation_applies(pool, relu, cached, seed):
+@example((1, 2, 0), True, (1, 11, 2), 40, 1, 0)  # more rows behind the pooling than before
+def test_a_pooling_that_a_normalisation_applies(pool, relu, shape, long, cached, seed):
     """With weights of both signs, and 0: the same output, bit for bit; and the same gradient, but for rounding."""
     (kernel_size, stride, padding), rng = pool, np.random.default_rng(seed)
     pooling = {
@@ -168,17 +175,19 @@ def test_a_pooling_that_a_normalisation_applies(pool, relu, cached, seed):
         "stride": stride,
         "padding": min(padding, kernel_size // 2),
     }
+    assume(shape[0] + 2 * pooling["padding"] >= kernel_size)
     spec = [CONVOLUTION, {"kind": "batchnorm"}, *[{"kind": "relu"}] * relu, pooling, CONVOLUTION, *HEAD]
-    applies, plain = as_float64(spec), as_float64(spec)
+    applies, plain = as_float64(spec, shape), as_float64(spec, shape)
     assert len(applies._applied) == 1
     layer_by_layer(plain)
     params = applies.initialise(1).astype(np.float64) + 0.1 * rng.standard_normal(applies.size)
     applies.views(params)["batchnorm1.w"][...] *= rng.choice([-1, 1], CHANNELS)
     if not relu:
         applies.views(params)["batchnorm1.b"][0] = -0.0
-    images, labels = rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
+    images, labels = rng.integers(0, 256, (4, *shape), dtype=np.uint8), rng.integers(0, CLASSES, 4)
     gradients = np.full((2, applies.size), np.nan)
-    with mock.patch.multiple(normalisation, CACHED=cached, SUMMED=cached):
+    in_bands = mock.patch.multiple(normalisation, CACHED=cached, SUMMED=cached)
+    with mock.patch.object(arrays, "LONG", long), in_bands:
         results = [
             network.gradient(params, images, labels, CrossEntropy(0.0), out, SampleRng(0, 0, np.arange(4)))
             for network, out in zip((applies, plain), gradients, strict=True)
@@ -192,6 +201,7 @@ def test_a_pooling_after_a_weight_of_zero(w):
     network = as_float64([CONVOLUTION, {"kind": "batchnorm"}, {"kind": "maxpool2d", "kernel_size": 2}, *HEAD])
     rng = np.random.default_rng(0)
     params, gradient, spare = network.initialise(1).astype(np.float64), *np.full((2, network.size), np.nan)
+    network.views(params)["batchnorm1.w"][1] = -0.5
     images, labels = rng.integers(0, 256, (4, *SHAPE), dtype=np.uint8), rng.integers(0, CLASSES, 4)
 
     def loss(value, out):
@@ -231,6 +241,8 @@ def test_which_relus_wait_for_a_pooling():
     assert order[1:4] == ["maxpool2d1", "maxpool2d2", "relu1"] and order[11:13] == ["maxpool2d5", "relu4"]
     assert order[4:11] == network.names[4:11] and order[13:] == network.names[13:]
     assert network._applied == {11: 10, 16: 15}
+    kept = build([pool, {"kind": "flatten"}, {"kind": "linear"}, relu], CLASSES)  # the pooling takes the images
+    assert Network(SHAPE, kept)._in_training == kept
     layers = build(spec[:3] + HEAD, CLASSES)
     for place, derived in ((1, type("Other", (ReLU,), {})()), (2, type("Other", (MaxPool2d,), {})(1, 2))):
         other = [*layers[:place], derived, *layers[place + 1 :]]

@@ -85,7 +85,6 @@ def time_layers(network: Network, params: Any, images: int) -> list[Times]:
     times = []
     with ufunc_buffer(UFUNC_BUFFER):
         for number, (name, layer) in enumerate(zip(network.names, network.layers, strict=True)):
-            layer.applies = None
             own = {p.name: views[f"{name}.{p.name}"] for p in layer.parameters}
             xs = inputs(network, number, images)
             dy = random(network.shapes[number], images)

@@ -69,9 +69,6 @@ class Layer:
     """Whether ``forward`` accepts images (H, W, N, C) in any order in memory."""
     by_image = False
     """Whether its output should lie in memory image by image, (N, H, W, C); set by the network, for the first layer."""
-    applies: "Layer | None" = None
-    """The ReLU or the pooling after a batch normalisation, if the normalisation also applies it; set by the network for
-    each call of ``forward``."""
     number = 0
     """Its index in the network, which selects its random numbers; set by the network."""
     name = ""

@@ -17,6 +17,7 @@ from dpcnn.nn.graph import IMAGES, applied, connections, last_uses, learning, po
 from dpcnn.nn.layer import Keep, Layer, Parameter
 from dpcnn.nn.losses import Loss
 from dpcnn.nn.merging import Merge
+from dpcnn.nn.normalisation import BatchNorm
 
 TRANSFORMED = 8
 """Elements of transformed kernels and their gradients for each weight of a convolution: an estimate for Winograd's
@@ -33,7 +34,8 @@ class Network(FlatParameters):
     """Layers connected to an input shape, and the layout of their parameters in a flat vector.
 
     The vector holds every parameter in the order in which the layers declare them. The network
-    itself holds none: each call is given a vector, so a gradient is computed into any memory.
+    itself holds none: each call is given a vector, so a gradient is computed into any memory. One thread at a time may
+    call it.
 
     Attributes:
         shapes: of each layer's output, without N.
@@ -186,7 +188,8 @@ class Network(FlatParameters):
         values = {IMAGES: self._pixels(images, params.dtype)}
         backward: Callable[..., Any]
         layers = self.layers if rng is None else self._in_training
-        after = {} if rng is None else {source: layers[number] for number, source in self._applied.items()}
+        applied = {} if rng is None else self._applied
+        after = {source: layers[number] for number, source in applied.items()}
         for number, (layer, own) in enumerate(zip(layers, self._named(params), strict=True)):
             sources = self.sources[number]
             xs = [values[source] for source in sources]
@@ -196,10 +199,11 @@ class Network(FlatParameters):
                 xs[0] = self._own_copy(layer, xs[0])
             if isinstance(layer, Merge):
                 values[number], backward = layer.merge(xs)
-            elif rng is not None and number in self._applied:
+            elif number in applied:
                 values[number], backward = xs[0], lambda dy, grads: dy
+            elif isinstance(layer, BatchNorm) and number in after:
+                values[number], backward = layer.forward_with(after[number], xs[0], own, rng)
             else:
-                layer.applies = after.get(number)
                 values[number], backward = layer.forward(xs[0], own, None if layer.frozen else rng)
             del xs
             yield values[number], backward

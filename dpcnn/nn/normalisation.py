@@ -30,10 +30,7 @@ class BatchNorm(Layer):
     a microbatch's gradient is a function of it and the weights alone, on any rank. In evaluation they are
     running means of the microbatches' means and variances: these are parameters too, and travel with the gradients.
 
-    It overwrites x with x - mean, which its gradient needs, and dy with dx. If it also ``applies`` a ReLU, it does this
-    part by part, while the part is in the cache. If it applies a pooling, it does this before it scales and shifts, so
-    it scales and shifts fewer elements: the largest x of a window, or the smallest x if w is negative, gives the
-    largest y.
+    It overwrites x with x - mean, which its gradient needs, and dy with dx.
 
     Weights "w", "b", "mean" and "variance", each (C,).
     """
@@ -56,17 +53,26 @@ class BatchNorm(Layer):
         return shape
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
+        return self.forward_with(None, x, params, rng)
+
+    def forward_with(
+        self, after: Layer | None, x: Array, params: Mapping[str, Array], rng: SampleRng | None
+    ) -> tuple[Array, Backward]:
+        """As ``forward``, of this layer and of the one after it, a ReLU or a pooling, as one layer.
+
+        The ReLU follows part by part, while the part is in the cache. The pooling precedes the scaling, which then has
+        fewer elements: the largest x of a window, or the smallest x if w is negative, gives the largest y.
+        """
         *pixel, N, C = x.shape
-        count, centred, after = prod(pixel) * N, rows_of(x), None if rng is None else self.applies
+        count, centred = prod(pixel) * N, rows_of(x)
         mean, variance = self._centre(centred, N * C, params, None if rng is None else count)
         w, deviation = params["w"], np.sqrt(variance + self.epsilon)
         shape, values, sign = x.shape, centred, np.ones(C, x.dtype)
-        pool = after if isinstance(after, MaxPool2d) else None
-        if pool:
+        if isinstance(after, MaxPool2d):
             if (w < 0).any():
                 sign[w < 0] = -1
                 centred *= repeated(sign, centred.shape[1] // C)
-            largest, spread = pool.forward(centred.reshape(x.shape), {})
+            largest, spread = after.forward(centred.reshape(x.shape), {})
             shape, values = largest.shape, rows_of(largest)
         y, times = empty(shape, x.dtype), values.shape[1] // C  # a channel's values lie C apart
         rows = rows_of(y)
@@ -94,7 +100,7 @@ class BatchNorm(Layer):
                 dx *= slope
                 return dx.reshape(dy.shape)
             grads["variance"][...] *= count / max(1, count - 1)
-            if pool:
+            if isinstance(after, MaxPool2d):
                 of_pixels = spread(dx.reshape(shape), {})
                 assert of_pixels is not None
                 dx = rows_of(of_pixels)
@@ -113,11 +119,9 @@ class BatchNorm(Layer):
     def _centre(
         self, centred: Array, columns: int, params: Mapping[str, Array], count: int | None
     ) -> tuple[Array, Array]:
-        """Subtract the mean from rows of pixels, and return the mean and the variance, (C,).
+        """Subtract the mean from rows of pixels, of N * C ``columns`` each; return the mean and the variance, (C,).
 
-        Args:
-            columns: the values of a pixel: N * C.
-            count: the number of values of a channel, in training; None: mean and variance are those of ``params``.
+        ``count``: the number of values of a channel, in training; None: mean and variance are those of ``params``.
         """
         mean, variance = params["mean"], params["variance"]
         C, times = len(mean), centred.shape[1] // len(mean)
