@@ -80,7 +80,7 @@ class BatchJob:
                 pending = None
             elif pending is None:
                 pending = time.monotonic()
-            elif time.monotonic() - pending > CLEAN_UP:
+            elif time.monotonic() - pending > CLEAN_UP and not self.lives():
                 subprocess.run(["scontrol", "update", f"JobId={self.number}", "StartTime=now"], env=self.env)
             time.sleep(0.2)
 
@@ -88,6 +88,17 @@ class BatchJob:
         """Wait until it has been queued again, and has come to its end."""
         self.until(lambda: "queued again" in self.out, "stops")
         self.until(lambda: self.state == "COMPLETED", "ends")
+
+    def lives(self) -> bool:
+        """Whether a process of the job is left, or one of Slurm's that looks after it."""
+        marks = f"SLURM_JOB_ID={self.number}".encode(), f"slurmstepd: [{self.number}.".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if marks[0] in (entry / "environ").read_bytes().split(b"\0"):
+                    return True
+                if (entry / "cmdline").read_bytes().startswith(marks[1]):
+                    return True
+        return False
 
     def kill(self, rank: int, name: str = "SLURM_PROCID") -> None:
         """SIGKILL to a rank, as from a node without memory left; ``name``: of the variable with its number."""

@@ -1,7 +1,8 @@
 """Throw mutated files at every command: python tests/fuzz/fuzz.py --seconds 600
 
-Whatever a file holds, a command must end with status 0, or with status 2 and one line; in 10 seconds; in 1 GB, or five
-times the file; with nothing written elsewhere, and nothing on the terminal that could steer it. A run prints its seed.
+Whatever a file holds, a command must end with status 0, or with status 2 and one line; in 10 seconds of computing, and
+60 of the clock, as other processes may keep the cores busy; in 1 GB, or five times the file; with nothing written
+elsewhere, and nothing on the terminal that could steer it. A run prints its seed.
 A case is a function of that seed and its number: --seed S --case N repeats it.
 """
 
@@ -28,7 +29,7 @@ from targets import TARGETS, WEIGHTS, make_sources
 from dpcnn import cli
 from dpcnn.parallel.comm import SerialComm
 
-LIMIT_SECONDS, LIMIT_BYTES = 10.0, 1 << 30
+LIMIT_COMPUTING, LIMIT_SECONDS, LIMIT_BYTES = 10, 60.0, 1 << 30
 
 COMMANDS = "train training evaluate predict plot report export import forecast bench data.__main__".split()
 
@@ -114,6 +115,7 @@ def behave(folder: Path, words: list[str], out: Path, err: Path) -> int:
     try:
         os.chdir(folder)
         resource.setrlimit(resource.RLIMIT_AS, (4 * LIMIT_BYTES, 4 * LIMIT_BYTES))
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_COMPUTING, LIMIT_COMPUTING + 1))
         for path, stream in ((out, 1), (err, 2)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(stream, "wb", 0), write_through=True) for stream in (1, 2))
