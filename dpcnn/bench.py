@@ -103,8 +103,9 @@ def command(comm: SerialComm, options: Namespace) -> int:
 
 
 JOBS = "scaling", "versus", "survive"
+JOB = "job"  # the measurement of this job, for which there is no flag
 OPTIONS: dict[str, tuple[Any, Sequence[str]]] = {  # the default, and the kinds of measurements that have the option
-    "steps": (50, ()),
+    "steps": (50, (JOB, *JOBS)),
     "ranks": (2, ("versus", "survive")),
     "batches": ("32,64,128", ("versus",)),
     "rounds": (7, (*JOBS, "layers")),
@@ -119,12 +120,14 @@ def complete(options: Namespace) -> None:
     Raises:
         ConfigError: an option is given that the measurement does not use.
     """
+    asked = "layers" if options.by_layer else next((kind for kind in JOBS if getattr(options, kind)), JOB)
     for name, (default, kinds) in OPTIONS.items():
         value = getattr(options, name)
         if value is None or value is False:
             setattr(options, name, default)
-        elif kinds and not any(getattr(options, "by_layer" if kind == "layers" else kind) for kind in kinds):
-            raise ConfigError(f"--{name}: has an effect only with --{' or --'.join(kinds)}; leave it out")
+        elif asked not in kinds:
+            effect = f"no effect with --{asked}" if JOB in kinds else f"an effect only with --{' or --'.join(kinds)}"
+            raise ConfigError(f"--{name}: has {effect}; leave it out")
 
 
 def check(options: Namespace) -> tuple[list[int], list[int]]:

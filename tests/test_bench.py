@@ -75,23 +75,24 @@ def test_the_clock_does_not_count_an_order_that_the_warm_up_has_drawn(small):
 
 
 @pytest.mark.parametrize(
-    ("flags", "kinds"),
+    ("flags", "effect"),
     [
-        ("--compile", "--versus"),
-        ("--compile --survive", "--versus"),
-        ("--batches 8 --scaling 1", "--versus"),
-        ("--ranks 3 --layers", "--versus or --survive"),
-        ("--ranks 2", "--versus or --survive"),
-        ("--rounds 2", "--scaling or --versus or --survive or --layers"),
-        ("--launcher srun", "--scaling or --versus or --survive"),
+        ("--compile", "an effect only with --versus"),
+        ("--compile --survive", "an effect only with --versus"),
+        ("--batches 8 --scaling 1", "an effect only with --versus"),
+        ("--ranks 3 --layers", "an effect only with --versus or --survive"),
+        ("--ranks 2", "an effect only with --versus or --survive"),
+        ("--rounds 2", "an effect only with --scaling or --versus or --survive or --layers"),
+        ("--launcher srun", "an effect only with --scaling or --versus or --survive"),
+        ("--steps 5 --layers", "no effect with --layers"),
     ],
 )
-def test_an_option_of_another_measurement_is_refused(flags, kinds):
+def test_an_option_of_another_measurement_is_refused(flags, effect):
     result = command("bench", *flags.split())
     option = flags.split()[0]
     assert (result.status, result.err) == (
         2,
-        f"dpcnn: error: {option}: has an effect only with {kinds}; leave it out\n",
+        f"dpcnn: error: {option}: has {effect}; leave it out\n",
     )
 
 
