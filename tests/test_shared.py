@@ -4,6 +4,7 @@ import gc
 import mmap
 import os
 import re
+from contextlib import suppress
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,17 @@ from threads import run_ranks
 
 from dpcnn.errors import LaunchError
 from dpcnn.parallel import shared
+
+
+def open_memory() -> list[str]:
+    """The descriptors of shared memory that this process has open, those of mappings among them."""
+    gc.collect()
+    found = []
+    for entry in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if "memfd:dpcnn" in os.readlink(f"/proc/self/fd/{entry}"):
+                found.append(entry)
+    return found
 
 
 def attempt(comm):
@@ -48,8 +60,7 @@ def test_another_file_at_the_same_path_is_refused(tmp_path):
 
 
 def test_a_rank_that_can_not_map_the_memory_fails_with_all_others():
-    gc.collect()  # files that earlier tests have left open
-    real, calls, before = mmap.mmap, [], len(os.listdir("/proc/self/fd"))
+    real, calls, before = mmap.mmap, [], open_memory()
 
     def refused(descriptor, size):
         calls.append(descriptor)
@@ -60,8 +71,7 @@ def test_a_rank_that_can_not_map_the_memory_fails_with_all_others():
     with mock.patch.object(shared.mmap, "mmap", refused):
         found = run_ranks([3], attempt)
     assert len(set(found)) == 1 and "a rank can't map 0 MB of shared memory (Cannot allocate memory)" in found[0]
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(open_memory()) <= len(before), open_memory()
 
 
 def test_ranks_that_can_not_share_are_told_why():
