@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def slurm():
     finally:
         subprocess.run([SCRIPT, "down", folder], capture_output=True, timeout=60)
         shutil.rmtree(folder)
+
+
+def of_processes(name: str) -> Iterator[tuple[int, bytes]]:
+    """The number of each process, and the content of its file of this name in /proc."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            yield int(folder.name), (folder / name).read_bytes()
 
 
 class BatchJob:
@@ -91,22 +99,18 @@ class BatchJob:
 
     def lives(self) -> bool:
         """Whether a process of the job is left, or one of Slurm's that looks after it."""
-        marks = f"SLURM_JOB_ID={self.number}".encode(), f"slurmstepd: [{self.number}.".encode()
-        for entry in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if marks[0] in (entry / "environ").read_bytes().split(b"\0"):
-                    return True
-                if (entry / "cmdline").read_bytes().startswith(marks[1]):
-                    return True
-        return False
+        mark, title = f"SLURM_JOB_ID={self.number}".encode(), f"slurmstepd: [{self.number}.".encode()
+        return any(mark in entries.split(b"\0") for _, entries in of_processes("environ")) or any(
+            words.startswith(title) for _, words in of_processes("cmdline")
+        )
 
     def kill(self, rank: int, name: str = "SLURM_PROCID") -> None:
         """SIGKILL to a rank, as from a node without memory left; ``name``: of the variable with its number."""
         marks = {f"SLURM_JOB_ID={self.number}".encode(), f"{name}={rank}".encode()}
-        for entry in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if marks <= set((entry / "environ").read_bytes().split(b"\0")):
-                    os.kill(int(entry.name), signal.SIGKILL)
+        for number, entries in of_processes("environ"):
+            if marks <= set(entries.split(b"\0")):
+                with suppress(OSError):
+                    os.kill(number, signal.SIGKILL)
 
     def steps(self) -> int:
         path = self.run / "metrics.jsonl"

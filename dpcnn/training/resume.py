@@ -103,7 +103,7 @@ def _new_run(options: Namespace) -> Start:
 
 def _from_checkpoint(path: Path, out: Path | None) -> Start:
     """Continue the run of a checkpoint, or start from the checkpoint in a new folder ``out``."""
-    if path.is_dir():
+    if RunFolder(path).config.exists():
         raise CheckpointError(f"{path}: is a folder, not a checkpoint; to continue its run: --resume --out {path}")
     checkpoint = read(path)
     home = RunFolder(path.resolve().parent.parent)

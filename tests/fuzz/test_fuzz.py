@@ -14,16 +14,8 @@ CASES, SECONDS = 200, 120  # fewer cases where the machine is busy
 def test_no_file_makes_a_command_fail_in_another_way_than_by_one_line():
     pytest.importorskip("safetensors", reason="safetensors is not installed")
     seed = os.environ.get("DPCNN_FUZZ_SEED") or str(int.from_bytes(os.urandom(4)))
-    command = [
-        sys.executable,
-        Path(__file__).parent / "fuzz.py",
-        "--cases",
-        str(CASES),
-        "--seconds",
-        str(SECONDS),
-        "--seed",
-        seed,
-    ]
+    words = f"--cases {CASES} --seconds {SECONDS} --seed {seed}".split()
+    command = [sys.executable, Path(__file__).parent / "fuzz.py", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3 * SECONDS)
     print(done.stdout)
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
