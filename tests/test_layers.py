@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn import convolution, mec, pooling, reference, winograd
+from dpcnn.nn import algorithms, convolution, grouped, mec, pooling, reference, winograd
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import output_length
@@ -111,15 +111,22 @@ GROUPED = [  # input H, W, C; filters, kernel, stride, padding, groups, dilation
     ((9, 8, 3), 3, (3, 3), 2, 2, 3, 2),
     ((6, 5, 3), 6, (3, 3), 1, 1, 3, 1),
     ((6, 6, 18), 4, (3, 3), 1, 1, 2, 1),
+    ((6, 6, 12), 18, (3, 3), 1, 1, 6, 1),
+    ((5, 6, 8), 8, (1, 1), 1, 0, 4, 1),
+    ((5, 5, 10), 5, (3, 3), 1, 1, 5, 1),
+    ((11, 12, 3), 3, (2, 5), 4, 3, 3, 3),
+    ((4, 5, 3), 3, (1, 1), 3, 0, 3, 1),
 ]
 
 
 @pytest.mark.parametrize(("shape", "filters", "kernel", "stride", "padding", "groups", "dilation"), GROUPED)
-@pytest.mark.parametrize("band", [1, 1 << 30])
+@pytest.mark.parametrize(("band", "together"), [(1, 1), (8, 4), (1 << 30, 1 << 30)])
 def test_grouped_and_dilated_convolutions_are_their_definition_and_gradient(
-    shape, filters, kernel, stride, padding, groups, dilation, band, monkeypatch
+    shape, filters, kernel, stride, padding, groups, dilation, band, together, monkeypatch
 ):
     monkeypatch.setattr(convolution, "BAND", band)
+    monkeypatch.setattr(grouped, "SUMMED", band)
+    monkeypatch.setattr(algorithms, "GROUPED_CHANNELS", together)
     layer, weights = connected(Conv2d(filters, kernel, stride, padding, True, groups, dilation), shape)
     x = image_batch(5, shape)
     y, _ = layer.forward(x, weights)
@@ -187,16 +194,43 @@ def convolve(kernel, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
 def test_mec_s_convolution_is_its_definition_and_the_gradients_are_its_adjoint(
     size, kernel_size, stride, padding, dilation, channels, filters, shares
 ):
+    options = kernel_size, stride, padding
+    with mock.patch.object(mec, "SHARES", shares):
+        check_against_definition(Mec(*options, dilation), (*size, channels), filters, *options, 1, dilation)
+
+
+def check_against_definition(kernel, shape, filters, kernel_size, stride, padding, groups, dilation):
+    """Compare the output with the definition, and test whether the gradients are its adjoint, for random numbers."""
+    *size, channels = shape
     OH, OW = (output_length(*side, stride, padding, dilation) for side in zip(size, kernel_size, strict=True))
     assume(OH > 0 and OW > 0)
     rng = np.random.default_rng(channels)
-    x, w = rng.standard_normal((*size, 2, channels)), rng.standard_normal((*kernel_size, channels, filters))
+    x, w = rng.standard_normal((*size, 2, channels)), rng.standard_normal((*kernel_size, channels // groups, filters))
     dy = rng.standard_normal((OH, OW, 2, filters))
-    with mock.patch.object(mec, "SHARES", shares):
-        y, dw, dx = convolve(Mec(kernel_size, stride, padding, dilation), x, w, dy)
-    np.testing.assert_allclose(y, reference.conv2d(x, w, stride, padding, 1, dilation), rtol=1e-10, atol=1e-10)
+    y, dw, dx = convolve(kernel, x, w, dy)
+    np.testing.assert_allclose(y, reference.conv2d(x, w, stride, padding, groups, dilation), rtol=1e-10, atol=1e-10)
     product = np.sum(dy * y)  # is linear in x and in w
     np.testing.assert_allclose([np.sum(dx * x), np.sum(dw * w)], product, rtol=1e-9, atol=1e-9)
+
+
+@given(
+    size=st.tuples(st.integers(1, 13), st.integers(1, 13)),
+    kernel_size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.integers(1, 5),
+    padding=st.integers(0, 5),
+    dilation=st.integers(1, 3),
+    groups=st.integers(2, 7),
+    group=st.sampled_from([(1, 1), (1, 1), (1, 2), (2, 1), (3, 4)]),
+    most=st.sampled_from([1, 4, 32]),
+    summed=st.sampled_from([1, 20, 1 << 10]),
+)
+def test_groups_are_their_definition_and_the_gradients_are_its_adjoint(
+    size, kernel_size, stride, padding, dilation, groups, group, most, summed
+):
+    channels, filters = (groups * count for count in group)
+    with mock.patch.object(algorithms, "GROUPED_CHANNELS", most), mock.patch.object(grouped, "SUMMED", summed):
+        options = (*size, channels), filters, kernel_size, stride, padding, groups, dilation
+        check_against_definition(choose_algorithm(*options), *options)
 
 
 def check_against_mec(kernel, size, r, stride, padding, images, channels, filters):
@@ -282,6 +316,18 @@ def test_errors_in_float32_relative_to_the_largest_value(a, r):
         assert np.abs(single - exact).max() < bound * np.abs(exact).max()
 
 
+@pytest.mark.parametrize(("side", "channels", "groups", "bound"), [(64, 8, 8, 1e-6), (16, 32, 8, 1e-4)])
+def test_errors_of_groups_in_float32(side, channels, groups, bound):
+    """Depthwise, and groups that Winograd's algorithm computes together."""
+    rng, images = np.random.default_rng(0), (side, side, 4, channels)
+    x, w, dy = (rng.standard_normal(shape) for shape in (images, (3, 3, channels // groups, channels), images))
+    kernel = choose_algorithm((side, side, channels), channels, (3, 3), 1, 1, groups)
+    exact, single = (convolve(kernel, *(a.astype(dtype) for a in (x, w, dy))) for dtype in (np.float64, np.float32))
+    for right, found in zip(exact, single, strict=True):
+        assert found.dtype == np.float32
+        assert np.abs(found - right).max() < bound * np.abs(right).max()
+
+
 def test_kernels_are_chosen_by_shape_alone():
     for shape, padding, m in (
         ((14, 14, 16), 1, 7),
@@ -311,7 +357,10 @@ def test_kernels_are_chosen_by_shape_alone():
     assert isinstance(choose_algorithm((5, 4, 16), 4, (5, 4)), Whole)
     assert isinstance(choose_algorithm((8, 8, 16), 16, (3, 3), 2, 1, 16), Depthwise)
     assert isinstance(choose_algorithm((8, 8, 16), 32, (3, 3), 2, 1, 16), Grouped)
-    assert isinstance(choose_algorithm((8, 8, 16), 32, (3, 3), 1, 1, 2).kernels[1], Winograd)
+    for channels, groups, parts in ((16, 2, 1), (64, 2, 2), (48, 6, 2), (128, 32, 4), (37, 37, 2), (198, 3, 3)):
+        kernel = choose_algorithm((8, 8, channels), 2 * channels, (3, 3), 1, 1, groups)
+        assert len(kernel.kernels) == len(kernel.parts) == parts and kernel.groups == groups
+        assert all(isinstance(part, Winograd) for part in kernel.kernels)
 
 
 @pytest.mark.parametrize("bias", [False, True])

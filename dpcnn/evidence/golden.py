@@ -52,6 +52,7 @@ OTHER_LAYERS = [
     {"kind": "add", "with": ["first"]},
     {"kind": "concat", "with": ["first"]},
     {"kind": "conv2d", "filters": 12, "kernel_size": 3, "padding": 2, "dilation": 2},
+    {"kind": "conv2d", "filters": 12, "kernel_size": 3, "padding": 1, "groups": 4},
     {"kind": "layernorm"},
     {"kind": "silu"},
     {"kind": "avgpool2d", "kernel_size": 2},

@@ -1,7 +1,7 @@
 """The choice of a convolution's algorithm. It depends on shapes only, and so do the bits of the result."""
 
 from dpcnn.base.arrays import Shape
-from dpcnn.nn.convolution import Kernel, output_length
+from dpcnn.nn.convolution import Kernel, bands, output_length
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise, Whole
 from dpcnn.nn.mec import Mec
 from dpcnn.nn.strided import Strided, blocks
@@ -15,6 +15,9 @@ BLOCK_CHANNELS = 8
 
 FEW_CHANNELS = 64
 """With more, a kernel that spans less than two strides has too many transformed weights for the products it saves."""
+
+GROUPED_CHANNELS = 32
+"""The most channels of neighbouring groups that are computed together."""
 
 
 def choose_algorithm(
@@ -31,13 +34,13 @@ def choose_algorithm(
     if groups == C == filters > 1:
         return Depthwise(kernel_size, stride, padding, dilation)
     if groups > 1:
-        part = (H, W, C // groups)
-        return Grouped(
-            [
-                choose_algorithm(part, filters // groups, kernel_size, stride, padding, dilation=dilation)
-                for _ in range(groups)
-            ]
-        )
+        parts, kernels = bands(groups, C // groups, GROUPED_CHANNELS), []
+        for start, stop in parts:
+            channels, part_filters = ((stop - start) * count // groups for count in (C, filters))
+            kernels.append(
+                choose_algorithm((H, W, channels), part_filters, kernel_size, stride, padding, dilation=dilation)
+            )
+        return Grouped(kernels, parts)
     if kernel_size == (1, 1) and padding == 0:
         return Pointwise(stride)
     if kernel_size == (H, W) and padding == 0:

@@ -4,6 +4,8 @@ A kernel works on a part of the output at a time, some rows or a tile, so that i
 processor's cache.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
@@ -27,13 +29,13 @@ class Kernel(Protocol):
         """Fill ``dw`` and, unless it is None, ``dx`` from ``dy`` and what ``forward`` has returned; all contiguous."""
 
 
-def padded(x: Array, padding: int, size: tuple[int, int]) -> Array:
-    """Images (H, W, N, C) in an array of zeros of a larger size, ``padding`` pixels from the top and the left."""
-    (H, W, N, C), p = x.shape, padding
-    image = empty((*size, N, C), x.dtype)
-    for border in (image[:p], image[p + H :], image[p : p + H, :p], image[p : p + H, p + W :]):
+def region(x: Array, origin: tuple[int, int], size: tuple[int, int]) -> Array:
+    """Rows and columns of images (H, W, N, C), from ``origin`` on, which may be negative; zeros beyond the border."""
+    image = empty((*size, *x.shape[2:]), x.dtype)
+    (down, from_rows), (across, from_columns) = map(inside, origin, size, x.shape[:2])
+    for border in (image[: down.start], image[down.stop :], image[down, : across.start], image[down, across.stop :]):
         border[...] = 0
-    image[p : p + H, p : p + W] = x
+    image[down, across] = x[from_rows, from_columns]
     return image
 
 
@@ -82,3 +84,40 @@ def inside(first: int, count: int, length: int, stride: int = 1) -> tuple[slice,
     stop = min(count, max(start, -((first - length) // stride)))
     position = first + start * stride
     return slice(start, stop), slice(position, position + (stop - start) * stride, stride)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Pixels along one side of the input that are a stride apart: the same positions of the kernel reach all of them.
+
+    Attributes:
+        pixels: of the input.
+        count: the number of these pixels.
+        taps: the positions of the kernel, from the last one to the first one.
+        first: the output pixel by which the last position reaches the first of the pixels; may be negative.
+    """
+
+    pixels: slice
+    count: int
+    taps: list[int]
+    first: int
+
+    def end(self, spacing: int) -> int:
+        """The end of the output pixels that reach these pixels, if one tap's lies ``spacing`` after that before it."""
+        return self.first + self.count - 1 + extent(len(self.taps), spacing)
+
+
+def phases(length: int, kernel_size: int, stride: int, padding: int, dilation: int) -> list[Phase]:
+    """The phases of a side of ``length`` pixels."""
+    found = []
+    for phase in range(min(stride, length)):
+        taps = [i for i in reversed(range(kernel_size)) if (i * dilation - phase - padding) % stride == 0]
+        first = (phase + padding - taps[0] * dilation) // stride if taps else 0
+        found.append(Phase(slice(phase, None, stride), len(range(phase, length, stride)), taps, first))
+    return found
+
+
+def reach(phases: Iterable[Phase], spacing: int) -> tuple[int, int]:
+    """The first and the end of the output pixels that reach the pixels of any phase."""
+    used = [phase for phase in phases if phase.taps]
+    return min((phase.first for phase in used), default=0), max((phase.end(spacing) for phase in used), default=0)

@@ -1,12 +1,18 @@
 """Convolutions of single pixels, whole images, single channels and groups of channels. Shapes: see layer.py."""
 
 from collections.abc import Sequence
+from itertools import product
+from math import gcd
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from dpcnn.base.arrays import Array, empty
-from dpcnn.nn.convolution import Kernel, bands, flat, padded, strided
+from dpcnn.nn.convolution import Kernel, bands, extent, flat, phases, pixels, reach, region
+
+SUMMED = 1 << 10
+"""The most pixels over which the gradient of a weight is added up one after the other."""
 
 
 class Pointwise:
@@ -65,97 +71,126 @@ def one_axis(x: Array) -> Array:
 class Depthwise:
     """A kernel of its own for each channel, ``w`` (KH, KW, 1, C): Chollet, "Xception" (2017), section 2.
 
-    At each position of the kernel, the pixels of a band of output rows are multiplied by one weight per channel.
+    A window is multiplied by the weights, and added up over the positions of the kernel, in one pass of NumPy's einsum,
+    all M = N C values of a pixel at a time. The gradient of the input is such a sum too: of ``dy``, with stride 1, for
+    each :class:`~dpcnn.nn.convolution.Phase`.
     """
 
     def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int, dilation: int) -> None:
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
 
     def forward(self, x: Array, w: Array, y: Array) -> Array:
-        (H, W, N, _), p = x.shape, self.padding
-        image = padded(x, p, (H + 2 * p, W + 2 * p))
-        weights = self._repeated(w, N)
-        most = empty(y[self._bands(y)[0]].shape, y.dtype)
-        for rows in self._bands(y):
-            product = most[: rows.stop - rows.start]
-            for number, position in enumerate(self._positions(rows, y.shape[1])):
-                if number == 0:
-                    np.multiply(image[position], weights[0], out=y[rows])
-                else:
-                    y[rows] += np.multiply(image[position], weights[number], out=product)
+        (KH, KW), (OH, OW), s, p, d = self.kernel_size, y.shape[:2], self.stride, self.padding, self.dilation
+        image = region(x, (-p, -p), (s * (OH - 1) + extent(KH, d), s * (OW - 1) + extent(KW, d)))
+        multiply(windows(image, (OH, OW), (KH, KW), s, d), for_images(w, y.shape[2]), pixels(y))
         return image
 
     def backward(self, saved: Array, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
-        N, C, p = *dy.shape[2:], self.padding
-        weights, sums = self._repeated(w, N), empty((w[..., 0, 0].size, N * C), w.dtype)
-        spread = None if dx is None else empty(saved.shape, dy.dtype)
-        sums[...] = 0
-        if spread is not None:
-            spread[...] = 0
-        most = empty(dy[self._bands(dy)[0]].shape, dy.dtype)
-        for rows in self._bands(dy):
-            product = most[: rows.stop - rows.start]
-            for number, position in enumerate(self._positions(rows, dy.shape[1])):
-                np.multiply(saved[position], dy[rows], out=product)
-                sums[number] += product.reshape(-1, N * C).sum(axis=0)
-                if spread is not None:
-                    spread[position] += np.multiply(dy[rows], weights[number], out=product)
-        dw[...] = sums.reshape(-1, N, C).sum(axis=1).reshape(w.shape)
-        if dx is not None and spread is not None:
-            dx[...] = spread[p : p + dx.shape[0], p : p + dx.shape[1]]
+        size, N, C = dy.shape[:2], *dy.shape[2:]
+        seen = windows(saved, size, self.kernel_size, self.stride, self.dilation)
+        sums, share = np.zeros((2, *self.kernel_size, N * C), dy.dtype)
+        for rows in (slice(*band) for band in bands(size[0], size[1], SUMMED)):
+            # (rows, OW, KH, KW, M) x (rows, OW, M) -> (KH, KW, M)
+            sums += np.einsum("hvijm,hvm->ijm", seen[rows], pixels(dy)[rows], out=share)
+        np.sum(sums.reshape(*self.kernel_size, N, C), axis=2, out=dw[:, :, 0])
+        if dx is not None:
+            self._input_gradient(dy, for_images(w, N), pixels(dx))
 
-    def _bands(self, y: Array) -> list[slice]:
-        return [slice(lo, hi) for lo, hi in bands(len(y), y[0].nbytes)]
+    def _input_gradient(self, dy: Array, weights: Array, dx: Array) -> None:
+        """Fill ``dx``, (H, W, M), for ``weights`` (KH, KW, M)."""
+        (KH, KW), s, p, d = self.kernel_size, self.stride, self.padding, self.dilation
+        down, across, spacing = phases(dx.shape[0], KH, s, p, d), phases(dx.shape[1], KW, s, p, d), d // gcd(s, d)
+        (top, bottom), (left, right) = reach(down, spacing), reach(across, spacing)
+        image = region(dy, (top, left), (bottom - top, right - left))
+        for i, j in product(down, across):
+            target, taps = dx[i.pixels, j.pixels], (len(i.taps), len(j.taps))
+            if all(taps):
+                own = image[i.first - top :, j.first - left :]
+                multiply(windows(own, target.shape[:2], taps, 1, spacing), weights[i.taps][:, j.taps], target)
+            else:
+                target[...] = 0
 
-    def _positions(self, rows: slice, OW: int) -> list[tuple[slice, slice]]:
-        """For each position of the kernel, row by row, the pixels of the image under it for some output rows."""
-        d, s, count = self.dilation, self.stride, rows.stop - rows.start
-        return [
-            (strided(rows.start * s + i * d, count, s), strided(j * d, OW, s)) for i, j in np.ndindex(self.kernel_size)
-        ]
 
-    def _repeated(self, w: Array, N: int) -> Array:
-        """The weights of each position for all images: (KH * KW, N, C), as long runs are faster than broadcasting."""
-        repeated = empty((w[..., 0, 0].size, N, w.shape[-1]), w.dtype)
-        repeated[...] = w.reshape(-1, 1, w.shape[-1])
-        return repeated
+def windows(image: Array, size: tuple[int, int], kernel_size: tuple[int, int], stride: int, dilation: int) -> Array:
+    """The windows of an image (.., .., N, C), from its first pixel on: (*size, *kernel_size, M), without copies."""
+    (row, column, _, value), s, d = image.strides, stride, dilation
+    shape = (*size, *kernel_size, image.shape[2] * image.shape[3])
+    return as_strided(image, shape, (s * row, s * column, d * row, d * column, value), writeable=False)
+
+
+def multiply(windows: Array, weights: Array, y: Array) -> None:
+    """Fill ``y`` (OH, OW, M) with windows (OH, OW, KH, KW, M) times weights (KH, KW, M), summed over the positions."""
+    np.einsum("hvijm,ijm->hvm", windows, weights, out=y)
+
+
+def for_images(w: Array, N: int) -> Array:
+    """The weights (KH, KW, 1, C) of each position for all images, (KH, KW, M), as long runs are faster."""
+    KH, KW, _, C = w.shape
+    weights = empty((KH, KW, N * C), w.dtype)
+    weights.reshape(KH, KW, N, C)[...] = w
+    return weights
 
 
 class Grouped:
     """Groups of channels, each with filters of its own: Krizhevsky, Sutskever and Hinton, "ImageNet classification with
-    deep convolutional neural networks" (2012), section 3.5. ``w`` is (KH, KW, C / groups, F)."""
+    deep convolutional neural networks" (2012), section 3.5. ``w`` is (KH, KW, C / groups, F).
 
-    def __init__(self, kernels: Sequence[Kernel]) -> None:
-        self.kernels = kernels
+    A part, some neighbouring groups, has one kernel, with zeros between channels and filters of different groups:
+    products for few channels are so slow that more multiplications take less time.
+    """
+
+    def __init__(self, kernels: Sequence[Kernel], parts: Sequence[tuple[int, int]]) -> None:
+        """``parts``: the groups of each kernel, (start, stop)."""
+        self.kernels, self.parts, self.groups = kernels, parts, parts[-1][1]
 
     def forward(self, x: Array, w: Array, y: Array) -> list[Any]:
         saved = []
-        for number, kernel in enumerate(self.kernels):
-            part = self._empty(y, number)
-            saved.append(kernel.forward(self._copy(x, number), self._copy(w, number), part))
-            self._channels(y, number)[...] = part
+        for kernel, part in zip(self.kernels, self.parts, strict=True):
+            out = self._empty(y, part)
+            saved.append(kernel.forward(self._copy(x, part), self._whole(w, part), out))
+            self._channels(y, part)[...] = out
         return saved
 
     def backward(self, saved: list[Any], dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
-        for number, kernel in enumerate(self.kernels):
-            part_dw = self._empty(dw, number)
-            part_dx = None if dx is None else self._empty(dx, number)
-            kernel.backward(saved[number], self._copy(dy, number), self._copy(w, number), part_dw, part_dx)
-            self._channels(dw, number)[...] = part_dw
+        for kernel, part, own in zip(self.kernels, self.parts, saved, strict=True):
+            whole = self._whole(w, part)
+            part_dw, part_dx = empty(whole.shape, dw.dtype), None if dx is None else self._empty(dx, part)
+            kernel.backward(own, self._copy(dy, part), whole, part_dw, part_dx)
+            self._by_groups(dw, part)[...] = diagonal(part_dw, part[1] - part[0])
             if dx is not None and part_dx is not None:
-                self._channels(dx, number)[...] = part_dx
+                self._channels(dx, part)[...] = part_dx
 
-    def _channels(self, array: Array, number: int) -> Array:
-        """The channels, or filters, of a group: the last axis."""
-        width = array.shape[-1] // len(self.kernels)
-        return array[..., number * width : (number + 1) * width]
+    def _channels(self, array: Array, part: tuple[int, int]) -> Array:
+        """The channels, or filters, of a part: the last axis."""
+        start, stop = (group * (array.shape[-1] // self.groups) for group in part)
+        return array[..., start:stop]
 
-    def _empty(self, array: Array, number: int) -> Array:
-        """A contiguous array for a group's channels."""
-        return empty(self._channels(array, number).shape, array.dtype)
+    def _empty(self, array: Array, part: tuple[int, int]) -> Array:
+        """A contiguous array for a part's channels."""
+        return empty(self._channels(array, part).shape, array.dtype)
 
-    def _copy(self, array: Array, number: int) -> Array:
-        """A contiguous copy of a group's channels."""
-        copy = self._empty(array, number)
-        np.copyto(copy, self._channels(array, number))
+    def _copy(self, array: Array, part: tuple[int, int]) -> Array:
+        """A contiguous copy of a part's channels."""
+        copy = self._empty(array, part)
+        np.copyto(copy, self._channels(array, part))
         return copy
+
+    def _whole(self, w: Array, part: tuple[int, int]) -> Array:
+        """The weights of a part's kernel: between all its channels and all its filters."""
+        KH, KW, channels, filters = self._channels(w, part).shape
+        groups = part[1] - part[0]
+        whole = np.zeros((KH, KW, groups * channels, filters), w.dtype)
+        diagonal(whole, groups)[...] = self._by_groups(w, part)
+        return whole
+
+    def _by_groups(self, w: Array, part: tuple[int, int]) -> Array:
+        """A part's weights, a view: (KH, KW, C / groups, groups of the part, F / groups)."""
+        own = self._channels(w, part)
+        return own.reshape(*own.shape[:-1], part[1] - part[0], -1)
+
+
+def diagonal(whole: Array, groups: int) -> Array:
+    """The weights between channels and filters of the same group, a view: (KH, KW, C / groups, groups, F / groups)."""
+    KH, KW, channels, _ = whole.shape
+    found: Array = np.einsum("ijgcgf->ijcgf", whole.reshape(KH, KW, groups, channels // groups, groups, -1))
+    return found

@@ -1,13 +1,12 @@
 """Convolutions of any shape, by lowering along the width. Shapes: see layer.py."""
 
-from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from dpcnn.base.arrays import Array, empty
-from dpcnn.nn.convolution import extent, flat, inside, strided
+from dpcnn.nn.convolution import extent, flat, inside, phases, reach, strided
 
 SHARES = 1 << 21
 """The largest size in bytes of gradients of weights or windows that are kept before they are added up."""
@@ -24,7 +23,8 @@ class Mec:
     windows of an output row are KH such matrices, which are one matrix in memory. So a pixel is copied KW times, and
     not KH KW times as by im2col.
 
-    The gradient of the input is a convolution too: of ``dy``, with stride 1, for each :class:`Phase`.
+    The gradient of the input is a convolution too: of ``dy``, with stride 1, for each
+    :class:`~dpcnn.nn.convolution.Phase`.
 
     In the comments, n is a number of output rows, and K = KH KW C.
     """
@@ -58,8 +58,7 @@ class Mec:
         s, d, p = self.stride, self.dilation, self.padding
         (KH, KW, C, _), spacing = w.shape, d // gcd(s, d)
         down, across = phases(dx.shape[0], KH, s, p, d), phases(dx.shape[1], KW, s, p, d)
-        first = min((phase.first for phase in down if phase.taps), default=0)
-        end = max((phase.end(spacing) for phase in down if phase.taps), default=0)
+        first, end = reach(down, spacing)
         for right in across:
             size = end - first, right.count
             lowered = Lowered(dy, (first, right.first), size, len(right.taps), 1, spacing) if right.taps else None
@@ -167,34 +166,3 @@ def by_channels(x: Array, origin: tuple[int, int], size: tuple[int, int]) -> Arr
     image[down, :, : across.start], image[down, :, across.stop :] = 0, 0
     image[down, :, across] = planes[from_rows, :, from_columns]
     return image
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Pixels along one side of the input that are a stride apart: the same positions of the kernel reach all of them.
-
-    Attributes:
-        pixels: of the input.
-        count: the number of these pixels.
-        taps: the positions of the kernel, from the last one to the first one.
-        first: the output pixel by which the last position reaches the first of the pixels; may be negative.
-    """
-
-    pixels: slice
-    count: int
-    taps: list[int]
-    first: int
-
-    def end(self, spacing: int) -> int:
-        """The end of the output pixels that reach these pixels, if one tap's lies ``spacing`` after that before it."""
-        return self.first + self.count - 1 + extent(len(self.taps), spacing)
-
-
-def phases(length: int, kernel_size: int, stride: int, padding: int, dilation: int) -> list[Phase]:
-    """The phases of a side of ``length`` pixels."""
-    found = []
-    for phase in range(min(stride, length)):
-        taps = [i for i in reversed(range(kernel_size)) if (i * dilation - phase - padding) % stride == 0]
-        first = (phase + padding - taps[0] * dilation) // stride if taps else 0
-        found.append(Phase(slice(phase, None, stride), len(range(phase, length, stride)), taps, first))
-    return found
