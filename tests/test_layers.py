@@ -7,9 +7,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from dpcnn.base import arrays
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn import algorithms, convolution, grouped, mec, pooling, reference, winograd
+from dpcnn.nn import activations, algorithms, convolution, grouped, mec, pooling, reference, sample_norm, winograd
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import output_length
@@ -17,8 +18,9 @@ from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise, Whole
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
 from dpcnn.nn.mec import Mec
-from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
+from dpcnn.nn.normalisation import BatchNorm
 from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
+from dpcnn.nn.sample_norm import GroupNorm, LayerNorm, LocalResponseNorm
 from dpcnn.nn.strided import Strided
 from dpcnn.nn.winograd import MOST_OUTPUTS, MOST_SIDE, POINTS, Winograd, cook_toom
 
@@ -141,28 +143,58 @@ def test_groups_divide_channels_and_filters(groups, message):
         Conv2d(8, 3, groups=groups).build((5, 5, 6))
 
 
-@pytest.mark.parametrize("kind", [ReLU, LeakyReLU, GELU, SiLU, LayerNorm, GlobalAvgPool])
+BANDS = pytest.mark.parametrize(("long", "most"), [(1, 1), (60, 1000), (1 << 11, 1 << 20)])  # one pixel, some, all
+
+
+@BANDS
+@pytest.mark.parametrize("kind", [ReLU, LeakyReLU, GELU, SiLU, Tanh, Sigmoid, LayerNorm, GlobalAvgPool])
 @pytest.mark.parametrize("channels", [1, 6])
-def test_new_layers_gradients(kind, channels):
+def test_new_layers_gradients(kind, channels, long, most, monkeypatch):
+    in_bands(long, most, monkeypatch)
     layer, weights = connected(kind(), (3, 4, channels))
     check_gradients(layer, weights, image_batch(5, (3, 4, channels)))
 
 
+def in_bands(long, most, monkeypatch):
+    """Let rows have at least ``long`` elements, and bands at most ``most`` bytes."""
+    monkeypatch.setattr(arrays, "LONG", long)
+    for module in (activations, sample_norm):
+        monkeypatch.setattr(module, "CACHED", most)
+    monkeypatch.setattr(sample_norm, "SUMMED", 2 * most)
+
+
+@BANDS
 @pytest.mark.parametrize(("groups", "shape"), [(1, (3, 4, 6)), (3, (3, 4, 6)), (6, (3, 4, 6)), (2, (6,))])
-def test_group_norm_is_its_definition_and_its_gradient(groups, shape):
+def test_group_norm_is_its_definition_and_its_gradient(groups, shape, long, most, monkeypatch):
+    in_bands(long, most, monkeypatch)
     layer, weights = connected(GroupNorm(groups, 0.01), shape)
     x = 3 + 2 * RNG.standard_normal((*shape[:-1], 5, shape[-1]))
-    np.testing.assert_allclose(
-        layer.forward(x, weights)[0], reference.group_norm(x, weights["w"], weights["b"], groups, 0.01), rtol=1e-11
-    )
+    expected = reference.group_norm(x, weights["w"], weights["b"], groups, 0.01)
+    np.testing.assert_allclose(layer.forward(x.copy(), weights)[0], expected, rtol=1e-11)
     check_gradients(layer, weights, x)
 
 
-def test_layer_norm_normalises_the_channels_of_each_pixel():
+@BANDS
+def test_layer_norm_normalises_the_channels_of_each_pixel(long, most, monkeypatch):
+    in_bands(long, most, monkeypatch)
     layer, weights = connected(LayerNorm(0.01), (3, 4, 6))
     x = image_batch(5, (3, 4, 6))
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 0.01) * weights["w"] + weights["b"]
     np.testing.assert_allclose(layer.forward(x, weights)[0], expected, rtol=1e-11)
+
+
+def test_errors_of_normalisations_in_float32_beside_a_large_mean():
+    for layer in (LayerNorm(), GroupNorm(4), GroupNorm(32)):
+        found, (x, dy) = [], RNG.standard_normal((2, 40, 40, 3, 32))
+        layer.build((40, 40, 32))
+        for dtype in (np.float64, np.float32):
+            weights = {"w": np.linspace(-1, 1, 32, dtype=dtype), "b": np.ones(32, dtype)}
+            grads = {name: np.empty_like(value) for name, value in weights.items()}
+            y, backward = layer.forward((x + 10).astype(dtype), weights)
+            found.append((y, backward(dy.astype(dtype), grads), *grads.values()))
+        for exact, single in zip(*found, strict=True):
+            assert single.dtype == np.float32
+            assert np.abs(single - exact).max() < 1e-5 * np.abs(exact).max()
 
 
 def test_activations_at_large_numbers():

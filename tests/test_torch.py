@@ -14,8 +14,9 @@ from dpcnn.config import from_dict, read_recipe
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Linear
 from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES, CrossEntropy, Huber, SigmoidCrossEntropy, SquaredError
-from dpcnn.nn.normalisation import BatchNorm, LocalResponseNorm
+from dpcnn.nn.normalisation import BatchNorm
 from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
+from dpcnn.nn.sample_norm import LocalResponseNorm
 from dpcnn.optim.clipping import clip_coefficient, squares
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.runs.progress import Progress

@@ -20,8 +20,9 @@ from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
 from dpcnn.nn.merging import Add, Concat
 from dpcnn.nn.network import Network
-from dpcnn.nn.normalisation import BatchNorm, GroupNorm, LayerNorm, LocalResponseNorm
+from dpcnn.nn.normalisation import BatchNorm
 from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d, Pool2d
+from dpcnn.nn.sample_norm import GroupNorm, LayerNorm, LocalResponseNorm
 from dpcnn.runs.checkpoint import Checkpoint
 
 OPSET, IR_VERSION = 17, 8

@@ -27,7 +27,7 @@ from dpcnn.nn.layer import Layer, Parameter
 from dpcnn.nn.layers import Conv2d, Flatten, Linear
 from dpcnn.nn.merging import Concat
 from dpcnn.nn.network import Network
-from dpcnn.nn.normalisation import GroupNorm, LocalResponseNorm
+from dpcnn.nn.sample_norm import GroupNorm, LocalResponseNorm
 
 THEIR_NAMES = {"w": "weight", "b": "bias", "mean": "running_mean", "variance": "running_var"}
 

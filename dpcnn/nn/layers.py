@@ -13,7 +13,7 @@ from dpcnn.errors import ConfigError
 from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import output_length, pixels
 from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Parameter, at_least, at_most
-from dpcnn.nn.normalisation import by_channel, column_sums, repeated
+from dpcnn.nn.rows import by_channel, column_sums, repeated
 from dpcnn.nn.tuning import TUNING
 
 MOST_PADDING = 64
