@@ -21,7 +21,7 @@ from dpcnn.nn.mec import Mec
 from dpcnn.nn.normalisation import BatchNorm
 from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
 from dpcnn.nn.sample_norm import GroupNorm, LayerNorm, LocalResponseNorm
-from dpcnn.nn.strided import Strided
+from dpcnn.nn.strided import Dilated, Strided
 from dpcnn.nn.winograd import MOST_OUTPUTS, MOST_SIDE, POINTS, Winograd, cook_toom
 
 RNG = np.random.default_rng(7)
@@ -265,13 +265,13 @@ def test_groups_are_their_definition_and_the_gradients_are_its_adjoint(
         check_against_definition(choose_algorithm(*options), *options)
 
 
-def check_against_mec(kernel, size, r, stride, padding, images, channels, filters):
+def check_against_mec(kernel, size, r, stride, padding, images, channels, filters, dilation=1):
     """Compare the output and the gradients of another kernel with MEC's, for random numbers."""
-    OH, OW = (output_length(side, r, stride, padding) for side in size)
+    OH, OW = (output_length(side, r, stride, padding, dilation) for side in size)
     rng = np.random.default_rng(channels)
     x, w = rng.standard_normal((*size, images, channels)), rng.standard_normal((r, r, channels, filters))
     dy = rng.standard_normal((OH, OW, images, filters))
-    theirs = convolve(Mec((r, r), stride, padding), x, w, dy)
+    theirs = convolve(Mec((r, r), stride, padding, dilation), x, w, dy)
     for mine, other in zip(convolve(kernel, x, w, dy), theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-9)
 
@@ -317,6 +317,24 @@ def test_a_convolution_by_blocks_and_its_gradients_are_mec_s(size, r, stride, pa
     kernel = choose_algorithm((*size, channels), filters, (r, r), stride, padding)
     assume(isinstance(kernel, Strided))
     check_against_mec(kernel, size, r, stride, padding, images, channels, filters)
+
+
+@given(
+    size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    r=st.integers(2, 5),
+    padding=st.integers(0, 5),
+    dilation=st.integers(2, 4),
+    images=st.integers(1, 3),
+    channels=st.integers(4, 9),
+    filters=st.integers(1, 4),
+)
+def test_a_dilated_convolution_by_phases_and_its_gradients_are_mec_s(
+    size, r, padding, dilation, images, channels, filters
+):
+    assume(min(output_length(side, r, 1, padding, dilation) for side in size) > 0)
+    kernel = choose_algorithm((*size, channels), filters, (r, r), 1, padding, 1, dilation)
+    assert isinstance(kernel, Dilated)
+    check_against_mec(kernel, size, r, 1, padding, images, channels, filters, dilation)
 
 
 BOUNDS = {4: 1e-6, 5: 2e-6, 6: 5e-6, 7: 1e-5, 8: 2e-5, 9: 6e-5, 10: 1e-4}
@@ -381,12 +399,14 @@ def test_kernels_are_chosen_by_shape_alone():
         ((8, 8, 3), 16, (5, 5), 1, 1),
         ((8, 8, 16), 16, (5, 3), 1, 1),
         ((8, 8, 16), 16, (8, 8), 1, 1),
-        ((8, 8, 16), 16, (3, 3), 1, 1, 1, 2),
+        ((8, 8, 16), 16, (3, 3), 2, 1, 1, 2),
+        ((8, 8, 3), 16, (3, 3), 1, 1, 1, 2),
         ((8, 8, 16), 16, (1, 1), 1, 1),
     ):
         assert isinstance(choose_algorithm(shape, filters, *options), Mec)
     assert isinstance(choose_algorithm((8, 8, 16), 4, (1, 1), 2), Pointwise)
     assert isinstance(choose_algorithm((5, 4, 16), 4, (5, 4)), Whole)
+    assert isinstance(choose_algorithm((9, 8, 16), 4, (3, 3), 1, 1, 1, 2).plain, Winograd)
     assert isinstance(choose_algorithm((8, 8, 16), 16, (3, 3), 2, 1, 16), Depthwise)
     assert isinstance(choose_algorithm((8, 8, 16), 32, (3, 3), 2, 1, 16), Grouped)
     for channels, groups, parts in ((16, 2, 1), (64, 2, 2), (48, 6, 2), (128, 32, 4), (37, 37, 2), (198, 3, 3)):

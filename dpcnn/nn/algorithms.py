@@ -4,7 +4,7 @@ from dpcnn.base.arrays import Shape
 from dpcnn.nn.convolution import Kernel, bands, output_length
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise, Whole
 from dpcnn.nn.mec import Mec
-from dpcnn.nn.strided import Strided, blocks
+from dpcnn.nn.strided import Dilated, Strided, blocks
 from dpcnn.nn.winograd import MOST_SIDE, Winograd
 
 WINOGRAD_CHANNELS = 4
@@ -53,6 +53,9 @@ def choose_algorithm(
             q, output = blocks(r, stride), (output_length(H, r, stride, padding), output_length(W, r, stride, padding))
             image = (output[0] + q - 1, output[1] + q - 1, stride**2 * C)
             return Strided(choose_algorithm(image, filters, (q, q)), output, r, stride, padding)
+    if r == width and dilation > 1 == stride and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE:
+        size = -(-(H + 2 * padding) // dilation), -(-(W + 2 * padding) // dilation)
+        return Dilated(choose_algorithm((*size, C), filters, kernel_size), size, dilation, padding)
     return Mec(kernel_size, stride, padding, dilation)
 
 

@@ -1,4 +1,4 @@
-"""Convolutions with a stride, as convolutions with stride 1 of an image with more channels. Shapes: see layer.py."""
+"""Convolutions with a stride or dilation, as convolutions without, over other images. Shapes: see layer.py."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -79,3 +79,59 @@ class Strided:
 def blocks(kernel_size: int, stride: int) -> int:
     """The number of blocks of ``stride`` pixels that a kernel's side spans."""
     return -(-kernel_size // stride)
+
+
+class Dilated:
+    """A convolution with dilation d, as one without: Chen et al., "DeepLab" (2018), section 3.1, after Shensa (1992).
+
+    The pixels of the padded image that lie d apart are an image of their own ("space to batch"): one of d^2, of h by v.
+    """
+
+    def __init__(self, plain: Kernel, size: tuple[int, int], dilation: int, padding: int) -> None:
+        """``plain``: the kernel for images of ``size``, (h, v), without padding."""
+        self.plain, self.size, self.dilation, self.padding = plain, size, dilation, padding
+
+    def forward(self, x: Array, w: Array, y: Array) -> Any:
+        outputs = self._empty(self._output(w), y)
+        saved = self.plain.forward(merged(self._divided(x, self.size, self.padding)), w, merged(outputs))
+        self._join(outputs, y, 0)
+        return saved
+
+    def backward(self, saved: Any, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
+        dimages = None if dx is None else self._empty(self.size, dx)
+        dys = merged(self._divided(dy, self._output(w), 0))
+        self.plain.backward(saved, dys, w, dw, None if dimages is None else merged(dimages))
+        if dx is not None and dimages is not None:
+            self._join(dimages, dx, self.padding)
+
+    def _output(self, w: Array) -> tuple[int, int]:
+        """The size of the outputs of the d^2 images."""
+        return self.size[0] - len(w) + 1, self.size[1] - w.shape[1] + 1
+
+    def _empty(self, size: tuple[int, int], image: Array) -> Array:
+        return empty((*size, self.dilation, self.dilation, *image.shape[2:]), image.dtype)
+
+    def _divided(self, image: Array, size: tuple[int, int], padding: int) -> Array:
+        """An image (H, W, N, C) as d^2 images of a size, (*size, d, d, N, C), with zeros beyond its border."""
+        images = self._empty(size, image)
+        images[...] = 0
+        for place, pixels in self._places(image.shape, size, padding):
+            images[place] = image[pixels]
+        return images
+
+    def _join(self, images: Array, image: Array, padding: int) -> None:
+        """Fill ``image``, the reverse of :meth:`_divided`."""
+        for place, pixels in self._places(image.shape, images.shape[:2], padding):
+            image[pixels] = images[place]
+
+    def _places(self, shape: Shape, size: Shape, padding: int) -> Iterator[tuple[tuple[Any, ...], tuple[slice, slice]]]:
+        """For each of the d^2 images: the place in it of pixels of the image (H, W, N, C), and these pixels."""
+        for i, j in np.ndindex(self.dilation, self.dilation):
+            rows, from_rows = inside(i - padding, size[0], shape[0], self.dilation)
+            columns, from_columns = inside(j - padding, size[1], shape[1], self.dilation)
+            yield (rows, columns, i, j), (from_rows, from_columns)
+
+
+def merged(images: Array) -> Array:
+    """(h, v, d, d, N, C) as (h, v, d d N, C)."""
+    return images.reshape(*images.shape[:2], -1, images.shape[-1])
