@@ -29,6 +29,8 @@ ROWS = {  # network: side of the random images, batch per rank, steps of a measu
     "five": (64, 64, 6),
     "alexnet": (96, 64, 6),
     "stem": (224, 16, 5),
+    "mobilenet": (64, 32, 6),
+    "resnext": (32, 64, 4),
 }
 
 
@@ -48,11 +50,12 @@ def network_words(folder: Path, network: str) -> list[str]:
     """The options of ``dpcnn bench`` for a network and its images."""
     side, batch, _ = ROWS[network]
     name = network.split(",")[0]
+    recipe = HERE / f"{name}.toml"
     if not side:
         return ["--recipe", name]
     return [
         "--recipe",
-        str(HERE / f"{name}.toml"),
+        str(recipe) if recipe.exists() else name,
         "--data",
         str(random_images(folder, side, batch)),
         "--validation",
