@@ -140,7 +140,7 @@ def run(
     except MemoryError as error:
         return _end_by_memory(comm, error)
     except KeyboardInterrupt:  # before training has begun: there is nothing to save
-        comm.abort(INTERRUPTED)
+        return _end(comm, INTERRUPTED)
     except BaseException:
         return _end_by_fault(comm)
 

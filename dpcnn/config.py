@@ -295,6 +295,10 @@ def read_recipe(name: str) -> Config:
     except FileNotFoundError:
         raise ConfigError(f"--recipe: no recipe and no file {name!r}; recipes are {', '.join(named)}") from None
     except OSError as error:
+        if Path(name).is_dir():
+            raise ConfigError(
+                f"recipe {name}: a folder; give a TOML file, as a run's {Path(name, 'config.toml')}"
+            ) from None
         raise ConfigError(f"recipe {name}: {error.strerror}") from None
     except FieldError as error:
         raise ConfigError(f"recipe {name}: {error}") from None

@@ -93,10 +93,11 @@ def import_modules(words: Sequence[str]) -> None:
         except ModuleNotFoundError as error:
             raise ConfigError(f"--import {name}: no module {error.name!r} here or installed") from None
         except (Exception, SystemExit) as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            raise ConfigError(
-                f"--import {name}: {type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
-            ) from None
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = (
+                "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"
+            )  # it has its own
+            raise ConfigError(f"--import {name}: {type(error).__name__}: {error}{where}") from None
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:

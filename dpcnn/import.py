@@ -19,6 +19,9 @@ from dpcnn.interop.safetensors import from_safetensors
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import MOST_SIDE, write
 
+DESCRIBING = ("--image-shape", "--classes", "--names", "--resize", "--max-value")
+"""The options that describe a network together with --recipe."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
@@ -32,21 +35,16 @@ def make_parser() -> Parser:
     parser.add_argument("--recipe", metavar="NAME|FILE", help="the network, for a file that does not describe it")
     parser.add_argument(
         "--image-shape",
-        default="28,28,1",
         metavar="H,W,C",
         help="with --recipe: the shape of the images (default 28,28,1)",
     )
-    parser.add_argument(
-        "--classes", type=int, default=10, metavar="N", help="with --recipe: the number of classes (default 10)"
-    )
+    parser.add_argument("--classes", type=int, metavar="N", help="with --recipe: the number of classes (default 10)")
     parser.add_argument(
         "--names",
         metavar="A,B,..|FILE",
         help="with --recipe: class names, in place of --classes; a file has one per line",
     )
-    parser.add_argument(
-        "--resize", choices=RESIZE, default=CROP, help="with --recipe: how predict resizes pictures (default crop)"
-    )
+    parser.add_argument("--resize", choices=RESIZE, help="with --recipe: how predict resizes pictures (default crop)")
     parser.add_argument(
         "--max-value",
         type=float,
@@ -75,14 +73,16 @@ def command(comm: SerialComm, options: Namespace) -> int:
 def described(options: Namespace) -> Description | None:
     """The network that --recipe and the options for it describe; None without --recipe."""
     if not options.recipe:
-        if options.names or options.max_value is not None:
-            raise ConfigError("--names and --max-value describe a network with --recipe; give --recipe, or drop them")
+        given = [option for option in DESCRIBING if getattr(options, option[2:].replace("-", "_")) is not None]
+        if given:
+            raise ConfigError(f"{', '.join(given)}: for a network that --recipe names; give --recipe, or drop this")
         return None
-    if not 1 <= options.classes <= MOST_SIDE:
-        raise ConfigError(f"--classes: must be from 1 to {MOST_SIDE}, not {options.classes}")
-    names = read_names(options.names) if options.names else numbered(options.classes)
-    shape, white = image_shape(options.image_shape), max_value(options.max_value)
-    return Description(read_recipe(options.recipe), shape, names, options.resize, step=0, max_value=white)
+    classes = 10 if options.classes is None else options.classes
+    if not 1 <= classes <= MOST_SIDE:
+        raise ConfigError(f"--classes: must be from 1 to {MOST_SIDE}, not {classes}")
+    names = read_names(options.names) if options.names else numbered(classes)
+    shape, white = image_shape(options.image_shape or "28,28,1"), max_value(options.max_value)
+    return Description(read_recipe(options.recipe), shape, names, options.resize or CROP, step=0, max_value=white)
 
 
 def image_shape(text: str) -> Shape:

@@ -31,9 +31,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--images", metavar="HxWxC", help="the shape of the images (default: that of the recipe's data)"
     )
-    parser.add_argument(
-        "--classes", type=int, default=10, metavar="N", help="the number of classes with --images (default 10)"
-    )
+    parser.add_argument("--classes", type=int, metavar="N", help="the number of classes with --images (default 10)")
     add_import(parser)
     return parser
 
@@ -79,14 +77,17 @@ def images_and_classes(config: Config, options: Namespace) -> tuple[Shape, int]:
         ConfigError: the shape has another form.
         DataError: the data set of the recipe is not there.
     """
+    classes = 10 if options.classes is None else options.classes
     if not options.images:
+        if options.classes is not None:
+            raise ConfigError("--classes: needs --images, the shape of other images than those of the recipe's data")
         manifest = read_manifest(find_data(config.data))
         return manifest.image_shape, manifest.classes
     if not re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){2}", options.images):
         raise ConfigError(f"--images: expected height, width and channels, as in 32x32x3, not {options.images!r}")
-    if not 1 <= options.classes <= 65_535:
-        raise ConfigError(f"--classes: must be from 1 to 65535, not {options.classes}")
-    return tuple(map(int, options.images.split("x"))), options.classes
+    if not 1 <= classes <= 65_535:
+        raise ConfigError(f"--classes: must be from 1 to 65535, not {classes}")
+    return tuple(map(int, options.images.split("x"))), classes
 
 
 def rows(network: Network) -> list[tuple[str, ...]]:

@@ -318,7 +318,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
             patch.setattr(files.os, failing, fail)
             with pytest.raises(
-                CheckpointError, match="No space left on device.*the one before it is untouched: make room"
+                CheckpointError, match="No space left on device.*the one before it is untouched: make room, then try"
             ):
                 write(path, example(2))
         assert read(path).progress.step == 1

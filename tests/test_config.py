@@ -50,6 +50,7 @@ def test_the_defaults_are_the_recipe_simple_cnn_but_for_the_validation_samples()
     ("content", "message"),
     [
         (b"lr = " + b"[" * 100_000, "nested too deeply"),
+        (b'lr = 1\nmodel = "\xe4"', r"not text in UTF-8 \(at line 2\); store the file in this encoding"),
         (b"seed = " + b"1" * 5_000, "Exceeds the limit"),
         (b"epochs = 1" + b"0" * 400, "--epochs: must be at most 1000000, not a number of many digits"),
         (b"[[layers]]\nkind = ['x']", r"layer 1: no kind \"\('x',\)\"|layer 1: no kind"),
@@ -87,6 +88,12 @@ def test_a_recipe_that_is_a_pipe_does_not_hang(tmp_path):
         read_recipe(str(tmp_path / "r.toml"))
 
 
+def test_a_folder_in_place_of_a_recipe(tmp_path):
+    with pytest.raises(ConfigError, match="run: a folder; give a TOML file, as a run's .*/run/config.toml"):
+        (tmp_path / "run").mkdir()
+        read_recipe(str(tmp_path / "run"))
+
+
 def test_whole_numbers_are_taken_for_floats():
     assert from_dict({"lr": 1}).lr == 1
 
@@ -101,5 +108,5 @@ def test_recipes_that_can_t_be_read(tmp_path):
     with pytest.raises(ConfigError, match=r"recipe .*broken\.toml: Invalid value"):
         read_recipe(str(broken))
     broken.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"recipe .*broken\.toml: .*decode"):
+    with pytest.raises(ConfigError, match=r"recipe .*broken\.toml: not text in UTF-8"):
         read_recipe(str(broken))

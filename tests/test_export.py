@@ -327,7 +327,10 @@ def test_files_that_can_t_be_brought_in(tmp_path):
             [foreign, "--recipe", "lenet5", "--max-value", "0"],
             "--max-value: expected a number from 1e-30 to 1e+30, not 0",
         ),
-        ([foreign, "--max-value", "9"], "--names and --max-value describe a network with --recipe; give"),
+        (
+            [foreign, "--max-value", "9", "--image-shape", "8,8,1"],
+            "--image-shape, --max-value: for a network that --recipe names; give --recipe, or drop this",
+        ),
         ([foreign, "--out", tmp_path / "there.h5"], f"{tmp_path / 'there.h5'}: exists; give another --out, or delete"),
     ):
         result = command("import", *words, cwd=tmp_path)

@@ -187,6 +187,7 @@ def test_parameters_of_another_type_are_refused_in_one_line(folder, flags):
         (["--import", "nowhere"], "--import nowhere: no module 'nowhere' here or installed"),
         (["--import", "../mine"], "--import: expected the name of a module, as in an import statement, not '../mine'"),
         (["--import", "broken"], "--import broken: ZeroDivisionError: division by zero ("),
+        (["--import", "wrong"], "--import wrong: SyntaxError: invalid syntax (wrong.py, line 1)"),
         (["--import"], "--import: expected one argument"),
         (
             ["--beta1", "0.5", "--optimizer", "sgd"],
@@ -199,9 +200,10 @@ def test_parameters_of_another_type_are_refused_in_one_line(folder, flags):
 )
 def test_mistakes(folder, words, message):
     (folder / "broken.py").write_text("1 / 0\n")
+    (folder / "wrong.py").write_text("x = = 1\n")
     result = training(*words, "--out", folder / "run", cwd=folder)
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]
-    assert not (folder / "run").exists()
+    assert "frozen" not in result.errors[0] and not (folder / "run").exists()
 
 
 def test_another_optimizer_has_its_own_options(small, tmp_path):

@@ -152,6 +152,26 @@ def test_a_full_disk(quick, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_data_set_that_finds_no_room(small, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mount is not allowed here: {mounted.stderr}")
+    try:
+        x = np.random.default_rng(0).integers(0, 256, (900, 128, 128), np.uint8)
+        np.savez(tmp_path / "x.npz", x_train=x, y_train=np.arange(900) % 3)
+        wanted = f"{disk / 'set'}: can't be written (No space left on device); make room there, or give another --out"
+        for flags in ([], ["--contiguous"]):
+            for ranks in (1, 2):
+                result = run(ranks, "-m", "dpcnn.data", "prepare", tmp_path / "x.npz", "--out", disk / "set", *flags)
+                mistake(result, wanted)
+                assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_a_loss_that_is_not_finite(quick, tmp_path):
     folder = tmp_path / "run"
     flags = [*quick, "--optimizer", "sgd", "--lr", "1e25", "--warmup", "0", "--max-steps", "1"]

@@ -51,7 +51,7 @@ def test_jobs_of_one_network_and_microbatch_are_foretold_though_their_terms_are_
     assert set(TERMS) - set(fit) == {"gamma, memory", "gamma, weights", "gamma, microbatch"}
     strong = [job(ranks, 1024 / ranks) for ranks in counts]
     assert [sum(predicted(fit, job).values()) for job in strong] == pytest.approx([job.seconds for job in strong])
-    with pytest.raises(ConfigError, match="give more, of other kinds"):
+    with pytest.raises(ConfigError, match="give more, of other networks"):
         fitted([job(ranks, 128) for ranks in (1, 2, 4)])
 
 
@@ -112,7 +112,7 @@ def test_from_the_benchmark_to_a_forecast(quick, tmp_path):
         job.seconds > 0 for job in found
     )
     result = run(0, "-m", "dpcnn.forecast", "--fit", files[2], "--nodes", "1,4", "--check", *files[:2])
-    assert result.status == 2 and "give more, of other kinds" in result.err
+    assert result.status == 2 and "give more, of other networks" in result.err
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", json.dumps({"ranks": 1, "nodes": 1, "parameters": None})])

@@ -41,6 +41,8 @@ def test_a_set_in_the_order_of_classes():
     last, drawn = (hold_out(labels, 20, how, 0) for how in ("last", "stratified"))
     assert set(labels[last.validation]) == {4}
     assert last.remarks == ("warning: none of the 20 validation samples is of class 0, 1, 2, 3",)
+    named = hold_out(labels, 20, "last", 0, ("cat", "dog", *"abcdefgh"))
+    assert named.remarks == ("warning: none of the 20 validation samples is of class cat, dog, a, b",)
     assert np.bincount(labels[drawn.validation]).tolist() == [4] * 5 and not drawn.remarks
     other = hold_out(labels, 20, "stratified", 1)
     assert not np.array_equal(other.validation, drawn.validation)

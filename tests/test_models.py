@@ -28,8 +28,9 @@ def test_a_dropout_layer_without_a_part_takes_the_run_s():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"kind": "conv3d"}, "layer 1: no kind 'conv3d'; known are scale, normalise, conv2d, "),
-        ({}, "layer 1: no kind None; known are"),
+        ({"kind": "conv3d"}, "layer 1: no kind 'conv3d'; did you mean 'conv2d'?"),
+        ({"kind": "softmax"}, "layer 1: no kind 'softmax'; known are scale, normalise, conv2d, "),
+        ({}, "layer 1: kind is missing; known are scale, normalise, conv2d, "),
         (
             {"kind": "conv2d", "filter": 3, "kernel_size": 3},
             "layer 1 (conv2d): unknown key 'filter'; did you mean 'filters'?",

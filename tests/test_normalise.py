@@ -99,7 +99,7 @@ def test_a_data_set_of_before_is_told(prepared, tmp_path):
     edit_manifest(old, lambda manifest: [manifest.pop(key) for key in ("mean", "deviation")])
     result = training("--recipe", tmp_path / "mine.toml", "--data", old, "--out", tmp_path / "run")
     assert result.status == 2 and "normalise1: mean and deviation are missing" in result.errors[0]
-    assert "prepare the data set again" in result.errors[0]
+    assert "write both into the layer, or prepare the data set again" in result.errors[0]
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_a_manifest_of_uint8_is_as_before(tmp_path):
     [
         (np.full((30, 6, 6), 1.5, "f4"), [], "images: values from 1.5 to 1.5, expected 0 to 1; give --max-value"),
         (np.full((30, 6, 6), -0.5, "f2"), [], "images: values from -0.5 to -0.5, expected 0 to 1"),
-        (np.full((30, 6, 6), np.nan, "f4"), [], "images: values from nan to nan, expected 0 to 1"),
+        (np.full((30, 6, 6), np.nan, "f4"), [], "images: some values are not finite; replace them"),
         (np.full((30, 6, 6), 300, "u2"), ["--max-value", "255"], "images: values from 300 to 300, expected 0 to 255"),
         (np.zeros((30, 6, 6), "f8"), [], "expected images of uint8, uint16, float16, float32, one type for all, not"),
         (np.zeros((30, 6, 6), "i2"), [], "expected images of uint8, uint16, float16, float32, one type for all, not"),

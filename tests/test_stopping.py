@@ -13,8 +13,10 @@ from commands import training
 from conftest import start, train
 from metrics import events, timeless
 
+from dpcnn.cli import run
 from dpcnn.cluster.stopping import RESERVE, TOGETHER, Stop, handler, job_end, seconds_of
 from dpcnn.errors import ConfigError
+from dpcnn.parallel.comm import SerialComm
 
 
 class Clock:
@@ -39,6 +41,19 @@ def test_signals_that_come_together_are_one_request_and_a_later_one_ends_at_once
     clock.now += 0.5
     handle(signal.SIGINT, None)
     assert ended == [130]
+
+
+def test_ctrl_c_in_a_single_process_ends_it_without_mpi_abort_and_its_messages(monkeypatch):
+    monkeypatch.setattr("dpcnn.cli._escape_what_the_terminal_lacks", lambda: None)  # it takes pytest's streams
+
+    class Alone(SerialComm):
+        def abort(self, status):
+            pytest.fail("MPI_Abort of Open MPI prints lines of its own")
+
+    def interrupted(comm):
+        raise KeyboardInterrupt
+
+    assert run(interrupted, Alone()) == 130
 
 
 def test_it_stops_while_there_is_time_for_a_step_and_a_checkpoint():

@@ -45,6 +45,7 @@ def test_the_residual_network_has_the_published_size():
         (["fast", "--images", "32x"], "--images: expected height, width and channels, as in 32x32x3, not '32x'"),
         (["fast", "--images", "0x1x1"], "--images: expected height, width and channels, as in 32x32x3, not '0x1x1'"),
         (["fast", "--images", "9x9x1", "--classes", "0"], "--classes: must be from 1 to 65535, not 0"),
+        (["fast", "--classes", "3"], "--classes: needs --images, the shape of other images than those of the recipe"),
         (["fast", "--images", "2x2x1"], "images of (2, 2, 1) are too small for this model: "),
         (["vgg11", "--images", "2x2x1"], "images of (2, 2, 1) are too small for this model: "),
         (["fastest"], "--recipe: no recipe and no file 'fastest'"),

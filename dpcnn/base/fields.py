@@ -64,6 +64,9 @@ def load_toml(content: bytes) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise FieldError("nested too deeply") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise FieldError(f"not text in UTF-8 (at line {line}); store the file in this encoding") from None
     except ValueError as error:
         raise FieldError(str(error)) from None
 

@@ -1,5 +1,6 @@
 """The training samples held back for validation, as a pure function of labels, configuration and seed."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ class Holdout(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def hold_out(labels: NDArray[Any], amount: float, how: str, seed: int) -> Holdout:
+def hold_out(labels: NDArray[Any], amount: float, how: str, seed: int, names: Sequence[str] = ()) -> Holdout:
     """Divide the samples of ``labels`` (n,).
 
     Labels (n, K), several for each sample, have no classes to draw from: then the samples are drawn from all.
@@ -34,6 +35,7 @@ def hold_out(labels: NDArray[Any], amount: float, how: str, seed: int) -> Holdou
     Args:
         amount: the number of samples to hold back, or, below 1, their fraction.
         how: "last": the last ones; "stratified": drawn by seed, from each class in proportion to its samples.
+        names: of the classes, for remarks; without them, remarks have the numbers of the classes.
     """
     samples, remarks = len(labels), []
     if labels.ndim > 1:
@@ -52,7 +54,9 @@ def hold_out(labels: NDArray[Any], amount: float, how: str, seed: int) -> Holdou
     kept, drawn = (np.bincount(labels[part], minlength=int(labels.max()) + 1) for part in (~held, held))
     missing = np.flatnonzero((kept > 0) & (drawn == 0)).tolist() if count else []
     if missing:
-        some = ", ".join(map(str, missing[:10])) + (", .." if len(missing) > 10 else "")
+        some = ", ".join(names[label] if names else str(label) for label in missing[:10]) + (
+            ", .." if len(missing) > 10 else ""
+        )
         remarks.append(f"warning: none of the {count:,} validation samples is of class {some}")
     return Holdout(np.flatnonzero(~held), np.flatnonzero(held), tuple(remarks))
 

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,27 @@ def check_memory(what: Path | str, needed: int, size: int, advice: str) -> None:
 def reason(error: BaseException) -> str:
     """The message of a library about a damaged file, made printable: it may quote the file."""
     return printable(str(error) or type(error).__name__)[:200]
+
+
+def why(error: OSError) -> str:
+    """The system's own words for an error, which HDF5 puts into a long text of its own."""
+    words = re.search("error message = '([^']+)'", str(error))
+    return words[1] if words else error.strerror or reason(error)
+
+
+@contextmanager
+def making(out: Path) -> Iterator[None]:
+    """Turn an error of the system, as of a full disk, into one that names ``out``, which the block makes beside it.
+
+    Raises:
+        DataError: in place of an OSError of a temporary file of ``out``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename and f".{out.name}." not in str(error.filename):
+            raise
+        raise DataError(f"{out}: can't be written ({why(error)}); make room there, or give another --out") from None
 
 
 @contextmanager

@@ -5,8 +5,10 @@ can't make the library allocate memory for them.
 """
 
 import math
+import os
+import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,9 @@ from dpcnn.parallel.tree import chunks
 
 CHUNK_BYTES = 1 << 20
 """The most bytes of a chunk, unless a single image is larger."""
+
+SPARE_BYTES = 4 * CHUNK_BYTES
+"""More than HDF5 keeps in memory of a file that it writes: a cache of chunks of 1 MiB, and descriptions of datasets."""
 
 BYTES = (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)
 """The HDF5 types for uint8: their values are the same, but HDF5 does not compare them as equal."""
@@ -65,9 +70,25 @@ def write_shard(path: Path, blocks: Iterable[tuple[Images, Array]], shape: Shape
     if compressed:
         rows = min(shape[0], most_rows(math.prod(shape[1:]) * np.dtype(dtype).itemsize))
         filters = {"chunks": (rows, *shape[1:]), "compression": "gzip", "compression_opts": 9}
-    with h5py.File(path, "w", libver="earliest", locking=False) as file:
-        labels = _write_images(file.create_dataset("images", shape, dtype, track_times=False, **filters), blocks)
-        file.create_dataset("labels", data=labels, track_times=False)
+    with _spare_room(path.parent) as release, h5py.File(path, "w", libver="earliest", locking=False) as file:
+        try:
+            labels = _write_images(file.create_dataset("images", shape, dtype, track_times=False, **filters), blocks)
+            file.create_dataset("labels", data=labels, track_times=False)
+            _flush(file)
+        except BaseException:
+            release()
+            raise
+
+
+@contextmanager
+def _spare_room(folder: Path) -> Iterator[Callable[[], None]]:
+    """Hold some room of a disk, and give a function that releases it.
+
+    HDF5 keeps what it could not write, and crashes the process if it can't write it when it closes the file either.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, SPARE_BYTES)
+        yield file.close
 
 
 def _write_images(dataset: h5py.Dataset, blocks: Iterable[tuple[Images, Array]]) -> Array:
@@ -77,7 +98,20 @@ def _write_images(dataset: h5py.Dataset, blocks: Iterable[tuple[Images, Array]])
         dataset[start : start + len(images)] = images
         labels.append(of_images)
         start += len(images)
+    _flush(dataset)
     return np.concatenate(labels)
+
+
+def _flush(opened: h5py.File | h5py.Dataset) -> None:
+    """Let HDF5 write what it keeps in memory, while it can still report an error: it can't when it closes.
+
+    Raises:
+        OSError: the disk is full, for example.
+    """
+    try:
+        opened.flush()
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
 
 
 def most_rows(image_bytes: int) -> int:

@@ -1,5 +1,6 @@
 """The types of the values of images, and the same values on the scale of uint8, as networks take them."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,8 @@ def check_values(what: str, images: Array, max_value: float | None) -> None:
     if max_value is None or not images.size:
         return
     low, high = images.min().item(), images.max().item()
+    if not math.isfinite(low + high):  # NaN, of one value, is the minimum and the maximum
+        raise DataError(f"{what}: some values are not finite; replace them")
     if not 0 <= low <= high <= max_value:
         raise DataError(
             f"{what}: values from {low:g} to {high:g}, expected 0 to {max_value:g}; give --max-value, the value of "

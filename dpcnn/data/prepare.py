@@ -17,7 +17,7 @@ from dpcnn.data.archives import unpack
 from dpcnn.data.classes import read_names
 from dpcnn.data.downloads import DOWNLOADS, fetch
 from dpcnn.data.info import count_split
-from dpcnn.data.inputs import check_memory
+from dpcnn.data.inputs import check_memory, making
 from dpcnn.data.moments import Moments
 from dpcnn.data.reading import read_source
 from dpcnn.data.shards import SPLITS, Manifest, Shard, write_manifest
@@ -112,9 +112,9 @@ def write_set(comm: SerialComm, source: Source, target: Target, say: Say) -> Non
         source.shuffle(target.shuffle)
     jobs = plan(source, target.shards)
     with _new_folder(comm, target.out) as folder:
-        written, moments = write_shards(folder, comm, source, jobs, not target.contiguous, say)
+        written, moments = write_shards(folder, comm, source, jobs, not target.contiguous, say, target.out)
         faults = sorted(chain.from_iterable(comm.allgather_obj(source.faults)))
-        with comm.fail_together():
+        with comm.fail_together(), making(target.out):
             if comm.rank == 0:
                 check_written(source, written, faults)
                 if faults:
@@ -193,7 +193,7 @@ def summary_of_shards(manifest: Manifest) -> str:
 def _new_folder(comm: SerialComm, out: Path) -> Iterator[Path]:
     """An empty folder beside ``out``, for a block that moves it. It is removed if the block fails."""
     parent = ""
-    with comm.fail_together():
+    with comm.fail_together(), making(out):
         if comm.rank == 0:
             out.parent.mkdir(parents=True, exist_ok=True)
             parent = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)

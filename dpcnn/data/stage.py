@@ -11,7 +11,7 @@ import numpy as np
 
 from dpcnn.base.arrays import Array
 from dpcnn.base.files import open_plain
-from dpcnn.data.inputs import BLOCK, reason
+from dpcnn.data.inputs import BLOCK, why
 from dpcnn.data.layout import image_blocks, read_labels, read_layout, write_shard
 from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import MANIFEST, SPLITS, Images, Manifest, Shard, read_manifest, write_manifest
@@ -82,9 +82,7 @@ def _make(folder: Path, target: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         if (target / MANIFEST).is_file():  # another job was faster
             return
-        raise DataError(
-            f"--stage: {folder} can't be copied to {target} ({error.strerror or reason(error)}); give another folder"
-        ) from None
+        raise DataError(f"--stage: {folder} can't be copied to {target} ({why(error)}); give another folder") from None
     finally:
         if temporary != target:
             shutil.rmtree(temporary, ignore_errors=True)

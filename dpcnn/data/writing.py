@@ -12,7 +12,7 @@ import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.data.file_names import write_names
-from dpcnn.data.inputs import Reader
+from dpcnn.data.inputs import Reader, making
 from dpcnn.data.layout import image_blocks, most_rows, read_labels, read_layout, write_shard
 from dpcnn.data.moments import Moments
 from dpcnn.data.pixels import stored_type
@@ -56,12 +56,16 @@ Written = dict[str, list[tuple[Shard, int]]]
 
 
 def write_shards(
-    folder: Path, comm: SerialComm, source: Source, jobs: list[Job], compressed: bool, say: Say
+    folder: Path, comm: SerialComm, source: Source, jobs: list[Job], compressed: bool, say: Say, out: Path
 ) -> tuple[Written, Moments]:
-    """Write this rank's shards; the result, on every rank, describes all of them and all training images."""
+    """Write this rank's shards; the result, on every rank, describes all of them and all training images.
+
+    Args:
+        out: the folder of the finished data set, for messages.
+    """
     written, moments = {}, Moments(source.image_shape[-1], source.max_value)
     mine = sum(stop - start for _, _, start, stop in jobs[comm.rank :: comm.size])
-    with comm.fail_together(), Pace(None if comm.rank else say, mine) as pace:
+    with comm.fail_together(), making(out), Pace(None if comm.rank else say, mine) as pace:
         for number in range(comm.rank, len(jobs), comm.size):
             split, name, start, stop = jobs[number]
             blocks, samples = pace.counted(source.blocks(split, start, stop)), stop - start

@@ -125,7 +125,8 @@ def fitted(jobs: Sequence[Job]) -> Fit:
         scale = table.max(axis=0)
         if np.linalg.matrix_rank(table / scale) < len(names):
             raise ConfigError(
-                f"--fit: {len(jobs)} files do not separate these costs: {'; '.join(names)}; give more, of other kinds"
+                f"--fit: {len(jobs)} files do not separate these costs: {'; '.join(names)}; give more, "
+                "of other networks, numbers of ranks and nodes, batches and microbatches"
             )
         values = np.linalg.lstsq(table / scale, np.ones(len(jobs)), rcond=None)[0] / scale
         if values.min() >= 0:

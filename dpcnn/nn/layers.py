@@ -66,7 +66,10 @@ class Normalise(Layer):
     def build(self, shape: Shape) -> Shape:
         _, _, C = shape
         if not self.mean or not self.deviation:
-            raise ConfigError("mean and deviation are missing, and the data set has none; prepare the data set again")
+            raise ConfigError(
+                "mean and deviation are missing, and no data set gives them; write both into the layer, or prepare the "
+                "data set again"
+            )
         if len(self.mean) != C or len(self.deviation) != C:
             raise ConfigError(f"expected a mean and a deviation for each of {C} channels")
         self.factor = 1 / np.array(self.deviation, self.dtype)

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, get_args, get_origin
 
 from dpcnn.base.options import types_of
-from dpcnn.errors import ConfigError, unknown_key
+from dpcnn.errors import ConfigError, nearest, unknown_key
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.graph import NAME
 from dpcnn.nn.layer import Layer
@@ -119,8 +119,10 @@ def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
             key: tuple(v) if isinstance(v, list) else v for key, v in table.items() if key not in WIRING + UPDATE
         }
         kind = table.get("kind")
+        if "kind" not in table:
+            raise ConfigError(f"layer {number}: kind is missing; known are {', '.join(KINDS)}")
         if not isinstance(kind, str) or kind not in KINDS:
-            raise ConfigError(f"layer {number}: no kind {repr(kind)[:40]}; known are {', '.join(KINDS)}")
+            raise ConfigError(f"layer {number}: no kind {repr(kind)[:40]}; {nearest(str(kind)[:40], KINDS)}")
         where = f"layer {number} ({kind})"
         if kind == "linear":
             options.setdefault("features", classes)

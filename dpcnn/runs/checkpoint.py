@@ -121,13 +121,16 @@ def write_into(opened: io.BufferedRandom, checkpoint: Checkpoint) -> None:
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint as a file: see :func:`store`."""
+    """Write a checkpoint as a file that belongs to no run: see :func:`store`."""
     with Folder(path.parent) as folder:
-        store(folder, path.name, checkpoint)
+        store(folder, path.name, checkpoint, then="try again")
 
 
-def store(folder: Folder, file: str, checkpoint: Checkpoint) -> None:
+def store(folder: Folder, file: str, checkpoint: Checkpoint, then: str = "continue with --resume") -> None:
     """Write a checkpoint into an open folder, so that the file is either the old one or the whole new one.
+
+    Args:
+        then: what the user does next if it fails, once the cause is gone.
 
     Raises:
         CheckpointError: the file can't be written; an old file is untouched.
@@ -139,7 +142,7 @@ def store(folder: Folder, file: str, checkpoint: Checkpoint) -> None:
         hint = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "fix this"
         raise CheckpointError(
             f"{folder.path / file}: can't write the checkpoint ({error.strerror}); the one before it is untouched: "
-            f"{hint}, then continue with --resume"
+            f"{hint}, then {then}"
         ) from None
 
 

@@ -26,7 +26,9 @@ class Plan:
 
     def __init__(self, config: Config, samples: Samples) -> None:
         self.config = config
-        self.holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)
+        self.holdout = hold_out(
+            samples.labels, config.validation, config.holdout, config.seed, samples.manifest.class_names
+        )
         self.training = len(self.holdout.training)
         self.steps_per_epoch = math.ceil(self.training / config.batch)
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or 2**63)
