@@ -119,6 +119,18 @@ def test_a_layer_that_pytorch_lacks_has_no_time_there(small, tmp_path):
     assert [row["name"] for row in layers if "ratios" not in row] == ["odd1"]
 
 
+@needs_torch
+def test_a_normalisation_of_a_single_value_has_no_time_in_pytorch(small, tmp_path):
+    (tmp_path / "one.toml").write_text(
+        "".join(f'[[layers]]\nkind = "{k}"\n' for k in ("scale", "flatten", "linear", "batchnorm", "linear"))
+    )
+    words = ["--layers", "--rounds", "1", "--recipe", tmp_path / "one.toml", "--microbatch", "1", "--data", small]
+    result = run(0, "-m", "dpcnn.bench", *words, "--json", tmp_path / "l.json")
+    assert result.status == 0, result.err
+    layers = json.loads((tmp_path / "l.json").read_text())["layers"]
+    assert [row["name"] for row in layers if "ratios" not in row] == ["batchnorm1"]
+
+
 def test_it_is_of_one_process():
     result = command("bench", "--layers", ranks=2)
     assert result.status == 2

@@ -1,7 +1,8 @@
 """The time of each layer of a recipe in PyTorch, alone and in one thread: python -m dpcnn.evidence.peers.torch_layers
 
 The inputs and the gradient of the output are random; --microbatch is the number of images. Prints a JSON list for each
-memory layout: for each layer, the median seconds forward and backward, or null if PyTorch has no such layer.
+memory layout: for each layer, the median seconds forward and backward, or null if PyTorch has no such layer, or can't
+train it with so few images.
 """
 
 import json
@@ -50,7 +51,10 @@ def command(comm: SerialComm, options: Namespace) -> int:
         if isinstance(module, nn.ReLU):
             module.inplace = True
         *xs, dy = [random(shape, config.microbatch, layout) for shape in shapes]
-        found = [seconds(module, xs, dy, layer.needs_input_grad) for _ in range(8)][1:]  # the first one warms up
+        try:
+            found = [seconds(module, xs, dy, layer.needs_input_grad) for _ in range(8)][1:]  # the first one warms up
+        except ValueError:  # it refuses to normalise a single value of a channel
+            return None
         forward, backward = zip(*found, strict=True)
         return median(forward), median(backward)
 
