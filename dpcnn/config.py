@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -287,18 +286,15 @@ def read_recipe(name: str) -> Config:
     Raises:
         ConfigError: there is none, or it is wrong.
     """
-    folder = files("dpcnn") / "recipes"
-    named = sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
+    folder = Path(__file__).with_name("recipes")
+    named = sorted(path.stem for path in folder.glob("*.toml"))
     try:
         content = (folder / f"{name}.toml").read_bytes() if name in named else read_bytes(Path(name), MOST_RECIPE)
         return from_dict(load_toml(content), f"recipe {name}: ")
     except FileNotFoundError:
         raise ConfigError(f"--recipe: no recipe and no file {name!r}; recipes are {', '.join(named)}") from None
     except OSError as error:
-        if Path(name).is_dir():
-            raise ConfigError(
-                f"recipe {name}: a folder; give a TOML file, as a run's {Path(name, 'config.toml')}"
-            ) from None
-        raise ConfigError(f"recipe {name}: {error.strerror}") from None
+        hint = f"; give a TOML file, as a run's {Path(name, 'config.toml')}" if Path(name).is_dir() else ""
+        raise ConfigError(f"recipe {name}: {error.strerror}{hint}") from None
     except FieldError as error:
         raise ConfigError(f"recipe {name}: {error}") from None

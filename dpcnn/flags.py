@@ -94,9 +94,8 @@ def import_modules(words: Sequence[str]) -> None:
             raise ConfigError(f"--import {name}: no module {error.name!r} here or installed") from None
         except (Exception, SystemExit) as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
-            where = (
-                "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"
-            )  # it has its own
+            of_itself = isinstance(error, SyntaxError)  # its message has the place
+            where = "" if of_itself else f" ({last.filename}, line {last.lineno})"
             raise ConfigError(f"--import {name}: {type(error).__name__}: {error}{where}") from None
 
 

@@ -89,7 +89,7 @@ def test_a_recipe_that_is_a_pipe_does_not_hang(tmp_path):
 
 
 def test_a_folder_in_place_of_a_recipe(tmp_path):
-    with pytest.raises(ConfigError, match="run: a folder; give a TOML file, as a run's .*/run/config.toml"):
+    with pytest.raises(ConfigError, match="run: not a plain file; give a TOML file, as a run's .*/run/config.toml"):
         (tmp_path / "run").mkdir()
         read_recipe(str(tmp_path / "run"))
 

@@ -127,7 +127,7 @@ def test_grouped_and_dilated_convolutions_are_their_definition_and_gradient(
     shape, filters, kernel, stride, padding, groups, dilation, band, together, monkeypatch
 ):
     monkeypatch.setattr(convolution, "BAND", band)
-    monkeypatch.setattr(grouped, "SUMMED", band)
+    monkeypatch.setattr(grouped, "ADDED", band)
     monkeypatch.setattr(algorithms, "GROUPED_CHANNELS", together)
     layer, weights = connected(Conv2d(filters, kernel, stride, padding, True, groups, dilation), shape)
     x = image_batch(5, shape)
@@ -172,6 +172,18 @@ def test_group_norm_is_its_definition_and_its_gradient(groups, shape, long, most
     expected = reference.group_norm(x, weights["w"], weights["b"], groups, 0.01)
     np.testing.assert_allclose(layer.forward(x.copy(), weights)[0], expected, rtol=1e-11)
     check_gradients(layer, weights, x)
+
+
+@pytest.mark.parametrize("values", [(0, 85), (-1.01, 1.01)])
+@pytest.mark.parametrize("layer", [BatchNorm(), GroupNorm(3), GroupNorm(1)])
+def test_a_normalisation_of_many_pixels_is_exact_in_float32(layer, values):
+    """Equal values would all be rounded to the same side, if all were added one after the other."""
+    x = np.random.default_rng(0).choice(np.array(values, np.float32), (500, 500, 1, 3))
+    layer, weights = connected(layer, (500, 500, 3), np.float32)
+    rng = SampleRng(0, 0, np.arange(1))
+    expected, _ = layer.forward(x.astype(np.float64), {name: w.astype(np.float64) for name, w in weights.items()}, rng)
+    y, _ = layer.forward(x, weights, rng)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=3e-5 * np.abs(expected).max())
 
 
 @BANDS
@@ -260,7 +272,7 @@ def test_groups_are_their_definition_and_the_gradients_are_its_adjoint(
     size, kernel_size, stride, padding, dilation, groups, group, most, summed
 ):
     channels, filters = (groups * count for count in group)
-    with mock.patch.object(algorithms, "GROUPED_CHANNELS", most), mock.patch.object(grouped, "SUMMED", summed):
+    with mock.patch.object(algorithms, "GROUPED_CHANNELS", most), mock.patch.object(grouped, "ADDED", summed):
         options = (*size, channels), filters, kernel_size, stride, padding, groups, dilation
         check_against_definition(choose_algorithm(*options), *options)
 

@@ -5,6 +5,9 @@ import numpy as np
 from dpcnn.base.arrays import Array, row_length
 from dpcnn.nn.convolution import bands
 
+ADDED = 1 << 12
+"""The most pixels whose values are added one after the other: rounding errors grow with their number."""
+
 SUMMED, CACHED = 1 << 22, 1 << 19
 """The largest sizes in bytes of the parts of an array on which layers work at a time: of those that it
 sums, which decide the last bits, and of those that it passes over several times, in the processor's cache."""
@@ -35,7 +38,11 @@ def column_sums(rows: Array) -> Array:
 
 def sum_of_products(a: Array, b: Array, columns: int) -> Array:
     """The sum of a * b, contiguous arrays of one shape, over rows of so many columns: (columns,)."""
-    total: Array = np.einsum("ij,ij->j", a.reshape(-1, columns), b.reshape(-1, columns))
+    a, b = a.reshape(-1, columns), b.reshape(-1, columns)
+    first, *others = (np.einsum("ij,ij->j", a[i:j], b[i:j]) for i, j in bands(len(a), 1, ADDED))
+    total: Array = first
+    for share in others:
+        total += share
     return total
 
 
