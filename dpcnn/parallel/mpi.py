@@ -2,13 +2,13 @@
 
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
+from dpcnn.base import output
 from dpcnn.base.arrays import Array
 from dpcnn.errors import LaunchError
 from dpcnn.parallel.comm import SerialComm
@@ -120,8 +120,7 @@ class Communicator(SerialComm):
         self._mpi.Finalize()
 
     def abort(self, status: int) -> NoReturn:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        output.flush()
         time.sleep(0.2)  # the launcher passes on what was printed before it kills
         self._comm.Abort(status)
         os._exit(status)
