@@ -31,7 +31,7 @@ from dpcnn.base import output, startup
 from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, printable
 from dpcnn.flags import add_import, import_modules
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.parallel.launch import detect
+from dpcnn.parallel.launch import detect, end_job
 from dpcnn.parallel.start import world
 
 DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit statuses
@@ -190,6 +190,8 @@ def end_before_start(error: DpcnnError) -> int:
     """Print an error that comes before MPI starts, and return the exit status."""
     launch = detect(os.environ)
     _tell_in_turn(error, first=launch is None or launch.rank == 0)
+    if launch:
+        end_job(launch, error.status)
     return error.status
 
 

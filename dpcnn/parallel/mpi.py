@@ -12,6 +12,7 @@ from dpcnn.base import output
 from dpcnn.base.arrays import Array
 from dpcnn.errors import LaunchError
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.launch import PASSED_ON
 from dpcnn.parallel.layout import Runs
 
 TAGS = 32_767
@@ -121,7 +122,7 @@ class Communicator(SerialComm):
 
     def abort(self, status: int) -> NoReturn:
         output.flush()
-        time.sleep(0.2)  # the launcher passes on what was printed before it kills
+        time.sleep(PASSED_ON)
         self._comm.Abort(status)
         os._exit(status)
 
