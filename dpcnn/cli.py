@@ -19,7 +19,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,11 +27,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dpcnn import __version__
-from dpcnn.base import startup
+from dpcnn.base import output, startup
 from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, printable
 from dpcnn.flags import add_import, import_modules
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.parallel.launch import detect
+from dpcnn.parallel.launch import detect, end_job
 from dpcnn.parallel.start import world
 
 DONE, FAULT, MISTAKE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130  # exit statuses
@@ -122,20 +122,18 @@ def run(
             prepare()
         comm = comm or world()
     except LaunchError as error:
-        launch = detect(os.environ)
-        _tell_in_turn(error, first=launch is None or launch.rank == 0)
-        return MISTAKE
+        return end_before_start(error)
+    except KeyboardInterrupt:  # MPI may be waiting for other ranks, so Python must not end it
+        SerialComm().abort(INTERRUPTED)
     try:
-        with np.errstate(all="ignore"):  # the code checks for infinities and NaN where they matter
-            return comm.leave(command(comm))
-    except HelpShownError:
-        return comm.leave(DONE)
+        return comm.leave(_complete(command, comm))
     except DpcnnError as error:
         return _end_by_error(comm, error)
     except BrokenPipeError:  # the program that reads the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.flush()
         return _end(comm, DONE)
     except OSError as error:
+        output.flush()
         return _end_by_error(comm, DpcnnError(f"{error.filename or 'a file'}: {error.strerror or error}"))
     except MemoryError as error:
         return _end_by_memory(comm, error)
@@ -145,11 +143,36 @@ def run(
         return _end_by_fault(comm)
 
 
+def _complete(command: Callable[[SerialComm], int], comm: SerialComm) -> int:
+    """The exit status of a command, when all that it has printed is written."""
+    try:
+        with np.errstate(all="ignore"):  # the code checks for infinities and NaN where they matter
+            status = command(comm)
+    except HelpShownError:
+        status = DONE
+    if sys.stdout:
+        sys.stdout.flush()
+    return status
+
+
 class PlainOutput(io.TextIOWrapper):
     """An output stream on which control characters, of file names for example, appear as their escapes."""
 
     def write(self, text: str) -> int:
-        return super().write(printable(text, keep="\n\t"))
+        with self._named():
+            return super().write(printable(text, keep="\n\t"))
+
+    def flush(self) -> None:
+        with self._named():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Put the stream's name into the system's error."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.name) from None
 
 
 def _escape_what_the_terminal_lacks() -> None:
@@ -161,6 +184,15 @@ def _escape_what_the_terminal_lacks() -> None:
             buffer = stream.detach()
             plain = PlainOutput(buffer, encoding, "backslashreplace", line_buffering=lines, write_through=through)
             setattr(sys, name, plain)
+
+
+def end_before_start(error: DpcnnError) -> int:
+    """Print an error that comes before MPI starts, and return the exit status."""
+    launch = detect(os.environ)
+    _tell_in_turn(error, first=launch is None or launch.rank == 0)
+    if launch:
+        end_job(launch, error.status)
+    return error.status
 
 
 def _end_by_error(comm: SerialComm, error: DpcnnError) -> int:
@@ -190,7 +222,7 @@ def _end_by_memory(comm: SerialComm, error: MemoryError) -> int:
 
 def _end_by_fault(comm: SerialComm) -> int:
     text = traceback.format_exc()
-    print(f"dpcnn: rank {comm.rank} of {comm.size} failed:\n{text}", file=sys.stderr, flush=True)
+    _print_error(f"dpcnn: rank {comm.rank} of {comm.size} failed:\n{text}\n")
     return _end(comm, FAULT)
 
 
@@ -205,8 +237,15 @@ def tell(error: DpcnnError) -> None:
     """Print an error as one line on stderr, without control characters."""
     words = printable(str(error))
     text = words if len(words) <= MOST_ERROR else f"{words[:MOST_ERROR]} .."
-    # one write, so the output of other ranks can't divide the line
-    print(f"dpcnn: error: {text}\n", end="", file=sys.stderr, flush=True)
+    _print_error(f"dpcnn: error: {text}\n")
+
+
+def _print_error(text: str) -> None:
+    """Print to stderr in one write, so that the output of other ranks can't divide it."""
+    try:
+        print(text, end="", file=sys.stderr, flush=True)
+    except OSError:  # nobody can read it: the status remains
+        output.flush()
 
 
 def parse(make_parser: Callable[[], Parser], argv: Sequence[str] | None, comm: SerialComm) -> argparse.Namespace:

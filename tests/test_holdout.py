@@ -56,6 +56,15 @@ def test_a_number_that_does_not_fit(amount):
     assert found.remarks[0].startswith(f"--validation {amount} is not below the 200 training samples: 20 of them are")
 
 
+@pytest.mark.parametrize("amount", [[], ["--validation", "50"], ["--holdout", "last"]])
+def test_the_command_that_began_a_run_resumes_it_also_with_a_recipe_of_other_data(small, tmp_path, amount):
+    flags = ["--data", small, "--recipe", "fast", *amount, "--out", tmp_path / "run", "--resume", "auto"]
+    for steps in ("1", "2"):
+        result = training(*flags, "--max-steps", steps)
+        assert result.status == 0, result.err
+    assert "resuming from step-00000001.h5: epoch 1, step 1" in result.out
+
+
 def test_the_cut_of_the_published_recipes_is_kept_for_their_own_data_alone(small, tmp_path):
     result = training("--recipe", "fast", "--max-steps", "1", "--out", tmp_path / "a")
     assert "59,000 images to train, 1,000 to validate\n" in result.out, result.err

@@ -141,6 +141,41 @@ def test_the_first_rank_speaks_although_the_others_fail_before_it():
     assert result.err.count("starts the ranks itself") == 1
 
 
+ALONE = """
+import os, sys
+from dpcnn import doctor
+from dpcnn.parallel.launch import detect
+if {}:
+    os.environ["TMPDIR"] = "/nowhere"
+sys.exit(doctor.main([]))
+"""
+
+
+@pytest.mark.parametrize("who", ["detect(os.environ).rank == 0", "detect(os.environ).rank == 1", "True"])
+def test_a_rank_that_fails_before_mpi_starts_ends_the_job_with_one_line(who):
+    """Hydra, the launcher of MPICH, would let the others wait in MPI_Init for ever."""
+    result = run(3, "-c", ALONE.format(who))
+    assert result.status == 2
+    (line,) = result.errors
+    assert "/nowhere: MPI can't make its temporary files there" in line
+
+
+DIFFERENT = """
+import os, sys
+from dpcnn import train
+from dpcnn.parallel.launch import detect
+sys.argv += ["--lr", "0.01"] * detect(os.environ).rank
+sys.exit(train.main())
+"""
+
+
+def test_ranks_with_different_options_are_refused(quick, tmp_path):
+    result = run(2, "-c", DIFFERENT, *quick, "--max-steps", "1", "--out", tmp_path / "run")
+    assert result.status == 2 and not (tmp_path / "run").exists()
+    (line,) = result.errors
+    assert "--lr: rank 0 has 0.003, but rank 1 has 0.01; give all ranks the same command" in line
+
+
 def test_a_rank_whose_node_alone_is_at_fault_says_so(tmp_path):
     """A folder that one node lacks: rank 0 has nothing to say, and MPI has not started."""
     environment = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "TMPDIR": str(tmp_path / "none")}

@@ -169,3 +169,24 @@ def test_steps_of_more_digits_are_later(tmp_path):
     for name in ("step-00000009.h5", "step-123456789.h5", "step-99999999.h5", "step-1.h5", "step-\x1b[2J.h5"):
         (tmp_path / "checkpoints" / name).touch()
     assert RunFolder(tmp_path).newest().name == "step-123456789.h5"
+
+
+def test_a_start_that_was_killed_before_the_run_had_a_configuration_is_repeated(quick, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in (".lock", ".config.toml.0123456789abcdef.part"):
+        (folder / name).touch()
+    words = [*quick, "--model", "mlp", "--max-steps", "1", "--out", folder, "--resume", "auto"]
+    result = training(*words)
+    assert result.status == 0, result.err
+    assert not list(folder.glob(".*.part"))
+
+
+@pytest.mark.parametrize("name", ["checkpoints/x", ".x.part", "config.toml.part", "x"])
+def test_files_of_others_are_left_alone(quick, tmp_path, name):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    result = training(*quick, "--model", "mlp", "--max-steps", "1", "--out", tmp_path / "run", "--resume", "auto")
+    assert result.status == 2 and "exists and is not an empty folder" in result.err
+    assert path.exists()

@@ -8,9 +8,12 @@ import os
 import resource
 import shlex
 import shutil
+import stat
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +22,9 @@ from dpcnn.errors import LaunchError
 
 ADDRESS_SPACE = 640 << 20
 """The minimum of the bytes that a rank maps: libraries, MPI's shared memory, a small network."""
+
+PASSED_ON = 0.2
+"""Seconds in which a launcher passes on what a process has printed."""
 
 LAUNCHERS = ("mpirun", "mpiexec", "prterun", "orterun", "srun", "slurmstepd")
 
@@ -85,16 +91,31 @@ def _takes_files(folder: str) -> bool:
         return False
 
 
+def end_job(launch: Launch, status: int) -> None:
+    """Let Hydra end the other processes of the job, although MPI has not started in this one.
+
+    Other launchers do this when a process ends with a status other than 0. Under Hydra, the others would wait for this
+    process in MPI_Init for ever. The message is that of PMI-1, by which MPICH's processes talk to Hydra.
+    """
+    descriptor = digits(os.environ.get("PMI_FD", ""))
+    if launch.family != "Hydra" or launch.size == 1 or descriptor is None:
+        return
+    with suppress(OSError):
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            time.sleep(PASSED_ON)
+            os.write(descriptor, f"cmd=abort exitcode={status}\n".encode())
+
+
 def ancestors() -> list[tuple[int, str]]:
     """The processes above this one, nearest first, as (pid, path of the executable); Linux only."""
     processes, pid = [], os.getppid()
     while pid > 1:
         try:
             processes.append((pid, os.readlink(f"/proc/{pid}/exe")))
-            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            line = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             break
-        pid = int(stat.rpartition(")")[2].split()[1])
+        pid = int(line.rpartition(")")[2].split()[1])
     return processes
 
 
@@ -103,10 +124,10 @@ def descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
-            stat = entry.read_text(encoding="utf-8", errors="replace")
+            line = entry.read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
-        children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(stat.split()[0]))
+        children.setdefault(int(line.rpartition(")")[2].split()[1]), []).append(int(line.split()[0]))
     pids, waiting = [], [pid]
     while waiting:
         below = children.get(waiting.pop(), [])

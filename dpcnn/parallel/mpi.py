@@ -2,16 +2,17 @@
 
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
+from dpcnn.base import output
 from dpcnn.base.arrays import Array
 from dpcnn.errors import LaunchError
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.launch import PASSED_ON
 from dpcnn.parallel.layout import Runs
 
 TAGS = 32_767
@@ -120,9 +121,8 @@ class Communicator(SerialComm):
         self._mpi.Finalize()
 
     def abort(self, status: int) -> NoReturn:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        time.sleep(0.2)  # the launcher passes on what was printed before it kills
+        output.flush()
+        time.sleep(PASSED_ON)
         self._comm.Abort(status)
         os._exit(status)
 

@@ -1,12 +1,12 @@
 """Ranks that survive, by ULFM: the fault tolerance of Open MPI, started by ``mpirun --with-ft ulfm``."""
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from dpcnn.base import output
 from dpcnn.parallel.mpi import Communicator, by_node, split_nodes
 from dpcnn.parallel.survival import Surviving
 
@@ -91,8 +91,7 @@ class UlfmCommunicator(Surviving, Communicator):
     def depart(self) -> None:
         with suppress(self._mpi.Exception):
             self._comm.Agree(1)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        output.flush()
         time.sleep(LAST_MESSAGES)
 
     def abort(self, status: int) -> NoReturn:

@@ -113,7 +113,7 @@ class RunFolder:
         Raises:
             CheckpointError: the folder exists and is not empty.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(path.name != LOCK for path in self.path.iterdir())):
+        if self.path.exists() and not (self.path.is_dir() and all(map(_precedes_config, self.path.iterdir()))):
             what = "belongs to another run" if self.config.exists() else "exists and is not an empty folder"
             raise CheckpointError(f"{self.path}: {what}; give another --out, or continue that run with --resume")
 
@@ -227,6 +227,13 @@ class RunFolder:
     def _checkpoints(self) -> Iterator[Folder]:
         with Folder(self.path) as folder, folder.inside(CHECKPOINTS) as checkpoints:
             yield checkpoints
+
+
+def _precedes_config(path: Path) -> bool:
+    """Whether a start that was killed before config.toml was complete can have left this."""
+    if path.name == CHECKPOINTS:
+        return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    return path.name == LOCK or (path.name.startswith(".config.toml.") and path.name.endswith(".part"))
 
 
 def remove_leftovers(folder: Folder) -> None:

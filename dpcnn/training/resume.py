@@ -179,7 +179,10 @@ def choose_config(options: Namespace, start: Start) -> Config:
         return with_cut(override(recipe, options), recipe, given(options))
     folder = str(start.folder.path)
     of_run = from_dict(start.config, f"{folder}: ")
-    asked = with_source(override(read_recipe(options.recipe) if options.recipe else of_run, options), of_run)
+    recipe = read_recipe(options.recipe) if options.recipe else of_run
+    asked = with_source(override(recipe, options), of_run)
+    if asked.holdout != of_run.holdout:  # the same command has begun the run: the same rule applies
+        asked = with_cut(asked, recipe, given(options))
     check_resumable(of_run, asked, folder)
     return asked
 

@@ -4,6 +4,7 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
+from dpcnn.base import output
 from dpcnn.cli import DONE, RESUMABLE, Parser, add_verify
 from dpcnn.cluster.stopping import Stop, ignore, job_end, listen
 from dpcnn.cluster.watch import Watch
@@ -60,6 +61,7 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
 
 def _leave(comm: SerialComm, watch: Watch, status: int) -> int:
     ignore()  # everything is saved: a signal must not change the exit status now
+    output.flush()  # the run is in its folder, also where nobody can read this
     watch.close(comm.finalize)
     return status
 

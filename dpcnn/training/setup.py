@@ -1,5 +1,6 @@
 """Everything before the first step: options, data, network, state, the run's folder."""
 
+import json
 import platform
 from argparse import Namespace
 from dataclasses import replace
@@ -8,13 +9,14 @@ from typing import Any
 
 from dpcnn import __version__
 from dpcnn.base.numerics import check, deviations, differences, fingerprint
+from dpcnn.base.options import flag_of
 from dpcnn.base.text import count_of
 from dpcnn.cluster.stopping import Stop
 from dpcnn.config import Config
 from dpcnn.data.augment import augmentations
 from dpcnn.data.dataset import Samples, find_data, find_data_of, load
 from dpcnn.data.stage import stage
-from dpcnn.errors import CheckpointError
+from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.nn.losses import CLASSES
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
@@ -40,6 +42,9 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
     with comm.fail_together():
         config = choose_config(options, start)
         check(config.numerics)
+    first = comm.broadcast_obj(as_texts(config))
+    with comm.fail_together():
+        check_same(config, first, comm.rank)
         run = start.source or (str(start.folder.path) if start.config is not None else "")
         data = find_data_of(run, config.data) if run and "data" not in options else find_data(config.data)
     if options.stage:
@@ -49,6 +54,25 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
     trainer = make_trainer(comm, config, samples, start, reporter, stop, test, options.tensorboard)
     trainer.min_ranks = options.min_ranks
     return trainer, start
+
+
+def as_texts(config: Config) -> dict[str, str]:
+    """The options, each as a text."""
+    return {name: json.dumps(value) for name, value in config.as_dict().items()}
+
+
+def check_same(config: Config, first: dict[str, str], rank: int) -> None:
+    """Make sure that a rank has the options of rank 0.
+
+    Raises:
+        ConfigError: an option differs, as where mpirun was given several commands.
+    """
+    for name, value in as_texts(config).items():
+        if value != first.get(name):
+            raise ConfigError(
+                f"{flag_of(name)}: rank 0 has {first.get(name)}, but rank {rank} has {value}; "
+                "give all ranks the same command"
+            )
 
 
 def share_start(comm: SerialComm, options: Namespace, reporter: Reporter) -> Start:
