@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import re
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -42,7 +43,10 @@ def main() -> int:
 
         return end_before_start(ConfigError(f"no command {name!r}; {nearest(name, commands())}; see dpcnn --help"))
     package = (Path(__file__).parent / name).is_dir()
-    module = importlib.import_module(f"dpcnn.{name}.__main__" if package else f"dpcnn.{name}")
+    try:
+        module = importlib.import_module(f"dpcnn.{name}.__main__" if package else f"dpcnn.{name}")
+    except KeyboardInterrupt:  # nothing has begun
+        return 128 + signal.SIGINT
     sys.argv[:2] = [f"dpcnn {name}"]
     status: int = module.main()
     return status

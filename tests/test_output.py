@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from conftest import run
+
+from dpcnn import __main__
 
 ROOM = {
     "pipe": "set -o pipefail; {} | true",
@@ -52,6 +55,7 @@ def test_a_training_that_nobody_watches_ends_well(how, small, tmp_path):
 
 INTERRUPTED = """
 import sys
+from unittest import mock
 from dpcnn import cli, doctor
 def world():
     raise KeyboardInterrupt
@@ -63,6 +67,12 @@ sys.exit(doctor.main([]))
 def test_ctrl_c_while_mpi_starts_is_no_traceback():
     result = run(0, "-c", INTERRUPTED)
     assert (result.status, result.out, result.err) == (130, "", "")
+
+
+def test_ctrl_c_while_a_command_is_loaded_is_no_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dpcnn", "doctor"])
+    monkeypatch.setattr(__main__.importlib, "import_module", mock.Mock(side_effect=KeyboardInterrupt))
+    assert __main__.main() == 130
 
 
 def test_a_command_that_does_not_exist_is_one_line_of_a_job():
