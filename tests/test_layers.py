@@ -127,7 +127,7 @@ def test_grouped_and_dilated_convolutions_are_their_definition_and_gradient(
     shape, filters, kernel, stride, padding, groups, dilation, band, together, monkeypatch
 ):
     monkeypatch.setattr(convolution, "BAND", band)
-    monkeypatch.setattr(grouped, "ADDED", band)
+    monkeypatch.setattr(grouped, "SUMMED", band)
     monkeypatch.setattr(algorithms, "GROUPED_CHANNELS", together)
     layer, weights = connected(Conv2d(filters, kernel, stride, padding, True, groups, dilation), shape)
     x = image_batch(5, shape)
@@ -272,7 +272,7 @@ def test_groups_are_their_definition_and_the_gradients_are_its_adjoint(
     size, kernel_size, stride, padding, dilation, groups, group, most, summed
 ):
     channels, filters = (groups * count for count in group)
-    with mock.patch.object(algorithms, "GROUPED_CHANNELS", most), mock.patch.object(grouped, "ADDED", summed):
+    with mock.patch.object(algorithms, "GROUPED_CHANNELS", most), mock.patch.object(grouped, "SUMMED", summed):
         options = (*size, channels), filters, kernel_size, stride, padding, groups, dilation
         check_against_definition(choose_algorithm(*options), *options)
 

@@ -10,7 +10,9 @@ from numpy.lib.stride_tricks import as_strided
 
 from dpcnn.base.arrays import Array, empty
 from dpcnn.nn.convolution import Kernel, bands, extent, flat, phases, pixels, reach, region
-from dpcnn.nn.rows import ADDED
+
+SUMMED = 1 << 10
+"""The most pixels over which the gradient of a weight is added up one after the other."""
 
 
 class Pointwise:
@@ -87,7 +89,7 @@ class Depthwise:
         size, N, C = dy.shape[:2], *dy.shape[2:]
         seen = windows(saved, size, self.kernel_size, self.stride, self.dilation)
         sums, share = np.zeros((2, *self.kernel_size, N * C), dy.dtype)
-        for rows in (slice(*band) for band in bands(size[0], size[1], ADDED)):
+        for rows in (slice(*band) for band in bands(size[0], size[1], SUMMED)):
             # (rows, OW, KH, KW, M) x (rows, OW, M) -> (KH, KW, M)
             sums += np.einsum("hvijm,hvm->ijm", seen[rows], pixels(dy)[rows], out=share)
         np.sum(sums.reshape(*self.kernel_size, N, C), axis=2, out=dw[:, :, 0])
