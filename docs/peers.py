@@ -30,7 +30,7 @@ ROWS = {  # network: side of the random images, batch per rank, steps of a measu
     "alexnet": (96, 64, 6),
     "stem": (224, 16, 5),
     "mobilenet": (64, 32, 6),
-    "resnext": (32, 64, 4),
+    "resnext": (32, 64, 6),
 }
 
 
