@@ -134,42 +134,40 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(quick, tmp_path):
     assert training("--resume", "--out", folder, "--max-steps", "5").status == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-def test_a_full_disk(quick, tmp_path):
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with room for 9 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", disk], capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"mount is not allowed here: {mounted.stderr}")
-    try:
-        folder = disk / "run"
-        result = training(*quick, "--out", folder, "--checkpoint-every", "2", ranks=3)
-        mistake(result, "can't write the checkpoint (No space left on device); the one before it is untouched")
-        kept = sorted(path.name for path in (folder / "checkpoints").glob("step*"))
-        assert kept and read(folder / "checkpoints" / kept[-1]).progress.step == 2 * len(kept)
-        assert not list((folder / "checkpoints").glob(".*"))
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-def test_a_data_set_that_finds_no_room(small, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"mount is not allowed here: {mounted.stderr}")
-    try:
-        x = np.random.default_rng(0).integers(0, 256, (900, 128, 128), np.uint8)
-        np.savez(tmp_path / "x.npz", x_train=x, y_train=np.arange(900) % 3)
-        wanted = f"{disk / 'set'}: can't be written (No space left on device); make room there, or give another --out"
-        for flags in ([], ["--contiguous"]):
-            for ranks in (1, 2):
-                result = run(ranks, "-m", "dpcnn.data", "prepare", tmp_path / "x.npz", "--out", disk / "set", *flags)
-                mistake(result, wanted)
-                assert not list(disk.iterdir())
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_a_full_disk(quick, small_disk):
+    folder = small_disk / "run"
+    result = training(*quick, "--out", folder, "--checkpoint-every", "2", ranks=3)
+    mistake(result, "can't write the checkpoint (No space left on device); the one before it is untouched")
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("step*"))
+    assert kept and read(folder / "checkpoints" / kept[-1]).progress.step == 2 * len(kept)
+    assert not list((folder / "checkpoints").glob(".*"))
+
+
+def test_a_data_set_that_finds_no_room(small_disk, tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (900, 128, 128), np.uint8)
+    np.savez(tmp_path / "x.npz", x_train=x, y_train=np.arange(900) % 3)
+    out = small_disk / "set"
+    for flags in ([], ["--contiguous"]):
+        for ranks in (1, 2):
+            result = run(ranks, "-m", "dpcnn.data", "prepare", tmp_path / "x.npz", "--out", out, *flags)
+            mistake(
+                result, f"{out}: can't be written (No space left on device); make room there, or give another --out"
+            )
+            assert not list(small_disk.iterdir())
 
 
 def test_a_loss_that_is_not_finite(quick, tmp_path):
