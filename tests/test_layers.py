@@ -14,6 +14,7 @@ from dpcnn.nn import activations, algorithms, convolution, grouped, mec, pooling
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import output_length
+from dpcnn.nn.direct import Direct
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise, Whole
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
@@ -233,14 +234,15 @@ def convolve(kernel, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     dilation=st.integers(1, 3),
     channels=st.sampled_from([1, 2, 3, 4, 8, 11]),
     filters=st.sampled_from([1, 2, 3, 8]),
-    shares=st.sampled_from([1, 1000, 1 << 20]),
+    most=st.sampled_from([1, 1000, 1 << 20]),
+    algorithm=st.sampled_from([Mec, Direct]),
 )
-def test_mec_s_convolution_is_its_definition_and_the_gradients_are_its_adjoint(
-    size, kernel_size, stride, padding, dilation, channels, filters, shares
+def test_a_convolution_of_any_shape_is_its_definition_and_the_gradients_are_its_adjoint(
+    size, kernel_size, stride, padding, dilation, channels, filters, most, algorithm
 ):
     options = kernel_size, stride, padding
-    with mock.patch.object(mec, "SHARES", shares):
-        check_against_definition(Mec(*options, dilation), (*size, channels), filters, *options, 1, dilation)
+    with mock.patch.object(mec, "SHARES", most), mock.patch.object(convolution, "BAND", most):
+        check_against_definition(algorithm(*options, dilation), (*size, channels), filters, *options, 1, dilation)
 
 
 def check_against_definition(kernel, shape, filters, kernel_size, stride, padding, groups, dilation):
@@ -362,16 +364,16 @@ def test_cook_toom_s_matrices_give_correlations(a, r):
     np.testing.assert_allclose(AT @ ((G @ g) * (BT @ d)), np.correlate(d, g), rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize(("a", "r"), [(0, 3), *FORMS])
+@pytest.mark.parametrize(("a", "r"), [(0, 3), (1, 3), *FORMS])
 def test_errors_in_float32_relative_to_the_largest_value(a, r):
-    """a = 0 stands for MEC."""
+    """a = 0 stands for MEC, and 1 for products by position."""
     bound = BOUNDS.get(a, 1e-6)
     side, rng = output_length(14, r, 1, 1), np.random.default_rng([a, r])
     x, w, dy = (rng.standard_normal(shape) for shape in ((14, 14, 8, 32), (r, r, 32, 64), (side, side, 8, 64)))
     found = []
     with mock.patch.object(winograd, "POINTS", {a: POINTS.get(a)}):
         for dtype in (np.float64, np.float32):
-            kernel = Winograd((14, 14, 32), 1, r) if a else Mec((r, r), 1, 1)
+            kernel = Winograd((14, 14, 32), 1, r) if a > 1 else (Mec, Direct)[a]((r, r), 1, 1)
             found.append(convolve(kernel, *(array.astype(dtype) for array in (x, w, dy))))
     for exact, single in zip(*found, strict=True):
         assert single.dtype == np.float32
@@ -418,6 +420,17 @@ def test_kernels_are_chosen_by_shape_alone():
         assert isinstance(choose_algorithm(shape, filters, *options), Mec)
     assert isinstance(choose_algorithm((8, 8, 16), 4, (1, 1), 2), Pointwise)
     assert isinstance(choose_algorithm((5, 4, 16), 4, (5, 4)), Whole)
+    for shape, filters, options, kind in (
+        ((2, 2, 256), 128, ((3, 3), 1, 1), Direct),
+        ((2, 2, 256), 64, ((3, 3), 1, 1), Winograd),
+        ((3, 3, 256), 256, ((3, 3), 1, 1), Winograd),
+        ((3, 3, 256), 256, ((7, 7), 1, 3), Direct),
+        ((16, 16, 128), 256, ((3, 3), 2, 1), Direct),
+        ((18, 18, 128), 256, ((3, 3), 2, 1), Mec),
+        ((9, 8, 256), 256, ((1, 5), 1, 1), Mec),
+        ((8, 8, 256), 256, ((1, 5), 1, 1), Direct),
+    ):
+        assert isinstance(choose_algorithm(shape, filters, *options), kind)
     assert isinstance(choose_algorithm((9, 8, 16), 4, (3, 3), 1, 1, 1, 2).plain, Winograd)
     assert isinstance(choose_algorithm((8, 8, 16), 16, (3, 3), 2, 1, 16), Depthwise)
     assert isinstance(choose_algorithm((8, 8, 16), 32, (3, 3), 2, 1, 16), Grouped)

@@ -1,7 +1,10 @@
 """The choice of a convolution's algorithm. It depends on shapes only, and so do the bits of the result."""
 
+from math import prod
+
 from dpcnn.base.arrays import Shape
 from dpcnn.nn.convolution import Kernel, bands, output_length
+from dpcnn.nn.direct import Direct
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise, Whole
 from dpcnn.nn.mec import Mec
 from dpcnn.nn.strided import Dilated, Strided, blocks
@@ -15,6 +18,10 @@ BLOCK_CHANNELS = 8
 
 FEW_CHANNELS = 64
 """With more, a kernel that spans less than two strides has too many transformed weights for the products it saves."""
+
+MANY_WEIGHTS, FEW_OUTPUTS = 1 << 15, 64
+"""The fewest weights at a position of the kernel, and the most outputs of an image, with which the weights take more
+time than the pixels, so that it pays to use each weight once, and as it is."""
 
 GROUPED_CHANNELS = 32
 """The most channels of neighbouring groups that are computed together."""
@@ -46,17 +53,31 @@ def choose_algorithm(
     if kernel_size == (H, W) and padding == 0:
         return Whole()
     r, width = kernel_size
+    output = output_length(H, r, stride, padding, dilation), output_length(W, width, stride, padding, dilation)
+    direct = C * filters >= MANY_WEIGHTS and prod(output) <= FEW_OUTPUTS
     if r == width and dilation == 1:
         if stride == 1 and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE:
-            return Winograd(shape, padding, r)
+            winograd = Winograd(shape, padding, r)
+            if direct and positions(shape, output, r, padding) <= winograd.products:
+                return Direct(kernel_size, stride, padding)
+            return winograd
         if stride > 1 and pays_in_blocks(r, stride, C):
-            q, output = blocks(r, stride), (output_length(H, r, stride, padding), output_length(W, r, stride, padding))
+            q = blocks(r, stride)
             image = (output[0] + q - 1, output[1] + q - 1, stride**2 * C)
             return Strided(choose_algorithm(image, filters, (q, q)), output, r, stride, padding)
     if r == width and dilation > 1 == stride and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE:
         size = -(-(H + 2 * padding) // dilation), -(-(W + 2 * padding) // dilation)
         return Dilated(choose_algorithm((*size, C), filters, kernel_size), size, dilation, padding)
-    return Mec(kernel_size, stride, padding, dilation)
+    return (Direct if direct else Mec)(kernel_size, stride, padding, dilation)
+
+
+def positions(shape: Shape, output: tuple[int, int], r: int, padding: int) -> int:
+    """The pairs of a pixel and an output that a kernel of r by r with stride 1 connects."""
+    H, W, _ = shape
+    return prod(
+        sum(0 <= o + i - padding < length for o in range(outputs) for i in range(r))
+        for length, outputs in zip((H, W), output, strict=True)
+    )
 
 
 def pays_in_blocks(r: int, stride: int, channels: int) -> bool:

@@ -54,9 +54,9 @@ def flat(y: Array) -> Array:
     return y.reshape(-1, y.shape[-1])
 
 
-def bands(rows: int, bytes_a_row: int, most: int = BAND) -> list[tuple[int, int]]:
-    """Intervals of rows, (start, stop), each of at most ``most`` bytes, or of one row."""
-    step = max(1, most // bytes_a_row)
+def bands(rows: int, bytes_a_row: int, most: int = 0) -> list[tuple[int, int]]:
+    """Intervals of rows, (start, stop), each of at most ``most`` bytes, :data:`BAND` by default, or of one row."""
+    step = max(1, (most or BAND) // bytes_a_row)
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

@@ -67,6 +67,7 @@ class Winograd:
         self.a = min(sides, key=lambda a: -(-OH // (a - r + 1)) * -(-OW // (a - r + 1)) * a**2)  # least multiplications
         self.m = self.a - r + 1
         self.down, self.across = tiles(H, OH, self.m, r, padding), tiles(W, OW, self.m, r, padding)
+        self.products = self.a**2 * len(self.down) * len(self.across)
 
     def forward(self, x: Array, w: Array, y: Array) -> list[Array]:
         (_, W, N, C), F, a, dtype = x.shape, w.shape[-1], self.a, x.dtype
