@@ -16,8 +16,9 @@ WINOGRAD_CHANNELS = 4
 BLOCK_CHANNELS = 8
 """The fewest channels of an image of blocks whose copy pays."""
 
-FEW_CHANNELS = 64
-"""With more, a kernel that spans less than two strides has too many transformed weights for the products it saves."""
+FEW_WEIGHTS = 64 * 64
+"""The most of C F and C C for a kernel that spans less than two strides: with more, the transforms of its weights cost
+more than the products that they save."""
 
 MANY_WEIGHTS, FEW_OUTPUTS = 1 << 15, 64
 """The fewest weights at a position of the kernel, and the most outputs of an image, with which the weights take more
@@ -61,7 +62,7 @@ def choose_algorithm(
             if direct and positions(shape, output, r, padding) <= winograd.products:
                 return Direct(kernel_size, stride, padding)
             return winograd
-        if stride > 1 and pays_in_blocks(r, stride, C):
+        if stride > 1 and pays_in_blocks(r, stride, C, filters):
             q = blocks(r, stride)
             image = (output[0] + q - 1, output[1] + q - 1, stride**2 * C)
             return Strided(choose_algorithm(image, filters, (q, q)), output, r, stride, padding)
@@ -80,8 +81,9 @@ def positions(shape: Shape, output: tuple[int, int], r: int, padding: int) -> in
     )
 
 
-def pays_in_blocks(r: int, stride: int, channels: int) -> bool:
+def pays_in_blocks(r: int, stride: int, channels: int, filters: int) -> bool:
     """Whether a convolution of r by r with a stride is faster by :class:`dpcnn.nn.strided.Strided`."""
     if r >= 2 * stride:
         return stride**2 * channels >= BLOCK_CHANNELS
-    return r >= stride and channels >= WINOGRAD_CHANNELS and (r == stride or channels <= FEW_CHANNELS)
+    few = channels * max(channels, filters) <= FEW_WEIGHTS
+    return r >= stride and channels >= WINOGRAD_CHANNELS and (r == stride or few)
