@@ -586,6 +586,28 @@ def test_activations_are_their_functions(kind, function):
     check_gradients(kind(), {}, x)
 
 
+@pytest.mark.parametrize("kind", [LeakyReLU, GELU, SiLU, Tanh, Sigmoid])
+def test_the_last_band_of_an_activation_may_be_shorter(kind, monkeypatch):
+    x = RNG.standard_normal((7, 3, 10))  # seven rows of 240 bytes in bands of three, three and one
+    y, slope = (array.copy() for array in with_slope(kind(), x))
+    monkeypatch.setattr(arrays, "LONG", 30)
+    monkeypatch.setattr(activations, "CACHED", 3 * 240)
+    for found, expected in zip(with_slope(kind(), x), (y, slope), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def with_slope(layer: Layer, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    y, backward = layer.forward(x.copy(), {})
+    return y, backward(np.ones_like(x), {})
+
+
+@pytest.mark.parametrize("negative_slope", [0.0, 0.2, 1.0])
+def test_leaky_relu_at_zero_and_with_slopes_at_their_bounds(negative_slope):
+    y, slope = with_slope(LeakyReLU(negative_slope), np.array([[-2.0, -0.0, 0.0, 3.0]]))
+    np.testing.assert_array_equal(y, [[-2 * negative_slope, 0, 0, 3]])
+    np.testing.assert_array_equal(slope, [[negative_slope, negative_slope, negative_slope, 1]])
+
+
 def test_sigmoid_of_large_numbers_is_0_or_1():
     with np.errstate(all="raise"):
         y, _ = Sigmoid().forward(np.array([[-1e4, 1e4]], np.float32), {})
