@@ -577,7 +577,14 @@ def test_avg_pool2d_is_its_definition_and_its_gradient(window, stride):
 
 
 @pytest.mark.parametrize(
-    ("kind", "function"), [(Tanh, np.tanh), (Sigmoid, lambda x: 1 / (1 + np.exp(-x)))], ids=["tanh", "sigmoid"]
+    ("kind", "function"),
+    [
+        (Tanh, np.tanh),
+        (Sigmoid, lambda x: 1 / (1 + np.exp(-x))),
+        (SiLU, lambda x: x / (1 + np.exp(-x))),
+        (GELU, lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))),
+    ],
+    ids=["tanh", "sigmoid", "silu", "gelu"],
 )
 def test_activations_are_their_functions(kind, function):
     x = 5 * RNG.standard_normal((7, 11))
