@@ -106,6 +106,7 @@ def test_a_gradient_keeps_less_than_all_outputs_and_their_gradients():
         (33, [Conv2d(16, 3, groups=16, dilation=16)]),
         (33, [Conv2d(16, 3, dilation=16)]),
         (13, [Conv2d(16, 2, dilation=12)]),
+        (11, [Conv2d(16, 2, padding=3, dilation=6) for _ in range(4)]),
         (32, [Conv2d(16, 3, 2, 1, groups=4), ReLU()]),
         (64, [Conv2d(16, 1, 4, groups=4)]),
     ],
