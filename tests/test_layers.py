@@ -608,6 +608,11 @@ def with_slope(layer: Layer, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return y, backward(np.ones_like(x), {})
 
 
+@pytest.mark.parametrize("kind", [GELU, SiLU])
+def test_the_slope_far_from_zero_is_0_or_1(kind):
+    np.testing.assert_array_equal(with_slope(kind(), np.array([[-1e3, 1e3]]))[1], [[0, 1]])
+
+
 @pytest.mark.parametrize("negative_slope", [0.0, 0.2, 1.0])
 def test_leaky_relu_at_zero_and_with_slopes_at_their_bounds(negative_slope):
     y, slope = with_slope(LeakyReLU(negative_slope), np.array([[-2.0, -0.0, 0.0, 3.0]]))
@@ -631,7 +636,7 @@ def test_an_activation_s_slope_outlives_what_the_next_layer_does_to_its_output(b
     np.testing.assert_allclose(backward(dy, {}), expected)
 
 
-@pytest.mark.parametrize(("size", "channels"), [(1, 4), (3, 4), (5, 4), (5, 9), (9, 3)])
+@pytest.mark.parametrize(("size", "channels"), [(1, 4), (3, 4), (5, 4), (5, 9), (9, 3), (9, 9)])
 def test_local_response_norm_is_its_definition_and_its_gradient(size, channels):
     layer = LocalResponseNorm(size, alpha=0.3, beta=0.6, k=1.5)
     x = image_batch(4, (5, 3, channels))
