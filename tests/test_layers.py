@@ -591,13 +591,47 @@ def test_avg_pool2d_is_its_definition_and_its_gradient(window, stride):
 
 
 @pytest.mark.parametrize(
-    ("kind", "function"), [(Tanh, np.tanh), (Sigmoid, lambda x: 1 / (1 + np.exp(-x)))], ids=["tanh", "sigmoid"]
+    ("kind", "function"),
+    [
+        (Tanh, np.tanh),
+        (Sigmoid, lambda x: 1 / (1 + np.exp(-x))),
+        (SiLU, lambda x: x / (1 + np.exp(-x))),
+        (GELU, lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))),
+    ],
+    ids=["tanh", "sigmoid", "silu", "gelu"],
 )
 def test_activations_are_their_functions(kind, function):
     x = 5 * RNG.standard_normal((7, 11))
     y, _ = kind().forward(x.copy(), {})
     np.testing.assert_allclose(y, function(x), rtol=1e-12, atol=1e-14)
     check_gradients(kind(), {}, x)
+
+
+@pytest.mark.parametrize("kind", [LeakyReLU, GELU, SiLU, Tanh, Sigmoid])
+def test_the_last_band_of_an_activation_may_be_shorter(kind, monkeypatch):
+    x = RNG.standard_normal((7, 3, 10))  # seven rows of 240 bytes in bands of three, three and one
+    y, slope = (array.copy() for array in with_slope(kind(), x))
+    monkeypatch.setattr(arrays, "LONG", 30)
+    monkeypatch.setattr(activations, "CACHED", 3 * 240)
+    for found, expected in zip(with_slope(kind(), x), (y, slope), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def with_slope(layer: Layer, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    y, backward = layer.forward(x.copy(), {})
+    return y, backward(np.ones_like(x), {})
+
+
+@pytest.mark.parametrize("kind", [GELU, SiLU])
+def test_the_slope_far_from_zero_is_0_or_1(kind):
+    np.testing.assert_array_equal(with_slope(kind(), np.array([[-1e3, 1e3]]))[1], [[0, 1]])
+
+
+@pytest.mark.parametrize("negative_slope", [0.0, 0.2, 1.0])
+def test_leaky_relu_at_zero_and_with_slopes_at_their_bounds(negative_slope):
+    y, slope = with_slope(LeakyReLU(negative_slope), np.array([[-2.0, -0.0, 0.0, 3.0]]))
+    np.testing.assert_array_equal(y, [[-2 * negative_slope, 0, 0, 3]])
+    np.testing.assert_array_equal(slope, [[negative_slope, negative_slope, negative_slope, 1]])
 
 
 def test_sigmoid_of_large_numbers_is_0_or_1():
@@ -616,7 +650,7 @@ def test_an_activation_s_slope_outlives_what_the_next_layer_does_to_its_output(b
     np.testing.assert_allclose(backward(dy, {}), expected)
 
 
-@pytest.mark.parametrize(("size", "channels"), [(1, 4), (3, 4), (5, 4), (5, 9), (9, 3)])
+@pytest.mark.parametrize(("size", "channels"), [(1, 4), (3, 4), (5, 4), (5, 9), (9, 3), (9, 9)])
 def test_local_response_norm_is_its_definition_and_its_gradient(size, channels):
     layer = LocalResponseNorm(size, alpha=0.3, beta=0.6, k=1.5)
     x = image_batch(4, (5, 3, channels))

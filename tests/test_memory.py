@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from commands import training
 
+from dpcnn.base import arrays
 from dpcnn.base.arrays import empty
 from dpcnn.errors import DivergenceError
 from dpcnn.nn.activations import ReLU
@@ -14,6 +15,8 @@ from dpcnn.nn.layers import Conv2d, Flatten, Linear, Scale
 from dpcnn.nn.losses import CrossEntropy
 from dpcnn.nn.network import Network
 from dpcnn.nn.normalisation import BatchNorm
+from dpcnn.nn.pooling import GlobalAvgPool, MaxPool2d
+from dpcnn.nn.sample_norm import LocalResponseNorm
 from dpcnn.runs.checkpoint import read
 
 SHAPE = (1009, 3)  # of no other test
@@ -93,6 +96,28 @@ def test_a_gradient_keeps_less_than_all_outputs_and_their_gradients():
     labels = np.zeros(16, np.int64)
     needed = peak(network, lambda p, x: network.gradient(p, x, labels, CrossEntropy(), grads))
     assert needed < 2 * 4 * 16 * network.activations
+
+
+@pytest.mark.parametrize(
+    ("side", "behind"),
+    [
+        (32, [LocalResponseNorm() for _ in range(8)]),
+        (64, [ReLU(), LocalResponseNorm(), MaxPool2d(3, 2)]),
+        (33, [Conv2d(16, 3, groups=16, dilation=16)]),
+        (33, [Conv2d(16, 3, dilation=16)]),
+        (13, [Conv2d(16, 2, dilation=12)]),
+        (11, [Conv2d(16, 2, padding=3, dilation=6) for _ in range(4)]),
+        (32, [Conv2d(16, 3, 2, 1, groups=4), ReLU()]),
+        (64, [Conv2d(16, 1, 4, groups=4)]),
+    ],
+)
+def test_a_gradient_needs_at_most_the_estimate(side, behind, monkeypatch):
+    monkeypatch.setattr(arrays, "CHUNK", 1 << 16)
+    layers = [Scale(), Conv2d(16, 1), *behind, GlobalAvgPool(), Linear(10)]
+    network, labels = Network((side, side, 3), layers), np.zeros(16, np.int64)
+    grads = np.empty(network.size, np.float32)
+    needed = peak(network, lambda p, x: network.gradient(p, x, labels, CrossEntropy(), grads))
+    assert needed < 1.1 * network.memory(16)
 
 
 def test_a_smaller_limit_evaluates_fewer_images_at_once():

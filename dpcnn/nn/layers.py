@@ -10,7 +10,7 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn.algorithms import choose_algorithm
+from dpcnn.nn.algorithms import choose_algorithm, kept
 from dpcnn.nn.convolution import output_length, pixels
 from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Parameter, at_least, at_most
 from dpcnn.nn.rows import by_channel, column_sums, repeated
@@ -135,7 +135,7 @@ class Conv2d(Layer):
         self.algorithm = choose_algorithm(shape, self.filters, self.kernel_size, *sides, self.groups, self.dilation)
         self.output = output_length(H, KH, *sides, self.dilation), output_length(W, KW, *sides, self.dilation)
         self.multiplications = prod(self.output) * KH * KW * c * self.filters
-        self.scratch = KW * (H + 2 * self.padding) * self.output[1] * C  # see mec.py
+        self.scratch = kept(shape, self.output, KW, self.padding, groups=self.groups, dilation=self.dilation)
         return *self.output, self.filters
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:

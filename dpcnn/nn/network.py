@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -91,15 +92,13 @@ class Network(FlatParameters):
         self.at_once = self._at_once(memory * 1_000_000)
 
     def _at_once(self, memory: int) -> int:
-        """The largest power of 2, up to :data:`MOST_AT_ONCE`, of images whose evaluation needs about ``memory`` bytes.
-
-        A layer needs its inputs, its output, and as much again, or the windows of a convolution.
-        """
-        largest = max(
-            sum(map(prod, self.input_shapes(number))) + 2 * prod(shape) + layer.scratch
-            for number, (layer, shape) in enumerate(zip(self.layers, self.shapes, strict=True))
-        )
+        """The largest power of 2, up to :data:`MOST_AT_ONCE`, of images that are evaluated in ``memory`` bytes."""
+        largest = max(map(self._at_work, range(len(self.layers))))
         return min(MOST_AT_ONCE, 1 << max(1, memory // (4 * largest)).bit_length() - 1)
+
+    def _at_work(self, number: int) -> int:
+        """About the elements per image that a layer needs: its inputs, its output, and as much again, and its own."""
+        return sum(map(prod, self.input_shapes(number))) + 2 * prod(self.shapes[number]) + self.layers[number].scratch
 
     def input_shapes(self, number: int) -> list[Shape]:
         """The shapes of a layer's inputs, without N."""
@@ -144,10 +143,12 @@ class Network(FlatParameters):
 
     def memory(self, images: int) -> int:
         """An estimate of the bytes for a gradient of ``images`` images: outputs, windows, transformed kernels, and the
-        parameters with their gradient."""
+        parameters with their gradient; or what a layer works with, and those before it keep, if that is more."""
+        kept = [layer.scratch + prod(shape) for layer, shape in zip(self.layers, self.shapes, strict=True)]
+        most = max(before + self._at_work(number) for number, before in enumerate(accumulate(kept)))
         scratch = sum(layer.scratch for layer in self.layers)
         kernels = sum(TRANSFORMED * prod(p.shape) for layer in self.layers if layer.scratch for p in layer.parameters)
-        return 4 * (images * (3 * self.activations // 2 + scratch) + kernels + 2 * self.size)
+        return 4 * (images * max(most, 3 * self.activations // 2 + scratch) + kernels + 2 * self.size)
 
     def check_memory(
         self, images: int, processes: int = 1, advice: str = "use fewer images or processes", vectors: int = 0

@@ -145,6 +145,10 @@ class LocalResponseNorm(Layer):
             raise ConfigError(f"k, alpha: must be above 0 and at least 0, not {k} and {alpha}")
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
+    def build(self, shape: Shape) -> Shape:
+        self.scratch = 3 * prod(shape)  # scale, power and kept
+        return shape
+
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         scale, y = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
         self._around(np.square(x, out=y), scale)
