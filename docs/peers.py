@@ -29,6 +29,8 @@ ROWS = {  # network: side of the random images, batch per rank, steps of a measu
     "five": (64, 64, 6),
     "alexnet": (96, 64, 6),
     "stem": (224, 16, 5),
+    "resnet18": (64, 16, 6),
+    "vgg11": (32, 32, 4),
     "mobilenet": (64, 32, 6),
     "resnext": (32, 64, 6),
 }
