@@ -118,7 +118,7 @@ def test_ranks_are_started_with_what_there_is(tmp_path, monkeypatch, programs, a
 
 def test_a_command_that_starts_ranks_itself_says_so_once_under_a_launcher():
     commands = ["dpcnn.bench", "--scaling", "1,2"], ["dpcnn", "verify"], ["dpcnn.reproduce", "lenet5"]
-    for job in [start(2, "-m", *words) for words in commands]:
+    for job in [start(3, "-m", *words) for words in commands]:
         result = job.wait()
         assert result.status == 2
         assert result.err.count("starts the ranks itself: run it without the launcher of") == 1
