@@ -39,6 +39,15 @@ def region(x: Array, origin: tuple[int, int], size: tuple[int, int]) -> Array:
     return image
 
 
+def gathered(part: Array) -> Array:
+    """Contiguous (h, v, N, C): the array itself if it is so, or a copy."""
+    if part.flags.c_contiguous:
+        return part
+    copy = empty(part.shape, part.dtype)
+    copy[...] = part
+    return copy
+
+
 def pixels(x: Array) -> Array:
     """Contiguous (H, W, ..) with all values of a pixel as one run: (H, W, L)."""
     return x.reshape(*x.shape[:2], -1)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape, empty
-from dpcnn.nn.convolution import bands, flat, inside
+from dpcnn.nn.convolution import bands, flat, gathered, inside
 
 Place = tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]
 
@@ -59,15 +59,6 @@ class Direct:
             columns, from_columns = inside(j * d - p, output[1], image[1], s)
             if rows.start < rows.stop and columns.start < columns.stop:
                 yield (i, j), (slice(start + rows.start, start + rows.stop), columns), (from_rows, from_columns)
-
-
-def gathered(pixels: Array) -> Array:
-    """Contiguous (h, v, N, C)."""
-    if pixels.flags.c_contiguous:
-        return pixels
-    copy = empty(pixels.shape, pixels.dtype)
-    copy[...] = pixels
-    return copy
 
 
 def product(pixels: Array, weights: Array) -> Array:

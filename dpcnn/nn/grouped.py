@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from dpcnn.base.arrays import Array, empty
-from dpcnn.nn.convolution import Kernel, bands, extent, flat, phases, pixels, reach, region
+from dpcnn.nn.convolution import Kernel, bands, extent, flat, gathered, phases, pixels, reach, region
 
 SUMMED = 1 << 10
 """The most pixels over which the gradient of a weight is added up one after the other."""
@@ -147,7 +147,7 @@ class Grouped:
         saved = []
         for kernel, part in zip(self.kernels, self.parts, strict=True):
             out = self._empty(y, part)
-            saved.append(kernel.forward(self._copy(x, part), self._whole(w, part), out))
+            saved.append(kernel.forward(gathered(self._channels(x, part)), self._whole(w, part), out))
             self._channels(y, part)[...] = out
         return saved
 
@@ -155,7 +155,7 @@ class Grouped:
         for kernel, part, own in zip(self.kernels, self.parts, saved, strict=True):
             whole = self._whole(w, part)
             part_dw, part_dx = empty(whole.shape, dw.dtype), None if dx is None else self._empty(dx, part)
-            kernel.backward(own, self._copy(dy, part), whole, part_dw, part_dx)
+            kernel.backward(own, gathered(self._channels(dy, part)), whole, part_dw, part_dx)
             self._by_groups(dw, part)[...] = diagonal(part_dw, part[1] - part[0])
             if dx is not None and part_dx is not None:
                 self._channels(dx, part)[...] = part_dx
@@ -168,12 +168,6 @@ class Grouped:
     def _empty(self, array: Array, part: tuple[int, int]) -> Array:
         """A contiguous array for a part's channels."""
         return empty(self._channels(array, part).shape, array.dtype)
-
-    def _copy(self, array: Array, part: tuple[int, int]) -> Array:
-        """A contiguous copy of a part's channels."""
-        copy = self._empty(array, part)
-        np.copyto(copy, self._channels(array, part))
-        return copy
 
     def _whole(self, w: Array, part: tuple[int, int]) -> Array:
         """The weights of a part's kernel: between all its channels and all its filters."""
