@@ -13,7 +13,9 @@ from dpcnn.base.options import flag_of, is_list, options_of, types_of
 from dpcnn.config import OWN_NAMES, Config, from_dict, part_names
 from dpcnn.errors import ConfigError
 from dpcnn.nn.losses import LOSSES
+from dpcnn.nn.models import MODELS
 from dpcnn.optim.optimizers import OPTIMIZERS
+from dpcnn.optim.schedules import PLATEAU
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +127,9 @@ def override(config: Config, options: argparse.Namespace) -> Config:
 
     Another model drops the layers of the config, and another source of a warm start drops its sha256; another optimizer
     or loss drops those of its options that it does not have.
+
+    Raises:
+        ConfigError: a wrong value, or an option that has no effect.
     """
     typed = given(options)
     values = {**config.as_dict(), **typed}
@@ -138,4 +143,29 @@ def override(config: Config, options: argparse.Namespace) -> Config:
             dropped = {each.name for each in options_of(kinds[getattr(config, key)])}
             kept = {each.name for each in options_of(kinds[values[key]])} | set(typed)
             values = {name: value for name, value in values.items() if name not in dropped - kept}
-    return from_dict(values)
+    changed = from_dict(values)
+    _check_effect(changed, typed)
+    return changed
+
+
+EFFECTIVE = {
+    "gamma": ("schedule", ("exponential", "step", PLATEAU)),
+    "plateau_patience": ("schedule", (PLATEAU,)),
+    "init_std": ("init", ("normal",)),
+}
+"""Options that matter only with some values of another option: its name, and these values."""
+
+
+def _check_effect(config: Config, typed: Mapping[str, Any]) -> None:
+    """Refuse options that were typed and change nothing; a recipe may have them, because users change its others."""
+    for name, (other, values) in EFFECTIVE.items():
+        flag, now = flag_of(other), getattr(config, other)
+        if name in typed and now not in values:
+            raise ConfigError(
+                f"{flag_of(name)}: has no effect with {flag} {now}; it needs {flag} {' or '.join(values)}"
+            )
+    layers = config.layers or MODELS[config.model]
+    if typed.get("dropout") and not any(layer.get("kind") == "dropout" and "p" not in layer for layer in layers):
+        raise ConfigError(
+            f"--dropout: has no effect: {config.model} has no dropout layer without p; add one to its layers"
+        )

@@ -1,12 +1,14 @@
 """Options: their bounds, recipes, and what is said of a mistake."""
 
 import os
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 
 from dpcnn.config import Config, from_dict, read_recipe
 from dpcnn.errors import ConfigError
+from dpcnn.flags import override
 
 MISTAKES = [
     ({"patience": 2, "validation": 0}, "--patience: needs --validation samples"),
@@ -38,6 +40,51 @@ def test_mistakes_are_named(values, message):
     with pytest.raises(ConfigError) as caught:
         from_dict(values, "recipe x: ")
     assert str(caught.value).startswith(f"recipe x: {message}")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "typed", "message"),
+    [
+        (
+            "simple-cnn",
+            {"gamma": 0.8},
+            "--gamma: has no effect with --schedule cosine; it needs --schedule exponential or ",
+        ),
+        ("simple-cnn-32", {"gamma": 0.8, "schedule": "constant"}, "--gamma: has no effect with --schedule constant; "),
+        (
+            "simple-cnn",
+            {"plateau_patience": 2, "schedule": "step"},
+            "--plateau-patience: has no effect with --schedule step",
+        ),
+        ("simple-cnn", {"init_std": 0.1}, "--init-std: has no effect with --init he; it needs --init normal"),
+        (
+            "resnet20",
+            {"dropout": 0.2},
+            "--dropout: has no effect: resnet20 has no dropout layer without p; add one to ",
+        ),
+    ],
+)
+def test_options_without_an_effect_are_refused(recipe, typed, message):
+    with pytest.raises(ConfigError) as caught:
+        override(read_recipe(recipe), Namespace(**typed))
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "typed"),
+    [
+        ("simple-cnn", {"gamma": 0.5, "schedule": "step"}),
+        ("simple-cnn", {"plateau_patience": 2, "schedule": "plateau", "gamma": 0.1}),
+        ("simple-cnn-32", {"schedule": "cosine"}),  # the recipe has gamma, but the user has not typed it
+        ("mlp-sgd", {"init": "glorot"}),  # likewise init_std
+        ("simple-cnn", {"dropout": 0.2}),
+        ("resnet20", {"dropout": 0.2, "model": "mlp"}),
+        ("resnet20", {"dropout": 0.0}),
+    ],
+)
+def test_options_with_an_effect_are_taken_over(recipe, typed):
+    config = override(read_recipe(recipe), Namespace(**typed))
+    assert {name: getattr(config, name) for name in typed} == typed
 
 
 def test_the_defaults_are_the_recipe_simple_cnn_but_for_the_validation_samples():
