@@ -151,9 +151,7 @@ class Config:
         if not (isinstance(self.layers, list) and all(isinstance(layer, dict) for layer in self.layers)):
             raise ConfigError("layers: expected a list of tables, [[layers]] in TOML")
         if not self.layers and self.model not in MODELS:
-            raise ConfigError(
-                f"--model: no {self.model!r}; choose from {', '.join(sorted(MODELS))}, or write [[layers]]"
-            )
+            raise ConfigError(f"--model: no {self.model!r}; choose from {', '.join(MODELS)}, or write [[layers]]")
 
     @property
     def augments(self) -> bool:

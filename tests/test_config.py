@@ -21,7 +21,7 @@ MISTAKES = [
     ({"ema_decay": 1.0}, "--ema-decay: must be below 1, not 1.0"),
     ({"max_grad_norm": -1.0}, "--max-grad-norm: must be at least 0, not -1.0"),
     ({"label_smoothing": 1.0}, "--label-smoothing: must be below 1, not 1.0"),
-    ({"model": "resnet"}, "--model: no 'resnet'; choose from mlp, simple-cnn"),
+    ({"model": "resnet"}, "--model: no 'resnet'; choose from simple-cnn, small-cnn, mlp, or write [[layers]]"),
     ({"optimizer": "lion"}, "--optimizer: no 'lion'; choose from adagrad, adam, adamw, "),
     ({"epochs": 2.5}, "--epochs: expected int, not 2.5"),
     ({"epochs": True}, "--epochs: expected int, not True"),
