@@ -1,13 +1,16 @@
 """How a process was started, and launchers that don't fit the MPI library."""
 
+import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import Job, run, start
 
+from dpcnn.parallel import start as start_of_mpi
 from dpcnn.parallel.launch import Launch, detect, usual_launcher
 
 LAUNCHES = [
@@ -29,6 +32,35 @@ LAUNCHES = [
 @pytest.mark.parametrize(("environment", "expected"), LAUNCHES)
 def test_detect(environment, expected):
     assert detect(environment) == expected
+
+
+class Used(Exception):
+    """The first use of the world of ranks, which may send messages."""
+
+
+@pytest.mark.parametrize("survives", ["0", "1"])
+@pytest.mark.parametrize("number", range(len(LAUNCHES)))
+def test_under_slurm_messages_wait_until_all_ranks_are_out_of_mpi_init(number, survives, monkeypatch):
+    environment, launch = LAUNCHES[number]
+    events = []
+
+    class Library:
+        THREAD_FUNNELED = THREAD_MULTIPLE = 3
+        Is_initialized = staticmethod(lambda: False)
+        Init_thread = staticmethod(lambda level: events.append("MPI_Init"))
+
+        @property
+        def COMM_WORLD(self):
+            raise Used
+
+        pickle = COMM_WORLD
+
+    monkeypatch.setattr(start_of_mpi, "_load_mpi", lambda launch: Library())
+    monkeypatch.setattr(time, "sleep", events.append)
+    monkeypatch.setattr(os, "environ", {start_of_mpi.ENABLED: survives, **environment})
+    with pytest.raises(Used):
+        start_of_mpi.world()
+    assert events == ["MPI_Init"] + [start_of_mpi.RELEASED] * (launch is not None and launch.family == "Slurm")
 
 
 def test_four_trainings_instead_of_one_are_refused(tmp_path):

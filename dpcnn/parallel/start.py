@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from dpcnn.parallel.ulfm import UlfmCommunicator
 
 TRANSPORTS = "OMPI_MCA_btl"
 """Environment variable of Open MPI: the transports that it may use between ranks."""
+
+RELEASED = 0.2
+"""Seconds in which Slurm lets all ranks out of MPI_Init, one a little before another. Open MPI 5.0 crashes if a message
+reaches a rank that is still in it: https://github.com/open-mpi/ompi/issues/12495."""
 
 
 def world() -> SerialComm:
@@ -31,6 +36,8 @@ def world() -> SerialComm:
     survives = _survives(os.environ)
     if not mpi.Is_initialized():
         _initialise(mpi, launch, survives)
+        if launch and launch.family == "Slurm" and launch.size > 1:
+            time.sleep(RELEASED)
     if launch and launch.size > 1 and mpi.COMM_WORLD.size == 1:
         raise mismatch(launch, library_version(mpi), _library_path())
     mpi.pickle.__init__(lambda value: json.dumps(value).encode(), lambda data: json.loads(bytes(data)))
