@@ -87,7 +87,7 @@ def test_a_recipe_with_layers(tmp_path):
     path.write_text('model = "mine"\n[[layers]]\nkind = "flatten"\n[[layers]]\nkind = "linear"\n')
     assert read_recipe(str(path)).network((28, 28, 1), 10).size == 7840
     path.write_text('model = "mine"\n')
-    with pytest.raises(ConfigError, match="no 'mine'; choose from mlp, simple-cnn, small-cnn"):
+    with pytest.raises(ConfigError, match="no 'mine'; choose from simple-cnn, small-cnn, mlp, or write"):
         read_recipe(str(path))
     path.write_text('layers = "all"\n')
     with pytest.raises(ConfigError, match="expected a list of tables"):
