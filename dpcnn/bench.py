@@ -19,6 +19,7 @@ from dpcnn.evidence.measure import measure_job
 from dpcnn.evidence.recovery import survive
 from dpcnn.evidence.versus import PEERS, versus
 from dpcnn.flags import add_config_flags, given, override
+from dpcnn.new_files import JSON, check_replaceable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 from dpcnn.training.resume import recipe_of
@@ -80,8 +81,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
         counts, batches = check(options)
         if options.by_layer and comm.size > 1:
             raise ConfigError("--layers: start it without mpirun; it measures one process")
-        if comm.rank == 0 and options.json and not options.json.parent.is_dir():
-            raise ConfigError(f"--json: no such folder: {options.json.parent}; create it")
+        if comm.rank == 0 and options.json:
+            check_replaceable("--json", options.json, JSON)
     say = partial(print, file=sys.stderr, flush=True)
     jobs = Jobs(options.launcher, options.recipe, given(options), config, options.steps, options.rounds, say)
     if options.scaling:

@@ -147,12 +147,14 @@ def test_the_cost_of_survival_is_measured(quick, tmp_path):
         (["--layers", "--scaling", "1,2"], "argument --scaling: not allowed with argument --layers"),
         (["--layers", "--versus", "torch"], "argument --versus: not allowed with argument --layers"),
         (["--json", "nosuchfolder/b.json"], "--json: no such folder: nosuchfolder; create it"),
+        (["--json", "own.txt"], "--json: own.txt: exists, and is no earlier result; give another name, or delete it"),
         (["--scaling", "1,x"], "--scaling: expected numbers such as 1,2,4, not 1,x"),
         (["--versus", "torch", "--batches", "8,8"], "--batches: expected different numbers, not 8,8"),
         (["--scaling", "1,2", "--launcher", "nosuchrun"], "--launcher: no nosuchrun on the PATH"),
     ],
 )
 def test_mistakes(tmp_path, flags, message):
+    (tmp_path / "own.txt").write_text("mine\n")
     result = command("bench", *flags, cwd=tmp_path)
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]
 

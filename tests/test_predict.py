@@ -243,6 +243,16 @@ def test_stdin_is_bounded(monkeypatch):
             assert open_pictures(Path("-")).size == 100
 
 
+def test_the_number_of_classes_per_line_of_text(mlp_checkpoint):
+    for flags, message in (
+        (["--top", "2", "--json"], "--top: has no effect with --json and --csv"),
+        (["--top", "2", "--csv"], "--top: has no effect with --json and --csv"),
+        (["--top", "0"], "--top: must be at least 1, not 0"),
+    ):
+        result = command("predict", mlp_checkpoint, "x.png", *flags, ranks=2)
+        assert result.status == 2 and message in result.errors[0]
+
+
 def test_softmax():
     p = softmax(np.array([[1000.0, 1000.0], [0.0, np.log(3)]]))
     np.testing.assert_allclose(p, [[0.5, 0.5], [0.25, 0.75]])

@@ -18,6 +18,7 @@ from dpcnn.data.prepare import SHARDS, Target, fetch_and_prepare, prepare
 from dpcnn.data.shards import CROP, MOST_SHARDS, RESIZE, SPLITS
 from dpcnn.data.source_options import TEST_PART, SourceOptions
 from dpcnn.errors import ConfigError
+from dpcnn.new_files import HTML, check_replaceable
 from dpcnn.nn.losses import CLASSES, TARGETS
 from dpcnn.parallel.comm import SerialComm
 
@@ -136,8 +137,9 @@ def show(data: str, page: Path | None) -> None:
 
     check_matplotlib()
     folder = find_data(data)
-    splits = {split: load(folder, split, SerialComm()) for split in SPLITS}
     page = page or folder / "samples.html"
+    check_replaceable("--page", page, HTML)
+    splits = {split: load(folder, split, SerialComm()) for split in SPLITS}
     write_file(page, data_page(folder, splits).encode())
     print(f"{page}: {page.stat().st_size:,} bytes")
 
