@@ -170,5 +170,5 @@ def _check_effect(config: Config, typed: Mapping[str, Any]) -> None:
     layers = config.layers or MODELS[config.model]
     if typed.get("dropout") and not any(layer.get("kind") == "dropout" and "p" not in layer for layer in layers):
         raise ConfigError(
-            f"--dropout: has no effect: {config.model} has no dropout layer without p; add one to its layers"
+            "--dropout: has no effect: the network has no dropout layer without p; add one, or change p in its layers"
         )

@@ -16,7 +16,7 @@ from dpcnn.cli import DONE, FAULT, Parser, run_command
 from dpcnn.errors import ConfigError
 from dpcnn.evidence import golden, receipts
 from dpcnn.evidence.jobs import numbers
-from dpcnn.evidence.proof import Training, differences, run_all, table, verdict
+from dpcnn.evidence.proof import OWN, Training, differences, run_all, table, verdict
 from dpcnn.flags import add_config_flags, given
 from dpcnn.new_files import JSON, check_replaceable
 from dpcnn.parallel.comm import SerialComm
@@ -115,6 +115,10 @@ def verify_ranks(options: Namespace) -> int:
     if not 0 <= options.kill <= MOST_KILLS:
         raise ConfigError(f"--kill: must be from 0 to {MOST_KILLS}, not {options.kill}")
     check_replaceable("--receipt", options.receipt, JSON)
+    for name in [name for name in OWN if name in given(options)]:
+        raise ConfigError(
+            f"{flag_of(name)}: has no effect, because dpcnn verify sets it; give --steps, or leave it out"
+        )
     training = Training(options.launcher, options.recipe, given(options), options.steps)
     outcomes = run_all(training, counts, options.kill, partial(print, flush=True))
     different = differences(outcomes)

@@ -60,7 +60,7 @@ def test_mistakes_are_named(values, message):
         (
             "resnet20",
             {"dropout": 0.2},
-            "--dropout: has no effect: resnet20 has no dropout layer without p; add one to ",
+            "--dropout: has no effect: the network has no dropout layer without p; add one, or ",
         ),
         ("fast", {"validation": 0.0, "holdout": "last"}, "--holdout: has no effect without validation samples"),
         ("fast", {"validation": 0.0, "monitor": "loss"}, "--monitor: has no effect without validation samples"),

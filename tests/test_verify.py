@@ -75,6 +75,10 @@ def test_mistakes(quick, tmp_path, flags, message):
         (["--golden", "sgd", "--lr", "0.1"], "--lr: has no effect with --golden, whose trainings have their own"),
         (["--against", "x.json", "--kill", "1"], "--kill: has no effect with --against"),
         (["--against", "x.json", "--steps", "9"], "--steps: has no effect with --against"),
+        (
+            ["--max-steps", "9"],
+            "--max-steps: has no effect, because dpcnn verify sets it; give --steps, or leave it out",
+        ),
         (["--receipt", "none/x.json"], "--receipt: no such folder: none; create it"),
         (["--receipt", "own.txt"], "--receipt: own.txt: exists, and is no earlier result; give another name, or "),
     ],
