@@ -119,7 +119,7 @@ IDX = b"\0\0\x08\x03" + np.array([2, 28, 28], ">u4").tobytes() + bytes(2 * 784)
         (npz_file(a=np.zeros(3)), "expected one array of images (n, H, W), found none"),
         (
             npz_file(a=np.zeros((2, 28, 28)), b=np.zeros((2, 28, 28))),
-            "expected one array of images (n, H, W), found a, b",
+            "expected one array of images (n, H, W), found a, b; save one alone",
         ),
         (npz_file(a=np.zeros((2, 28, 28))), "float64 images of (28, 28, 1); this network takes uint8 of (28, 28, 1)"),
         (
