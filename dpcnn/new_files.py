@@ -31,7 +31,7 @@ def check_replaceable(flag: str, out: Path, start: bytes) -> None:
     if not out.parent.is_dir():
         raise ConfigError(f"{flag}: no such folder: {out.parent}; create it")
     if out.exists() and not (out.is_file() and _head(out, len(start)) in (start, b"")):
-        raise ConfigError(f"{flag}: {out}: exists, and is no earlier result; give another name, or delete it")
+        raise ConfigError(f"{flag}: {out}: exists, and this command did not write it; give another name, or delete it")
 
 
 def _head(path: Path, count: int) -> bytes:

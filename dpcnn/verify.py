@@ -103,7 +103,7 @@ def complete(options: Namespace) -> None:
             setattr(options, name, default)
         elif asked and asked not in others:
             raise ConfigError(f"--{name}: has no effect with --{asked}; leave it out")
-    wrong = given(options).keys() - {"numerics"} if asked == "golden" else ()
+    wrong = given(options).keys() - {"numerics", "imports"} if asked == "golden" else ()
     for name in sorted(wrong):
         raise ConfigError(f"{flag_of(name)}: has no effect with --golden, whose trainings have their own; leave it out")
 

@@ -64,7 +64,10 @@ def test_it_runs_what_it_is_asked_for(tmp_path):
         (["--launcher", "nosuchrun"], "no nosuchrun on the PATH"),
         (["mlp-adam", "--torch", "lenet5"], "--torch: lenet5 is not among the recipes to train; name it there too"),
         (["--out", "none/table.md"], "--out: no such folder: none; create it"),
-        (["--out", "own.md"], "--out: own.md: exists, and is no earlier result; give another name, or delete it"),
+        (
+            ["--out", "own.md"],
+            "--out: own.md: exists, and this command did not write it; give another name, or delete it",
+        ),
     ],
 )
 def test_mistakes(words, message, tmp_path):

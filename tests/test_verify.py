@@ -80,7 +80,10 @@ def test_mistakes(quick, tmp_path, flags, message):
             "--max-steps: has no effect, because dpcnn verify sets it; give --steps, or leave it out",
         ),
         (["--receipt", "none/x.json"], "--receipt: no such folder: none; create it"),
-        (["--receipt", "own.txt"], "--receipt: own.txt: exists, and is no earlier result; give another name, or "),
+        (
+            ["--receipt", "own.txt"],
+            "--receipt: own.txt: exists, and this command did not write it; give another name, or ",
+        ),
     ],
 )
 def test_options_without_an_effect_and_files_in_the_way_are_refused(tmp_path, flags, message):
