@@ -1,8 +1,8 @@
 """Compare the training of several networks with PyTorch's: python docs/peers.py FOLDER [ROUNDS] [NETWORK ...]
 
-It prints the figures of the table in docs/performance.md and draws docs/peers.png. FOLDER keeps the measurements: a
-second call measures only the networks that it lacks. All networks but those of the recipes have random images. Needs
-the extras torch and plot.
+It prints the figures of the tables in docs/performance.md and draws docs/peers.png. FOLDER keeps the measurements: a
+second call measures only the networks that it lacks. The first five rows have the images of their recipes, the others
+random images. Needs the extras torch and plot.
 """
 
 import json

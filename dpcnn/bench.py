@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpcnn.base.files import write_file
+from dpcnn.base.options import flag_of
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import Config
 from dpcnn.errors import ConfigError
@@ -19,6 +20,7 @@ from dpcnn.evidence.measure import measure_job
 from dpcnn.evidence.recovery import survive
 from dpcnn.evidence.versus import PEERS, versus
 from dpcnn.flags import add_config_flags, given, override
+from dpcnn.new_files import JSON, check_replaceable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 from dpcnn.training.resume import recipe_of
@@ -80,8 +82,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
         counts, batches = check(options)
         if options.by_layer and comm.size > 1:
             raise ConfigError("--layers: start it without mpirun; it measures one process")
-        if comm.rank == 0 and options.json and not options.json.parent.is_dir():
-            raise ConfigError(f"--json: no such folder: {options.json.parent}; create it")
+        if comm.rank == 0 and options.json:
+            check_replaceable("--json", options.json, JSON)
     say = partial(print, file=sys.stderr, flush=True)
     jobs = Jobs(options.launcher, options.recipe, given(options), config, options.steps, options.rounds, say)
     if options.scaling:
@@ -130,12 +132,19 @@ def complete(options: Namespace) -> None:
             raise ConfigError(f"--{name}: has {effect}; leave it out")
 
 
+IDLE = "test", "max_steps", "monitor", "patience", "checkpoint_every", "drift_check_every", "keep"
+"""Options of a training that no measurement uses: a measurement has its own steps, and no evaluation or checkpoint."""
+
+
 def check(options: Namespace) -> tuple[list[int], list[int]]:
     """Check the options; return the numbers of ``--scaling`` and of ``--batches``."""
     complete(options)
     for name in ("steps", "ranks", "rounds"):
         if not 1 <= getattr(options, name) <= MOST:
             raise ConfigError(f"--{name}: must be from 1 to {MOST}, not {getattr(options, name)}")
+    for name in IDLE:
+        if name in options:
+            raise ConfigError(f"{flag_of(name)}: has no effect on a measurement; leave it out")
     for name in {"batch", "microbatch"} & given(options).keys() if options.versus else ():
         raise ConfigError(f"--{name}: --versus takes --batches, and each is one microbatch per rank; leave it out")
     scaled, batches = (numbers(f"--{name}", getattr(options, name) or "1", "1,2,4") for name in ("scaling", "batches"))

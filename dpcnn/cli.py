@@ -28,7 +28,7 @@ import numpy as np
 
 from dpcnn import __version__
 from dpcnn.base import output, startup
-from dpcnn.errors import CheckpointError, ConfigError, DpcnnError, LaunchError, printable
+from dpcnn.errors import ConfigError, DpcnnError, LaunchError, printable
 from dpcnn.flags import add_import, import_modules
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import detect, end_job
@@ -275,13 +275,3 @@ def add_verify(parser: Parser) -> None:
         action="store_true",
         help="compare all data shards with their checksums, also those that have not changed since the last time",
     )
-
-
-def check_free(out: Path) -> None:
-    """Make sure that nothing exists at the path of a file that a command is going to write.
-
-    Raises:
-        CheckpointError: something exists there.
-    """
-    if out.exists() or out.is_symlink():
-        raise CheckpointError(f"{out}: exists; give another --out, or delete it")

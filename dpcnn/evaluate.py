@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from dpcnn.cli import DONE, Parser, add_checkpoint, add_verify, run_command
 from dpcnn.errors import ConfigError
@@ -43,26 +44,38 @@ def make_parser() -> Parser:
         metavar="DIR",
         help="draw the confusion matrix and the worst mistakes, or the predicted values, into this folder",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object with all results")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with all results, and nothing else")
     return parser
 
 
 def command(comm: SerialComm, options: Namespace) -> int:
     """Evaluate on every rank of ``comm``; rank 0 prints and draws the results."""
+    with comm.fail_together():
+        if options.json and options.classes:
+            raise ConfigError(
+                "--classes: has no effect with --json, which prints the scores of each class; leave it out"
+            )
     path, checkpoint = read_on_rank_0(comm, options.checkpoint)
     found = examine(comm, path, checkpoint, options.split, options.data, options.verify)
     with comm.fail_together():
         if comm.rank == 0:
-            print(json.dumps(found.results) if options.json else sentence(found.results))
-            if options.classes and "classes" in found.results:
-                print(f"\n{class_table(found.results)}")
-            if options.plots:
-                draw(found, options.plots)
+            show(found, options)
     return DONE
 
 
-def draw(found: Examination, folder: Path) -> None:
-    """Draw the confusion matrix and the worst mistakes, or the predicted values, and print the names of the files."""
+def show(found: Examination, options: Namespace) -> None:
+    """Print and draw the results as the command line asks."""
+    print(json.dumps(found.results) if options.json else sentence(found.results))
+    if options.classes and "classes" in found.results:
+        print(f"\n{class_table(found.results)}")
+    elif options.classes:
+        print("--classes: has no effect, as the samples have values and no classes", file=sys.stderr)
+    if options.plots:
+        draw(found, options.plots, sys.stderr if options.json else sys.stdout)
+
+
+def draw(found: Examination, folder: Path, names: TextIO) -> None:
+    """Draw the confusion matrix and the worst mistakes, or the predicted values; print the names of the files."""
     if found.confusion is None and "classes" in found.results:
         raise ConfigError(
             "--plots: there is no picture of several labels per sample, or of more than "
@@ -70,10 +83,10 @@ def draw(found: Examination, folder: Path) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     if found.confusion is None:
-        print(draw_scatter(found.answers, folder / "values"))
+        print(draw_scatter(found.answers, folder / "values"), file=names)
         return
-    print(draw_confusion(found.confusion, found.class_names, folder / "confusion"))
-    print(draw_mistakes(found, MISTAKES, folder / "mistakes"))
+    print(draw_confusion(found.confusion, found.class_names, folder / "confusion"), file=names)
+    print(draw_mistakes(found, MISTAKES, folder / "mistakes"), file=names)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base.files import write_file
-from dpcnn.cli import DONE, Parser, add_checkpoint, check_free, run_command
+from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
+from dpcnn.errors import ConfigError
 from dpcnn.interop.metadata import white
 from dpcnn.interop.npz import as_npz
 from dpcnn.interop.onnx import as_onnx
 from dpcnn.interop.safetensors import as_safetensors
+from dpcnn.new_files import check_free
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.folder import find_checkpoint
@@ -28,7 +30,9 @@ def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn export", description=__doc__)
     add_checkpoint(parser)
-    parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="the file's format (default onnx)")
+    parser.add_argument(
+        "--format", choices=list(FORMATS), help="the file's format (default: as the name of --out ends, or else onnx)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default ./CHECKPOINT.FORMAT)")
     return parser
 
@@ -37,15 +41,28 @@ def command(comm: SerialComm, options: Namespace) -> int:
     """Write the file on rank 0; the other ranks of ``comm`` wait for its success or its error."""
     with comm.fail_together():
         if comm.rank == 0:
+            kind = format_of(options)
             source = find_checkpoint(options.checkpoint)
             checkpoint = read(source)
-            path = options.out or Path(f"step-{checkpoint.progress.step:08d}.{options.format}")
+            path = options.out or Path(f"step-{checkpoint.progress.step:08d}.{kind}")
             check_free(path)
-            content = FORMATS[options.format](checkpoint)
+            content = FORMATS[kind](checkpoint)
             write_file(path, content)
             model = f"{checkpoint.config.model} of step {checkpoint.progress.step}"
             print(f"{path}: {model}, for images of 0 to {white(checkpoint):g}, {len(content):,} bytes")
     return DONE
+
+
+def format_of(options: Namespace) -> str:
+    """The format of the file.
+
+    Raises:
+        ConfigError: the file's name is that of another format.
+    """
+    named = options.out.suffix.lower()[1:] if options.out else ""
+    if options.format and named in FORMATS and named != options.format:
+        raise ConfigError(f"--out: {options.out} has the ending of {named}, but --format is {options.format}; drop one")
+    return options.format or (named if named in FORMATS else "onnx")
 
 
 if __name__ == "__main__":

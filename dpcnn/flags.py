@@ -10,7 +10,7 @@ from typing import Any
 
 from dpcnn.base.imports import is_module_name
 from dpcnn.base.options import flag_of, is_list, options_of, types_of
-from dpcnn.config import OWN_NAMES, Config, from_dict, part_names
+from dpcnn.config import AUTO, OWN_NAMES, Config, from_dict, part_names
 from dpcnn.errors import ConfigError
 from dpcnn.nn.losses import LOSSES
 from dpcnn.nn.models import MODELS
@@ -164,8 +164,11 @@ def _check_effect(config: Config, typed: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{flag_of(name)}: has no effect with {flag} {now}; it needs {flag} {' or '.join(values)}"
             )
+    for name, default in (("holdout", "stratified"), ("monitor", AUTO)):
+        if not config.validation and typed.get(name, default) != default:
+            raise ConfigError(f"{flag_of(name)}: has no effect without validation samples; leave it out, or give some")
     layers = config.layers or MODELS[config.model]
     if typed.get("dropout") and not any(layer.get("kind") == "dropout" and "p" not in layer for layer in layers):
         raise ConfigError(
-            f"--dropout: has no effect: {config.model} has no dropout layer without p; add one to its layers"
+            "--dropout: has no effect: the network has no dropout layer without p; add one, or change p in its layers"
         )

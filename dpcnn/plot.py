@@ -8,6 +8,7 @@ from pathlib import Path
 from dpcnn.base.files import Folder
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.data.dataset import find_data, find_data_of
+from dpcnn.errors import ConfigError
 from dpcnn.flags import add_import
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.curves import draw_curves
@@ -28,8 +29,12 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--filters", action="store_true", help="also draw the first layer's filters, and its output for a test sample"
     )
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help="the index of this test sample (default 0)")
-    parser.add_argument("--data", metavar="NAME|DIR", help="a data set to use in place of the run's")
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="with --filters: the index of this test sample (default 0)"
+    )
+    parser.add_argument(
+        "--data", metavar="NAME|DIR", help="with --filters: a data set to use in place of the first run's"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder for the pictures (default: the first RUN)")
     add_import(parser)
     return parser
@@ -38,8 +43,11 @@ def make_parser() -> Parser:
 def command(comm: SerialComm, options: Namespace) -> int:
     """Draw on rank 0; the other ranks of ``comm`` wait for its success or its error."""
     with comm.fail_together():
+        for name in ("sample", "data"):
+            if getattr(options, name) is not None and not options.filters:
+                raise ConfigError(f"--{name}: has no effect without --filters; give both, or leave it out")
         if comm.rank == 0:
-            out, sample = options.out or options.runs[0], options.sample if options.filters else None
+            out, sample = options.out or options.runs[0], (options.sample or 0) if options.filters else None
             draw(options.runs, out, sample, options.data)
     return DONE
 

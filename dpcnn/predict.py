@@ -35,7 +35,7 @@ def make_parser() -> Parser:
         help="a PNG, JPEG, WebP, TIFF, IDX or NPZ file, or a folder of such files; -: read from stdin",
     )
     parser.add_argument(
-        "--top", type=int, default=SHOWN, metavar="K", help=f"the number of classes per line of text (default {SHOWN})"
+        "--top", type=int, metavar="K", help=f"the number of classes per line of text (default {SHOWN})"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print a JSON object per image, one per line")
@@ -51,14 +51,28 @@ def command(comm: SerialComm, options: Namespace) -> int:
     """
     faults: list[DpcnnError] = []
     with comm.fail_together():
-        if options.top < 1:
-            raise ConfigError(f"--top: must be at least 1, not {options.top}")
+        top = number_shown(options)
         if comm.rank == 0:
             found = predictions(options.checkpoint, options.files, tell_skipped, faults.append)
-            print_json(found) if options.json else print_csv(found) if options.csv else print_text(found, options.top)
+            print_json(found) if options.json else print_csv(found) if options.csv else print_text(found, top)
             for fault in faults:
                 tell(fault)
     return MISTAKE if comm.broadcast_obj(bool(faults)) else DONE
+
+
+def number_shown(options: Namespace) -> int:
+    """The number of classes per line of text.
+
+    Raises:
+        ConfigError: ``--top`` is wrong, or without effect.
+    """
+    if options.top is None:
+        return SHOWN
+    if options.json or options.csv:
+        raise ConfigError("--top: has no effect with --json and --csv, which have all classes; leave it out")
+    if options.top < 1:
+        raise ConfigError(f"--top: must be at least 1, not {options.top}")
+    return int(options.top)
 
 
 def tell_skipped(line: str) -> None:

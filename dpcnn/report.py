@@ -8,6 +8,7 @@ from pathlib import Path
 from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, add_verify, run_command
 from dpcnn.flags import add_import
+from dpcnn.new_files import HTML, check_replaceable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.page import check_matplotlib, page
 from dpcnn.runs.folder import RunFolder, numerics_of
@@ -32,16 +33,16 @@ def make_parser() -> Parser:
 
 def command(comm: SerialComm, options: Namespace) -> int:
     """Evaluate the run's best checkpoint on every rank of ``comm``; rank 0 writes the page."""
-    folder = RunFolder(options.run)
+    folder, out = RunFolder(options.run), options.out or options.run / "report.html"
     with comm.fail_together():
         if comm.rank == 0:
             folder.check_started()
+            check_replaceable("--out", out, HTML)
             check_matplotlib()
     path, checkpoint = read_on_rank_0(comm, options.run)
     found = examine(comm, path, checkpoint, "test", options.data, options.verify)
     with comm.fail_together():
         if checkpoint:
-            out = options.out or options.run / "report.html"
             write_file(out, page(folder, path, checkpoint, found).encode())
             print(f"{out}: {out.stat().st_size:,} bytes")
     return DONE

@@ -9,11 +9,16 @@ from tempfile import TemporaryDirectory
 
 from dpcnn.base.files import write_file
 from dpcnn.cli import DONE, Parser, run_command
+from dpcnn.errors import ConfigError
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.published import PUBLISHED, Trainings, check_recipe, table
 from dpcnn.flags import retype
+from dpcnn.new_files import check_replaceable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
+
+TITLE = b"# Results"
+"""The first line of the Markdown file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +53,10 @@ def command(comm: SerialComm, options: Namespace) -> int:
     in_torch = [name for name in options.torch.split(",") if name]
     for name in [*names, *in_torch]:
         check_recipe(name)
+    if others := [name for name in in_torch if name not in names]:
+        raise ConfigError(f"--torch: {', '.join(others)} is not among the recipes to train; name it there too")
+    if options.out:
+        check_replaceable("--out", options.out, TITLE)
     numbers("--seeds", options.seeds, "0,1,2", least=0)
     check_starter("dpcnn.reproduce", options.launcher)
     more = retype({key: value for key in ("data", "max_steps") if (value := getattr(options, key)) is not None})
@@ -58,7 +67,7 @@ def command(comm: SerialComm, options: Namespace) -> int:
     text = table(rows, options.ranks)
     print(text)
     if options.out:
-        write_file(options.out, f"# Results\n\n{text}\n".encode())
+        write_file(options.out, TITLE, f"\n\n{text}\n".encode())
     return DONE
 
 

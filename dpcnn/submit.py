@@ -13,7 +13,7 @@ from dpcnn.errors import ConfigError
 from dpcnn.flags import override
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.training.resume import recipe_of
-from dpcnn.training.run import training_parser
+from dpcnn.training.run import check_min_ranks, training_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,15 +53,15 @@ def command(comm: SerialComm, options: Namespace, words: Sequence[str]) -> int:
     for name in ("nodes", "ranks_per_node", "memory"):
         if values[name] < 1:
             raise ConfigError(f"{flag_of(name)}: must be at least 1, not {values[name]}")
-    check_training(words, comm)
+    check_training(words, comm, values["nodes"] * values["ranks_per_node"])
     send = values.pop("send")
     job = BatchJob(**values, words=words)
     print(f"{job.path}: {job.send()}\n" if send else job.script(), end="")
     return DONE
 
 
-def check_training(words: Sequence[str], comm: SerialComm) -> None:
-    """Check the arguments of the training now, and not when the job has waited for hours.
+def check_training(words: Sequence[str], comm: SerialComm, ranks: int) -> None:
+    """Check the arguments of the training on so many ranks now, and not when the job has waited for hours.
 
     Raises:
         ConfigError: the training would refuse them.
@@ -70,6 +70,7 @@ def check_training(words: Sequence[str], comm: SerialComm) -> None:
     for flag in ("out", "resume"):
         if getattr(typed, flag) is not None:
             raise ConfigError(f"--{flag}: the job gives this itself; name the run's folder before the --")
+    check_min_ranks(typed.min_ranks, typed.survive, ranks)
     override(recipe_of(typed), typed)
 
 

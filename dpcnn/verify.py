@@ -6,16 +6,19 @@ from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dpcnn.base import startup
 from dpcnn.base.files import write_file
 from dpcnn.base.numerics import check
+from dpcnn.base.options import flag_of
 from dpcnn.cli import DONE, FAULT, Parser, run_command
 from dpcnn.errors import ConfigError
 from dpcnn.evidence import golden, receipts
 from dpcnn.evidence.jobs import numbers
-from dpcnn.evidence.proof import Training, differences, run_all, table, verdict
+from dpcnn.evidence.proof import OWN, Training, differences, run_all, table, verdict
 from dpcnn.flags import add_config_flags, given
+from dpcnn.new_files import JSON, check_replaceable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 
@@ -35,16 +38,13 @@ def needed_numerics(options: Namespace) -> str:
 def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn verify", description=__doc__)
-    parser.add_argument("--ranks", default="1,2,3,4", help="the numbers of ranks to compare (default 1,2,3,4)")
-    parser.add_argument("--steps", type=int, default=20, help="the steps of each run (default 20)")
+    parser.add_argument("--ranks", help="the numbers of ranks to compare (default 1,2,3,4)")
+    parser.add_argument("--steps", type=int, help="the steps of each run (default 20)")
     parser.add_argument(
         "--launcher",
-        default=usual_launcher(),
         help='command that starts the ranks, before "-n RANKS" (default mpirun; srun in an allocation without mpirun)',
     )
-    parser.add_argument(
-        "--receipt", type=Path, default=Path("verify.json"), help="file for the results (default verify.json)"
-    )
+    parser.add_argument("--receipt", type=Path, help="file for the results (default verify.json)")
     parser.add_argument(
         "--golden",
         nargs="*",
@@ -61,7 +61,6 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--kill",
         type=int,
-        default=0,
         metavar="N",
         help="also run N times on the last number of ranks, and kill a random rank, which the others survive; "
         "needs Open MPI 5 (default 0)",
@@ -75,9 +74,38 @@ def command(comm: SerialComm, options: Namespace) -> int:
     """Verify what the command line asks for; ``comm`` is this process alone."""
     if options.write_golden and options.golden is None:
         raise ConfigError("--write-golden: give it with --golden")
+    complete(options)
     if options.golden is not None:
         return verify_golden(options)
     return verify_against(options) if options.against else verify_ranks(options)
+
+
+OPTIONS: dict[str, tuple[Any, Sequence[str]]] = {  # the default, and what else than runs on ranks has the option
+    "ranks": ("1,2,3,4", ("against",)),
+    "steps": (20, ()),
+    "launcher": (usual_launcher(), ("against",)),
+    "receipt": (Path("verify.json"), ()),
+    "kill": (0, ()),
+    "against": (None, ("against",)),
+    "recipe": (None, ("against",)),  # its own check says more
+}
+
+
+def complete(options: Namespace) -> None:
+    """Fill in the defaults of options.
+
+    Raises:
+        ConfigError: an option is given that ``--golden`` or ``--against`` does not use.
+    """
+    asked = "golden" if options.golden is not None else "against" if options.against else ""
+    for name, (default, others) in OPTIONS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+        elif asked and asked not in others:
+            raise ConfigError(f"--{name}: has no effect with --{asked}; leave it out")
+    wrong = given(options).keys() - {"numerics", "imports"} if asked == "golden" else ()
+    for name in sorted(wrong):
+        raise ConfigError(f"{flag_of(name)}: has no effect with --golden, whose trainings have their own; leave it out")
 
 
 def verify_ranks(options: Namespace) -> int:
@@ -86,6 +114,11 @@ def verify_ranks(options: Namespace) -> int:
     check_starter("verify", options.launcher)
     if not 0 <= options.kill <= MOST_KILLS:
         raise ConfigError(f"--kill: must be from 0 to {MOST_KILLS}, not {options.kill}")
+    check_replaceable("--receipt", options.receipt, JSON)
+    for name in [name for name in OWN if name in given(options)]:
+        raise ConfigError(
+            f"{flag_of(name)}: has no effect, because dpcnn verify sets it; give --steps, or leave it out"
+        )
     training = Training(options.launcher, options.recipe, given(options), options.steps)
     outcomes = run_all(training, counts, options.kill, partial(print, flush=True))
     different = differences(outcomes)

@@ -147,12 +147,19 @@ def test_the_cost_of_survival_is_measured(quick, tmp_path):
         (["--layers", "--scaling", "1,2"], "argument --scaling: not allowed with argument --layers"),
         (["--layers", "--versus", "torch"], "argument --versus: not allowed with argument --layers"),
         (["--json", "nosuchfolder/b.json"], "--json: no such folder: nosuchfolder; create it"),
+        (
+            ["--json", "own.txt"],
+            "--json: own.txt: exists, and this command did not write it; give another name, or delete it",
+        ),
+        (["--max-steps", "9"], "--max-steps: has no effect on a measurement; leave it out"),
+        (["--scaling", "1,2", "--keep", "2"], "--keep: has no effect on a measurement; leave it out"),
         (["--scaling", "1,x"], "--scaling: expected numbers such as 1,2,4, not 1,x"),
         (["--versus", "torch", "--batches", "8,8"], "--batches: expected different numbers, not 8,8"),
         (["--scaling", "1,2", "--launcher", "nosuchrun"], "--launcher: no nosuchrun on the PATH"),
     ],
 )
 def test_mistakes(tmp_path, flags, message):
+    (tmp_path / "own.txt").write_text("mine\n")
     result = command("bench", *flags, cwd=tmp_path)
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]
 

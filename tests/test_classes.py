@@ -170,6 +170,7 @@ def test_a_source_without_test_samples_gives_some_of_each_class(tmp_path):
 
 def test_a_source_with_test_samples_gives_its_own(tmp_path):
     assert "has test samples of its own; drop the option" in prepare(tmp_path, "--test", "0.1", status=2).err
+    assert "test samples of its own, so none are drawn" in prepare(tmp_path, "--seed", "0", status=2).err
 
 
 @pytest.fixture(scope="module")

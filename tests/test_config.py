@@ -60,8 +60,10 @@ def test_mistakes_are_named(values, message):
         (
             "resnet20",
             {"dropout": 0.2},
-            "--dropout: has no effect: resnet20 has no dropout layer without p; add one to ",
+            "--dropout: has no effect: the network has no dropout layer without p; add one, or ",
         ),
+        ("fast", {"validation": 0.0, "holdout": "last"}, "--holdout: has no effect without validation samples"),
+        ("fast", {"validation": 0.0, "monitor": "loss"}, "--monitor: has no effect without validation samples"),
     ],
 )
 def test_options_without_an_effect_are_refused(recipe, typed, message):
@@ -80,6 +82,8 @@ def test_options_without_an_effect_are_refused(recipe, typed, message):
         ("simple-cnn", {"dropout": 0.2}),
         ("resnet20", {"dropout": 0.2, "model": "mlp"}),
         ("resnet20", {"dropout": 0.0}),
+        ("fast", {"validation": 0.0}),  # the recipe has another holdout
+        ("fast", {"validation": 0.0, "holdout": "stratified"}),
     ],
 )
 def test_options_with_an_effect_are_taken_over(recipe, typed):

@@ -47,6 +47,18 @@ def test_a_page_has_counts_names_and_a_picture(tmp_path, targets):
     assert page.count("<img") + page.count("<svg") == 1 and "Files that could not be read" not in page
 
 
+def test_a_page_replaces_no_other_file(tmp_path):
+    folder = prepared(tmp_path, RNG.integers(0, 256, (40, 9, 7, 3), dtype=np.uint8), np.arange(40) % 3)
+    (tmp_path / "own.txt").write_text("mine\n")
+    for page, message in (
+        (tmp_path / "own.txt", "this command did not write it"),
+        (tmp_path / "none" / "x", "no such folder"),
+    ):
+        result = command("data", "show", folder, "--page", page)
+        assert result.status == 2 and message in result.errors[0]
+    assert (tmp_path / "own.txt").read_text() == "mine\n"
+
+
 def test_skipped_files_are_listed(tmp_path):
     from PIL import Image
 

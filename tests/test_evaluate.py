@@ -104,6 +104,14 @@ def test_table_and_pictures(checkpoint, tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG") and str(path) in result.out
 
 
+def test_the_output_of_json_is_one_object(checkpoint, tmp_path):
+    pytest.importorskip("matplotlib")
+    result = command("evaluate", checkpoint, "--json", "--plots", tmp_path, ranks=2)
+    assert json.loads(result.out)["samples"] == 150 and f"worst mistakes drawn: {tmp_path}" in result.err
+    result = command("evaluate", checkpoint, "--json", "--classes", ranks=2)
+    assert result.status == 2 and "--classes: has no effect with --json" in result.errors[0]
+
+
 def test_a_run_without_validation_has_none_to_evaluate(checkpoint):
     result = command("evaluate", checkpoint, "--split", "validation", ranks=2)
     assert result.status == 2

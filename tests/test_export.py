@@ -172,6 +172,14 @@ def test_npz_holds_all_without_pickle():
         assert from_dict(json.loads(str(file["dpcnn"]))["config"]) == checkpoint.config
 
 
+def test_the_format_is_that_of_the_file_name(mlp_checkpoint, tmp_path):
+    result = command("export", mlp_checkpoint, "--out", tmp_path / "net.npz")
+    assert result.status == 0 and np.load(tmp_path / "net.npz").files, result.err
+    result = command("export", mlp_checkpoint, "--format", "onnx", "--out", tmp_path / "other.npz")
+    assert result.status == 2 and "other.npz has the ending of npz, but --format is onnx; drop one" in result.errors[0]
+    assert not (tmp_path / "other.npz").exists()
+
+
 @needs_export
 @pytest.mark.slow
 def test_the_whole_test_set_has_the_same_answers(mlp_checkpoint, tmp_path):

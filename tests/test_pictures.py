@@ -20,7 +20,7 @@ from dpcnn.data.inputs import Input, open_input
 from dpcnn.data.reading import read_source
 from dpcnn.data.shards import read_manifest
 from dpcnn.data.source_options import SourceOptions
-from dpcnn.errors import DataError
+from dpcnn.errors import ConfigError, DataError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read
 
@@ -351,6 +351,8 @@ def test_wrong_flags_are_told(flags, message, tmp_path):
 def test_flags_of_pictures_are_refused_for_arrays(npz):
     with pytest.raises(DataError.__mro__[1], match="--size and --strict are for pictures"):
         read_source(npz, SourceOptions(size=(8, 8)))
+    with pytest.raises(ConfigError, match="--colour: is for pictures"):
+        read_source(npz, SourceOptions(colour="rgb"))
 
 
 def test_one_side_makes_a_square(tmp_path):

@@ -65,3 +65,6 @@ def test_mistakes(runs, tmp_path):
     ]
     result = command("plot", runs / "mlp", "--filters", "--sample", "150")
     assert result.status == 2 and "--sample: must be below 150, not 150" in result.errors[0]
+    for flag, value in (("--sample", "0"), ("--data", "mnist")):
+        result = command("plot", runs / "mlp", flag, value, ranks=2)
+        assert result.status == 2 and f"{flag}: has no effect without --filters" in result.errors[0]

@@ -119,7 +119,7 @@ IDX = b"\0\0\x08\x03" + np.array([2, 28, 28], ">u4").tobytes() + bytes(2 * 784)
         (npz_file(a=np.zeros(3)), "expected one array of images (n, H, W), found none"),
         (
             npz_file(a=np.zeros((2, 28, 28)), b=np.zeros((2, 28, 28))),
-            "expected one array of images (n, H, W), found a, b",
+            "expected one array of images (n, H, W), found a, b; save one alone",
         ),
         (npz_file(a=np.zeros((2, 28, 28))), "float64 images of (28, 28, 1); this network takes uint8 of (28, 28, 1)"),
         (
@@ -241,6 +241,16 @@ def test_stdin_is_bounded(monkeypatch):
                 open_pictures(Path("-"))
         else:
             assert open_pictures(Path("-")).size == 100
+
+
+def test_the_number_of_classes_per_line_of_text(mlp_checkpoint):
+    for flags, message in (
+        (["--top", "2", "--json"], "--top: has no effect with --json and --csv"),
+        (["--top", "2", "--csv"], "--top: has no effect with --json and --csv"),
+        (["--top", "0"], "--top: must be at least 1, not 0"),
+    ):
+        result = command("predict", mlp_checkpoint, "x.png", *flags, ranks=2)
+        assert result.status == 2 and message in result.errors[0]
 
 
 def test_softmax():

@@ -43,6 +43,8 @@ class Page(HTMLParser):
 def test_the_page_of_a_run(quick, tmp_path):
     folder = tmp_path / "a <run>"
     assert training(*quick, "--test", "--model", "small-cnn", "--out", folder, ranks=2).status == 0
+    result = command("report", folder, "--out", folder / "config.toml", ranks=2)
+    assert result.status == 2 and f"--out: {folder / 'config.toml'}: exists, and this command did" in result.errors[0]
     result = command("report", folder, ranks=2)
     assert result.status == 0 and result.out.startswith(f"{folder / 'report.html'}: "), result.err
     text = (folder / "report.html").read_text(encoding="utf-8")

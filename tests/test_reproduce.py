@@ -62,8 +62,15 @@ def test_it_runs_what_it_is_asked_for(tmp_path):
         (["nosuch"], "no published figure for 'nosuch'; choose from simple-cnn-32, "),
         (["--seeds", "a"], "--seeds: expected numbers such as 0,1,2, not a"),
         (["--launcher", "nosuchrun"], "no nosuchrun on the PATH"),
+        (["mlp-adam", "--torch", "lenet5"], "--torch: lenet5 is not among the recipes to train; name it there too"),
+        (["--out", "none/table.md"], "--out: no such folder: none; create it"),
+        (
+            ["--out", "own.md"],
+            "--out: own.md: exists, and this command did not write it; give another name, or delete it",
+        ),
     ],
 )
-def test_mistakes(words, message):
-    result = command("reproduce", *words)
+def test_mistakes(words, message, tmp_path):
+    (tmp_path / "own.md").write_text("mine\n")
+    result = command("reproduce", *words, cwd=tmp_path)
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]

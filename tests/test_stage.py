@@ -79,6 +79,14 @@ def test_training_on_staged_data(quick, tmp_path):
     assert json.loads((copy / "manifest.json").read_text())["name"] == "small"
 
 
+def test_nothing_is_staged_for_a_run_whose_folder_is_taken(quick, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("")
+    result = training(*quick, "--stage", tmp_path / "scratch", "--out", tmp_path / "run", ranks=2)
+    assert result.status == 2 and "belongs to another run" in result.errors[0]
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_a_place_that_can_t_be_written(quick, tmp_path):
     result = training(*quick, "--stage", "/proc/scratch", "--out", tmp_path / "run", ranks=2)
     assert result.status == 2 and len(result.errors) == 1 and not (tmp_path / "run").exists()

@@ -157,3 +157,16 @@ def test_mistakes(quick, flags, message, tmp_path):
     result = training(*quick, *flags, ranks=2, cwd=tmp_path)
     assert result.status == 2 and result.errors == [f"dpcnn: error: {message}"]
     assert json.dumps(os.listdir(tmp_path)) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--min-ranks", "0"], "--min-ranks: must be at least 1, not 0"),
+        (["--min-ranks", "3"], "--min-ranks: 3, but this job has 2 in all; start more ranks, or give a smaller number"),
+        (["--min-ranks", "2", "--survive", "no"], "--min-ranks: has no effect with --survive no; leave it out"),
+    ],
+)
+def test_numbers_of_ranks_that_no_death_can_leave_are_refused(quick, tmp_path, flags, message):
+    result = training(*quick, *flags, "--out", tmp_path / "run", ranks=2)
+    assert result.status == 2 and message in result.errors[0] and not (tmp_path / "run").exists()

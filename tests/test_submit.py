@@ -78,6 +78,7 @@ def test_a_short_job_is_not_told_of_its_end_at_its_beginning():
         (["--time", "1h"], "--time: expected minutes, M:S, H:M:S or D-H:M:S, not '1h'"),
         (["--", "--recipee", "x"], "unrecognized arguments: --recipee x"),
         (["--", "--lr", "-1"], "--lr: must be a number above 0, not -1.0"),
+        (["--ranks-per-node", "4", "--", "--min-ranks", "5"], "--min-ranks: 5, but this job has 4 in all"),
         (["--", "--out", "x"], "--out: the job gives this itself"),
         (["--send"], "--send: no sbatch on the PATH"),
     ],

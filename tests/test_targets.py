@@ -168,9 +168,11 @@ def test_evaluate_finds_the_metrics_of_the_run_on_any_ranks(runs, targets):
         assert result == found[0]
     told = {key.removeprefix("test_"): value for key, value in epoch.items() if key.startswith("test_")}
     assert found[0]["step"] == epoch["step"] and found[0].items() >= told.items()
-    text = command("evaluate", last, "--classes").out
+    result = command("evaluate", last, "--classes")
+    text = result.out
     assert all(f"{name} {value:.4f}" in text for name, value in told.items() if name != "top5")  # of three classes
     assert ("precision  recall" in text) == (targets != "values")
+    assert ("--classes: has no effect" in result.err) == (targets == "values")
 
 
 def test_scores_of_each_label(runs):

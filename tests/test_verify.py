@@ -66,6 +66,33 @@ def test_mistakes(quick, tmp_path, flags, message):
     assert not (tmp_path / "receipt.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--golden", "sgd", "--ranks", "1,2"], "--ranks: has no effect with --golden; leave it out"),
+        (["--golden", "sgd", "--against", "x.json"], "--against: has no effect with --golden"),
+        (["--golden", "sgd", "--recipe", "fast"], "--recipe: has no effect with --golden"),
+        (["--golden", "sgd", "--lr", "0.1"], "--lr: has no effect with --golden, whose trainings have their own"),
+        (["--against", "x.json", "--kill", "1"], "--kill: has no effect with --against"),
+        (["--against", "x.json", "--steps", "9"], "--steps: has no effect with --against"),
+        (
+            ["--max-steps", "9"],
+            "--max-steps: has no effect, because dpcnn verify sets it; give --steps, or leave it out",
+        ),
+        (["--receipt", "none/x.json"], "--receipt: no such folder: none; create it"),
+        (
+            ["--receipt", "own.txt"],
+            "--receipt: own.txt: exists, and this command did not write it; give another name, or ",
+        ),
+    ],
+)
+def test_options_without_an_effect_and_files_in_the_way_are_refused(tmp_path, flags, message):
+    (tmp_path / "own.txt").write_text("mine\n")
+    result = command("verify", *flags, cwd=tmp_path)
+    assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]
+    assert (tmp_path / "own.txt").read_text() == "mine\n"
+
+
 def test_a_mistake_that_a_run_finds(quick, tmp_path):
     flags = ["--ranks", "1,2", "--batch", "0"]
     result = run(0, "-m", "dpcnn.verify", *arguments(quick, tmp_path, *flags))

@@ -18,6 +18,7 @@ from dpcnn.data.prepare import SHARDS, Target, fetch_and_prepare, prepare
 from dpcnn.data.shards import CROP, MOST_SHARDS, RESIZE, SPLITS
 from dpcnn.data.source_options import TEST_PART, SourceOptions
 from dpcnn.errors import ConfigError
+from dpcnn.new_files import HTML, check_replaceable
 from dpcnn.nn.losses import CLASSES, TARGETS
 from dpcnn.parallel.comm import SerialComm
 
@@ -49,9 +50,7 @@ def make_parser() -> Parser:
     make.add_argument(
         "--size", metavar="HxW", help="pictures: the height and width of the images, as in 64x48; 64 means 64x64"
     )
-    make.add_argument(
-        "--colour", choices=("rgb", "grey"), default="rgb", help="pictures: the colours of the images (default rgb)"
-    )
+    make.add_argument("--colour", choices=("rgb", "grey"), help="pictures: the colours of the images (default rgb)")
     make.add_argument(
         "--strict", action="store_true", help="pictures: fail if one can't be read, instead of skipping it"
     )
@@ -78,7 +77,7 @@ def make_parser() -> Parser:
         help="for a source without test samples: draw so many, or this fraction, from each class in proportion "
         f"(default {TEST_PART})",
     )
-    make.add_argument("--seed", type=int, default=0, help="draws the test samples (default 0)")
+    make.add_argument("--seed", type=int, help="draws the test samples (default 0)")
     make.add_argument(
         "--targets",
         choices=sorted(TARGETS),
@@ -136,8 +135,9 @@ def show(data: str, page: Path | None) -> None:
 
     check_matplotlib()
     folder = find_data(data)
-    splits = {split: load(folder, split, SerialComm()) for split in SPLITS}
     page = page or folder / "samples.html"
+    check_replaceable("--page", page, HTML)
+    splits = {split: load(folder, split, SerialComm()) for split in SPLITS}
     write_file(page, data_page(folder, splits).encode())
     print(f"{page}: {page.stat().st_size:,} bytes")
 
@@ -163,7 +163,7 @@ def source_options(options: Namespace) -> SourceOptions:
     """
     try:
         test = None if options.test is None else fields.number(options.test, "--test", 0)
-        seed = fields.integer(options.seed, "--seed")
+        seed = None if options.seed is None else fields.integer(options.seed, "--seed")
         white = options.max_value
         white = None if white is None else fields.number(white, "--max-value", LEAST_WHITE, MOST_WHITE)
     except fields.FieldError as error:

@@ -47,6 +47,8 @@ def read_arrays_source(path: Path, options: SourceOptions, names: Sequence[str] 
     pairs, origin = _read_hdf5(path, names) if names else _read_npz(path) if path.is_file() else _read_folder(path)
     if options.size or options.strict:
         raise ConfigError(f"--size and --strict are for pictures, but {path} holds arrays; drop the options")
+    if options.colour:
+        raise ConfigError(f"--colour: is for pictures, but {path} holds arrays; drop the option")
     images = {split: _checked(path, *pair) for split, pair in pairs.items()}
     labels, names = _labels(path, {split: pair[1] for split, pair in pairs.items()}, options)
     first = options.layout == "chw"

@@ -181,20 +181,21 @@ def _source(path: Path, folder: Path, listings: dict[str, Listing], options: Sou
     """The source of these files. ``path`` is for messages; ``folder`` is that to which the paths are relative."""
     if options.size is None:
         raise ConfigError(f"--size: {path} holds pictures; give the height and width of the images, as in --size 64x64")
-    if options.resize == MNIST and options.colour != "grey":
+    colour = options.colour or "rgb"
+    if options.resize == MNIST and colour != "grey":
         raise ConfigError("--resize mnist makes grey images; give --colour grey")
     if options.layout or options.targets != CLASSES or options.max_value:
         raise ConfigError("--layout, --targets and --max-value are for arrays; drop the option")
     found = {name for listing in listings.values() for name in listing.classes}
     names = assign_numbers(path, found, options.names)
-    shape = (*options.size, 1 if options.colour == "grey" else 3)
+    shape = (*options.size, 1 if colour == "grey" else 3)
     files, labels = {}, {}
     for split, listing in listings.items():
         every = np.concatenate(listing.files)
         numbers = np.array([names[name] for name in listing.classes], class_type(len(names)))
         files[split], labels[split] = Files(every, (len(every), *shape)), numbers[np.concatenate(listing.labels)]
     count = count_of(sum(map(len, labels.values())), "file")
-    origin = {"pictures": f"{count}, {options.colour}", "decoded by": versions()}
+    origin = {"pictures": f"{count}, {colour}", "decoded by": versions()}
     remarks = [remark for listing in listings.values() for remark in listing.remarks]
     return PictureSource(
         files, labels, tuple(names), options.resize, origin, remarks=remarks, folder=folder, strict=options.strict

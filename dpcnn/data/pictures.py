@@ -73,7 +73,7 @@ def _of_npz(source: Input, shape: Shape, max_value: float | None) -> NDArray[Any
     images = {name: header for name, header in read_headers(source).items() if len(header.shape) in (3, 4)}
     if len(images) != 1:
         names = printable(", ".join(images))[:200] or "none"
-        raise DataError(f"{source.path}: expected one array of images (n, H, W), found {names}")
+        raise DataError(f"{source.path}: expected one array of images (n, H, W), found {names}; save one alone")
     (header,) = images.values()
     _check_kind(source.path, header.dtype, header.shape, shape, max_value)
     return read_arrays(source, [header])[0]

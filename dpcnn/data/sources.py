@@ -78,9 +78,11 @@ class Source:
             ConfigError: it has some, and more are asked for; or none would be left for training.
         """
         if "test" not in self.labels:
-            self._draw_test(TEST_PART if options.test is None else options.test, options.seed)
+            self._draw_test(TEST_PART if options.test is None else options.test, options.seed or 0)
         elif options.test is not None:
             raise ConfigError(f"--test: {path} has test samples of its own; drop the option")
+        elif options.seed is not None:
+            raise ConfigError(f"--seed: {path} has test samples of its own, so none are drawn; drop the option")
         return self
 
     def _draw_test(self, amount: float, seed: int) -> None:

@@ -22,6 +22,9 @@ from dpcnn.runs.events import MEASURED, Event, read_events
 SURVIVING = " --with-ft ulfm"
 """The words after Open MPI's mpirun with which ranks survive the death of one."""
 
+OWN = "max_steps", "drift_check_every", "checkpoint_every"
+"""Options of the trainings that depend on the number of steps, and not on the user."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -70,7 +73,7 @@ class Training:
         return self._start(count, folder, None, {}, "--resume")
 
     def _start(self, count: int, folder: Path, recipe: str | None, flags: Mapping[str, Any], *more: str) -> Running:
-        own = {"max_steps": self.steps, "drift_check_every": 1, "checkpoint_every": max(1, self.steps // 4)}
+        own = dict(zip(OWN, (self.steps, 1, max(1, self.steps // 4)), strict=True))
         words = [*config_words(recipe, {**flags, **own}), *more, "--no-curves", "--out", str(folder)]
         process = subprocess.Popen(
             command("dpcnn.train", *words, launcher=self.launcher, ranks=count),

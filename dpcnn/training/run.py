@@ -8,6 +8,7 @@ from dpcnn.base import output
 from dpcnn.cli import DONE, RESUMABLE, Parser, add_verify
 from dpcnn.cluster.stopping import Stop, ignore, job_end, listen
 from dpcnn.cluster.watch import Watch
+from dpcnn.errors import ConfigError
 from dpcnn.flags import add_config_flags
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.shared import share_or_part
@@ -68,7 +69,24 @@ def _leave(comm: SerialComm, watch: Watch, status: int) -> int:
 
 def _stop(comm: SerialComm, options: Namespace, started: float) -> Stop:
     with comm.fail_together():
+        check_min_ranks(options.min_ranks, options.survive, 0 if comm.repeated else comm.size)
         return Stop(job_end(os.environ, started, options.walltime))
+
+
+def check_min_ranks(least: int, survive: str, ranks: int) -> None:
+    """Check ``--min-ranks`` for a job of so many ranks; 0: some of the ranks have died.
+
+    Raises:
+        ConfigError: it is wrong, or without effect.
+    """
+    if least < 1:
+        raise ConfigError(f"--min-ranks: must be at least 1, not {least}")
+    if least > 1 and survive == "no":
+        raise ConfigError("--min-ranks: has no effect with --survive no; leave it out")
+    if ranks and least > ranks:
+        raise ConfigError(
+            f"--min-ranks: {least}, but this job has {ranks} in all; start more ranks, or give a smaller number"
+        )
 
 
 def training_parser() -> Parser:

@@ -83,6 +83,8 @@ def share_start(comm: SerialComm, options: Namespace, reporter: Reporter) -> Sta
             if options.tensorboard:
                 writer_class()
             start = find_start(options)
+            if start.config is None:
+                start.folder.check_free()
     start = start.shared(comm)
     reporter.log_to(start.folder.log)
     reporter.size = comm.broadcast_obj(reporter.logged())
