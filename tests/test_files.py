@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from dpcnn.base.files import Folder, open_plain, read_bytes, write_file
+from dpcnn.errors import ConfigError
+from dpcnn.new_files import JSON, check_replaceable
 
 
 @pytest.fixture
@@ -139,3 +141,31 @@ def test_a_lock_is_held_until_its_process_ends(folder):
     folder.check_unlocked(".lock")
     folder.lock(".lock", "me")
     assert read_bytes(folder.path / ".lock") == b"me"
+
+
+@pytest.mark.parametrize("kind", ["other", "link", "broken link", "pipe", "folder", "no folder"])
+def test_results_replace_no_other_file(tmp_path, kind):
+    path, earlier = tmp_path / "results.json", tmp_path / "earlier.json"
+    earlier.write_text("{}")
+    match kind:
+        case "other":
+            path.write_text("mine")
+        case "link" | "broken link":
+            path.symlink_to(earlier if kind == "link" else tmp_path / "nowhere")
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "no folder":
+            path = tmp_path / "none" / "results.json"
+    with pytest.raises(
+        ConfigError, match="^--json: no such folder: " if kind == "no folder" else "did not write it; give"
+    ):
+        check_replaceable("--json", path, JSON)
+
+
+@pytest.mark.parametrize("content", [None, "", '{"ranks": 2}'])
+def test_results_replace_earlier_results(tmp_path, content):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    check_replaceable("--json", tmp_path / "results.json", JSON)
