@@ -30,7 +30,8 @@ def check_replaceable(flag: str, out: Path, start: bytes) -> None:
     """
     if not out.parent.is_dir():
         raise ConfigError(f"{flag}: no such folder: {out.parent}; create it")
-    if out.is_symlink() or out.exists() and not (out.is_file() and _head(out, len(start)) in (start, b"")):
+    replaceable = not out.exists() or (out.is_file() and _head(out, len(start)) in (start, b""))
+    if out.is_symlink() or not replaceable:
         raise ConfigError(f"{flag}: {out}: exists, and this command did not write it; give another name, or delete it")
 
 
