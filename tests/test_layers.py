@@ -196,6 +196,18 @@ def test_layer_norm_normalises_the_channels_of_each_pixel(long, most, monkeypatc
     np.testing.assert_allclose(layer.forward(x, weights)[0], expected, rtol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("layer", "sizes"),
+    [(LayerNorm(), ["CACHED", "SUMMED", "CACHED"]), (GroupNorm(2), ["SUMMED", "CACHED", "SUMMED", "CACHED"])],
+)
+def test_a_normalisation_s_sums_have_bands_of_their_own(layer, sizes):
+    layer, weights = connected(layer, (3, 4, 6))
+    with mock.patch.object(sample_norm, "in_bands", wraps=sample_norm.in_bands) as in_bands:
+        y, backward = layer.forward(image_batch(5, (3, 4, 6)), weights)
+        backward(np.ones_like(y), {name: np.empty_like(w) for name, w in weights.items()})
+    assert [call.args[1] for call in in_bands.call_args_list] == [getattr(sample_norm, name) for name in sizes]
+
+
 def test_errors_of_normalisations_in_float32_beside_a_large_mean():
     for layer in (LayerNorm(), GroupNorm(4), GroupNorm(32)):
         found, (x, dy) = [], RNG.standard_normal((2, 40, 40, 3, 32))
