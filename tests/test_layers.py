@@ -787,6 +787,7 @@ def test_padded_pooling_is_its_definition_and_its_gradient(kind, definition, ker
     check_gradients(layer, {}, x)
 
 
+@pytest.mark.parametrize("long", [60, 2048])  # elements: rows of 5 pixels, which a view may have too, or of 30
 @pytest.mark.parametrize(
     "layer",
     [
@@ -819,8 +820,9 @@ def test_padded_pooling_is_its_definition_and_its_gradient(kind, definition, ker
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_a_layer_takes_arrays_that_are_not_contiguous(layer):
+def test_a_layer_takes_arrays_that_are_not_contiguous(layer, long, monkeypatch):
     """A layer may give a view of its input, as a mirrored image is, and a view of a gradient."""
+    monkeypatch.setattr(arrays, "LONG", long)
     _, weights = connected(layer, (6, 5, 4))
     x, results = image_batch(3, (6, 5, 4)), []
     y, _ = layer.forward(x.copy(), weights, SampleRng(0, 0, np.arange(3)))
