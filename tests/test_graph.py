@@ -407,7 +407,11 @@ MISTAKES = [
     ([{"kind": "add", "with": 1}, *HEAD], "layer 2 (add): with: expected a list of names, not 1"),
     ([{"kind": "groupnorm", "groups": 3}, *HEAD], "groupnorm1: groups: must divide the 2 channels, not 3"),
     ([{"kind": "leakyrelu", "negative_slope": 2.0}, *HEAD], "negative_slope: must be from 0 to 1, not 2.0"),
+    ([{"kind": "leakyrelu", "negative_slope": -0.5}, *HEAD], "negative_slope: must be from 0 to 1, not -0.5"),
     ([{"kind": "layernorm", "epsilon": 0.0}, *HEAD], "epsilon: must be above 0, not 0.0"),
+    ([{"kind": "groupnorm", "groups": 0}, *HEAD], "groups: must be at least 1, not 0"),
+    ([{"kind": "localresponsenorm", "size": 257}, *HEAD], "size: must be at most 255, not 257"),
+    ([{"kind": "localresponsenorm", "k": 0.0}, *HEAD], "k, alpha: must be above 0 and at least 0, not 0.0 and 0.0001"),
 ]
 
 

@@ -196,6 +196,18 @@ def test_layer_norm_normalises_the_channels_of_each_pixel(long, most, monkeypatc
     np.testing.assert_allclose(layer.forward(x, weights)[0], expected, rtol=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("layer", "sizes"),
+    [(LayerNorm(), ["CACHED", "SUMMED", "CACHED"]), (GroupNorm(2), ["SUMMED", "CACHED", "SUMMED", "CACHED"])],
+)
+def test_a_normalisation_s_sums_have_bands_of_their_own(layer, sizes):
+    layer, weights = connected(layer, (3, 4, 6))
+    with mock.patch.object(sample_norm, "in_bands", wraps=sample_norm.in_bands) as in_bands:
+        y, backward = layer.forward(image_batch(5, (3, 4, 6)), weights)
+        backward(np.ones_like(y), {name: np.empty_like(w) for name, w in weights.items()})
+    assert [call.args[1] for call in in_bands.call_args_list] == [getattr(sample_norm, name) for name in sizes]
+
+
 def test_errors_of_normalisations_in_float32_beside_a_large_mean():
     for layer in (LayerNorm(), GroupNorm(4), GroupNorm(32)):
         found, (x, dy) = [], RNG.standard_normal((2, 40, 40, 3, 32))
@@ -220,7 +232,7 @@ def test_activations_at_large_numbers():
 
 def convolve(kernel, x: np.ndarray, w: np.ndarray, dy: np.ndarray):
     """The output, dw and dx."""
-    y, dw, dx = np.empty_like(dy), np.empty_like(w), np.empty_like(x)
+    y, dw, dx = (np.full_like(array, np.nan) for array in (dy, w, x))
     saved = kernel.forward(x, w, y)
     kernel.backward(saved, dy, w, dw, dx)
     return y, dw, dx
@@ -435,10 +447,62 @@ def test_kernels_are_chosen_by_shape_alone():
     assert isinstance(choose_algorithm((9, 8, 16), 4, (3, 3), 1, 1, 1, 2).plain, Winograd)
     assert isinstance(choose_algorithm((8, 8, 16), 16, (3, 3), 2, 1, 16), Depthwise)
     assert isinstance(choose_algorithm((8, 8, 16), 32, (3, 3), 2, 1, 16), Grouped)
-    for channels, groups, parts in ((16, 2, 1), (64, 2, 2), (48, 6, 2), (128, 32, 4), (37, 37, 2), (198, 3, 3)):
+    for channels, groups, parts in (
+        (16, 2, 1),
+        (64, 2, 2),
+        (48, 6, 2),
+        (128, 32, 4),
+        (37, 37, 2),
+        (198, 3, 3),
+        (33, 3, 2),
+    ):
         kernel = choose_algorithm((8, 8, channels), 2 * channels, (3, 3), 1, 1, groups)
         assert len(kernel.kernels) == len(kernel.parts) == parts and kernel.groups == groups
         assert all(isinstance(part, Winograd) for part in kernel.kernels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "filters", "options", "kinds"),
+    [
+        ((8, 8, 1), 1, ((3, 3), 1, 1), [Mec]),
+        ((8, 8, 16), 16, ((7, 7), 1, 3), [Winograd]),
+        ((8, 8, 2), 1, ((4, 4), 2), [Strided, Winograd]),
+        ((8, 8, 1), 1, ((4, 4), 2), [Mec]),
+        ((8, 8, 64), 64, ((3, 3), 2, 1), [Strided, Winograd]),
+        ((8, 8, 17), 241, ((3, 3), 2, 1), [Mec]),  # 17 * 241 = 64 * 64 + 1
+        ((8, 8, 4), 5, ((3, 3), 2, 1), [Strided, Winograd]),
+        ((8, 8, 3), 5, ((3, 3), 2, 1), [Mec]),
+        ((8, 8, 64), 65, ((2, 2), 2), [Strided, Pointwise]),
+        ((8, 8, 8), 5, ((2, 2), 3), [Mec]),
+        ((20, 20, 8), 5, ((7, 7), 1, 3, 1, 2), [Dilated, Winograd]),
+        ((20, 20, 8), 5, ((8, 8), 1, 3, 1, 2), [Mec]),
+        ((20, 20, 8), 5, ((3, 2), 1, 1, 1, 2), [Mec]),
+        ((2, 2, 217), 151, ((3, 3), 1, 1), [Winograd]),  # 217 * 151 = 2^15 - 1
+        ((2, 8, 256), 256, ((3, 3), 1, 1), [Winograd]),
+        ((3, 15, 256), 256, ((1, 5), 1, 1), [Mec]),  # 5 x 13 outputs
+    ],
+)
+def test_the_choice_of_a_kernel_at_its_bounds(shape, filters, options, kinds):
+    kernel, found = choose_algorithm(shape, filters, *options), []
+    while kernel:
+        found.append(type(kernel))
+        kernel = getattr(kernel, "plain", None)
+    assert found == kinds
+
+
+@pytest.mark.parametrize(("channels", "filters"), [(8, 4), (4, 8)])
+def test_a_band_of_products_by_position_is_as_large_as_its_constant(channels, filters, monkeypatch):
+    monkeypatch.setattr(convolution, "BAND", 2 * 4 * 6 * 3 * 8)  # bytes: two rows of 6 pixels, 3 images, 8 numbers
+    kernel = Direct((3, 3), 1, 1)
+    assert kernel._bands((5, 6, 3, channels), (5, 6, 3, filters)) == [(0, 2), (2, 4), (4, 5)]
+
+
+def test_a_depthwise_gradient_is_summed_over_1024_pixels_at_a_time():
+    """2^-24 is lost where it is added to 1, and not where many of them are summed before."""
+    x, w, dy = np.ones((64, 32, 1, 2), np.float32), np.ones((1, 1, 1, 2), np.float32), np.full((64, 32, 1, 2), 2.0**-24)
+    dy[0, 0] = 1
+    _, dw, _ = convolve(Depthwise((1, 1), 1, 0, 1), x, w, dy.astype(np.float32))
+    np.testing.assert_array_equal(dw, np.float32(1 + 1024 * 2.0**-24))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -659,6 +723,22 @@ def test_local_response_norm_is_its_definition_and_its_gradient(size, channels):
     check_gradients(layer, {}, x)
 
 
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (LocalResponseNorm(), {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 2.0}),
+        (LocalResponseNorm(255, alpha=0.0), {"size": 255, "alpha": 0.0}),
+        (LayerNorm(), {"epsilon": 1e-5}),
+        (GroupNorm(2), {"epsilon": 1e-5}),
+        (LeakyReLU(), {"negative_slope": 0.01}),
+    ],
+)
+def test_options_that_are_left_out_and_those_at_their_bounds(layer, options):
+    assert {name: getattr(layer, name) for name in options} == options
+    initial = {parameter.name: parameter.initial_value for parameter in connected(layer, (3, 4, 2))[0].parameters}
+    assert initial in ({}, {"w": 1.0, "b": 0.0})
+
+
 @pytest.mark.parametrize("shape", [(5, 3, 4), (1, 1, 2), (7,)])
 def test_batch_norm_is_its_definition_and_its_gradient(shape):
     layer, weights = connected(BatchNorm(epsilon=0.01), shape)
@@ -707,6 +787,7 @@ def test_padded_pooling_is_its_definition_and_its_gradient(kind, definition, ker
     check_gradients(layer, {}, x)
 
 
+@pytest.mark.parametrize("long", [60, 2048])  # elements: rows of 5 pixels, which a view may have too, or of 30
 @pytest.mark.parametrize(
     "layer",
     [
@@ -739,8 +820,9 @@ def test_padded_pooling_is_its_definition_and_its_gradient(kind, definition, ker
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_a_layer_takes_arrays_that_are_not_contiguous(layer):
+def test_a_layer_takes_arrays_that_are_not_contiguous(layer, long, monkeypatch):
     """A layer may give a view of its input, as a mirrored image is, and a view of a gradient."""
+    monkeypatch.setattr(arrays, "LONG", long)
     _, weights = connected(layer, (6, 5, 4))
     x, results = image_batch(3, (6, 5, 4)), []
     y, _ = layer.forward(x.copy(), weights, SampleRng(0, 0, np.arange(3)))

@@ -11,6 +11,7 @@ from dpcnn.base import arrays
 from dpcnn.base.arrays import empty
 from dpcnn.errors import DivergenceError
 from dpcnn.nn.activations import ReLU
+from dpcnn.nn.algorithms import kept
 from dpcnn.nn.layers import Conv2d, Flatten, Linear, Scale
 from dpcnn.nn.losses import CrossEntropy
 from dpcnn.nn.network import Network
@@ -118,6 +119,26 @@ def test_a_gradient_needs_at_most_the_estimate(side, behind, monkeypatch):
     grads = np.empty(network.size, np.float32)
     needed = peak(network, lambda p, x: network.gradient(p, x, labels, CrossEntropy(), grads))
     assert needed < 1.1 * network.memory(16)
+
+
+@pytest.mark.parametrize(
+    ("shape", "output", "width", "padding", "groups", "dilation", "elements"),
+    [
+        ((8, 6, 4), (8, 6), 3, 1, 1, 1, (8 + 2) * 3 * 6 * 4),  # windows
+        ((8, 6, 4), (4, 3), 1, 1, 4, 1, (8 + 2) * (6 + 2) * 4),  # the padded image
+        ((8, 6, 4), (4, 3), 1, 1, 2, 1, (8 + 2) * (6 + 2) * 4 + 8 * 6 * 4),  # and copies of the groups
+        ((9, 7, 4), (9, 7), 1, 0, 1, 4, (9 + 3) * 2 * (7 + 3) * 4),  # the image, up to 12 x 10, and its transform
+        ((9, 7, 4), (7, 5), 5, 1, 1, 2, (9 + 3) * 5 * 5 * 4),
+    ],
+)
+def test_about_what_a_convolution_keeps(shape, output, width, padding, groups, dilation, elements):
+    assert kept(shape, output, width, padding, groups, dilation) == elements
+
+
+def test_what_local_response_normalisation_keeps():
+    layer = LocalResponseNorm()
+    layer.build((3, 4, 5))
+    assert layer.scratch == 3 * (3 * 4 * 5)
 
 
 def test_a_smaller_limit_evaluates_fewer_images_at_once():

@@ -15,7 +15,7 @@ sums, which decide the last bits, and of those that it passes over several times
 
 def rows_of(array: Array) -> Array:
     """An array (.., N, C) as rows of whole pixels; a copy if it is not contiguous."""
-    return array.reshape(-1, row_length(array.shape))
+    return np.ascontiguousarray(array).reshape(-1, row_length(array.shape))  # a view of it might have other strides
 
 
 def in_bands(rows: Array, most: int) -> list[slice]:
