@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpcnn.base.files import write_file
+from dpcnn.base.new_files import JSON, check_replaceable
 from dpcnn.base.options import flag_of
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import Config
@@ -20,7 +21,6 @@ from dpcnn.evidence.measure import measure_job
 from dpcnn.evidence.recovery import survive
 from dpcnn.evidence.versus import PEERS, versus
 from dpcnn.flags import add_config_flags, given, override
-from dpcnn.new_files import JSON, check_replaceable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 from dpcnn.training.resume import recipe_of

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base.files import write_file
+from dpcnn.base.new_files import check_free
 from dpcnn.cli import DONE, Parser, add_checkpoint, run_command
 from dpcnn.errors import ConfigError
 from dpcnn.interop.metadata import white
 from dpcnn.interop.npz import as_npz
 from dpcnn.interop.onnx import as_onnx
 from dpcnn.interop.safetensors import as_safetensors
-from dpcnn.new_files import check_free
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.folder import find_checkpoint

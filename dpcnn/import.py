@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dpcnn.base.arrays import Shape
 from dpcnn.base.fields import FieldError, number
+from dpcnn.base.new_files import check_free
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.config import read_recipe
 from dpcnn.data.classes import numbered, read_names
@@ -16,7 +17,6 @@ from dpcnn.errors import ConfigError
 from dpcnn.flags import add_import
 from dpcnn.interop.metadata import Description
 from dpcnn.interop.safetensors import from_safetensors
-from dpcnn.new_files import check_free
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import MOST_SIDE, write
 

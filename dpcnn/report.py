@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.base.files import write_file
+from dpcnn.base.new_files import HTML, check_replaceable
 from dpcnn.cli import DONE, Parser, add_verify, run_command
 from dpcnn.flags import add_import
-from dpcnn.new_files import HTML, check_replaceable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.page import check_matplotlib, page
 from dpcnn.runs.folder import RunFolder, numerics_of

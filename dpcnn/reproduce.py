@@ -8,12 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dpcnn.base.files import write_file
+from dpcnn.base.new_files import check_replaceable
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.published import PUBLISHED, Trainings, check_recipe, table
 from dpcnn.flags import retype
-from dpcnn.new_files import check_replaceable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 

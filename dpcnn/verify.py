@@ -10,6 +10,7 @@ from typing import Any
 
 from dpcnn.base import startup
 from dpcnn.base.files import write_file
+from dpcnn.base.new_files import JSON, check_replaceable
 from dpcnn.base.numerics import check
 from dpcnn.base.options import flag_of
 from dpcnn.cli import DONE, FAULT, Parser, run_command
@@ -18,7 +19,6 @@ from dpcnn.evidence import golden, receipts
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.proof import OWN, Training, differences, run_all, table, verdict
 from dpcnn.flags import add_config_flags, given
-from dpcnn.new_files import JSON, check_replaceable
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dpcnn.base.files import Folder, open_plain, read_bytes, write_file
+from dpcnn.base.new_files import JSON, check_replaceable
 from dpcnn.errors import ConfigError
-from dpcnn.new_files import JSON, check_replaceable
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dpcnn.base import fields
 from dpcnn.base.files import write_file
+from dpcnn.base.new_files import HTML, check_replaceable
 from dpcnn.cli import DONE, Parser, run_command
 from dpcnn.data.classes import read_names
 from dpcnn.data.dataset import find_data, load
@@ -18,7 +19,6 @@ from dpcnn.data.prepare import SHARDS, Target, fetch_and_prepare, prepare
 from dpcnn.data.shards import CROP, MOST_SHARDS, RESIZE, SPLITS
 from dpcnn.data.source_options import TEST_PART, SourceOptions
 from dpcnn.errors import ConfigError
-from dpcnn.new_files import HTML, check_replaceable
 from dpcnn.nn.losses import CLASSES, TARGETS
 from dpcnn.parallel.comm import SerialComm
 
