@@ -20,9 +20,12 @@ FEW_WEIGHTS = 64 * 64
 """The most of C F and C C for a kernel that spans less than two strides: with more, the transforms of its weights cost
 more than the products that they save."""
 
-MANY_WEIGHTS, FEW_OUTPUTS = 1 << 15, 64
-"""The fewest weights at a position of the kernel, and the most outputs of an image, with which the weights take more
-time than the pixels, so that it pays to use each weight once, and as it is."""
+FEW_OUTPUTS = 64
+"""The most outputs of an image with which :class:`~dpcnn.nn.direct.Direct` is chosen."""
+
+MANY_WEIGHTS: dict[type[Kernel], int] = {Winograd: 1 << 15, Strided: 1 << 14, Mec: 1 << 9}
+"""For so few outputs, the fewest weights at a position of the kernel with which Direct takes the place of each other
+kernel: with more, it pays to use each weight once, and as it is."""
 
 GROUPED_CHANNELS = 32
 """The most channels of neighbouring groups that are computed together."""
@@ -55,21 +58,22 @@ def choose_algorithm(
         return Whole()
     r, width = kernel_size
     output = output_length(H, r, stride, padding, dilation), output_length(W, width, stride, padding, dilation)
-    direct = C * filters >= MANY_WEIGHTS and prod(output) <= FEW_OUTPUTS
+    few = prod(output) <= FEW_OUTPUTS
+    direct = {kernel for kernel, weights in MANY_WEIGHTS.items() if few and C * filters >= weights}
     if r == width and dilation == 1:
         if stride == 1 and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE:
             winograd = Winograd(shape, padding, r)
-            if direct and positions(shape, output, r, padding) <= winograd.products:
+            if Winograd in direct and positions(shape, output, r, padding) <= winograd.products:
                 return Direct(kernel_size, stride, padding)
             return winograd
-        if stride > 1 and pays_in_blocks(r, stride, C, filters):
+        if stride > 1 and pays_in_blocks(r, stride, C, filters) and Strided not in direct:
             q = blocks(r, stride)
             image = (output[0] + q - 1, output[1] + q - 1, stride**2 * C)
             return Strided(choose_algorithm(image, filters, (q, q)), output, r, stride, padding)
     if r == width and dilation > 1 == stride and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE:
         size = -(-(H + 2 * padding) // dilation), -(-(W + 2 * padding) // dilation)
         return Dilated(choose_algorithm((*size, C), filters, kernel_size), size, dilation, padding)
-    return (Direct if direct else Mec)(kernel_size, stride, padding, dilation)
+    return (Direct if Mec in direct else Mec)(kernel_size, stride, padding, dilation)
 
 
 def positions(shape: Shape, output: tuple[int, int], r: int, padding: int) -> int:
