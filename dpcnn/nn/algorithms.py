@@ -66,7 +66,8 @@ def choose_algorithm(
             if Winograd in direct and positions(shape, output, r, padding) <= winograd.products:
                 return Direct(kernel_size, stride, padding)
             return winograd
-        if stride > 1 and pays_in_blocks(r, stride, C, filters) and Strided not in direct:
+        windows_are_blocks = r == stride and padding == 0
+        if stride > 1 and pays_in_blocks(r, stride, C, filters) and (windows_are_blocks or Strided not in direct):
             q = blocks(r, stride)
             image = (output[0] + q - 1, output[1] + q - 1, stride**2 * C)
             return Strided(choose_algorithm(image, filters, (q, q)), output, r, stride, padding)
