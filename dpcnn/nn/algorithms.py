@@ -23,9 +23,9 @@ more than the products that they save."""
 FEW_OUTPUTS = 64
 """The most outputs of an image with which :class:`~dpcnn.nn.direct.Direct` is chosen."""
 
-MANY_WEIGHTS: dict[type[Kernel], int] = {Winograd: 1 << 15, Strided: 1 << 14, Mec: 1 << 9}
-"""For so few outputs, the fewest weights at a position of the kernel with which Direct takes the place of each other
-kernel: with more, it pays to use each weight once, and as it is."""
+MANY_WEIGHTS, MANY_IN_BLOCKS, MANY_IN_LARGE = 1 << 15, 1 << 14, 1 << 9
+"""For so few outputs, the fewest weights at a position of the kernel with which it pays to use each weight once, and as
+it is: in general, in place of blocks of pixels, and for a kernel with more than :data:`MOST_SIDE` squared positions."""
 
 GROUPED_CHANNELS = 32
 """The most channels of neighbouring groups that are computed together."""
@@ -58,23 +58,25 @@ def choose_algorithm(
         return Whole()
     r, width = kernel_size
     output = output_length(H, r, stride, padding, dilation), output_length(W, width, stride, padding, dilation)
-    few = prod(output) <= FEW_OUTPUTS
-    direct = {kernel for kernel, weights in MANY_WEIGHTS.items() if few and C * filters >= weights}
+    weights = C * filters if prod(output) <= FEW_OUTPUTS else 0
     if r == width and dilation == 1:
         if stride == 1 and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE:
             winograd = Winograd(shape, padding, r)
-            if Winograd in direct and positions(shape, output, r, padding) <= winograd.products:
+            if weights >= MANY_WEIGHTS and positions(shape, output, r, padding) <= winograd.products:
                 return Direct(kernel_size, stride, padding)
             return winograd
-        windows_are_blocks = r == stride and padding == 0
-        if stride > 1 and pays_in_blocks(r, stride, C, filters) and (windows_are_blocks or Strided not in direct):
+        if stride > 1 and pays_in_blocks(r, stride, C, filters):
+            windows_are_blocks = r == stride and padding == 0
+            if weights >= MANY_IN_BLOCKS and not windows_are_blocks:
+                return Direct(kernel_size, stride, padding)
             q = blocks(r, stride)
             image = (output[0] + q - 1, output[1] + q - 1, stride**2 * C)
             return Strided(choose_algorithm(image, filters, (q, q)), output, r, stride, padding)
     if r == width and dilation > 1 == stride and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE:
         size = -(-(H + 2 * padding) // dilation), -(-(W + 2 * padding) // dilation)
         return Dilated(choose_algorithm((*size, C), filters, kernel_size), size, dilation, padding)
-    return (Direct if Mec in direct else Mec)(kernel_size, stride, padding, dilation)
+    many = MANY_IN_LARGE if r * width > MOST_SIDE**2 else MANY_WEIGHTS
+    return (Direct if weights >= many else Mec)(kernel_size, stride, padding, dilation)
 
 
 def positions(shape: Shape, output: tuple[int, int], r: int, padding: int) -> int:
