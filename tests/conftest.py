@@ -24,6 +24,11 @@ MARK = "DPCNN_TEST_JOB"
 LIMIT = 120.0  # seconds of a job: then it hangs
 
 
+def many(cases: int) -> int:
+    """The number of random cases of a slow test; half of them in CI, which shall take at most a quarter of an hour."""
+    return cases // 2 if os.environ.get("CI") else cases
+
+
 def pytest_make_parametrize_id(val, argname):
     """Bytes do not name a test: some of them contain the time."""
     return argname if isinstance(val, bytes) else None

@@ -5,6 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from conftest import many
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threads import factors_sent, run_ranks
@@ -144,7 +145,7 @@ def test_sums_have_the_bits_of_one_rank(shapes, sizes, nodes, at_once):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("small", [20_000, 60_000, 1_000_000])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=many(100), deadline=None)
 @given(shapes=SHAPES, sizes=SIZES, nodes=NODES, at_once=AMOUNTS)
 def test_sums_have_the_bits_of_one_rank_in_many_cases(small, shapes, sizes, nodes, at_once):
     with pytest.MonkeyPatch.context() as patch:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import many
 from commands import dispatch
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
@@ -155,7 +156,7 @@ def test_ranks_and_nodes_change_nothing(data, config, nodes, others, factors, co
 
 
 @pytest.mark.slow
-@examples(64)
+@examples(many(64))
 @given(config=configs(), nodes=NODES, others=NODES, factors=st.booleans(), copied=st.booleans())
 def test_ranks_and_nodes_change_nothing_in_many_cases(data, config, nodes, others, factors, copied):
     check_promise(data, config, nodes, others, factors, copied)

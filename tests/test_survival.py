@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from commands import command, training
-from conftest import run, start
+from conftest import many, run, start
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from metrics import until_step
@@ -92,7 +92,7 @@ def test_a_death_may_come_while_a_checkpoint_is_written(data, case):
 
 
 @pytest.mark.slow
-@examples(40)
+@examples(many(40))
 @given(deaths())
 def test_a_death_may_come_while_a_checkpoint_is_written_in_many_cases(data, case):
     with mock.patch("dpcnn.training.saving.LARGE", 0):
@@ -100,7 +100,7 @@ def test_a_death_may_come_while_a_checkpoint_is_written_in_many_cases(data, case
 
 
 @pytest.mark.slow
-@examples(40)
+@examples(many(40))
 @given(deaths())
 def test_the_others_end_with_the_same_bits_and_record_in_many_cases(data, case):
     check(data, *case)

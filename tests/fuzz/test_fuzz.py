@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import many
 
-CASES, SECONDS = 200, 120  # fewer cases where the machine is busy
+CASES, SECONDS = many(200), 120  # fewer cases where the machine is busy
 
 
 @pytest.mark.slow
