@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import many
 from commands import dispatch
+from conftest import many
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from threads import ThreadComm, factors_sent, run_ranks
