@@ -9,7 +9,10 @@ from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.nn.convolution import Kernel, inside
 
 SHORT_RUN = 8
-"""With fewer channels, NumPy copies a phase of an image faster channel by channel."""
+"""With fewer channels, NumPy copies a phase of an image faster channel by channel; with more, all of them at once."""
+
+Interval = tuple[int, int]
+"""Consecutive indices, as (start, stop)."""
 
 
 class Strided:
@@ -31,8 +34,8 @@ class Strided:
         (_, _, N, C), s = x.shape, self.stride
         image = empty((*self.size, N, s * s * C), x.dtype)
         self._clear_border(image, x.shape)
-        for in_blocks, in_pixels in self._phases(x.shape):
-            image[in_blocks] = x[in_pixels]
+        for in_blocks, in_pixels in self._pairs(image, x):
+            np.copyto(in_blocks, in_pixels)
         return self.plain.forward(image, self._in_blocks(w), y), x.shape
 
     def backward(self, saved: tuple[Any, Shape], dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
@@ -45,8 +48,8 @@ class Strided:
         if dx is not None and dimage is not None:
             if any(s * side < length + self.padding for side, length in zip(self.size, shape[:2], strict=True)):
                 dx[...] = 0  # no window reaches its last pixels
-            for in_blocks, in_pixels in self._phases(shape):
-                dx[in_pixels] = dimage[in_blocks]
+            for in_blocks, in_pixels in self._pairs(dimage, dx):
+                np.copyto(in_pixels, in_blocks)
 
     def _in_blocks(self, w: Array) -> Array:
         """A kernel (r, r, C, F) as (q, q, s s C, F)."""
@@ -55,18 +58,44 @@ class Strided:
         whole[:r, :r] = w
         return whole.reshape(q, s, q, s, C, F).swapaxes(1, 2).reshape(q, q, s * s * C, F)
 
-    def _phases(self, shape: Shape) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-        """For all pixels of an image (H, W, N, C) that have the same place in their block, or for one of their
-        channels: their places in the image of blocks, and in the image."""
-        (H, W, _, C), s, images = shape, self.stride, slice(None)
-        run = 1 if C < SHORT_RUN else C
+    def _pairs(self, image: Array, x: Array) -> Iterator[tuple[Array, Array]]:
+        """Views of the same pixels in an image of blocks and in an image (H, W, N, C).
+
+        With long runs, all whole blocks are one pair, (.., .., N, s, s, C).
+        """
+        ((h, w), (H, W, N, C)), s, p = (self.size, x.shape), self.stride, self.padding
+        rows, columns = self._whole_blocks(h, H), self._whole_blocks(w, W)
+        if C < SHORT_RUN:
+            rows = slice(h, h)
+        elif rows.start < rows.stop and columns.start < columns.stop:
+            pixels = x[tuple(slice(side.start * s - p, side.stop * s - p) for side in (rows, columns))]
+            split = pixels.reshape(rows.stop - rows.start, s, columns.stop - columns.start, s, N, C)
+            whole = image[rows, columns]
+            yield whole.reshape(*whole.shape[:3], s, s, C), split.transpose(0, 2, 4, 1, 3, 5)
+        for strip in (
+            ((0, rows.start), (0, w)),
+            ((rows.stop, h), (0, w)),
+            ((rows.start, rows.stop), (0, columns.start)),
+            ((rows.start, rows.stop), (columns.stop, w)),
+        ):
+            yield from self._phases(image, x, *strip)
+
+    def _whole_blocks(self, blocks: int, length: int) -> slice:
+        """The blocks along a side of ``length`` pixels that lie within the image."""
+        first = min(blocks, -(-self.padding // self.stride))
+        return slice(first, max(first, min(blocks, (length + self.padding) // self.stride)))
+
+    def _phases(self, image: Array, x: Array, rows: Interval, columns: Interval) -> Iterator[tuple[Array, Array]]:
+        """The pixels of some blocks that have the same place in their block, or one of their channels."""
+        (H, W, _, C), s, p = x.shape, self.stride, self.padding
+        blocks, run = image[slice(*rows), slice(*columns)], 1 if C < SHORT_RUN else C
         for i, j in np.ndindex(s, s):
-            down = inside(i - self.padding, self.size[0], H, s)
-            across = inside(j - self.padding, self.size[1], W, s)
+            down = inside(rows[0] * s + i - p, rows[1] - rows[0], H, s)
+            across = inside(columns[0] * s + j - p, columns[1] - columns[0], W, s)
             for first in range(0, C, run):
                 start = (i * s + j) * C + first
-                in_blocks = down[0], across[0], images, slice(start, start + run)
-                yield in_blocks, (down[1], across[1], images, slice(first, first + run))
+                own = blocks[down[0], across[0], :, start : start + run]
+                yield own, x[down[1], across[1], :, first : first + run]
 
     def _clear_border(self, image: Array, shape: Shape) -> None:
         """Zeros in the blocks that are not whole in an image of shape (H, W, N, C)."""
