@@ -6,7 +6,7 @@ from conftest import run, train
 
 from dpcnn.base import cpuid, startup
 from dpcnn.base.numerics import PORTABLE
-from dpcnn.base.startup import AVX512, NEEDED, choose_blas, hold_kernels, numpy_version, typed_numerics
+from dpcnn.base.startup import AVX512, NEEDED, choose_blas, hold_kernels, numpy_version, typed_numerics, vector_bits
 
 OTHERS = {"OPENBLAS_CORETYPE": "Sandybridge"}
 """Kernels that are not the portable ones, for processes that would load those anyway."""
@@ -38,6 +38,19 @@ def test_avx512_kernels_where_detection_misses_them(found, core):
     assert environment.get("OPENBLAS_CORETYPE") == core
     choose_blas(mine := {"OPENBLAS_CORETYPE": "Zen"}, found)
     assert mine["OPENBLAS_CORETYPE"] == "Zen"
+
+
+@pytest.mark.parametrize(
+    ("numerics", "found", "bits"),
+    [
+        ("native", {*NEEDED, *AVX512}, 512),
+        ("native", {*NEEDED, *AVX512} - {"avx512dq"}, 256),
+        ("native", NEEDED, 256),
+        ("portable", {*NEEDED, *AVX512}, 256),
+    ],
+)
+def test_native_kernels_of_a_processor_without_avx512_are_tuned_as_portable_ones(numerics, found, bits):
+    assert vector_bits(numerics, found) == bits
 
 
 def test_ranks_have_one_blas_thread():
@@ -180,10 +193,12 @@ def test_unknown_numerics_in_the_environment(quick, tmp_path):
 @needs_avx2
 def test_a_notebook_asks_by_a_variable():
     code = "import warnings; warnings.simplefilter('error'); import dpcnn; from dpcnn.base import numerics; "
-    code += "print(numerics.fingerprint()); print(numerics.deviations())"
+    code += "from dpcnn.nn.tuning import TUNING; "
+    code += "print(numerics.fingerprint()); print(numerics.deviations()); print(TUNING.copied)"
     result = run(0, "-c", code, env={"DPCNN_NUMERICS": "portable", "OPENBLAS_CORETYPE": "Zen"})
     assert result.status == 0, result.err
-    found, why = result.out.splitlines()
+    found, why, copied = result.out.splitlines()
+    assert copied == "0", "the tuning is that of AVX2"
     assert "Haswell, 1 thread" in found and "AVX512" not in found and "X86_V4" not in found
     assert bool(why) == (found != str(PORTABLE)), "any other difference is told"
 

@@ -1,4 +1,4 @@
-"""Constants that decide the shapes of matrix products, together with the network's shapes, for each numerics."""
+"""Constants that decide the shapes of matrix products, together with the shapes of the network, by width of vectors."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ class Tuning(NamedTuple):
 
 
 TUNING = {
-    "native": Tuning(winograd_tiles=1, copied=1_000_001, small_product=1_000_000),  # AVX-512
-    "portable": Tuning(winograd_tiles=4, copied=0, small_product=3_300_000),  # AVX2: few large products are faster
-}[startup.numerics]
+    512: Tuning(winograd_tiles=1, copied=1_000_001, small_product=1_000_000),
+    256: Tuning(winograd_tiles=4, copied=0, small_product=3_300_000),  # few large products are faster
+}[startup.vectors]
 """Of this process."""
