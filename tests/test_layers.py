@@ -23,6 +23,7 @@ from dpcnn.nn.normalisation import BatchNorm
 from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
 from dpcnn.nn.sample_norm import GroupNorm, LayerNorm, LocalResponseNorm
 from dpcnn.nn.strided import Dilated, Strided
+from dpcnn.nn.tuning import BY_WIDTH
 from dpcnn.nn.winograd import MOST_OUTPUTS, MOST_SIDE, POINTS, Winograd, cook_toom
 
 RNG = np.random.default_rng(7)
@@ -404,7 +405,8 @@ def test_errors_of_groups_in_float32(side, channels, groups, bound):
         assert np.abs(found - right).max() < bound * np.abs(right).max()
 
 
-def test_kernels_are_chosen_by_shape_alone():
+def test_kernels_are_chosen_by_shape_alone(monkeypatch):
+    monkeypatch.setattr(algorithms, "TUNING", BY_WIDTH[512])
     for shape, padding, m in (
         ((14, 14, 16), 1, 7),
         ((7, 7, 16), 1, 7),
@@ -491,12 +493,35 @@ def test_kernels_are_chosen_by_shape_alone():
         ((9, 8, 16), 32, ((9, 9), 1, 4), [Mec]),
     ],
 )
-def test_the_choice_of_a_kernel_at_its_bounds(shape, filters, options, kinds):
-    kernel, found = choose_algorithm(shape, filters, *options), []
-    while kernel:
-        found.append(type(kernel))
-        kernel = getattr(kernel, "plain", None)
-    assert found == kinds
+def test_the_choice_of_a_kernel_at_its_bounds(shape, filters, options, kinds, monkeypatch):
+    monkeypatch.setattr(algorithms, "TUNING", BY_WIDTH[512])
+    assert kinds_of(choose_algorithm(shape, filters, *options)) == kinds
+
+
+def kinds_of(kernel):
+    """The classes of a kernel and of those that it uses."""
+    return [type(kernel), *kinds_of(kernel.plain)] if hasattr(kernel, "plain") else [type(kernel)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "wide", "narrow"),
+    [
+        ((16, 16, 4), ((3, 3), 2, 1), [Strided, Winograd], [Mec]),
+        ((16, 16, 4), ((2, 2), 2, 0), [Strided, Pointwise], [Strided, Pointwise]),
+        ((16, 16, 4), ((5, 5), 2, 2), [Strided, Winograd], [Strided, Winograd]),
+        ((32, 32, 3), ((4, 4), 2, 1), [Strided, Winograd], [Mec]),  # fills its 2 x 2 blocks
+        ((32, 32, 3), ((5, 5), 2, 2), [Strided, Winograd], [Mec]),  # 25 of 36 pixels: 69 %
+        ((32, 32, 3), ((6, 6), 2, 2), [Strided, Winograd], [Strided, Winograd]),
+        ((32, 32, 3), ((7, 7), 2, 3), [Strided, Winograd], [Strided, Winograd]),  # 49 of 64: 77 %
+        ((32, 32, 3), ((7, 7), 3, 3), [Strided, Winograd], [Mec]),  # 49 of 81
+        ((96, 96, 3), ((11, 11), 4, 2), [Strided, Winograd], [Strided, Winograd]),
+        ((32, 32, 1), ((7, 7), 2, 3), [Mec], [Mec]),
+    ],
+)
+def test_blocks_of_few_channels_depend_on_the_width_of_vectors(shape, options, wide, narrow, monkeypatch):
+    for bits, kinds in ((512, wide), (256, narrow)):
+        monkeypatch.setattr(algorithms, "TUNING", BY_WIDTH[bits])
+        assert kinds_of(choose_algorithm(shape, 8, *options)) == kinds
 
 
 @pytest.mark.parametrize(("channels", "filters"), [(8, 4), (4, 8)])

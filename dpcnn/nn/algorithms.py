@@ -1,4 +1,5 @@
-"""The choice of a convolution's algorithm. It depends on shapes only, and so do the bits of the result."""
+"""The choice of a convolution's algorithm. It depends on shapes and on the width of vectors only, and so do the bits of
+the result."""
 
 from math import prod
 
@@ -8,6 +9,7 @@ from dpcnn.nn.direct import Direct
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise, Whole
 from dpcnn.nn.mec import Mec
 from dpcnn.nn.strided import Dilated, Strided, blocks
+from dpcnn.nn.tuning import TUNING
 from dpcnn.nn.winograd import MOST_SIDE, Winograd
 
 WINOGRAD_CHANNELS = 4
@@ -16,9 +18,8 @@ WINOGRAD_CHANNELS = 4
 BLOCK_CHANNELS = 8
 """The fewest channels of an image of blocks whose copy pays."""
 
-FEW_WEIGHTS = 64 * 64
-"""The most of C F and C C for a kernel that spans less than two strides: with more, the transforms of its weights cost
-more than the products that they save."""
+FILLED = 0.7
+"""The least part of its blocks that a kernel fills, for images of few channels, if Winograd's transforms are slow."""
 
 FEW_OUTPUTS = 64
 """The most outputs of an image with which :class:`~dpcnn.nn.direct.Direct` is chosen."""
@@ -91,8 +92,10 @@ def positions(shape: Shape, output: tuple[int, int], r: int, padding: int) -> in
 def pays_in_blocks(r: int, stride: int, channels: int, filters: int) -> bool:
     """Whether a convolution of r by r with a stride is faster by :class:`dpcnn.nn.strided.Strided`."""
     if r >= 2 * stride:
-        return stride**2 * channels >= BLOCK_CHANNELS
-    few = channels * max(channels, filters) <= FEW_WEIGHTS
+        filled = r > 2 * stride and r**2 >= FILLED * (stride * blocks(r, stride)) ** 2
+        enough = channels >= WINOGRAD_CHANNELS or TUNING.sparse_blocks or filled
+        return enough and stride**2 * channels >= BLOCK_CHANNELS
+    few = channels * max(channels, filters) <= TUNING.few_weights
     return r >= stride and channels >= WINOGRAD_CHANNELS and (r == stride or few)
 
 
