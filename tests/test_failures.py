@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import command, training
-from conftest import ROOT, Job, run, start, train
+from conftest import ROOT, Job, many, run, start, train
 from metrics import events, timeless, until_step
 
 from dpcnn.runs.checkpoint import read
@@ -346,8 +346,8 @@ def test_ctrl_c_on_the_script_saves_a_checkpoint(local, long, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_on_random_ranks_it_ends_as_if_left_alone(quick, tmp_path):
-    straight, folder = tmp_path / "straight", tmp_path / "run"
+def test_killed_at_random_moments_on_random_ranks_it_ends_as_if_left_alone(quick, tmp_path):
+    straight, folder, wanted = tmp_path / "straight", tmp_path / "run", many(20)
     flags = [*quick, "--epochs", "30", "--checkpoint-every", "5", "--model", "small-cnn"]
     whole = train(2, *flags, "--out", straight)
     assert whole.status == 0
@@ -356,7 +356,7 @@ def test_killed_at_twenty_random_moments_on_random_ranks_it_ends_as_if_left_alon
     moments = np.random.default_rng(seed)
     kills, resumed_from = 0, set()
     for _ in range(100):
-        if kills == 20:
+        if kills == wanted:
             break
         resume = (folder / "config.toml").exists()
         if folder.exists() and not resume:  # killed before there was a run to resume
@@ -374,7 +374,7 @@ def test_killed_at_twenty_random_moments_on_random_ranks_it_ends_as_if_left_alon
             assert timeless(folder) == timeless(straight)
             shutil.rmtree(folder)
         kills += not ended
-    assert kills == 20
+    assert kills == wanted
     going_on = ["--resume"] if (folder / "config.toml").exists() else flags
     result = train(3, *going_on, "--out", folder)
     assert result.status == 0, result.err

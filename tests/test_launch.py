@@ -122,7 +122,8 @@ def test_output_into_a_pipe_is_no_terminal():
 def test_a_bar_moves_on_a_terminal(quick, tmp_path):
     """Under mpirun in a pseudo-terminal, the bar shows itself while the training goes on."""
     spawn = "import pty, sys; sys.exit(pty.spawn(['bash', '-c', sys.argv[1]]) >> 8)"
-    words = [sys.executable, "-m", "dpcnn.train", *quick, "--epochs", "20", "--out", str(tmp_path / "run")]
+    flags = [*quick, "--epochs", "20", "--model", "small-cnn", "--out", str(tmp_path / "run")]
+    words = [sys.executable, "-m", "dpcnn.train", *flags]
     result = Job([sys.executable, "-c", spawn, f"stty rows 24 cols 100; mpirun -n 2 {shlex.join(words)}"]).wait()
     assert result.status == 0, result.out
     bars = [line for line in result.out.splitlines() if re.match(r"epoch \d+/20 .*images/s, loss .* left", line)]

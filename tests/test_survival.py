@@ -121,7 +121,7 @@ def undisturbed(data: Path, known: dict[Path, dict] = {}) -> dict:  # noqa: B006
 
 @pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_three_real_ranks_survive_the_fourth(quick, tmp_path, victim):
-    flags = [*quick, "--epochs", "40", "--model", "small-cnn", "--keep", "1"]
+    flags = [*quick, "--epochs", "20", "--model", "small-cnn", "--keep", "1"]
     job = start(4, "-m", "dpcnn.train", *flags, "--no-curves", "--out", tmp_path / "run", flags=["--with-ft", "ulfm"])
     until_step(tmp_path / "run", 20, job)
     os.kill(job.ranks()[victim], signal.SIGKILL)

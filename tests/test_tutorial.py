@@ -9,9 +9,9 @@ LIMIT = 300.0  # seconds of a block
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TUTORIAL, re.DOTALL)
-INSTEAD = {"launch/local.sh -n 2": "mpirun -n 2 dpcnn train --max-steps 300", ". .venv/bin/activate": ":"}
-"""The tests have an environment, so the commands that create and enter one are replaced. 300 steps are a third of the
-first training, which is long."""
+INSTEAD = {"launch/local.sh -n 2": "mpirun -n 2 dpcnn train --max-steps 100", ". .venv/bin/activate": ":"}
+"""The tests have an environment, so the commands that create and enter one are replaced. 100 steps are a ninth of
+the first training, which is long."""
 
 
 @pytest.mark.slow

@@ -314,7 +314,7 @@ def test_a_stopped_rank_is_named_under_attack(endless, tmp_path, victim):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_stopped_rank_is_killed_and_the_others_go_on(quick, tmp_path, victim):
-    flags = [*quick, "--epochs", "60", "--model", "small-cnn", "--no-curves", "--stall-timeout", str(TIMEOUT)]
+    flags = [*quick, "--epochs", "20", "--model", "small-cnn", "--no-curves", "--stall-timeout", str(TIMEOUT)]
     job = start(3, "-m", "dpcnn.train", *flags, "--out", tmp_path / "run", flags=["--with-ft", "ulfm"])
     until_step(tmp_path / "run", 5, job)
     os.kill(job.ranks()[victim], signal.SIGSTOP)

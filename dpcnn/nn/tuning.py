@@ -25,8 +25,8 @@ class Tuning(NamedTuple):
 
 
 BY_WIDTH = {
-    512: Tuning(1, copied=1_000_001, small_product=1_000_000, few_weights=64 * 64, sparse_blocks=True),
-    256: Tuning(4, copied=0, small_product=3_300_000, few_weights=0, sparse_blocks=False),
+    512: Tuning(winograd_tiles=1, copied=1_000_001, small_product=1_000_000, few_weights=64 * 64, sparse_blocks=True),
+    256: Tuning(winograd_tiles=4, copied=0, small_product=3_300_000, few_weights=0, sparse_blocks=False),
 }
 """The constants for vectors of so many bits."""
 

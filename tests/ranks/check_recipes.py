@@ -1,4 +1,5 @@
-"""Run under mpirun: a few steps of every recipe, and a hash of all that they leave: rank 0 prints a line for each."""
+"""Run under mpirun: a few steps of every recipe, with small batches, and a hash of all that they leave: rank 0 prints a
+line for each."""
 
 import hashlib
 from dataclasses import replace
@@ -17,7 +18,7 @@ STEPS = 2
 comm = dpcnn.parallel.start.world()
 samples = load(find_data("mnist"), "train", comm)
 for path in sorted((files("dpcnn") / "recipes").iterdir(), key=lambda path: path.stem):
-    config = replace(read_recipe(str(path)), microbatch=7)  # which divides no batch
+    config = replace(read_recipe(str(path)), batch=40, microbatch=7)  # 40 = 5 * 7 + 5
     network = config.network((28, 28, 1), 10)
     trainer = Trainer(comm, config, network, samples, RunFolder(Path()), Reporter())
     for _ in range(STEPS):
