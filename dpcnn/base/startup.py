@@ -89,15 +89,6 @@ def typed_numerics(program: str, words: Sequence[str]) -> str | None:
     return str(values[-1]) if values else None
 
 
-def vector_bits(numerics: str, available: Collection[str]) -> int:
-    """The width of the vectors of the kernels: 512 for native numerics on a processor with AVX-512, otherwise 256.
-
-    Args:
-        available: from :func:`dpcnn.base.cpuid.instructions`.
-    """
-    return 512 if numerics == "native" and set(available) >= AVX512 else 256
-
-
 def _settle(available: Collection[str]) -> str:
     """Choose this process's numerics, and set its environment accordingly."""
     typed = typed_numerics("".join(sys.orig_argv[-len(sys.argv) :][:1]), sys.argv[1:])
@@ -110,12 +101,8 @@ def _settle(available: Collection[str]) -> str:
 
 _STARTED_WITH = dict(os.environ)
 
-_available = instructions()
-numerics = _settle(_available)
+numerics = _settle(instructions())
 """The numerics of this process."""
-
-vectors = vector_bits(numerics, _available)
-"""The width in bits of the vectors of this process's kernels."""
 
 _SETTLED = {name: _STARTED_WITH.get(name) for name in {*_STARTED_WITH, *os.environ}}
 _SETTLED = {name: value for name, value in _SETTLED.items() if value != os.environ.get(name)}
