@@ -1,5 +1,6 @@
 """Layers: against their definitions, and their gradients against finite differences in float64."""
 
+from math import prod
 from unittest import mock
 
 import numpy as np
@@ -22,7 +23,7 @@ from dpcnn.nn.mec import Mec
 from dpcnn.nn.normalisation import BatchNorm
 from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
 from dpcnn.nn.sample_norm import GroupNorm, LayerNorm, LocalResponseNorm
-from dpcnn.nn.strided import Dilated, Strided
+from dpcnn.nn.strided import SHORT_RUN, Dilated, Strided
 from dpcnn.nn.tuning import BY_WIDTH
 from dpcnn.nn.winograd import MOST_OUTPUTS, MOST_SIDE, POINTS, Winograd, cook_toom
 
@@ -344,6 +345,35 @@ def test_a_convolution_by_blocks_and_its_gradients_are_mec_s(size, r, stride, pa
     kernel = choose_algorithm((*size, channels), filters, (r, r), stride, padding)
     assume(isinstance(kernel, Strided))
     check_against_mec(kernel, size, r, stride, padding, images, channels, filters)
+
+
+@given(
+    size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    r=st.integers(2, 9),
+    stride=st.integers(2, 5),
+    padding=st.integers(0, 9),
+    channels=st.sampled_from([1, SHORT_RUN - 1, SHORT_RUN]),
+)
+def test_all_whole_blocks_are_copied_at_once_and_no_pixel_twice(size, r, stride, padding, channels):
+    outputs = [output_length(side, r, stride, padding) for side in size]
+    assume(min(outputs) > 0)
+    kernel = Strided(None, outputs, r, stride, padding)
+    copies, places = np.zeros((*size, 1, channels)), np.zeros((*kernel.size, 1, stride**2 * channels))
+    parts = []
+    for in_blocks, in_pixels in kernel._pairs(places, copies):
+        assert in_blocks.shape == in_pixels.shape
+        in_blocks += 1
+        in_pixels += 1
+        parts.append(in_blocks.size)
+    reached = [min(side, stride * count - padding) for side, count in zip(size, kernel.size, strict=True)]
+    assert copies[: reached[0], : reached[1]].all() and copies.sum() == places.sum() == prod(reached) * channels
+    within = [[0 <= stride * k - padding <= side - stride for k in range(count)]
+              for side, count in zip(size, kernel.size, strict=True)]  # fmt: skip
+    whole = stride**2 * channels * sum(within[0]) * sum(within[1])
+    if channels == SHORT_RUN and whole:
+        assert parts[0] == whole
+    else:
+        assert max(parts) <= prod(kernel.size) * (channels if channels == SHORT_RUN else 1), "a phase"
 
 
 @given(
