@@ -5,7 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dpcnn.base import arrays
@@ -293,6 +293,24 @@ def test_groups_are_their_definition_and_the_gradients_are_its_adjoint(
         check_against_definition(choose_algorithm(*options), *options)
 
 
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel_size=st.tuples(st.integers(1, 9), st.integers(1, 9)) | st.integers(2, 9).map(lambda r: (r, r)),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 4),
+    dilation=st.sampled_from([1, 1, 2, 3]),
+    channels=st.sampled_from([1, 3, 4, 9]),
+    bits=st.sampled_from([*BY_WIDTH]),
+)
+def test_what_is_chosen_for_few_outputs_and_many_weights_is_their_definition(
+    size, kernel_size, stride, padding, dilation, channels, bits
+):
+    options = (*size, channels), 2, kernel_size, stride, padding, 1, dilation
+    many = dict.fromkeys(["MANY_WEIGHTS", "MANY_IN_BLOCKS", "MANY_IN_LARGE"], 1)
+    with mock.patch.multiple(algorithms, TUNING=BY_WIDTH[bits], **many):
+        check_against_definition(choose_algorithm(*options), *options)
+
+
 def check_against_mec(kernel, size, r, stride, padding, images, channels, filters, dilation=1):
     """Compare the output and the gradients of another kernel with MEC's, for random numbers."""
     OH, OW = (output_length(side, r, stride, padding, dilation) for side in size)
@@ -348,12 +366,13 @@ def test_a_convolution_by_blocks_and_its_gradients_are_mec_s(size, r, stride, pa
 
 
 @given(
-    size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     r=st.integers(2, 9),
     stride=st.integers(2, 5),
     padding=st.integers(0, 9),
     channels=st.sampled_from([1, SHORT_RUN - 1, SHORT_RUN]),
 )
+@example(size=(1, 9), r=3, stride=3, padding=1, channels=SHORT_RUN)  # fewer rows than a block has
 def test_all_whole_blocks_are_copied_at_once_and_no_pixel_twice(size, r, stride, padding, channels):
     outputs = [output_length(side, r, stride, padding) for side in size]
     assume(min(outputs) > 0)
@@ -521,6 +540,9 @@ def test_kernels_are_chosen_by_shape_alone(monkeypatch):
         ((8, 8, 16), 32, ((9, 9), 1, 4), [Direct]),
         ((8, 8, 7), 73, ((9, 9), 1, 4), [Mec]),  # 7 * 73 = 2^9 - 1
         ((9, 8, 16), 32, ((9, 9), 1, 4), [Mec]),
+        ((8, 16, 16), 32, ((1, 9), 1), [Mec]),  # 9 positions
+        ((14, 14, 16), 32, ((7, 7), 2, 9, 1, 3), [Mec]),  # 49 positions
+        ((12, 12, 1), 1, ((6, 6), 3), [Strided, Winograd]),  # blocks of 9 channels
     ],
 )
 def test_the_choice_of_a_kernel_at_its_bounds(shape, filters, options, kinds, monkeypatch):
