@@ -202,6 +202,15 @@ def test_unknown_numerics_in_the_environment(quick, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("value", "status"), [("Portable", 1), ("", 0)])
+def test_a_notebook_with_unknown_numerics_in_the_environment_trains_nothing(value, status):
+    code = "import dpcnn, numpy as np; x = np.zeros((20, 8, 8), np.uint8); "
+    code += "dpcnn.Classifier('mlp-adam', epochs=1).fit(x, np.arange(20) % 2)"
+    result = run(0, "-c", code, env={"DPCNN_NUMERICS": value})
+    assert result.status == status, result.err
+    assert result.err.count("LaunchError: DPCNN_NUMERICS=Portable: expected native or portable") == status
+
+
 @needs_avx2
 def test_a_notebook_asks_by_a_variable():
     code = "import warnings; warnings.simplefilter('error'); import dpcnn; from dpcnn.base import numerics; "

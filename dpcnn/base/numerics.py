@@ -71,7 +71,9 @@ def check(wanted: str) -> None:
 
     Raises:
         ConfigError: the numerics differ.
+        LaunchError: the environment requests unknown numerics.
     """
+    startup.requested()
     if wanted != startup.numerics:
         raise ConfigError(
             f"--numerics: the run has {wanted}, and this process has loaded {startup.numerics}; "

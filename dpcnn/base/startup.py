@@ -114,17 +114,27 @@ def environment() -> dict[str, str]:
     return kept | {name: value for name, value in _SETTLED.items() if value is not None}
 
 
+def requested() -> str | None:
+    """The numerics that the environment requests; None: any.
+
+    Raises:
+        LaunchError: they are unknown.
+    """
+    value = os.environ.get(VARIABLE) or None
+    if value not in (None, *NUMERICS):
+        raise LaunchError(f"{VARIABLE}={value[:40]}: expected {' or '.join(NUMERICS)}; change or unset it")
+    return value
+
+
 def restart(wanted: str | None) -> None:
     """Restart this process unless its numerics are ``wanted``; None: any. Call this before MPI_Init.
 
     Raises:
         LaunchError: it has been restarted already, or the environment requests unknown numerics.
     """
-    requested = os.environ.get(VARIABLE)
-    if requested not in (None, *NUMERICS):
-        raise LaunchError(f"{VARIABLE}={requested[:40]}: expected {' or '.join(NUMERICS)}; change or unset it")
+    asked = requested()
     if wanted in (None, numerics):
         return
-    if requested == wanted:
+    if asked == wanted:
         raise LaunchError(f"the run needs {wanted} numerics, but this process has {numerics}: give --numerics {wanted}")
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environment(), VARIABLE: str(wanted)})
