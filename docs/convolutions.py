@@ -6,7 +6,7 @@ has no gradient. The script prints the ratios by the algorithm of dpcnn, and the
 torch.
 """
 
-import sys
+import argparse
 import time
 from collections import defaultdict
 from statistics import median
@@ -114,7 +114,7 @@ def main(seed: int, count: int) -> None:
         (kind, len(own), f"{median(own):.2f}", f"{min(own):.2f}", f"{sum(ratio < 0.9 for ratio in own) / len(own):.0%}")
         for kind, own in sorted(ratios.items(), key=lambda item: -len(item[1]))
     ]
-    print(markdown(("algorithm", "convolutions", "ratio, median", "least", "below 0.9"), table), "\n")
+    print(markdown(("algorithm", "convolutions", "ratio, median", "least", "below 0.9"), table), end="\n\n")
     slowest = [
         (f"{ratio:.2f}", algorithm, *case, f"{1e3 * own:.1f}", f"{1e3 * other:.1f}")
         for ratio, algorithm, case, own, other in sorted(rows)[:SLOWEST]
@@ -123,4 +123,10 @@ def main(seed: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    parser = argparse.ArgumentParser(description="Compare random convolutions with PyTorch's.")
+    parser.add_argument("seed", type=int, metavar="SEED")
+    parser.add_argument("count", type=int, metavar="COUNT", help="of the convolutions")
+    arguments = parser.parse_args()
+    if arguments.seed < 0 or arguments.count < 1:
+        parser.error("SEED must be at least 0, and COUNT at least 1")
+    main(arguments.seed, arguments.count)

@@ -1,10 +1,11 @@
 """Layers: against their definitions, and their gradients against finite differences in float64."""
 
+from math import prod
 from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dpcnn.base import arrays
@@ -22,7 +23,7 @@ from dpcnn.nn.mec import Mec
 from dpcnn.nn.normalisation import BatchNorm
 from dpcnn.nn.pooling import AvgPool2d, GlobalAvgPool, MaxPool2d
 from dpcnn.nn.sample_norm import GroupNorm, LayerNorm, LocalResponseNorm
-from dpcnn.nn.strided import Dilated, Strided
+from dpcnn.nn.strided import SHORT_RUN, Dilated, Strided
 from dpcnn.nn.tuning import BY_WIDTH
 from dpcnn.nn.winograd import MOST_OUTPUTS, MOST_SIDE, POINTS, Winograd, cook_toom
 
@@ -292,6 +293,24 @@ def test_groups_are_their_definition_and_the_gradients_are_its_adjoint(
         check_against_definition(choose_algorithm(*options), *options)
 
 
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel_size=st.tuples(st.integers(1, 9), st.integers(1, 9)) | st.integers(2, 9).map(lambda r: (r, r)),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 4),
+    dilation=st.sampled_from([1, 1, 2, 3]),
+    channels=st.sampled_from([1, 3, 4, 9]),
+    bits=st.sampled_from([*BY_WIDTH]),
+)
+def test_what_is_chosen_for_few_outputs_and_many_weights_is_their_definition(
+    size, kernel_size, stride, padding, dilation, channels, bits
+):
+    options = (*size, channels), 2, kernel_size, stride, padding, 1, dilation
+    many = dict.fromkeys(["MANY_WEIGHTS", "MANY_IN_BLOCKS", "MANY_IN_LARGE"], 1)
+    with mock.patch.multiple(algorithms, TUNING=BY_WIDTH[bits], **many):
+        check_against_definition(choose_algorithm(*options), *options)
+
+
 def check_against_mec(kernel, size, r, stride, padding, images, channels, filters, dilation=1):
     """Compare the output and the gradients of another kernel with MEC's, for random numbers."""
     OH, OW = (output_length(side, r, stride, padding, dilation) for side in size)
@@ -344,6 +363,36 @@ def test_a_convolution_by_blocks_and_its_gradients_are_mec_s(size, r, stride, pa
     kernel = choose_algorithm((*size, channels), filters, (r, r), stride, padding)
     assume(isinstance(kernel, Strided))
     check_against_mec(kernel, size, r, stride, padding, images, channels, filters)
+
+
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    r=st.integers(2, 9),
+    stride=st.integers(2, 5),
+    padding=st.integers(0, 9),
+    channels=st.sampled_from([1, SHORT_RUN - 1, SHORT_RUN]),
+)
+@example(size=(1, 9), r=3, stride=3, padding=1, channels=SHORT_RUN)  # fewer rows than a block has
+def test_all_whole_blocks_are_copied_at_once_and_no_pixel_twice(size, r, stride, padding, channels):
+    outputs = [output_length(side, r, stride, padding) for side in size]
+    assume(min(outputs) > 0)
+    kernel = Strided(None, outputs, r, stride, padding)
+    copies, places = np.zeros((*size, 1, channels)), np.zeros((*kernel.size, 1, stride**2 * channels))
+    parts = []
+    for in_blocks, in_pixels in kernel._pairs(places, copies):
+        assert in_blocks.shape == in_pixels.shape
+        in_blocks += 1
+        in_pixels += 1
+        parts.append(in_blocks.size)
+    reached = [min(side, stride * count - padding) for side, count in zip(size, kernel.size, strict=True)]
+    assert copies[: reached[0], : reached[1]].all() and copies.sum() == places.sum() == prod(reached) * channels
+    within = [[0 <= stride * k - padding <= side - stride for k in range(count)]
+              for side, count in zip(size, kernel.size, strict=True)]  # fmt: skip
+    whole = stride**2 * channels * sum(within[0]) * sum(within[1])
+    if channels == SHORT_RUN and whole:
+        assert parts[0] == whole
+    else:
+        assert max(parts) <= prod(kernel.size) * (channels if channels == SHORT_RUN else 1), "a phase"
 
 
 @given(
@@ -491,6 +540,9 @@ def test_kernels_are_chosen_by_shape_alone(monkeypatch):
         ((8, 8, 16), 32, ((9, 9), 1, 4), [Direct]),
         ((8, 8, 7), 73, ((9, 9), 1, 4), [Mec]),  # 7 * 73 = 2^9 - 1
         ((9, 8, 16), 32, ((9, 9), 1, 4), [Mec]),
+        ((8, 16, 16), 32, ((1, 9), 1), [Mec]),  # 9 positions
+        ((14, 14, 16), 32, ((7, 7), 2, 9, 1, 3), [Mec]),  # 49 positions
+        ((12, 12, 1), 1, ((6, 6), 3), [Strided, Winograd]),  # blocks of 9 channels
     ],
 )
 def test_the_choice_of_a_kernel_at_its_bounds(shape, filters, options, kinds, monkeypatch):

@@ -5,8 +5,8 @@ from commands import training
 from conftest import run, train
 
 from dpcnn.base import cpuid, startup
-from dpcnn.base.numerics import PORTABLE
-from dpcnn.base.startup import AVX512, NEEDED, choose_blas, hold_kernels, numpy_version, typed_numerics, vector_bits
+from dpcnn.base.numerics import PORTABLE, vector_bits
+from dpcnn.base.startup import AVX512, NEEDED, choose_blas, hold_kernels, numpy_version, typed_numerics
 
 OTHERS = {"OPENBLAS_CORETYPE": "Sandybridge"}
 """Kernels that are not the portable ones, for processes that would load those anyway."""
@@ -41,16 +41,28 @@ def test_avx512_kernels_where_detection_misses_them(found, core):
 
 
 @pytest.mark.parametrize(
-    ("numerics", "found", "bits"),
+    ("numerics", "found", "kernels", "bits"),
     [
-        ("native", {*NEEDED, *AVX512}, 512),
-        ("native", {*NEEDED, *AVX512} - {"avx512dq"}, 256),
-        ("native", NEEDED, 256),
-        ("portable", {*NEEDED, *AVX512}, 256),
+        ("native", {*NEEDED, *AVX512}, ["SkylakeX"], 512),
+        ("native", {*NEEDED, *AVX512}, ["SapphireRapids", "Cooperlake"], 512),
+        ("native", {*NEEDED, *AVX512}, [], 512),  # another BLAS
+        ("native", {*NEEDED, *AVX512}, ["Haswell"], 256),
+        ("native", {*NEEDED, *AVX512}, ["SkylakeX", "Zen"], 256),
+        ("native", {*NEEDED, *AVX512} - {"avx512dq"}, ["Haswell"], 256),
+        ("native", NEEDED, [], 256),
+        ("portable", {*NEEDED, *AVX512}, ["SkylakeX"], 256),
     ],
 )
-def test_native_kernels_of_a_processor_without_avx512_are_tuned_as_portable_ones(numerics, found, bits):
-    assert vector_bits(numerics, found) == bits
+def test_kernels_without_avx512_are_tuned_as_portable_ones(numerics, found, kernels, bits):
+    assert vector_bits(numerics, found, kernels) == bits
+
+
+@pytest.mark.skipif(not cpuid.instructions() >= {*NEEDED, *AVX512}, reason="this processor has no AVX-512")
+@pytest.mark.parametrize(("core", "bits"), [("Haswell", 256), ("SkylakeX", 512)])
+@pytest.mark.parametrize("first", ["dpcnn", "numpy"])
+def test_the_tuning_is_that_of_the_kernels_that_the_user_has_chosen(core, bits, first):
+    code = f"import {first}; from dpcnn.nn.tuning import BY_WIDTH, TUNING; print(TUNING == BY_WIDTH[{bits}])"
+    assert run(0, "-c", code, env={"OPENBLAS_CORETYPE": core}).out.strip() == "True"
 
 
 def test_ranks_have_one_blas_thread():
@@ -188,6 +200,15 @@ def test_unknown_numerics_in_the_environment(quick, tmp_path):
     assert result.status == 2 and result.errors == [
         "dpcnn: error: DPCNN_NUMERICS=exact: expected native or portable; change or unset it"
     ]
+
+
+@pytest.mark.parametrize(("value", "status"), [("Portable", 1), ("", 0)])
+def test_a_notebook_with_unknown_numerics_in_the_environment_trains_nothing(value, status):
+    code = "import dpcnn, numpy as np; x = np.zeros((20, 8, 8), np.uint8); "
+    code += "dpcnn.Classifier('mlp-adam', epochs=1).fit(x, np.arange(20) % 2)"
+    result = run(0, "-c", code, env={"DPCNN_NUMERICS": value})
+    assert result.status == status, result.err
+    assert result.err.count("LaunchError: DPCNN_NUMERICS=Portable: expected native or portable") == status
 
 
 @needs_avx2

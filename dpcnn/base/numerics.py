@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,28 @@ PORTABLE = {
     "machine": "x86_64",
 }
 """The fingerprint of portable numerics with the same bits everywhere: that of NumPy's wheel from PyPI."""
+
+WIDE_KERNELS = {"SkylakeX", "Cooperlake", "SapphireRapids"}
+"""OpenBLAS's kernels for AVX-512."""
+
+
+def vectors() -> int:
+    """The width in bits of the vectors of this process's BLAS."""
+    kernels = [library["architecture"] for library in threadpool_info() if library["internal_api"] == "openblas"]
+    return vector_bits(startup.numerics, instructions(), kernels)
+
+
+def vector_bits(numerics: str, available: Collection[str], kernels: Collection[str]) -> int:
+    """512 for native numerics on a processor with AVX-512, unless OpenBLAS has loaded other kernels; otherwise 256.
+
+    So one kind of numerics with one :func:`fingerprint` has one width, on any processor.
+
+    Args:
+        available: from :func:`dpcnn.base.cpuid.instructions`.
+        kernels: those of OpenBLAS, one for each of its libraries; another BLAS is taken to use what is available.
+    """
+    wide = numerics == "native" and set(available) >= startup.AVX512 and set(kernels) <= WIDE_KERNELS
+    return 512 if wide else 256
 
 
 def fingerprint() -> dict[str, Any]:
@@ -49,7 +71,9 @@ def check(wanted: str) -> None:
 
     Raises:
         ConfigError: the numerics differ.
+        LaunchError: the environment requests unknown numerics.
     """
+    startup.requested()
     if wanted != startup.numerics:
         raise ConfigError(
             f"--numerics: the run has {wanted}, and this process has loaded {startup.numerics}; "

@@ -89,15 +89,6 @@ def typed_numerics(program: str, words: Sequence[str]) -> str | None:
     return str(values[-1]) if values else None
 
 
-def vector_bits(numerics: str, available: Collection[str]) -> int:
-    """The width of the vectors of the kernels: 512 for native numerics on a processor with AVX-512, otherwise 256.
-
-    Args:
-        available: from :func:`dpcnn.base.cpuid.instructions`.
-    """
-    return 512 if numerics == "native" and set(available) >= AVX512 else 256
-
-
 def _settle(available: Collection[str]) -> str:
     """Choose this process's numerics, and set its environment accordingly."""
     typed = typed_numerics("".join(sys.orig_argv[-len(sys.argv) :][:1]), sys.argv[1:])
@@ -110,12 +101,8 @@ def _settle(available: Collection[str]) -> str:
 
 _STARTED_WITH = dict(os.environ)
 
-_available = instructions()
-numerics = _settle(_available)
+numerics = _settle(instructions())
 """The numerics of this process."""
-
-vectors = vector_bits(numerics, _available)
-"""The width in bits of the vectors of this process's kernels."""
 
 _SETTLED = {name: _STARTED_WITH.get(name) for name in {*_STARTED_WITH, *os.environ}}
 _SETTLED = {name: value for name, value in _SETTLED.items() if value != os.environ.get(name)}
@@ -127,17 +114,27 @@ def environment() -> dict[str, str]:
     return kept | {name: value for name, value in _SETTLED.items() if value is not None}
 
 
+def requested() -> str | None:
+    """The numerics that the environment requests; None: any.
+
+    Raises:
+        LaunchError: they are unknown.
+    """
+    value = os.environ.get(VARIABLE) or None
+    if value not in (None, *NUMERICS):
+        raise LaunchError(f"{VARIABLE}={value[:40]}: expected {' or '.join(NUMERICS)}; change or unset it")
+    return value
+
+
 def restart(wanted: str | None) -> None:
     """Restart this process unless its numerics are ``wanted``; None: any. Call this before MPI_Init.
 
     Raises:
         LaunchError: it has been restarted already, or the environment requests unknown numerics.
     """
-    requested = os.environ.get(VARIABLE)
-    if requested not in (None, *NUMERICS):
-        raise LaunchError(f"{VARIABLE}={requested[:40]}: expected {' or '.join(NUMERICS)}; change or unset it")
+    asked = requested()
     if wanted in (None, numerics):
         return
-    if requested == wanted:
+    if asked == wanted:
         raise LaunchError(f"the run needs {wanted} numerics, but this process has {numerics}: give --numerics {wanted}")
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environment(), VARIABLE: str(wanted)})

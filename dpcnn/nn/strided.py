@@ -82,7 +82,7 @@ class Strided:
 
     def _whole_blocks(self, blocks: int, length: int) -> slice:
         """The blocks along a side of ``length`` pixels that lie within the image."""
-        first = min(blocks, -(-self.padding // self.stride))
+        first = -(-self.padding // self.stride)
         return slice(first, max(first, min(blocks, (length + self.padding) // self.stride)))
 
     def _phases(self, image: Array, x: Array, rows: Interval, columns: Interval) -> Iterator[tuple[Array, Array]]:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from dpcnn.base import startup
+from dpcnn.base import numerics
 
 
 class Tuning(NamedTuple):
@@ -30,5 +30,5 @@ BY_WIDTH = {
 }
 """The constants for vectors of so many bits."""
 
-TUNING = BY_WIDTH[startup.vectors]
+TUNING = BY_WIDTH[numerics.vectors()]
 """Those of this process."""
