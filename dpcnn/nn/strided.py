@@ -11,9 +11,6 @@ from dpcnn.nn.convolution import Kernel, inside
 SHORT_RUN = 8
 """With fewer channels, NumPy copies a phase of an image faster channel by channel; with more, all of them at once."""
 
-Interval = tuple[int, int]
-"""Consecutive indices, as (start, stop)."""
-
 
 class Strided:
     """A convolution with stride s: the same products as those of a convolution with stride 1 by another kernel.
@@ -33,7 +30,8 @@ class Strided:
     def forward(self, x: Array, w: Array, y: Array) -> tuple[Any, Shape]:
         (_, _, N, C), s = x.shape, self.stride
         image = empty((*self.size, N, s * s * C), x.dtype)
-        self._clear_border(image, x.shape)
+        for strip in self._border(x.shape):
+            image[strip] = 0
         for in_blocks, in_pixels in self._pairs(image, x):
             np.copyto(in_blocks, in_pixels)
         return self.plain.forward(image, self._in_blocks(w), y), x.shape
@@ -63,46 +61,47 @@ class Strided:
 
         With long runs, all whole blocks are one pair, (.., .., N, s, s, C).
         """
-        ((h, w), (H, W, N, C)), s, p = (self.size, x.shape), self.stride, self.padding
-        rows, columns = self._whole_blocks(h, H), self._whole_blocks(w, W)
+        (_, _, N, C), s, p = x.shape, self.stride, self.padding
         if C < SHORT_RUN:
-            rows = slice(h, h)
-        elif rows.start < rows.stop and columns.start < columns.stop:
+            yield from self._phases(image, x, slice(0, self.size[0]), slice(0, self.size[1]))
+            return
+        rows, columns = self._whole_blocks(x.shape)
+        if rows.start < rows.stop and columns.start < columns.stop:
             pixels = x[tuple(slice(side.start * s - p, side.stop * s - p) for side in (rows, columns))]
             split = pixels.reshape(rows.stop - rows.start, s, columns.stop - columns.start, s, N, C)
             whole = image[rows, columns]
             yield whole.reshape(*whole.shape[:3], s, s, C), split.transpose(0, 2, 4, 1, 3, 5)
-        for strip in (
-            ((0, rows.start), (0, w)),
-            ((rows.stop, h), (0, w)),
-            ((rows.start, rows.stop), (0, columns.start)),
-            ((rows.start, rows.stop), (columns.stop, w)),
-        ):
+        for strip in self._border(x.shape):
             yield from self._phases(image, x, *strip)
 
-    def _whole_blocks(self, blocks: int, length: int) -> slice:
-        """The blocks along a side of ``length`` pixels that lie within the image."""
-        first = -(-self.padding // self.stride)
-        return slice(first, max(first, min(blocks, (length + self.padding) // self.stride)))
+    def _whole_blocks(self, shape: Shape) -> tuple[slice, slice]:
+        """The rows and the columns of the blocks that lie within an image of ``shape``, (H, W, ..)."""
+        s, p = self.stride, self.padding
+        first, ends = -(-p // s), (min(count, (side + p) // s) for count, side in zip(self.size, shape, strict=False))
+        rows, columns = (slice(first, max(first, end)) for end in ends)
+        return rows, columns
 
-    def _phases(self, image: Array, x: Array, rows: Interval, columns: Interval) -> Iterator[tuple[Array, Array]]:
+    def _border(self, shape: Shape) -> list[tuple[slice, slice]]:
+        """The rows and the columns of the other blocks, as four strips."""
+        (h, w), (rows, columns) = self.size, self._whole_blocks(shape)
+        return [
+            (slice(0, rows.start), slice(0, w)),
+            (slice(rows.stop, h), slice(0, w)),
+            (rows, slice(0, columns.start)),
+            (rows, slice(columns.stop, w)),
+        ]
+
+    def _phases(self, image: Array, x: Array, rows: slice, columns: slice) -> Iterator[tuple[Array, Array]]:
         """The pixels of some blocks that have the same place in their block, or one of their channels."""
         (H, W, _, C), s, p = x.shape, self.stride, self.padding
-        blocks, run = image[slice(*rows), slice(*columns)], 1 if C < SHORT_RUN else C
+        blocks, run = image[rows, columns], 1 if C < SHORT_RUN else C
         for i, j in np.ndindex(s, s):
-            down = inside(rows[0] * s + i - p, rows[1] - rows[0], H, s)
-            across = inside(columns[0] * s + j - p, columns[1] - columns[0], W, s)
+            down = inside(rows.start * s + i - p, rows.stop - rows.start, H, s)
+            across = inside(columns.start * s + j - p, columns.stop - columns.start, W, s)
             for first in range(0, C, run):
                 start = (i * s + j) * C + first
                 own = blocks[down[0], across[0], :, start : start + run]
                 yield own, x[down[1], across[1], :, first : first + run]
-
-    def _clear_border(self, image: Array, shape: Shape) -> None:
-        """Zeros in the blocks that are not whole in an image of shape (H, W, N, C)."""
-        p, s = self.padding, self.stride
-        lo, bottom, right = -(-p // s), (shape[0] + p) // s, (shape[1] + p) // s
-        for border in (image[:lo], image[bottom:], image[lo:bottom, :lo], image[lo:bottom, right:]):
-            border[...] = 0
 
 
 def blocks(kernel_size: int, stride: int) -> int:
