@@ -25,7 +25,7 @@ LIMIT = 120.0  # seconds of a job: then it hangs
 
 
 def many(cases: int) -> int:
-    """The number of random cases of a slow test; half of them in CI, which shall take at most a quarter of an hour."""
+    """The number of cases of a slow test; half of them in CI, which shall take at most a quarter of an hour."""
     return cases // 2 if os.environ.get("CI") else cases
 
 
