@@ -33,7 +33,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--format", choices=list(FORMATS), help="the file's format (default: as the name of --out ends, or else onnx)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default ./CHECKPOINT.FORMAT)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default ./step-STEP.FORMAT)")
     return parser
 
 

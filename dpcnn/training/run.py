@@ -135,7 +135,8 @@ def training_parser() -> Parser:
         type=seconds,
         default=600.0,
         metavar="S",
-        help="end the job if a rank makes no progress for this many seconds; 0: never (default 600)",
+        help="kill a rank that makes no progress for this many seconds, or end the job if it does not survive this; "
+        "0: never (default 600)",
     )
     parser.add_argument(
         "--survive",
