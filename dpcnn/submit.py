@@ -12,8 +12,10 @@ from dpcnn.cluster.batch import SCHEDULERS, BatchJob, environment
 from dpcnn.errors import ConfigError
 from dpcnn.flags import override
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.runs.folder import RunFolder
 from dpcnn.training.resume import recipe_of
 from dpcnn.training.run import check_min_ranks, training_parser
+from dpcnn.training.setup import idle_ranks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,15 +55,20 @@ def command(comm: SerialComm, options: Namespace, words: Sequence[str]) -> int:
     for name in ("nodes", "ranks_per_node", "memory"):
         if values[name] < 1:
             raise ConfigError(f"{flag_of(name)}: must be at least 1, not {values[name]}")
-    check_training(words, comm, values["nodes"] * values["ranks_per_node"])
+    warning = check_training(words, comm, values["nodes"] * values["ranks_per_node"])
+    if warning and not RunFolder(options.run).config.exists():  # a run that exists has its own options
+        print(warning, file=sys.stderr)
     send = values.pop("send")
     job = BatchJob(**values, words=words)
     print(f"{job.path}: {job.send()}\n" if send else job.script(), end="")
     return DONE
 
 
-def check_training(words: Sequence[str], comm: SerialComm, ranks: int) -> None:
+def check_training(words: Sequence[str], comm: SerialComm, ranks: int) -> str:
     """Check the arguments of the training on so many ranks now, and not when the job has waited for hours.
+
+    Returns:
+        A warning if some of the ranks would have nothing to compute; otherwise empty.
 
     Raises:
         ConfigError: the training would refuse them.
@@ -71,7 +78,7 @@ def check_training(words: Sequence[str], comm: SerialComm, ranks: int) -> None:
         if getattr(typed, flag) is not None:
             raise ConfigError(f"--{flag}: the job gives this itself; name the run's folder before the --")
     check_min_ranks(typed.min_ranks, typed.survive, ranks)
-    override(recipe_of(typed), typed)
+    return idle_ranks(override(recipe_of(typed), typed), ranks)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,17 @@ def test_arguments_of_a_script_replace_those_that_it_was_written_with(tmp_path):
         assert result.out == f"python -m dpcnn.train --resume auto --out {expected}\n", result.err
 
 
+def test_ranks_without_a_microbatch_are_told_before_the_job_waits(tmp_path):
+    told = "warning: a batch has 4 microbatches, so 4 of 8 ranks have no gradient to compute; give a larger --batch"
+    words = [tmp_path / "mine", "--ranks-per-node", "8", "--", "--recipe", "simple-cnn"]
+    alone, enough = submit(*words), submit(*words, "--batch", "256")
+    assert alone.status == 0 and alone.out.startswith("#!") and alone.err.startswith(told)
+    assert enough.status == 0 and not enough.err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.toml").touch()  # a run that exists keeps its own batch
+    assert not submit(*words).err
+
+
 def test_flags_reach_the_script():
     flags = ["--nodes", "4", "--ranks-per-node", "8", "--time", "2-00:30:00", "--memory", "2", "--starter", "mpirun"]
     result = submit("runs/my run", *flags, "--", "--recipe", "accurate", "--seed", "3")

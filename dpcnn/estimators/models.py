@@ -18,7 +18,7 @@ from dpcnn.runs.folder import find_checkpoint
 
 
 class Classifier(Estimator):
-    """A network that learns classes: see :class:`dpcnn.estimators.estimator.Estimator`.
+    """A network that learns classes. Parameters: see :class:`dpcnn.estimators.parameters.Parameters`.
 
     Labels are whole numbers or texts. With the loss ``sigmoid-cross-entropy``, an image can have several of K labels: y
     and the predictions are then (n, K) zeros and ones.
@@ -26,6 +26,8 @@ class Classifier(Estimator):
     Attributes:
         classes_: (classes,) the label of each class: of arrays the labels, ascending; of a data set the names of its
             classes, or numbers from 0 if they have no names. With several labels per image, these are K.
+
+    The other attributes: see :class:`dpcnn.estimators.estimator.Estimator`.
     """
 
     _estimator_type = "classifier"
@@ -55,9 +57,15 @@ class Classifier(Estimator):
         return self._outputs(X)
 
     def predict(self, X: Any) -> Array:
-        """The label of the most probable class of each image, (n,); for X see :meth:`predict_proba`.
+        """The label of the most probable class of each image, (n,), of the type of ``classes_``.
 
-        With several labels per image, (n, K) integers: 1 where the probability is above 0.5, otherwise 0.
+        With several labels per image, (n, K) int64: 1 where the probability is above 0.5, otherwise 0.
+
+        Args:
+            X: as for :meth:`predict_proba`.
+
+        Raises:
+            ConfigError, DataError: on every rank.
         """
         probabilities = self.predict_proba(X)
         if self._several:
@@ -105,9 +113,11 @@ class Classifier(Estimator):
 
 
 class Regressor(Estimator):
-    """A network that learns values, one or several for each image: see :class:`dpcnn.estimators.estimator.Estimator`.
+    """A network that learns values, one or several for each image.
 
     Its loss is the squared error, unless the recipe or the option ``loss`` has another one for values, such as huber.
+    Parameters: see :class:`dpcnn.estimators.parameters.Parameters`; attributes: see
+    :class:`dpcnn.estimators.estimator.Estimator`.
     """
 
     _estimator_type = "regressor"
@@ -136,6 +146,9 @@ class Regressor(Estimator):
     def score(self, X: Any, y: Any = None) -> float:
         """The coefficient of determination (R2), the mean over the K values; for X see :meth:`predict`.
 
+        Args:
+            y: (n,) or (n, K) values; None for a data set.
+
         Raises:
             ConfigError, DataError: on every rank.
         """
@@ -161,6 +174,9 @@ def load(path: str | Path) -> Classifier | Regressor:
     """The model of a checkpoint, or of the best checkpoint of a run's folder.
 
     Its recipe is the whole configuration of the run, so that ``fit`` repeats that.
+
+    Args:
+        path: a file that ``save`` or a training has written, or the folder of a run.
 
     Raises:
         CheckpointError: there is none, or it can't be read; on every rank.

@@ -208,14 +208,22 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     lines += trainer.plan.holdout.remarks
     if config.microbatch > config.batch:
         lines.append(f"--microbatch {config.microbatch} is above the batch: each batch is one microbatch, of one rank")
-    elif comm.size > (count := len(microbatch_sizes(config))):
-        lines.append(
-            f"warning: a batch has {count} microbatch{'es' * (count > 1)}, so {comm.size - count} of {comm.size} ranks "
-            "have no gradient to compute; give a larger --batch or a smaller --microbatch (both affect the result), or "
-            "start fewer ranks"
-        )
+    else:
+        lines.append(idle_ranks(config, comm.size))
     if reasons := deviations():
         lines.append(f"the bits may not be those of other machines: {reasons}")
     if config.exchange == "allreduce":
         lines.append("allreduce: the last bits of the result depend on the number of ranks")
     return lines
+
+
+def idle_ranks(config: Config, ranks: int) -> str:
+    """A warning if a batch has fewer microbatches than there are ranks; otherwise empty."""
+    count = len(microbatch_sizes(config))
+    if ranks <= count:
+        return ""
+    return (
+        f"warning: a batch has {count} microbatch{'es' * (count > 1)}, so {ranks - count} of {ranks} ranks "
+        "have no gradient to compute; give a larger --batch or a smaller --microbatch (both affect the result), or "
+        "start fewer ranks"
+    )
