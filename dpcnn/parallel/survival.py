@@ -114,5 +114,5 @@ def survival(comm: SerialComm) -> str:
     if os.environ.get(ENABLED):
         return "the death of a rank ends the job: --survive no"
     if comm.library.startswith("Open MPI v5"):
-        return "the death of a rank ends the job; mpirun --with-ft ulfm in place of mpirun survives it"
+        return "the death of a rank ends the job; with mpirun --with-ft ulfm, the job survives it"
     return f"the death of a rank ends the job: {comm.library} can't survive it; only Open MPI 5 can"
