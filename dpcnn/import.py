@@ -32,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn import", description=__doc__)
-    parser.add_argument("file", type=Path, help="a safetensors file from dpcnn export or from a PyTorch model")
+    parser.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="a safetensors file from dpcnn export or from a PyTorch model",
+    )
     parser.add_argument("--recipe", metavar="NAME|FILE", help="the network, for a file that does not describe it")
     parser.add_argument(
         "--image-shape",

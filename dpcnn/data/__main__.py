@@ -35,14 +35,23 @@ def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn data", description=__doc__)
     actions = parser.add_subparsers(dest="command", required=True, metavar="prepare|fetch|info|show")
-    make = actions.add_parser("prepare", help="make a data set from pictures or arrays")
+    make, get, tell, show = (
+        actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}: dpcnn data {name} {words}")
+        for name, words, text in (
+            ("prepare", "SOURCE --out DIR", "make a data set from pictures or arrays"),
+            ("fetch", "NAME", "download, check and prepare a data set"),
+            ("info", "NAME|DIR", "print the contents of a data set, and verify its checksums"),
+            ("show", "NAME|DIR", "make a page with samples of each class, and samples that look wrong"),
+        )
+    )
     make.add_argument(
         "source",
         type=Path,
+        metavar="SOURCE",
         help="a folder of pictures per class, or a CSV file of file,label; or a folder of IDX, CSV or NPY "
         "files, an NPZ file with the keys of Keras, or the arrays of an HDF5 file, as in file.h5:images,labels",
     )
-    make.add_argument("--out", type=Path, required=True, help="the new data set's folder")
+    make.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new data set's folder")
     make.add_argument("--name", help="the data set's name (default: that of the folder)")
     make.add_argument(
         "--names", metavar="A,B,..|FILE", help="class names: separated by commas, or a text file with one per line"
@@ -85,20 +94,18 @@ def make_parser() -> Parser:
         help="arrays: the kind of the labels: one class per sample; or zeros and ones (n, K); or floats (n,) or "
         "(n, K) for regression (default classes)",
     )
-    get = actions.add_parser("fetch", help="download, check and prepare a data set")
-    get.add_argument("name", choices=sorted(DOWNLOADS))
-    get.add_argument("--out", type=Path, help="the new data set's folder (default data/NAME)")
-    get.add_argument("--mirror", help="address to download from, instead of the known ones")
+    known = sorted(DOWNLOADS)
+    get.add_argument("name", choices=known, metavar="NAME", help=f"the data set: {', '.join(known)}")
+    get.add_argument("--out", type=Path, metavar="DIR", help="the new data set's folder (default data/NAME)")
+    get.add_argument("--mirror", metavar="URL", help="address to download from, instead of the known ones")
     for each in (make, get):
         each.add_argument(
             "--shards", type=int, default=SHARDS, help=f"data shards of the training samples (default {SHARDS})"
         )
         each.add_argument("--contiguous", action="store_true", help="do not compress: for data sets larger than memory")
         each.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle each split: for sources sorted by class")
-    tell = actions.add_parser("info", help="print the contents of a data set, and verify its checksums")
-    show = actions.add_parser("show", help="make a page with samples of each class, and samples that look wrong")
     for each in (tell, show):
-        each.add_argument("data", help="a name under data/, or a folder")
+        each.add_argument("data", metavar="NAME|DIR", help="a name under data/, or a folder")
     show.add_argument("--page", type=Path, metavar="FILE", help="the page (default samples.html in the set's folder)")
     return parser
 
