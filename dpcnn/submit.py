@@ -45,7 +45,7 @@ def make_parser() -> Parser:
         "srun --mpi=pmix, or mpirun under PBS)",
     )
     parser.add_argument("--setup", default=environment(), metavar="LINE", help="shell line that makes dpcnn available")
-    parser.add_argument("--send", action="store_true", help="store the script beside the run's folder, and submit it")
+    parser.add_argument("--send", action="store_true", help="store the script next to the run's folder, and submit it")
     return parser
 
 
