@@ -98,12 +98,12 @@ def portable_whole_power(base: float, exponent: int) -> float:
     return value
 
 
-def portable_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Draws from the standard normal distribution: its quantiles at uniform numbers.
+def portable_normal(rng: np.random.Generator, out: NDArray[np.float32]) -> None:
+    """Fill ``out`` with draws from the standard normal distribution: its quantiles at uniform numbers.
 
     Wichura, "The percentage points of the normal distribution" (1988), algorithm AS 241, PPND7.
     """
-    raw = np.asarray(rng.bit_generator.random_raw(int(np.prod(shape))))
+    raw = np.asarray(rng.bit_generator.random_raw(out.size))
     p = ((raw >> np.uint64(12)) + 0.5) * 2.0**-52  # the middles of 2^52 equal parts, all exact
     q = p - 0.5
     near = np.abs(q) <= 0.425
@@ -112,7 +112,7 @@ def portable_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray
     tail = q[~near]
     r = np.sqrt(-portable_log(np.minimum(p[~near], 1 - p[~near])))
     value[~near] = np.copysign(np.where(r <= 5, ratio(MIDDLE, r - 1.6), ratio(FAR, r - 5)), tail)
-    return value.reshape(shape).astype(np.float32)
+    out[...] = value.reshape(out.shape)
 
 
 def ratio(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Floats) -> Floats:
@@ -130,8 +130,8 @@ FAR = ((0.017337203997, 0.42868294337, 3.0812263860, 6.6579051150), (0.012258202
 """The coefficients of AS 241, highest power first: numerator and denominator for the centre and for two tails."""
 
 
-def _native_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    return rng.standard_normal(shape, np.float32)
+def _native_normal(rng: np.random.Generator, out: NDArray[np.float32]) -> None:
+    rng.standard_normal(dtype=np.float32, out=out)
 
 
 exp: Callable[..., Any] = np.exp

@@ -21,6 +21,10 @@ BLOCK_CHANNELS = 8
 FILLED = 0.7
 """The least part of its blocks that a kernel fills, for images of few channels, if Winograd's transforms are slow."""
 
+FEW_WEIGHTS = 64 * 64
+"""The largest C F and C C for a convolution in blocks whose kernel spans less than two strides. With more weights, even
+fast transforms of Winograd cost more than the products that they save."""
+
 FEW_OUTPUTS = 64
 """The most outputs of an image with which :class:`~dpcnn.nn.direct.Direct` is chosen."""
 
@@ -93,9 +97,9 @@ def pays_in_blocks(r: int, stride: int, channels: int, filters: int) -> bool:
     """Whether a convolution of r by r with a stride is faster by :class:`dpcnn.nn.strided.Strided`."""
     if r >= 2 * stride:
         filled = r > 2 * stride and r**2 >= FILLED * (stride * blocks(r, stride)) ** 2
-        enough = channels >= WINOGRAD_CHANNELS or TUNING.sparse_blocks or filled
+        enough = channels >= WINOGRAD_CHANNELS or TUNING.fast_transforms or filled
         return enough and stride**2 * channels >= BLOCK_CHANNELS
-    few = channels * max(channels, filters) <= TUNING.few_weights
+    few = TUNING.fast_transforms and channels * max(channels, filters) <= FEW_WEIGHTS
     return r >= stride and channels >= WINOGRAD_CHANNELS and (r == stride or few)
 
 

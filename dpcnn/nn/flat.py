@@ -62,13 +62,18 @@ class FlatParameters:
         means = f" and {self.size - learned:,} running means and variances" if learned < self.size else ""
         return f"{learned:,} parameters{means}"
 
-    def initialise(self, seed: int, init: str = "he", std: float = 0.01) -> Vector:
-        """Initial values, drawn by one of :data:`INITS` for parameters with a fan-in; biases are zero."""
-        params = np.empty(self.size, np.float32)
+    def initialise(self, seed: int, init: str = "he", std: float = 0.01, out: Vector | None = None) -> Vector:
+        """Initial values, drawn by one of :data:`INITS` for parameters with a fan-in; biases are zero.
+
+        Args:
+            out: is filled and returned if given, (size,).
+        """
+        params = np.empty(self.size, np.float32) if out is None else out
         for number, (parameter, view) in enumerate(zip(self.parameters, self.views(params).values(), strict=True)):
-            view[...] = parameter.initial_value
             if parameter.fan_in:
-                view[...] = INITS[init](generator(seed, WEIGHTS, number), parameter, std)
+                INITS[init](generator(seed, WEIGHTS, number), parameter, std, view)
+            else:
+                view[...] = parameter.initial_value
         return params
 
     def views(self, params: Array) -> dict[str, Array]:

@@ -77,7 +77,10 @@ class Team:
         state = State(vector_names(config), self.network.size, exchange.node, exchange.elements, spare)
         params, shard = state.now[PARAMETERS], exchange.shard
         if exchange.node.rank == 0:  # on each node: the same values, without messages
-            params[...] = warm.params if warm else self.network.initialise(config.seed, config.init, config.init_std)
+            if warm:
+                params[...] = warm.params
+            else:
+                self.network.initialise(config.seed, config.init, config.init_std, out=params)
         exchange.node.barrier()
         if config.ema_decay:
             state.now[AVERAGE][state.within(shard)] = params[shard]
