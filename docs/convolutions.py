@@ -90,7 +90,7 @@ def measure(case: Case, rng: np.random.Generator) -> tuple[str, list[float]]:
             started = time.perf_counter()
             action()
             times.append(time.perf_counter() - started)
-    return name(layer.algorithm), [median(times[1:]) for times in seconds]  # the first round warms up
+    return name(layer.algorithm(images=N)), [median(times[1:]) for times in seconds]  # the first round warms up
 
 
 def name(kernel: Kernel) -> str:

@@ -576,6 +576,57 @@ def test_blocks_of_few_channels_depend_on_the_width_of_vectors(shape, options, w
         assert kinds_of(choose_algorithm(shape, 8, *options)) == kinds
 
 
+@pytest.mark.parametrize(
+    ("shape", "filters", "padding", "by_images"),
+    [
+        ((8, 8, 256), 256, 1, {1: Direct, 8: 4, 32: 4, 45: 4, 47: 8, 128: 8}),
+        ((8, 8, 64), 128, 1, {8: 4, 128: 8}),
+        ((8, 8, 64), 127, 1, {8: 8, 128: 8}),  # 64 * 127 < 2^13
+        ((3, 3, 256), 256, 1, {32: Direct, 33: Direct, 34: 3, 128: 3}),
+        ((3, 3, 128), 255, 1, {8: 3}),  # 128 * 255 < 2^15
+        ((4, 4, 256), 256, 1, {8: Direct, 32: 4}),
+        ((4, 4, 256), 64, 1, {8: 2, 32: 4}),
+        ((9, 8, 256), 256, 1, {1: 2, 128: 5}),  # 72 outputs
+    ],
+)
+def test_the_choice_of_a_kernel_depends_on_the_number_of_images(shape, filters, padding, by_images, monkeypatch):
+    """Few images: the transforms of a large kernel take longer than the products."""
+    for bits in BY_WIDTH:
+        monkeypatch.setattr(algorithms, "TUNING", BY_WIDTH[bits])
+        found = {n: choose_algorithm(shape, filters, (3, 3), 1, padding, images=n) for n in by_images}
+        chosen = {n: kernel.m if isinstance(kernel, Winograd) else type(kernel) for n, kernel in found.items()}
+        assert (chosen == by_images) if bits == 256 else (len({*chosen.values()}) == 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "filters", "options", "few"),
+    [
+        ((18, 18, 64), 128, ((4, 4), 2, 0), 32),
+        ((32, 32, 128), 256, ((3, 3), 1, 4, 1, 4), 2),  # 16 small images for each
+        ((8, 8, 256), 512, ((3, 3), 1, 1, 2), 32),
+    ],
+)
+def test_convolutions_of_other_images_know_their_number(shape, filters, options, few, monkeypatch):
+    monkeypatch.setattr(algorithms, "TUNING", BY_WIDTH[256])
+    for images, m in ((few, 4), (128, 8)):
+        kernel = choose_algorithm(shape, filters, *options, images=images)
+        (plain,) = {part.m for part in getattr(kernel, "kernels", None) or [kernel.plain]}
+        assert plain == m
+
+
+def test_a_layer_chooses_its_kernel_for_each_number_of_images(monkeypatch):
+    monkeypatch.setattr(algorithms, "TUNING", BY_WIDTH[256])
+    layer, weights = connected(Conv2d(96, 3, padding=1), (3, 3, 384))
+    for images, kind in ((64, Winograd), (2, Direct), (64, Winograd)):
+        assert isinstance(layer.algorithm(images=images), kind)
+        assert layer.algorithm(images=images) is layer.algorithm(images=images)
+        x, dy = RNG.standard_normal((3, 3, images, 384)), RNG.standard_normal((3, 3, images, 96))
+        (y, backward), grads = layer.forward(x, weights), {"w": np.empty_like(weights["w"])}
+        dx = backward(dy, grads)
+        for mine, other in zip((y, grads["w"], dx), convolve(Mec((3, 3), 1, 1), x, weights["w"], dy), strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(("channels", "filters"), [(8, 4), (4, 8)])
 def test_a_band_of_products_by_position_is_as_large_as_its_constant(channels, filters, monkeypatch):
     monkeypatch.setattr(convolution, "BAND", 2 * 4 * 6 * 3 * 8)  # bytes: two rows of 6 pixels, 3 images, 8 numbers

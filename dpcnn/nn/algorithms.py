@@ -1,5 +1,5 @@
-"""The choice of a convolution's algorithm. It depends on shapes and on the width of vectors only, and so do the bits of
-the result."""
+"""The choice of a convolution's algorithm. It depends on shapes, the number of images included, and on the width of
+vectors only, and so do the bits of the result."""
 
 from math import prod
 
@@ -25,6 +25,9 @@ FEW_WEIGHTS = 64 * 64
 """The largest C F and C C for a convolution in blocks whose kernel spans less than two strides. With more weights, even
 fast transforms of Winograd cost more than the products that they save."""
 
+LARGE_KERNEL = 1 << 13
+"""The fewest weights at a position of the kernel with which the transforms of the kernel take much time."""
+
 FEW_OUTPUTS = 64
 """The most outputs of an image with which :class:`~dpcnn.nn.direct.Direct` is chosen."""
 
@@ -44,8 +47,9 @@ def choose_algorithm(
     padding: int = 0,
     groups: int = 1,
     dilation: int = 1,
+    images: int = 32,
 ) -> Kernel:
-    """The fastest kernel for inputs (H, W, C) and ``filters`` filters."""
+    """The fastest kernel for ``images`` inputs (H, W, C) and ``filters`` filters."""
     H, W, C = shape
     if groups == C == filters > 1:
         return Depthwise(kernel_size, stride, padding, dilation)
@@ -53,9 +57,8 @@ def choose_algorithm(
         parts, kernels = bands(groups, C // groups, GROUPED_CHANNELS), []
         for start, stop in parts:
             channels, part_filters = ((stop - start) * count // groups for count in (C, filters))
-            kernels.append(
-                choose_algorithm((H, W, channels), part_filters, kernel_size, stride, padding, dilation=dilation)
-            )
+            of_part = (H, W, channels), part_filters, kernel_size, stride, padding, 1, dilation, images
+            kernels.append(choose_algorithm(*of_part))
         return Grouped(kernels, parts)
     if kernel_size == (1, 1) and padding == 0:
         return Pointwise(stride)
@@ -64,24 +67,28 @@ def choose_algorithm(
     r, width = kernel_size
     output = output_length(H, r, stride, padding, dilation), output_length(W, width, stride, padding, dilation)
     weights = C * filters if prod(output) <= FEW_OUTPUTS else 0
-    if r == width and dilation == 1:
-        if stride == 1 and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE:
-            winograd = Winograd(shape, padding, r)
-            if weights >= MANY_WEIGHTS and positions(shape, output, r, padding) <= winograd.products:
-                return Direct(kernel_size, stride, padding)
-            return winograd
-        if stride > 1 and pays_in_blocks(r, stride, C, filters):
-            windows_are_blocks = r == stride and padding == 0
-            if weights >= MANY_IN_BLOCKS and not windows_are_blocks:
-                return Direct(kernel_size, stride, padding)
-            q = blocks(r, stride)
-            image = (output[0] + q - 1, output[1] + q - 1, stride**2 * C)
-            return Strided(choose_algorithm(image, filters, (q, q)), output, r, stride, padding)
-    if r == width and dilation > 1 == stride and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE:
+    pays_in_tiles = r == width and stride == 1 and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE
+    if pays_in_tiles and dilation == 1:
+        winograd = Winograd(shape, padding, r, kernel_tiles(C * filters, images))
+        few = weights >= MANY_WEIGHTS and positions(shape, output, r, padding) <= winograd.cost
+        return Direct(kernel_size, stride, padding) if few else winograd
+    if pays_in_tiles:
         size = -(-(H + 2 * padding) // dilation), -(-(W + 2 * padding) // dilation)
-        return Dilated(choose_algorithm((*size, C), filters, kernel_size), size, dilation, padding)
-    many = MANY_IN_LARGE if r * width > MOST_SIDE**2 else MANY_WEIGHTS
+        plain = choose_algorithm((*size, C), filters, kernel_size, images=dilation**2 * images)
+        return Dilated(plain, size, dilation, padding)
+    windows_are_blocks = r == stride and padding == 0
+    in_blocks = r == width and dilation == 1 < stride and pays_in_blocks(r, stride, C, filters)
+    if in_blocks and (weights < MANY_IN_BLOCKS or windows_are_blocks):
+        q = blocks(r, stride)
+        image = (output[0] + q - 1, output[1] + q - 1, stride**2 * C)
+        return Strided(choose_algorithm(image, filters, (q, q), images=images), output, r, stride, padding)
+    many = MANY_IN_BLOCKS if in_blocks else MANY_IN_LARGE if r * width > MOST_SIDE**2 else MANY_WEIGHTS
     return (Direct if weights >= many else Mec)(kernel_size, stride, padding, dilation)
+
+
+def kernel_tiles(weights: int, images: int) -> float:
+    """The number of tiles whose products take as long as the transforms of a kernel of so many weights."""
+    return TUNING.kernel_images / images if weights >= LARGE_KERNEL else 0
 
 
 def positions(shape: Shape, output: tuple[int, int], r: int, padding: int) -> int:

@@ -1,7 +1,7 @@
 """Layers with parameters, scaling, flattening and dropout. Shapes: see layer.py."""
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -132,7 +132,8 @@ class Conv2d(Layer):
         if self.bias:
             self.parameters += (Parameter("b", (self.filters,)),)
         sides = self.stride, self.padding
-        self.algorithm = choose_algorithm(shape, self.filters, self.kernel_size, *sides, self.groups, self.dilation)
+        options = shape, self.filters, self.kernel_size, *sides, self.groups, self.dilation
+        self.algorithm = cache(partial(choose_algorithm, *options))  # for a number of images
         self.output = output_length(H, KH, *sides, self.dilation), output_length(W, KW, *sides, self.dilation)
         self.multiplications = prod(self.output) * KH * KW * c * self.filters
         self.scratch = kept(shape, self.output, KW, self.padding, groups=self.groups, dilation=self.dilation)
@@ -140,8 +141,8 @@ class Conv2d(Layer):
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         shape, N, w = x.shape, x.shape[2], params["w"]
-        y = empty((*self.output, N, self.filters), x.dtype)
-        saved = self.algorithm.forward(x, w, y)
+        algorithm, y = self.algorithm(images=N), empty((*self.output, N, self.filters), x.dtype)
+        saved = algorithm.forward(x, w, y)
         if self.bias:
             rows = pixels(y)  # (OH, OW, N F): long runs
             rows += repeated(params["b"], N)
@@ -150,7 +151,7 @@ class Conv2d(Layer):
             if self.bias:
                 grads["b"][...] = by_channel(column_sums(dy.reshape(-1, N * self.filters)), self.filters)
             dx = empty(shape, dy.dtype) if self.needs_input_grad else None
-            self.algorithm.backward(saved, dy, w, grads["w"], dx)
+            algorithm.backward(saved, dy, w, grads["w"], dx)
             return dx
 
         return y, backward

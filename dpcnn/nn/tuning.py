@@ -12,11 +12,14 @@ class Tuning(NamedTuple):
         winograd_tiles: tiles of a row of Winograd's convolution that are multiplied at once.
         copied: multiplications of a product from which on BLAS copies its factors first; 0: it always does.
         small_product: the largest number of multiplications in one product of a linear layer's gradient.
+        kernel_images: for how many images Winograd's products take as long as the transforms of a kernel of many
+            weights, which are larger than the processor's cache; 0: not measured.
     """
 
     winograd_tiles: int
     copied: int
     small_product: int
+    kernel_images: int
 
     @property
     def fast_transforms(self) -> bool:
@@ -25,8 +28,8 @@ class Tuning(NamedTuple):
 
 
 BY_WIDTH = {
-    512: Tuning(winograd_tiles=1, copied=1_000_001, small_product=1_000_000),
-    256: Tuning(winograd_tiles=4, copied=0, small_product=3_300_000),
+    512: Tuning(winograd_tiles=1, copied=1_000_001, small_product=1_000_000, kernel_images=0),
+    256: Tuning(winograd_tiles=4, copied=0, small_product=3_300_000, kernel_images=32),
 }
 """The constants for vectors of so many bits."""
 

@@ -58,16 +58,20 @@ class Winograd:
     multiplied at once; N C is one axis of N * C numbers.
     """
 
-    def __init__(self, shape: Shape, padding: int, r: int = 3) -> None:
-        """For inputs of ``shape`` (H, W, C) and kernels of ``r`` by ``r``, from 2 to :data:`MOST_SIDE`."""
+    def __init__(self, shape: Shape, padding: int, r: int = 3, kernel_tiles: float = 0) -> None:
+        """For inputs of ``shape`` (H, W, C) and kernels of ``r`` by ``r``, from 2 to :data:`MOST_SIDE`.
+
+        Args:
+            kernel_tiles: the number of tiles whose products take as long as the transforms of the kernel.
+        """
         H, W, _ = shape
         OH, OW = output_length(H, r, 1, padding), output_length(W, r, 1, padding)
         self.width, self.r = W, r
         sides = [a for a in POINTS if 2 <= a - r + 1 <= MOST_OUTPUTS]
-        self.a = min(sides, key=lambda a: -(-OH // (a - r + 1)) * -(-OW // (a - r + 1)) * a**2)  # least multiplications
-        self.m = self.a - r + 1
+        costs = {a: (kernel_tiles + -(-OH // (a - r + 1)) * -(-OW // (a - r + 1))) * a**2 for a in sides}
+        self.a = min(sides, key=lambda a: costs[a])
+        self.cost, self.m = costs[self.a], self.a - r + 1
         self.down, self.across = tiles(H, OH, self.m, r, padding), tiles(W, OW, self.m, r, padding)
-        self.products = self.a**2 * len(self.down) * len(self.across)
 
     def forward(self, x: Array, w: Array, y: Array) -> list[Array]:
         (_, W, N, C), F, a, dtype = x.shape, w.shape[-1], self.a, x.dtype
