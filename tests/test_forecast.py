@@ -102,8 +102,9 @@ def test_from_the_benchmark_to_a_forecast(quick, tmp_path):
     files = []
     for ranks, more in ((1, []), (2, []), (2, ["--microbatch", "45"]), (2, ["--exchange-only"])):
         files.append(tmp_path / f"{len(files)}.json")
-        words = ["-m", "dpcnn.bench", *quick, "--steps", "3", *more, "--json", files[-1]]
-        assert run(ranks, *words, env={"DPCNN_PRETEND_NODES": "1,1"} if "--exchange-only" in more else None).status == 0
+        nodes = {"DPCNN_PRETEND_NODES": "1,1"} if "--exchange-only" in more else {}
+        words = ["-m", "dpcnn.bench", *(quick[:2] if nodes else quick), "--steps", "3", *more, "--json", files[-1]]
+        assert run(ranks, *words, env=nodes).status == 0
     found = [read_job(path) for path in files]
     assert [(job.ranks, job.nodes, job.images, job.microbatches) for job in found] == [
         (1, 1, 90, 6), (2, 1, 45, 3), (2, 1, 45, 1), (2, 2, 0, 0)
