@@ -96,13 +96,17 @@ class GELU(Activation):
         square *= x
         np.multiply(t, t, out=slope)
         np.subtract(1, slope, out=slope)
-        slope *= square
+        try:
+            with np.errstate(invalid="raise"):  # the processor looks for it in any case, and takes no time
+                slope *= square
+        except FloatingPointError:  # 0 times infinity, far from 0
+            slope[np.isinf(square)] = 0
         slope += t
         slope += 1
         slope *= half
         t += 1
+        t *= half
         x *= t
-        x *= half
 
 
 class SiLU(Activation):
