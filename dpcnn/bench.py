@@ -6,7 +6,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dpcnn.base.files import write_file
 from dpcnn.base.new_files import JSON, check_replaceable
@@ -20,7 +19,7 @@ from dpcnn.evidence.layers import measure_layers
 from dpcnn.evidence.measure import measure_job
 from dpcnn.evidence.recovery import survive
 from dpcnn.evidence.versus import PEERS, versus
-from dpcnn.flags import add_config_flags, given, override
+from dpcnn.flags import Kinds, add_config_flags, complete, given, override, refuse_others
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 from dpcnn.training.resume import recipe_of
@@ -106,8 +105,9 @@ def command(comm: SerialComm, options: Namespace) -> int:
 
 JOBS = "scaling", "versus", "survive"
 JOB = "job"  # the measurement of this job, for which there is no flag
-OPTIONS: dict[str, tuple[Any, Sequence[str]]] = {  # the default, and the kinds of measurements that have the option
-    "steps": (50, (JOB, *JOBS)),
+EXCHANGE = "exchange-only"
+OPTIONS: Kinds = {
+    "steps": (50, (JOB, EXCHANGE, *JOBS)),
     "ranks": (2, ("versus", "survive")),
     "batches": ("32,64,128", ("versus",)),
     "rounds": (7, (*JOBS, "layers")),
@@ -116,35 +116,25 @@ OPTIONS: dict[str, tuple[Any, Sequence[str]]] = {  # the default, and the kinds 
 }
 
 
-def complete(options: Namespace) -> None:
-    """Fill in the defaults of options.
-
-    Raises:
-        ConfigError: an option is given that the measurement does not use.
-    """
-    asked = "layers" if options.by_layer else next((kind for kind in JOBS if getattr(options, kind)), JOB)
-    for name, (default, kinds) in OPTIONS.items():
-        value = getattr(options, name)
-        if value is None or value is False:
-            setattr(options, name, default)
-        elif asked not in kinds:
-            effect = f"no effect with --{asked}" if JOB in kinds else f"an effect only with --{' or --'.join(kinds)}"
-            raise ConfigError(f"--{name}: has {effect}; leave it out")
-
-
 IDLE = "test", "max_steps", "monitor", "patience", "checkpoint_every", "drift_check_every", "keep"
 """Options of a training that no measurement uses: a measurement has its own steps, and no evaluation or checkpoint."""
+
+OF_SIZE = "data", "model", "init_from", "imports", "numerics"
+"""Options of a training that an exchange depends on."""
 
 
 def check(options: Namespace) -> tuple[list[int], list[int]]:
     """Check the options; return the numbers of ``--scaling`` and of ``--batches``."""
-    complete(options)
+    single = "layers" if options.by_layer else EXCHANGE if options.exchange_only else JOB
+    complete(options, OPTIONS, next((kind for kind in JOBS if getattr(options, kind)), single), JOB)
     for name in ("steps", "ranks", "rounds"):
         if not 1 <= getattr(options, name) <= MOST:
             raise ConfigError(f"--{name}: must be from 1 to {MOST}, not {getattr(options, name)}")
     for name in IDLE:
         if name in options:
             raise ConfigError(f"{flag_of(name)}: has no effect on a measurement; leave it out")
+    if options.exchange_only:
+        refuse_others(options, OF_SIZE, f"with --{EXCHANGE}, which depends on the number of parameters alone")
     for name in {"batch", "microbatch"} & given(options).keys() if options.versus else ():
         raise ConfigError(f"--{name}: --versus takes --batches, and each is one microbatch per rank; leave it out")
     scaled, batches = (numbers(f"--{name}", getattr(options, name) or "1", "1,2,4") for name in ("scaling", "batches"))

@@ -15,7 +15,7 @@ from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.losses import LOSSES, Loss
 from dpcnn.nn.metrics import METRICS
-from dpcnn.nn.models import MODELS, build
+from dpcnn.nn.models import MODELS, build, named_layers
 from dpcnn.nn.network import Network
 from dpcnn.optim.groups import check_settings
 from dpcnn.optim.optimizer import Optimizer
@@ -281,7 +281,7 @@ def from_dict(values: Mapping[str, Any], where: str = "", whole: bool = False) -
 
 
 def read_recipe(name: str) -> Config:
-    """A recipe by its name, as in dpcnn/recipes/, or by the path of a TOML file.
+    """A recipe by its name, as in dpcnn/recipes/, or by the path of a TOML file, whose name is that of its ``layers``.
 
     Raises:
         ConfigError: there is none, or it is wrong.
@@ -290,7 +290,7 @@ def read_recipe(name: str) -> Config:
     named = sorted(path.stem for path in folder.glob("*.toml"))
     try:
         content = (folder / f"{name}.toml").read_bytes() if name in named else read_bytes(Path(name), MOST_RECIPE)
-        return from_dict(load_toml(content), f"recipe {name}: ")
+        return from_dict(named_layers(load_toml(content), Path(name).stem), f"recipe {name}: ")
     except FileNotFoundError:
         raise ConfigError(f"--recipe: no recipe and no file {name!r}; recipes are {', '.join(named)}") from None
     except OSError as error:

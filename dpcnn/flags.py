@@ -4,7 +4,7 @@ import argparse
 import importlib
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field
 from typing import Any
 
@@ -16,6 +16,9 @@ from dpcnn.nn.losses import LOSSES
 from dpcnn.nn.models import MODELS
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.optim.schedules import PLATEAU
+
+Kinds = Mapping[str, tuple[Any, Sequence[str]]]
+"""For each option of a command, its default, and the kinds of work that use the option."""
 
 
 def add_config_flags(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +108,35 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     """The values of the config flags that were typed, by name."""
     names = {*OWN_NAMES, *part_names()}
     return {name: value for name, value in vars(options).items() if name in names}
+
+
+def complete(options: argparse.Namespace, table: Kinds, asked: str, usual: str) -> None:
+    """Fill in the defaults of a command's own options.
+
+    Args:
+        asked: the kind of work that the command is to do.
+        usual: the kind for which there is no flag.
+
+    Raises:
+        ConfigError: an option is given that this kind of work does not use.
+    """
+    for name, (default, kinds) in table.items():
+        value = getattr(options, name)
+        if value is None or value is False:
+            setattr(options, name, default)
+        elif asked not in kinds:
+            effect = f"no effect with --{asked}" if usual in kinds else f"an effect only with --{' or --'.join(kinds)}"
+            raise ConfigError(f"{flag_of(name)}: has {effect}; leave it out")
+
+
+def refuse_others(options: argparse.Namespace, known: Collection[str], why: str) -> None:
+    """Refuse the config flags that were typed, except ``known`` ones; ``why`` they have no effect ends the message.
+
+    Raises:
+        ConfigError: one was typed.
+    """
+    for name in sorted(given(options).keys() - set(known)):
+        raise ConfigError(f"{flag_of(name)}: has no effect {why}; leave it out")
 
 
 def retype(flags: dict[str, Any]) -> list[str]:

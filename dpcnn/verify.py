@@ -6,7 +6,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dpcnn.base import startup
 from dpcnn.base.files import write_file
@@ -18,7 +17,7 @@ from dpcnn.errors import ConfigError
 from dpcnn.evidence import golden, receipts
 from dpcnn.evidence.jobs import numbers
 from dpcnn.evidence.proof import OWN, Training, differences, run_all, table, verdict
-from dpcnn.flags import add_config_flags, given
+from dpcnn.flags import Kinds, add_config_flags, complete, given, refuse_others
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import check_starter, usual_launcher
 
@@ -74,38 +73,24 @@ def command(comm: SerialComm, options: Namespace) -> int:
     """Verify what the command line asks for; ``comm`` is this process alone."""
     if options.write_golden and options.golden is None:
         raise ConfigError("--write-golden: give it with --golden")
-    complete(options)
+    asked = "golden" if options.golden is not None else "against" if options.against else RUNS
+    complete(options, OPTIONS, asked, RUNS)
     if options.golden is not None:
+        refuse_others(options, ("numerics", "imports"), "with --golden, whose trainings have their own")
         return verify_golden(options)
     return verify_against(options) if options.against else verify_ranks(options)
 
 
-OPTIONS: dict[str, tuple[Any, Sequence[str]]] = {  # the default, and what else than runs on ranks has the option
-    "ranks": ("1,2,3,4", ("against",)),
-    "steps": (20, ()),
-    "launcher": (usual_launcher(), ("against",)),
-    "receipt": (Path("verify.json"), ()),
-    "kill": (0, ()),
-    "against": (None, ("against",)),
-    "recipe": (None, ("against",)),  # its own check says more
+RUNS = "runs"  # on several numbers of ranks, for which there is no flag
+OPTIONS: Kinds = {
+    "ranks": ("1,2,3,4", (RUNS, "against")),
+    "steps": (20, (RUNS,)),
+    "launcher": (usual_launcher(), (RUNS, "against")),
+    "receipt": (Path("verify.json"), (RUNS,)),
+    "kill": (0, (RUNS,)),
+    "against": (None, (RUNS, "against")),
+    "recipe": (None, (RUNS, "against")),  # the check of --against says more
 }
-
-
-def complete(options: Namespace) -> None:
-    """Fill in the defaults of options.
-
-    Raises:
-        ConfigError: an option is given that ``--golden`` or ``--against`` does not use.
-    """
-    asked = "golden" if options.golden is not None else "against" if options.against else ""
-    for name, (default, others) in OPTIONS.items():
-        if getattr(options, name) is None:
-            setattr(options, name, default)
-        elif asked and asked not in others:
-            raise ConfigError(f"--{name}: has no effect with --{asked}; leave it out")
-    wrong = given(options).keys() - {"numerics", "imports"} if asked == "golden" else ()
-    for name in sorted(wrong):
-        raise ConfigError(f"{flag_of(name)}: has no effect with --golden, whose trainings have their own; leave it out")
 
 
 def verify_ranks(options: Namespace) -> int:

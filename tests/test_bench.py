@@ -41,6 +41,14 @@ def test_a_job_measures_itself(quick, tmp_path, ranks):
     assert "exact exchange and Adam on shards" in result.out.splitlines()[-1]
 
 
+def test_an_exchange_alone_depends_on_the_network(small, tmp_path):
+    words = ["--exchange-only", "--data", small, "--model", "mlp", "--steps", "2", "--json", tmp_path / "b.json"]
+    result = command("bench", *words)
+    assert result.status == 0 and result.out.startswith("1 rank: exact exchange and Adam on shards"), result.err
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["parameters"] == 144 * 128 + 128 + 128 * 10 + 10 and "seconds_a_step" not in found
+
+
 def of_seven_steps(data):
     """A configuration, its network and its samples; an epoch has seven steps."""
     config, samples = (
@@ -84,6 +92,7 @@ def test_the_clock_does_not_count_an_order_that_the_warm_up_has_drawn(small):
         ("--ranks 2", "an effect only with --versus or --survive"),
         ("--rounds 2", "an effect only with --scaling or --versus or --survive or --layers"),
         ("--launcher srun", "an effect only with --scaling or --versus or --survive"),
+        ("--ranks 2 --exchange-only", "an effect only with --versus or --survive"),
         ("--steps 5 --layers", "no effect with --layers"),
     ],
 )
@@ -152,6 +161,12 @@ def test_the_cost_of_survival_is_measured(quick, tmp_path):
             "--json: own.txt: exists, and this command did not write it; give another name, or delete it",
         ),
         (["--max-steps", "9"], "--max-steps: has no effect on a measurement; leave it out"),
+        (
+            ["--exchange-only", "--lr", "0.1"],
+            "--lr: has no effect with --exchange-only, which depends on the number of ",
+        ),
+        (["--exchange-only", "--no-test"], "--test: has no effect on a measurement"),
+        (["--exchange-only", "--model", "mlp", "--batch", "8"], "--batch: has no effect with --exchange-only, which "),
         (["--scaling", "1,2", "--keep", "2"], "--keep: has no effect on a measurement; leave it out"),
         (["--scaling", "1,x"], "--scaling: expected numbers such as 1,2,4, not 1,x"),
         (["--versus", "torch", "--batches", "8,8"], "--batches: expected different numbers, not 8,8"),

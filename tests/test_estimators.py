@@ -448,6 +448,9 @@ def test_a_list_of_layers_and_a_file_are_recipes(tmp_path):
     from_file = dpcnn.Classifier(tmp_path / "r.toml", **options).fit(X, Y)
     from_table = dpcnn.Classifier({"model": "mine", "layers": layers}, **options).fit(X, Y)
     assert from_list.weights_sha256 == from_file.weights_sha256 == from_table.weights_sha256
+    (tmp_path / "nameless.toml").write_text((tmp_path / "r.toml").read_text().partition("\n")[2])
+    nameless = [dpcnn.Classifier(recipe) for recipe in (layers, {"layers": layers}, tmp_path / "nameless.toml")]
+    assert [model.base().model for model in nameless] == ["layers", "layers", "nameless"]
 
 
 def test_scikit_learn_searches_clones_and_chains(fitted):

@@ -5,6 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
+from commands import command
 from conftest import run
 
 from dpcnn.errors import ConfigError
@@ -102,8 +103,9 @@ def test_from_the_benchmark_to_a_forecast(quick, tmp_path):
     files = []
     for ranks, more in ((1, []), (2, []), (2, ["--microbatch", "45"]), (2, ["--exchange-only"])):
         files.append(tmp_path / f"{len(files)}.json")
-        words = ["-m", "dpcnn.bench", *quick, "--steps", "3", *more, "--json", files[-1]]
-        assert run(ranks, *words, env={"DPCNN_PRETEND_NODES": "1,1"} if "--exchange-only" in more else None).status == 0
+        nodes = {"DPCNN_PRETEND_NODES": "1,1"} if "--exchange-only" in more else {}
+        words = ["-m", "dpcnn.bench", *(quick[:2] if nodes else quick), "--steps", "3", *more, "--json", files[-1]]
+        assert run(ranks, *words, env=nodes).status == 0
     found = [read_job(path) for path in files]
     assert [(job.ranks, job.nodes, job.images, job.microbatches) for job in found] == [
         (1, 1, 90, 6), (2, 1, 45, 3), (2, 1, 45, 1), (2, 2, 0, 0)
@@ -113,6 +115,22 @@ def test_from_the_benchmark_to_a_forecast(quick, tmp_path):
     )
     result = run(0, "-m", "dpcnn.forecast", "--fit", files[2], "--nodes", "1,4", "--check", *files[:2])
     assert result.status == 2 and "give more, of other networks" in result.err
+
+
+def test_without_a_training_there_are_constants_and_no_forecast(tmp_path):
+    """A picture was asked for, and the command ended with status 0 and drew none."""
+    files = []
+    for number, job in enumerate(job for job in jobs(60) if not job.images):
+        files.append(tmp_path / f"{number}.json")
+        times = {"exchange": {"milliseconds": {"exact": [1e3 * job.seconds]}}}
+        files[-1].write_text(json.dumps({"ranks": job.ranks, "nodes": job.nodes, "parameters": job.size, **times}))
+    fitted = command("forecast", "--fit", *files)
+    assert fitted.status == 0 and "| gamma, update | " in fitted.out, fitted.err
+    assert fitted.out.splitlines()[-1].startswith("no forecast: no file of --fit measures a training; give one of")
+    for flags in (["--plot", tmp_path / "s"], ["--latency", "1e-5"], ["--nodes", "1"], ["--ranks-per-node", "2"]):
+        result = command("forecast", "--fit", *files, *flags)
+        assert (result.status, result.out) == (2, "") and not list(tmp_path.glob("*.png"))
+        assert result.err.startswith(f"dpcnn: error: {flags[0]}: no file of --fit measures a training; give one of ")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", json.dumps({"ranks": 1, "nodes": 1, "parameters": None})])

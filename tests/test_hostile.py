@@ -85,8 +85,11 @@ def test_a_run_that_is_complete_may_be_resumed(quick, tmp_path):
         (line,) = result.out.splitlines()
         assert result.status == 0 and line.startswith(f"{run}: already complete, 1 epoch, validation accuracy 0.")
         assert line.endswith(f"; to train on from its weights, start a new run: --init-from {run}")
+    for words, idle in (("--trace", "--trace has"), ("--trace --test --keep 2", "--test, --keep, --trace have")):
+        (line,) = training("--resume", *words.split(), "--out", run).out.splitlines()
+        assert f"; without a step, {idle} no effect; to train on " in line
     assert {path: path.read_bytes() for path in before} == before
-    assert (run / "log.txt").read_text().count("already complete") == 3
+    assert (run / "log.txt").read_text().count("already complete") == 5
 
 
 def test_a_complete_run_goes_on_with_other_options_or_says_how(quick, tmp_path):

@@ -808,6 +808,19 @@ def test_activations_are_their_functions(kind, function):
     check_gradients(kind(), {}, x)
 
 
+@pytest.mark.parametrize("kind", [GELU, SiLU, LeakyReLU])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_far_from_0_an_activation_is_a_line(kind, dtype):
+    """The slope of GELU was NaN where the cube of x is infinite."""
+    x = dtype([3e13, 1e15, 2e19, 1e30, np.finfo(dtype).max]).reshape(1, -1)
+    below = 0.01 if kind is LeakyReLU else 0
+    with np.errstate(over="ignore"):
+        for sign, slope in ((1, 1), (-1, below)):
+            y, backward = kind().forward(sign * x, {})
+            np.testing.assert_allclose(y, slope * sign * x, rtol=1e-6)
+            np.testing.assert_allclose(backward(np.ones_like(x), {}), np.full_like(x, slope), rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [LeakyReLU, GELU, SiLU, Tanh, Sigmoid])
 def test_the_last_band_of_an_activation_may_be_shorter(kind, monkeypatch):
     x = RNG.standard_normal((7, 3, 10))  # seven rows of 240 bytes in bands of three, three and one

@@ -89,6 +89,10 @@ def test_a_recipe_with_layers(tmp_path):
     path.write_text('model = "mine"\n')
     with pytest.raises(ConfigError, match="no 'mine'; choose from simple-cnn, small-cnn, mlp, or write"):
         read_recipe(str(path))
+    path.write_text('layers = [{ kind = "flatten" }, { kind = "linear" }]\n')
+    assert read_recipe(str(path)).model == "mine"
+    path.write_text("layers = []\n")
+    assert read_recipe(str(path)).model == "simple-cnn"
     path.write_text('layers = "all"\n')
     with pytest.raises(ConfigError, match="expected a list of tables"):
         read_recipe(str(path))

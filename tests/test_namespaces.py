@@ -82,9 +82,9 @@ def test_a_rank_that_stops_is_named_by_one_on_the_other_host(hosts, quick, tmp_p
 
 
 @pytest.mark.slow
-def test_the_benchmark_sees_the_network(hosts, quick, tmp_path):
+def test_the_benchmark_sees_the_network(hosts, small, tmp_path):
     path = tmp_path / "there.json"
-    assert on_hosts(2, "-m", "dpcnn.bench", *quick, "--exchange-only", "--json", path).status == 0
+    assert on_hosts(2, "-m", "dpcnn.bench", "--data", small, "--exchange-only", "--json", path).status == 0
     there = read_job(path)
     assert (there.ranks, there.nodes) == (2, 2)
     least = 4 * there.size / 125e6  # each host sends half of the sums, then half of the parameters

@@ -8,6 +8,7 @@ import pytest
 from commands import command, training
 from sources import edit_manifest
 
+import dpcnn
 from dpcnn.config import Config
 from dpcnn.data.moments import Moments
 from dpcnn.data.shards import parse_manifest, read_manifest
@@ -82,6 +83,29 @@ def test_a_training_fills_them_in_and_any_ranks_give_the_same(prepared, tmp_path
     resumed = training("--resume", "--max-steps", "0", "--out", tmp_path / "cut")
     assert resumed.status == 0 and read(tmp_path / "cut" / "checkpoints" / "last.h5").weights_sha256 == sha256
     assert command("evaluate", tmp_path / "1").status == 0
+
+
+@pytest.mark.parametrize("name", ["simple-cnn", "normalised"])
+def test_the_same_command_resumes_a_run_also_one_that_an_older_version_has_named(prepared, tmp_path, name):
+    """The second start was refused for the values that the first one had filled in."""
+    recipe, begun = tmp_path / "normalised.toml", tmp_path / "begun.toml"
+    recipe.write_text(RECIPE.partition("\n")[2])
+    begun.write_text(RECIPE.replace("normalised", name))
+    flags = ["--data", prepared, "--out", tmp_path / "run", "--resume", "auto"]
+    assert training("--recipe", begun, *flags, "--max-steps", "2").status == 0
+    result = training("--recipe", recipe, *flags, "--max-steps", "0")
+    assert result.status == 0, result.err
+    assert read(tmp_path / "run" / "checkpoints" / "last.h5").config.model == name
+    recipe.write_text(recipe.read_text().replace('"normalise"', '"normalise"\nmean = [1.0, 2.0, 3.0]'))
+    assert " was started with " in training("--recipe", recipe, *flags).errors[0]
+
+
+def test_a_fit_continues_a_run_that_has_filled_them_in(prepared, tmp_path):
+    layers = [{"kind": "normalise"}, {"kind": "flatten"}, {"kind": "linear"}]
+    options = {"epochs": 2, "batch": 24, "schedule": "constant", "verbose": False}
+    dpcnn.Classifier(layers, **options, max_steps=2).fit(prepared, out=tmp_path / "run")
+    continued = dpcnn.Classifier(layers, **options).fit(prepared, out=tmp_path / "run")
+    assert continued.weights_sha256 == dpcnn.Classifier(layers, **options).fit(prepared).weights_sha256
 
 
 def test_values_of_the_recipe_are_kept():

@@ -13,6 +13,7 @@ from dpcnn.base.arrays import Shape
 from dpcnn.config import OWN_NAMES, Config, from_dict, part_names, read_recipe
 from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.flags import override
+from dpcnn.nn.models import named_layers
 from dpcnn.training.resume import recipe_of
 
 Recipe = str | Path | Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -89,9 +90,9 @@ class Parameters:
             return recipe_of(Namespace(recipe=None, init_from=self.options.get("init_from", "")))
         if isinstance(self.recipe, str | Path):
             return read_recipe(str(self.recipe))
-        values = self.recipe if isinstance(self.recipe, Mapping) else {"model": "layers", "layers": self.recipe}
+        values = self.recipe if isinstance(self.recipe, Mapping) else {"layers": self.recipe}
         try:
-            return from_dict(json.loads(json.dumps(values)), "recipe: ")
+            return from_dict(named_layers(json.loads(json.dumps(values)), "layers"), "recipe: ")
         except TypeError as error:
             raise ConfigError(f"recipe: expected numbers, texts and lists, as in a TOML file: {error}") from None
 

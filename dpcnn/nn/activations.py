@@ -1,14 +1,14 @@
 """Activations: functions of single elements. Shapes: see layer.py."""
 
 from collections.abc import Mapping
-from math import sqrt
+from math import prod, sqrt
 
 import numpy as np
 
-from dpcnn.base.arrays import Array, empty, masked
+from dpcnn.base.arrays import Array, Shape, empty, masked
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn.layer import Backward, Layer
+from dpcnn.nn.layer import Backward, Layer, Memory
 from dpcnn.nn.rows import CACHED, in_bands, rows_of
 
 
@@ -24,6 +24,9 @@ class ReLU(Layer):
     """max(x, 0), which overwrites x; its gradient overwrites dy."""
 
     overwrites_input = True
+
+    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+        return Memory(prod(output) / 4, in_place=True, dx_in_place=True)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         rows = rows_of(x)
@@ -44,6 +47,9 @@ class Activation(Layer):
     def apply(self, x: Array, slope: Array, spare: Array) -> None:
         """Write the values over ``x`` (R, L), and the slopes into ``slope``; ``spare`` (2, R, L) is memory."""
         raise NotImplementedError
+
+    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+        return Memory(prod(output), in_place=True, dx_in_place=True)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         rows = rows_of(x)
@@ -96,13 +102,17 @@ class GELU(Activation):
         square *= x
         np.multiply(t, t, out=slope)
         np.subtract(1, slope, out=slope)
-        slope *= square
+        try:
+            with np.errstate(invalid="raise"):  # the processor looks for it in any case, and takes no time
+                slope *= square
+        except FloatingPointError:  # 0 times infinity, far from 0
+            slope[np.isinf(square)] = 0
         slope += t
         slope += 1
         slope *= half
         t += 1
+        t *= half
         x *= t
-        x *= half
 
 
 class SiLU(Activation):

@@ -10,6 +10,7 @@ from math import prod
 from typing import Any, Protocol
 
 from dpcnn.base.arrays import Array, Shape, empty
+from dpcnn.nn.layer import Memory
 
 BAND = 1 << 21
 """The largest size in bytes of the intermediate results of a band, which is one or more rows of the output."""
@@ -24,6 +25,9 @@ class Kernel(Protocol):
         Returns:
             What ``backward`` needs of ``x``.
         """
+
+    def memory(self, shape: Shape, output: Shape) -> Memory:
+        """About the memory that it needs in training, for inputs (H, W, C) and outputs (OH, OW, F)."""
 
     def backward(self, saved: Any, dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         """Fill ``dw`` and, unless it is None, ``dx`` from ``dy`` and what ``forward`` has returned; all contiguous."""

@@ -1,11 +1,13 @@
 """Convolutions of any shape over many channels, position by position of the kernel. Shapes: see layer.py."""
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape, empty
-from dpcnn.nn.convolution import bands, flat, gathered, inside
+from dpcnn.nn.convolution import BAND, bands, flat, gathered, inside
+from dpcnn.nn.layer import Memory
 
 Place = tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]
 
@@ -22,6 +24,10 @@ class Direct:
 
     def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int, dilation: int = 1) -> None:
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+
+    def memory(self, shape: Shape, output: Shape) -> Memory:
+        size = min(BAND // 4, prod(output[:2]) * max(output[-1], shape[-1]))  # of some rows of the output
+        return Memory(forward=2 * size, backward=3 * size, keeps_input=True)
 
     def forward(self, x: Array, w: Array, y: Array) -> Array:
         y[...] = 0

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from itertools import product
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from dpcnn.base.arrays import Array, empty
+from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.nn.convolution import Kernel, bands, extent, flat, gathered, phases, pixels, reach, region
+from dpcnn.nn.layer import Memory
 
 SUMMED = 1 << 10
 """The most pixels over which the gradient of a weight is added up one after the other."""
@@ -20,6 +21,10 @@ class Pointwise:
 
     def __init__(self, stride: int) -> None:
         self.stride = stride
+
+    def memory(self, shape: Shape, output: Shape) -> Memory:
+        size = prod(output[:2]) * shape[-1] if self.stride > 1 else 0
+        return Memory(size, backward=size, keeps_input=self.stride == 1)
 
     def forward(self, x: Array, w: Array, y: Array) -> Array:
         taken = x
@@ -47,6 +52,9 @@ class Whole:
 
     In the comments, P is the number of pixels.
     """
+
+    def memory(self, shape: Shape, output: Shape) -> Memory:
+        return Memory(forward=prod(shape[:2]) * output[-1], keeps_input=True)
 
     def forward(self, x: Array, w: Array, y: Array) -> Array:
         products = empty((len(w) * w.shape[1], *y.shape[2:]), x.dtype)
@@ -78,6 +86,14 @@ class Depthwise:
 
     def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int, dilation: int) -> None:
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+
+    def memory(self, shape: Shape, output: Shape) -> Memory:
+        (H, W, C), s, p, d = shape, self.stride, self.padding, self.dilation
+        size = prod(s * (n - 1) + extent(k, d) for n, k in zip(output, self.kernel_size, strict=False)) * C
+        (top, bottom), (left, right) = (
+            reach(phases(n, k, s, p, d), d // gcd(s, d)) for n, k in zip((H, W), self.kernel_size, strict=True)
+        )
+        return Memory(size, backward=(bottom - top) * (right - left) * C)
 
     def forward(self, x: Array, w: Array, y: Array) -> Array:
         (KH, KW), (OH, OW), s, p, d = self.kernel_size, y.shape[:2], self.stride, self.padding, self.dilation
@@ -142,6 +158,18 @@ class Grouped:
     def __init__(self, kernels: Sequence[Kernel], parts: Sequence[tuple[int, int]]) -> None:
         """``parts``: the groups of each kernel, (start, stop)."""
         self.kernels, self.parts, self.groups = kernels, parts, parts[-1][1]
+
+    def memory(self, shape: Shape, output: Shape) -> Memory:
+        kept, forward, backward, weights = 0.0, 0.0, 0.0, 0
+        for kernel, (start, stop) in zip(self.kernels, self.parts, strict=True):
+            C, F = ((stop - start) * side[-1] // self.groups for side in (shape, output))
+            needs = kernel.memory((*shape[:2], C), (*output[:2], F))
+            x, y = prod(shape[:2]) * C, prod(output[:2]) * F
+            kept += needs.kept + needs.keeps_input * x
+            forward = max(forward, x + y + needs.forward)
+            backward = max(backward, x + y + needs.backward)
+            weights = max(weights, needs.weights)
+        return Memory(kept, forward, backward, weights=weights)
 
     def forward(self, x: Array, w: Array, y: Array) -> list[Any]:
         saved = []

@@ -46,6 +46,27 @@ class Parameter(NamedTuple):
     momentum: float = 0.0
 
 
+class Memory(NamedTuple):
+    """The elements per image that a layer needs in training besides its input, its output and their gradients.
+
+    Attributes:
+        kept: from ``forward`` to ``backward``.
+        forward, backward: in addition, during the call.
+        keeps_input: whether ``backward`` refers to the input.
+        in_place: whether the output lies in the memory of the input.
+        dx_in_place: whether dx lies in the memory of dy.
+        weights: the elements that it needs for weights, for any number of images.
+    """
+
+    kept: float = 0
+    forward: float = 0
+    backward: float = 0
+    keeps_input: bool = False
+    in_place: bool = False
+    dx_in_place: bool = False
+    weights: int = 0
+
+
 class Layer:
     """A step of a network. It holds no parameters: they are passed to it by name.
 
@@ -57,6 +78,8 @@ class Layer:
     parameters: tuple[Parameter, ...] = ()
     scratch = 0
     """Elements per image that the layer keeps for ``backward`` besides its output."""
+    keeps_input = True
+    """Whether the function ``backward`` refers to the input."""
     multiplications = 0
     """Multiplications per image in ``forward``, by the layer's definition."""
     needs_input_grad = True
@@ -97,6 +120,10 @@ class Layer:
     def build(self, shape: Shape) -> Shape:
         """Declare ``parameters`` for an input of this shape, without N, and return the output's shape."""
         return shape
+
+    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+        """About the memory that the layer needs in training, for an input and an output of these shapes, without N."""
+        return Memory(self.scratch, keeps_input=self.keeps_input)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         """Return the output for ``x``, and the function ``backward(dy, grads) -> dx``.

@@ -12,8 +12,8 @@ from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn.algorithms import choose_algorithm, kept
 from dpcnn.nn.convolution import output_length, pixels
-from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Parameter, at_least, at_most
-from dpcnn.nn.rows import by_channel, column_sums, repeated
+from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Memory, Parameter, at_least, at_most
+from dpcnn.nn.rows import by_channel, column_sums, empty_images, repeated
 from dpcnn.nn.tuning import TUNING
 
 MOST_PADDING = 64
@@ -22,7 +22,7 @@ MOST_PADDING = 64
 class Scale(Layer):
     """Pixels 0..255 of any number type to ``low`` .. ``low + span`` of the weights' float type."""
 
-    takes_integers = True
+    takes_integers, keeps_input = True, False
 
     def __init__(self, low: float = 0.0, span: float = 1.0, dtype: Any = np.float32) -> None:
         self.low, self.span, self.dtype = low, span, np.dtype(dtype)
@@ -39,14 +39,6 @@ class Scale(Layer):
         return y, backward
 
 
-def empty_images(shape: Shape, dtype: Any, by_image: bool) -> Array:
-    """An uninitialised array, which lies in memory as (N, H, W, C) if ``by_image`` is true and it is (H, W, N, C)."""
-    if not by_image:
-        return empty(shape, dtype)
-    H, W, N, C = shape
-    return empty((N, H, W, C), dtype).transpose(1, 2, 0, 3)
-
-
 class Normalise(Layer):
     """(x - mean) / deviation for each channel of images, of any number type, as the weights' float type.
 
@@ -54,7 +46,7 @@ class Normalise(Layer):
         mean, deviation: (C,) of pixels 0..255; empty: those of the data set, which a training fills in.
     """
 
-    takes_integers = True
+    takes_integers, keeps_input = True, False
 
     def __init__(
         self, mean: tuple[float, ...] = (), deviation: tuple[float, ...] = (), dtype: Any = np.float32
@@ -139,6 +131,9 @@ class Conv2d(Layer):
         self.scratch = kept(shape, self.output, KW, self.padding, groups=self.groups, dilation=self.dilation)
         return *self.output, self.filters
 
+    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+        return self.algorithm.memory(shape, output)
+
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         shape, N, w = x.shape, x.shape[2], params["w"]
         algorithm, y = self.algorithm(images=N), empty((*self.output, N, self.filters), x.dtype)
@@ -172,6 +167,9 @@ class Dropout(Layer):
             raise ConfigError(f"p: must be at least 0 and below 1, not {p}")
         self.threshold = int(p * 65536)
 
+    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+        return Memory(prod(output), forward=prod(output), in_place=True, dx_in_place=True)
+
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         if rng is None:
             return x, lambda dy, grads: dy
@@ -191,6 +189,7 @@ class Flatten(Layer):
     """(H, W, N, C) to (N, H * W * C); a view of x if that lies in memory image by image."""
 
     overwrites_input = any_order = True
+    keeps_input = False
 
     def build(self, shape: Shape) -> Shape:
         H, W, C = shape

@@ -5,8 +5,9 @@ from math import gcd
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from dpcnn.base.arrays import Array, empty
+from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.nn.convolution import extent, flat, inside, phases, reach, strided
+from dpcnn.nn.layer import Memory
 
 SHARES = 1 << 21
 """The largest size in bytes of gradients of weights or windows that are kept before they are added up."""
@@ -31,6 +32,18 @@ class Mec:
 
     def __init__(self, kernel_size: tuple[int, int], stride: int, padding: int, dilation: int = 1) -> None:
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+
+    def memory(self, shape: Shape, output: Shape) -> Memory:
+        (H, W, C), (KH, KW), s, p, d = shape, self.kernel_size, self.stride, self.padding, self.dilation
+        spacing, (OH, OW, F) = d // gcd(s, d), output
+        rows, columns = s * (OH - 1) + extent(KH, d), s * (OW - 1) + extent(KW, d)
+        first, end = reach(phases(H, KH, s, p, d), spacing)
+        lowered = max(len(right.taps) * right.count for right in phases(W, KW, s, p, d))
+        return Memory(
+            -(-rows // d) * d * KW * OW * C,
+            forward=rows * columns * C if C < LONG_RUN else 0,
+            backward=-(-(end - first) // spacing) * spacing * lowered * F,
+        )
 
     def forward(self, x: Array, w: Array, y: Array) -> "Lowered":
         (OH, OW, _, _), (KH, KW), s, p, d = y.shape, self.kernel_size, self.stride, self.padding, self.dilation

@@ -7,7 +7,7 @@ import numpy as np
 
 from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.errors import ConfigError
-from dpcnn.nn.layer import Layer
+from dpcnn.nn.layer import Layer, Memory
 
 Split = Callable[[Array], Sequence[Array]]
 
@@ -41,6 +41,9 @@ class Add(Merge):
             raise ConfigError(f"its inputs must have one shape, not {', '.join(map(str, shapes))}")
         return shapes[0]
 
+    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+        return Memory(in_place=True, dx_in_place=True)
+
     def merge(self, inputs: Sequence[Array]) -> tuple[Array, Split]:
         y, *others = inputs
         for x in others:
@@ -60,6 +63,8 @@ class Add(Merge):
 class Concat(Merge):
     """The channels of all inputs, one after the other: Huang et al., "Densely connected convolutional networks" (2017),
     eq. 2."""
+
+    keeps_input = False
 
     def merged_shape(self, shapes: Sequence[Shape]) -> Shape:
         if len({shape[:-1] for shape in shapes}) > 1:

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, get_args, get_origin
 
 from dpcnn.base.options import types_of
-from dpcnn.errors import ConfigError, nearest, unknown_key
+from dpcnn.errors import ConfigError, nearest, printable, unknown_key
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.graph import NAME
 from dpcnn.nn.layer import Layer
@@ -100,6 +100,11 @@ MODELS: dict[str, Spec] = {
     ],
 }
 """The networks that ``--model`` names."""
+
+
+def named_layers(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The values of a recipe; ``name`` is that of its ``layers`` if they have no other."""
+    return {"model": printable(name), **values} if values.get("layers") else values
 
 
 def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:

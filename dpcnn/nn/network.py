@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,9 @@ from dpcnn.nn.flat import FlatParameters
 from dpcnn.nn.graph import IMAGES, applied, connections, last_uses, learning, pooled_first, unique_names
 from dpcnn.nn.layer import Keep, Layer, Parameter
 from dpcnn.nn.losses import Loss
+from dpcnn.nn.memory import PARTS, SPREAD, most_elements, training_steps
 from dpcnn.nn.merging import Merge
 from dpcnn.nn.normalisation import BatchNorm
-
-TRANSFORMED = 8
-"""Elements of transformed kernels and their gradients for each weight of a convolution: an estimate for Winograd's
-tiles of all sizes."""
 
 MOST_ACTIVATIONS = 1 << 26
 """The most elements in the outputs of all layers for one image; see :data:`dpcnn.nn.flat.MOST_PARAMETERS`."""
@@ -142,13 +138,13 @@ class Network(FlatParameters):
         )
 
     def memory(self, images: int) -> int:
-        """An estimate of the bytes for a gradient of ``images`` images: outputs, windows, transformed kernels, and the
-        parameters with their gradient; or what a layer works with, and those before it keep, if that is more."""
-        kept = [layer.scratch + prod(shape) for layer, shape in zip(self.layers, self.shapes, strict=True)]
-        most = max(before + self._at_work(number) for number, before in enumerate(accumulate(kept)))
-        scratch = sum(layer.scratch for layer in self.layers)
-        kernels = sum(TRANSFORMED * prod(p.shape) for layer in self.layers if layer.scratch for p in layer.parameters)
-        return 4 * (images * max(most, 3 * self.activations // 2 + scratch) + kernels + 2 * self.size)
+        """An estimate of the bytes for a gradient of ``images`` images: the most that arrays take at a time, and the
+        parameters with their gradient; see :mod:`dpcnn.nn.memory`."""
+        shapes = {IMAGES: self.input_shape, **dict(enumerate(self.shapes))}
+        steps = training_steps(self._in_training, self._applied, self.sources, shapes, self.learning)
+        weights = max(step.needs.weights for step in steps)
+        arrays = images * most_elements(steps, prod(self.input_shape)) + weights
+        return ceil(4 * (SPREAD * arrays + 2 * self.size)) + PARTS
 
     def check_memory(
         self, images: int, processes: int = 1, advice: str = "use fewer images or processes", vectors: int = 0

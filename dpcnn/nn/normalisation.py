@@ -9,7 +9,7 @@ from dpcnn.base.arrays import Array, Shape, empty, masked
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn.activations import ReLU, rectify
-from dpcnn.nn.layer import Backward, Layer, Parameter
+from dpcnn.nn.layer import Backward, Layer, Memory, Parameter
 from dpcnn.nn.pooling import MaxPool2d
 from dpcnn.nn.rows import CACHED, SUMMED, by_channel, column_sums, in_bands, repeated, rows_of, sum_of_products
 
@@ -43,6 +43,9 @@ class BatchNorm(Layer):
             Parameter("variance", C, initial_value=1.0, momentum=self.momentum),
         )
         return shape
+
+    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+        return Memory(keeps_input=True, dx_in_place=True)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         return self.forward_with(None, x, params, rng)

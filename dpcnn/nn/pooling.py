@@ -1,13 +1,14 @@
 """Pooling: one value for each window of a channel. Shapes: see layer.py."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape, empty, masked
 from dpcnn.base.rng import SampleRng
 from dpcnn.nn.convolution import bands, output_length, strided
-from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, at_least, at_most
+from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Memory, at_least, at_most
 
 CACHED = 1 << 20
 """The largest size in bytes of a band of output rows: the rows that its windows cover stay in the processor's cache."""
@@ -29,6 +30,11 @@ class Pool2d(Layer):
         sides = self.kernel_size, self.stride, self.padding
         self.output = output_length(H, *sides), output_length(W, *sides)
         return *self.output, C
+
+    def padded_size(self, shape: Shape) -> int:
+        """The elements of an image with its border; 0: it has none."""
+        H, W, C = shape
+        return (H + 2 * self.padding) * (W + 2 * self.padding) * C if self.padding else 0
 
     def padded(self, x: Array, value: float) -> Array:
         """``x``, inside a border of ``value`` if there is padding."""
@@ -68,6 +74,15 @@ class MaxPool2d(Pool2d):
     Where windows overlap, each takes the largest value of each of its rows, and then the largest of these values: 2 k
     positions instead of k^2.
     """
+
+    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+        """Masks of bytes for each place in a window; if windows overlap, for each row and each row of a window."""
+        size, k, rows = self.padded_size(shape), self.kernel_size, 0
+        masks = (k**2 - 1) * prod(output)
+        if self.stride < k:
+            rows = ((output[0] - 1) * self.stride + k) * prod(output[1:])
+            masks = (k - 1) * (rows + prod(output))
+        return Memory(masks / 4, forward=size + rows, backward=size + rows)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         x = self.padded(x, -np.inf)
@@ -164,6 +179,10 @@ def spread(dy: Array, places: Places, larger: Array, dx: Array, fresh: int) -> N
 class AvgPool2d(Pool2d):
     """The mean of each window, with the zeros of the border."""
 
+    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+        size = self.padded_size(shape)
+        return Memory(forward=size, backward=size)
+
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         x = self.padded(x, 0.0)
         H, W, N, C = x.shape
@@ -190,6 +209,8 @@ class AvgPool2d(Pool2d):
 class GlobalAvgPool(Layer):
     """The mean of each channel over all pixels, (H, W, N, C) to (N, C): Lin, Chen and Yan, "Network in network" (2014),
     section 3.2."""
+
+    keeps_input = False
 
     def build(self, shape: Shape) -> Shape:
         self.pixels, (_, _, C) = shape[0] * shape[1], shape

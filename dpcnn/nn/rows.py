@@ -1,8 +1,10 @@
 """Arrays (.., N, C) as matrices of long rows, on which NumPy works fast, and their sums. Shapes: see layer.py."""
 
+from typing import Any
+
 import numpy as np
 
-from dpcnn.base.arrays import Array, row_length
+from dpcnn.base.arrays import Array, Shape, empty, row_length
 from dpcnn.nn.convolution import bands
 
 ADDED = 1 << 12
@@ -16,6 +18,14 @@ sums, which decide the last bits, and of those that it passes over several times
 def rows_of(array: Array) -> Array:
     """An array (.., N, C) as rows of whole pixels; a copy if it is not contiguous."""
     return np.ascontiguousarray(array).reshape(-1, row_length(array.shape))  # a view of it might have other strides
+
+
+def empty_images(shape: Shape, dtype: Any, by_image: bool) -> Array:
+    """An uninitialised array, which lies in memory as (N, H, W, C) if ``by_image`` is true and it is (H, W, N, C)."""
+    if not by_image:
+        return empty(shape, dtype)
+    H, W, N, C = shape
+    return empty((N, H, W, C), dtype).transpose(1, 2, 0, 3)
 
 
 def in_bands(rows: Array, most: int) -> list[slice]:

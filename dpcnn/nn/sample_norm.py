@@ -9,11 +9,15 @@ from dpcnn.base import elementary
 from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn.layer import Backward, Layer, Parameter, at_least, at_most
+from dpcnn.nn.layer import Backward, Layer, Memory, Parameter, at_least, at_most
 from dpcnn.nn.rows import CACHED, SUMMED, by_channel, column_sums, in_bands, repeated, rows_of, sum_of_products
 
 MOST_SIZE = 255
 """The largest ``size`` of a local response normalisation."""
+
+
+OF_POWERS = 10
+"""Elements of float32 for each element whose power is computed by portable numerics, in float64."""
 
 
 class SampleNorm(Layer):
@@ -36,6 +40,9 @@ class SampleNorm(Layer):
         self.shape, C = shape, shape[-1:]
         self.parameters = (Parameter("w", C, initial_value=1.0), Parameter("b", C))
         return shape
+
+    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+        return Memory(keeps_input=True, dx_in_place=True)
 
 
 class LayerNorm(SampleNorm):
@@ -148,6 +155,10 @@ class LocalResponseNorm(Layer):
     def build(self, shape: Shape) -> Shape:
         self.scratch = 3 * prod(shape)  # scale, power and kept
         return shape
+
+    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+        powers = OF_POWERS * (elementary.power is elementary.portable_power)
+        return Memory(self.scratch, forward=powers * prod(shape), backward=prod(shape))
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         scale, y = empty(x.shape, x.dtype), empty(x.shape, x.dtype)

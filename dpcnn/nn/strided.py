@@ -1,12 +1,14 @@
 """Convolutions with a stride or dilation, as convolutions without, over other images. Shapes: see layer.py."""
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.nn.convolution import Kernel, inside
+from dpcnn.nn.layer import Memory
 
 SHORT_RUN = 8
 """With fewer channels, NumPy copies a phase of an image faster channel by channel; with more, all of them at once."""
@@ -26,6 +28,16 @@ class Strided:
         self.plain, self.r, self.stride, self.padding = plain, kernel_size, stride, padding
         self.q = blocks(kernel_size, stride)
         self.size = output[0] + self.q - 1, output[1] + self.q - 1  # h, v
+
+    def memory(self, shape: Shape, output: Shape) -> Memory:
+        image = *self.size, self.stride**2 * shape[-1]
+        needs, size = self.plain.memory(image, output), prod(image)
+        return Memory(
+            needs.kept + needs.keeps_input * size,
+            needs.forward + size,
+            needs.backward + size,
+            weights=needs.weights + 2 * self.q**2 * image[-1] * output[-1],
+        )
 
     def forward(self, x: Array, w: Array, y: Array) -> tuple[Any, Shape]:
         (_, _, N, C), s = x.shape, self.stride
@@ -118,6 +130,18 @@ class Dilated:
     def __init__(self, plain: Kernel, size: tuple[int, int], dilation: int, padding: int) -> None:
         """``plain``: the kernel for images of ``size``, (h, v), without padding."""
         self.plain, self.size, self.dilation, self.padding = plain, size, dilation, padding
+
+    def memory(self, shape: Shape, output: Shape) -> Memory:
+        taps = [(n + 2 * self.padding - o) // self.dilation for n, o in zip(shape, output[:2], strict=False)]
+        sides, images = [n - k for n, k in zip(self.size, taps, strict=True)], self.dilation**2
+        needs = self.plain.memory((*self.size, shape[-1]), (*sides, output[-1]))
+        x, y = images * prod(self.size) * shape[-1], images * prod(sides) * output[-1]
+        return Memory(
+            images * needs.kept + needs.keeps_input * x,
+            images * needs.forward + x + y,
+            images * needs.backward + x + y,
+            weights=needs.weights,
+        )
 
     def forward(self, x: Array, w: Array, y: Array) -> Any:
         outputs = self._empty(self._output(w), y)

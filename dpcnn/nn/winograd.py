@@ -8,6 +8,7 @@ import numpy as np
 
 from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.nn.convolution import bands, first, output_length, pixels
+from dpcnn.nn.layer import Memory
 from dpcnn.nn.tuning import TUNING
 
 POINTS = {
@@ -72,6 +73,16 @@ class Winograd:
         self.a = min(sides, key=lambda a: costs[a])
         self.cost, self.m = costs[self.a], self.a - r + 1
         self.down, self.across = tiles(H, OH, self.m, r, padding), tiles(W, OW, self.m, r, padding)
+
+    def memory(self, shape: Shape, output: Shape) -> Memory:
+        C, F, a, OW = shape[-1], output[-1], self.a, output[1]
+        at_once, rows = min(TUNING.winograd_tiles, len(self.across)), a * self.width * C
+        return Memory(
+            self.products * C,
+            forward=rows + (a + self.m) * a * at_once * F,
+            backward=rows + a * OW * F + a * a * at_once * (C + F),
+            weights=(3 * a**2 + self.r**2) * C * F,
+        )
 
     def forward(self, x: Array, w: Array, y: Array) -> list[Array]:
         (_, W, N, C), F, a, dtype = x.shape, w.shape[-1], self.a, x.dtype

@@ -180,18 +180,30 @@ def choose_config(options: Namespace, start: Start) -> Config:
     folder = str(start.folder.path)
     of_run = from_dict(start.config, f"{folder}: ")
     recipe = read_recipe(options.recipe) if options.recipe else of_run
-    asked = with_source(override(recipe, options), of_run)
+    asked = as_begun(override(recipe, options), of_run)
     if asked.holdout != of_run.holdout:  # the same command has begun the run: the same rule applies
         asked = with_cut(asked, recipe, given(options))
     check_resumable(of_run, asked, folder)
     return asked
 
 
-def with_source(asked: Config, of_run: Config) -> Config:
-    """The options ``asked`` for a run that is resumed, with the sha256 that the run has filled in for its source."""
-    if asked.init_from_sha256 or asked.init_from != of_run.init_from:
-        return asked
-    return replace(asked, init_from_sha256=of_run.init_from_sha256)
+def as_begun(asked: Config, of_run: Config) -> Config:
+    """The options ``asked`` for a run that is resumed, with what the run has filled in: the sha256 of its source, and
+    the values of ``normalise``. Equal layers keep their name, which older versions chose in another way."""
+    if not asked.init_from_sha256 and asked.init_from == of_run.init_from:
+        asked = replace(asked, init_from_sha256=of_run.init_from_sha256)
+    if len(asked.layers) == len(of_run.layers):
+        layers = [measured_as(*pair) for pair in zip(asked.layers, of_run.layers, strict=True)]
+        if layers and layers == of_run.layers:
+            return replace(asked, layers=layers, model=of_run.model)
+    return asked
+
+
+def measured_as(layer: dict[str, Any], of_run: dict[str, Any]) -> dict[str, Any]:
+    """A layer, with the values of that of the run which it lacks if both are ``normalise``."""
+    if {layer.get("kind"), of_run.get("kind")} != {"normalise"}:
+        return layer
+    return {**{key: of_run[key] for key in ("mean", "deviation") if key in of_run}, **layer}
 
 
 def check_resumable(of_run: Config, asked: Config, folder: str) -> None:

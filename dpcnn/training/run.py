@@ -41,7 +41,7 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
     comm.on_death(watch.renew)
     trainer, start = comm.transact(lambda: set_up(comm, options, reporter, stop))
     comm.on_death(trainer.assemble)
-    if not options.tensorboard and comm.transact(lambda: already_complete(trainer, start, reporter)):
+    if not options.tensorboard and comm.transact(lambda: already_complete(trainer, start, reporter, options.trace)):
         return _leave(comm, watch, DONE)
     reporter.commit(comm.transact(lambda: open_run(trainer, start, reporter)))
     if watch.warning:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
 
+from dpcnn.base.options import flag_of
 from dpcnn.base.text import text
 from dpcnn.parallel.launch import usual_launcher
 from dpcnn.runs.console import Reporter
@@ -68,19 +69,30 @@ def say_stopped(trainer: Trainer, reporter: Reporter) -> None:
         )
 
 
-def already_complete(trainer: Trainer, start: Start, reporter: Reporter) -> bool:
+OF_STEPS = "test", "checkpoint_every", "drift_check_every", "keep"
+"""Options that may change when a run is resumed, and that matter only if it takes steps."""
+
+
+def already_complete(trainer: Trainer, start: Start, reporter: Reporter, trace: bool) -> bool:
     """Whether a run that is resumed has ended with these options; if so, print a line.
 
-    A run that was killed between its last checkpoint and its last lines has not ended.
+    A run that was killed between its last checkpoint and its last lines has not ended. The line names the options that
+    have no effect; they are no error, because the command of a batch job is repeated until the run is complete.
+
+    Args:
+        trace: whether the user wants a trace.
     """
     comm, progress, config, folder = trainer.comm, trainer.progress, trainer.config, str(trainer.run.path)
     epochs = f"{progress.epochs} epoch{'s' * (progress.epochs > 1)}"
     over = progress.epochs >= trainer.plan.last_epoch or out_of_patience(progress, config)
     complete: bool = comm.broadcast_obj(bool(start.path and over) and trainer.run.ended())
+    begun = start.config or {}
+    flags = [flag_of(name) for name in OF_STEPS if getattr(config, name) != begun.get(name)] + ["--trace"] * trace
+    idle = f"without a step, {', '.join(flags)} {'has' if len(flags) == 1 else 'have'} no effect; " if flags else ""
     with comm.fail_together():
         if complete:
             reporter.say(
-                f"{folder}: already complete, {epochs}, {outcome(progress, config.monitored)}; "
+                f"{folder}: already complete, {epochs}, {outcome(progress, config.monitored)}; {idle}"
                 f"to train on from its weights, start a new run: --init-from {quote(folder)}"
             )
     return complete
