@@ -25,7 +25,7 @@ class ReLU(Layer):
 
     overwrites_input = True
 
-    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+    def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
         return Memory(prod(output) / 4, in_place=True, dx_in_place=True)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
@@ -48,7 +48,7 @@ class Activation(Layer):
         """Write the values over ``x`` (R, L), and the slopes into ``slope``; ``spare`` (2, R, L) is memory."""
         raise NotImplementedError
 
-    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+    def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
         return Memory(prod(output), in_place=True, dx_in_place=True)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:

@@ -121,8 +121,11 @@ class Layer:
         """Declare ``parameters`` for an input of this shape, without N, and return the output's shape."""
         return shape
 
-    def training_memory(self, shape: Shape, output: Shape) -> Memory:
-        """About the memory that the layer needs in training, for an input and an output of these shapes, without N."""
+    def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
+        """About the memory that the layer needs in training, for an input and an output of these shapes, without N.
+
+        The number of images may decide how the layer computes.
+        """
         return Memory(self.scratch, keeps_input=self.keeps_input)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:

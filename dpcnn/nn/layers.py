@@ -131,8 +131,8 @@ class Conv2d(Layer):
         self.scratch = kept(shape, self.output, KW, self.padding, groups=self.groups, dilation=self.dilation)
         return *self.output, self.filters
 
-    def training_memory(self, shape: Shape, output: Shape) -> Memory:
-        return self.algorithm.memory(shape, output)
+    def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
+        return self.algorithm(images=images).memory(shape, output)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         shape, N, w = x.shape, x.shape[2], params["w"]
@@ -167,7 +167,7 @@ class Dropout(Layer):
             raise ConfigError(f"p: must be at least 0 and below 1, not {p}")
         self.threshold = int(p * 65536)
 
-    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+    def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
         return Memory(prod(output), forward=prod(output), in_place=True, dx_in_place=True)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:

@@ -45,6 +45,7 @@ def training_steps(
     sources: Sequence[Sequence[int]],
     shapes: Mapping[int, Shape],
     learning: Sequence[bool],
+    images: int,
 ) -> list[Step]:
     """The steps of a training, in which a pooling may precede its ReLU, or be a part of a normalisation.
 
@@ -53,6 +54,7 @@ def training_steps(
         applied: see :func:`dpcnn.nn.graph.applied`.
         shapes: of each layer's output, and of the images, without N.
         learning: whether the gradient of each layer's output is needed.
+        images: the number of images of a gradient.
     """
     shapes, steps = dict(shapes), []
     for number, inputs in reversed(list(enumerate(sources))):
@@ -61,18 +63,10 @@ def training_steps(
     users = [source for inputs in sources for source in inputs]
     for number, (layer, inputs) in enumerate(zip(layers, sources, strict=True)):
         own = [shapes[source] for source in inputs]
-        needs = layer.training_memory(own[0], shapes[number])
+        needs = layer.training_memory(own[0], shapes[number], images)
         learns = [source != IMAGES and learning[source] for source in inputs] if learning[number] else []
-        steps.append(
-            Step(
-                inputs,
-                [prod(shape) for shape in own],
-                prod(shapes[number]),
-                needs,
-                learns,
-                users.count(inputs[0]) == 1,
-            )
-        )
+        sizes, alone = [prod(shape) for shape in own], users.count(inputs[0]) == 1
+        steps.append(Step(inputs, sizes, prod(shapes[number]), needs, learns, alone))
     return with_parts(steps, applied)
 
 

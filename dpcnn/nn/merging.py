@@ -41,7 +41,7 @@ class Add(Merge):
             raise ConfigError(f"its inputs must have one shape, not {', '.join(map(str, shapes))}")
         return shapes[0]
 
-    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+    def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
         return Memory(in_place=True, dx_in_place=True)
 
     def merge(self, inputs: Sequence[Array]) -> tuple[Array, Split]:

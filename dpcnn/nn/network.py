@@ -141,7 +141,7 @@ class Network(FlatParameters):
         """An estimate of the bytes for a gradient of ``images`` images: the most that arrays take at a time, and the
         parameters with their gradient; see :mod:`dpcnn.nn.memory`."""
         shapes = {IMAGES: self.input_shape, **dict(enumerate(self.shapes))}
-        steps = training_steps(self._in_training, self._applied, self.sources, shapes, self.learning)
+        steps = training_steps(self._in_training, self._applied, self.sources, shapes, self.learning, images)
         weights = max(step.needs.weights for step in steps)
         arrays = images * most_elements(steps, prod(self.input_shape)) + weights
         return ceil(4 * (SPREAD * arrays + 2 * self.size)) + PARTS

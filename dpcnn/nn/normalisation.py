@@ -44,7 +44,7 @@ class BatchNorm(Layer):
         )
         return shape
 
-    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+    def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
         return Memory(keeps_input=True, dx_in_place=True)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:

@@ -75,7 +75,7 @@ class MaxPool2d(Pool2d):
     positions instead of k^2.
     """
 
-    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+    def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
         """Masks of bytes for each place in a window; if windows overlap, for each row and each row of a window."""
         size, k, rows = self.padded_size(shape), self.kernel_size, 0
         masks = (k**2 - 1) * prod(output)
@@ -179,7 +179,7 @@ def spread(dy: Array, places: Places, larger: Array, dx: Array, fresh: int) -> N
 class AvgPool2d(Pool2d):
     """The mean of each window, with the zeros of the border."""
 
-    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+    def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
         size = self.padded_size(shape)
         return Memory(forward=size, backward=size)
 

@@ -41,7 +41,7 @@ class SampleNorm(Layer):
         self.parameters = (Parameter("w", C, initial_value=1.0), Parameter("b", C))
         return shape
 
-    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+    def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
         return Memory(keeps_input=True, dx_in_place=True)
 
 
@@ -156,7 +156,7 @@ class LocalResponseNorm(Layer):
         self.scratch = 3 * prod(shape)  # scale, power and kept
         return shape
 
-    def training_memory(self, shape: Shape, output: Shape) -> Memory:
+    def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
         powers = OF_POWERS * (elementary.power is elementary.portable_power)
         return Memory(self.scratch, forward=powers * prod(shape), backward=prod(shape))
 

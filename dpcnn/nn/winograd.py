@@ -78,7 +78,7 @@ class Winograd:
         C, F, a, OW = shape[-1], output[-1], self.a, output[1]
         at_once, rows = min(TUNING.winograd_tiles, len(self.across)), a * self.width * C
         return Memory(
-            self.products * C,
+            a**2 * len(self.down) * len(self.across) * C,
             forward=rows + (a + self.m) * a * at_once * F,
             backward=rows + a * OW * F + a * a * at_once * (C + F),
             weights=(3 * a**2 + self.r**2) * C * F,
