@@ -17,7 +17,7 @@ from dpcnn.runs.events import Event
 from dpcnn.runs.progress import Metrics, Progress
 from dpcnn.runs.unkept import Unkept
 from dpcnn.training.lines import step_line
-from dpcnn.training.resume import Start, check_resumable, with_source
+from dpcnn.training.resume import Start, as_begun, check_resumable
 from dpcnn.training.setup import make_trainer, open_run, share_start
 from dpcnn.training.times import write_times
 from dpcnn.training.trainer import Trainer
@@ -90,7 +90,7 @@ def _set_up(
         check(config.numerics)
         if start.config is not None:
             of_run = from_dict(start.config)
-            config = with_source(config, of_run)
+            config = as_begun(config, of_run)
             check_resumable(of_run, config, str(start.folder.path))
     return make_trainer(comm, config, samples, start, reporter, test=test), start
 

@@ -180,18 +180,30 @@ def choose_config(options: Namespace, start: Start) -> Config:
     folder = str(start.folder.path)
     of_run = from_dict(start.config, f"{folder}: ")
     recipe = read_recipe(options.recipe) if options.recipe else of_run
-    asked = with_source(override(recipe, options), of_run)
+    asked = as_begun(override(recipe, options), of_run)
     if asked.holdout != of_run.holdout:  # the same command has begun the run: the same rule applies
         asked = with_cut(asked, recipe, given(options))
     check_resumable(of_run, asked, folder)
     return asked
 
 
-def with_source(asked: Config, of_run: Config) -> Config:
-    """The options ``asked`` for a run that is resumed, with the sha256 that the run has filled in for its source."""
-    if asked.init_from_sha256 or asked.init_from != of_run.init_from:
+def as_begun(asked: Config, of_run: Config) -> Config:
+    """The options ``asked`` for a run that is resumed, with what the run has filled in for them when it began.
+
+    This is the sha256 of its source, and the mean and the deviation of its data in layers ``normalise`` without.
+    """
+    if asked.init_from == of_run.init_from and not asked.init_from_sha256:
+        asked = replace(asked, init_from_sha256=of_run.init_from_sha256)
+    if len(asked.layers) != len(of_run.layers):
         return asked
-    return replace(asked, init_from_sha256=of_run.init_from_sha256)
+    pairs = zip(asked.layers, of_run.layers, strict=True)
+    return replace(asked, layers=[_as_begun(layer, begun) for layer, begun in pairs])
+
+
+def _as_begun(layer: dict[str, Any], begun: dict[str, Any]) -> dict[str, Any]:
+    if not layer.get("kind") == begun.get("kind") == "normalise":
+        return layer
+    return {key: begun[key] for key in ("mean", "deviation") if key in begun} | layer
 
 
 def check_resumable(of_run: Config, asked: Config, folder: str) -> None:
