@@ -220,6 +220,16 @@ def test_whole_numbers_and_the_value_of_white_are_kept_too(tmp_path):
     np.testing.assert_array_equal(again.predict_proba(X / 15.9), model.predict_proba(X / 15.9))
 
 
+def test_truth_values_and_parameters_of_numpy_are_kept_too(tmp_path):
+    parameters = {"image_shape": np.array([12, 12, 1]), "max_value": np.float32(255)}
+    model = small_model(epochs=1, **parameters).fit(X.reshape(200, 144), Y > 4, out=tmp_path / "run")
+    model.save(tmp_path / "net.h5")
+    assert "image_shape=array" in repr(model)
+    for again in (dpcnn.load(tmp_path / "net.h5"), dpcnn.load(tmp_path / "run")):
+        assert again.classes_.tolist() == [False, True] and again.image_shape == (12, 12, 1) and again.max_value == 255
+        assert again.score(X, Y > 4) == model.score(X, Y > 4)
+
+
 def test_a_run_s_folder_is_continued_and_read(fitted, tmp_path):
     """A callback breaks the first fit off; the second one finishes it, and the third finds it complete."""
     steps = []
@@ -513,6 +523,14 @@ def test_white_is_255_for_the_network():
         ({"y": Y / 2}, DataError, "whole numbers or text, not float64"),
         ({"y": None}, DataError, "y: expected labels"),
         ({"y": Y * 0}, DataError, "y: 1 different labels; expected 2 to"),
+        ({"X": [[1, 2], [3]]}, DataError, "X: not an array: .* inhomogeneous"),
+        ({"y": [[1], [1, 2]]}, DataError, "y: not an array: .* inhomogeneous"),
+        ({"y": np.where(Y, NAMES[Y], "")}, DataError, "y: expected a name of printable characters, not ''"),
+        ({"y": np.where(Y, NAMES[Y], "a\nb")}, DataError, r"y: expected a name of printable characters, not 'a\\nb'"),
+        ({"y": Y.astype(np.uint64) + 2**63}, DataError, "y: expected a whole number from -9007199254740992 to"),
+        ({"validation": (X,)}, DataError, r"validation: expected a pair \(X, y\), not 1 values"),
+        ({"out": "runs/\0"}, DataError, "expected the name of a file or folder"),
+        ({"out": 3}, DataError, "expected the name of a file or folder, not 3"),
         ({"validation": (X, Y + 90)}, DataError, r"y: no class 9\d among the labels of the training: 0, 1, 2"),
         ({"validation": (X, Y.astype(str))}, DataError, "y: expected labels of the type uint8, as in the training"),
         ({"validation": -1}, ConfigError, "--validation: must be at least 0"),
@@ -521,6 +539,13 @@ def test_white_is_255_for_the_network():
         ({"options": {"lr": -1.0}}, ConfigError, "--lr: must be a number above 0"),
         ({"options": {"test": True}}, ConfigError, "test: arrays have no test samples"),
         ({"options": {"image_shape": (5, 5, 1)}}, DataError, r"X: expected images of image_shape=\(5, 5, 1\)"),
+        ({"options": {"image_shape": 12}}, ConfigError, "Classifier: image_shape: expected a list, not 12"),
+        ({"options": {"image_shape": (-12, -12, 1)}}, ConfigError, "image_shape: expected a whole number from 1 to"),
+        ({"options": {"image_shape": (12.0, 12, 1)}}, ConfigError, "image_shape: expected a whole number from 1 to"),
+        ({"options": {"max_value": 0}}, ConfigError, r"max_value: expected a number from 1e-30 to 1e\+30, not 0"),
+        ({"options": {"max_value": -255.0}}, ConfigError, "max_value: expected a number from 1e-30"),
+        ({"options": {"max_value": np.nan}}, ConfigError, "max_value: expected a finite number, not nan"),
+        ({"options": {"max_value": "white"}}, ConfigError, "max_value: expected a finite number, not 'white'"),
         ({"options": {"recipe": "fst"}}, ConfigError, "no recipe and no file 'fst'"),
         ({"options": {"recipe": [{"kind": "liner"}]}}, ConfigError, "layer 1: no kind 'liner'"),
         ({"options": {"recipe": [{"kind": {1}}]}}, ConfigError, "recipe: expected numbers, texts and lists"),
@@ -545,6 +570,10 @@ def test_mistakes_before_and_after_fit(fitted):
         fitted.predict(X[:, 1:])
     with pytest.raises(DataError, match="y: expected labels of the type <U5"):
         fitted.score(X, Y)
+    for use in (fitted.save, dpcnn.load):
+        for name in (None, "a\0b"):
+            with pytest.raises(DataError, match="expected the name of a file or folder, not"):
+                use(name)
     with pytest.raises(AttributeError, match="no attribute 'Clasifier'"):
         dpcnn.Clasifier  # noqa: B018
     assert {"Classifier", "load", "register"} <= set(dir(dpcnn))
@@ -701,6 +730,14 @@ def test_ranks_change_no_values(regressor):
 
     expected = regressor.weights_sha256, regressor.predict(SQUARES).tobytes(), regressor.score(SQUARES, PLACES)
     assert on_threads([3], one) == [expected] * 3
+
+
+def test_the_order_of_values_in_memory_does_not_matter(regressor):
+    """The columns of a data frame lie one after the other."""
+    for values in (np.asfortranarray(PLACES), np.asfortranarray(PLACES, np.float32), PLACES.astype(">f8")):
+        model = small_regressor().fit(SQUARES, values, validation=0.1)
+        assert model.weights_sha256 == regressor.weights_sha256
+        assert model.score(SQUARES, values) == regressor.score(SQUARES, PLACES)
 
 
 def test_one_value_for_each_image_and_another_loss(tmp_path):

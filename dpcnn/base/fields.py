@@ -191,6 +191,13 @@ def is_sha256(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
+def label(value: Any, where: str) -> int | str:
+    """The label of a class: a whole number, a truth value or a name; or FieldError."""
+    if isinstance(value, bool):
+        return value
+    return integer(value, where, -MOST_INTEGER) if isinstance(value, int) else name(value, where)
+
+
 def name(value: Any, where: str) -> str:
     """A name for display: a line of 1 to 255 printable characters, or FieldError."""
     if not isinstance(value, str) or not 1 <= len(value) <= MOST_NAME or not value.isprintable():

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape
+from dpcnn.base.fields import FieldError, label
+from dpcnn.data.classes import check_names
 from dpcnn.data.dataset import Samples
 from dpcnn.data.shards import CROP, Manifest
-from dpcnn.errors import DataError
+from dpcnn.errors import DataError, printable
 from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES
 from dpcnn.parallel.comm import SerialComm
 
@@ -74,7 +76,7 @@ def images_of(X: Any, image_shape: Shape | None, max_value: float | None) -> Arr
     Raises:
         DataError: X has another type or shape, or values that are not between 0 and white.
     """
-    array = np.asarray(X)
+    array = _array(X, "X")
     if array.dtype.kind not in "biuf" or not array.size:
         advice = "; make a data set of picture files: dpcnn data prepare" if array.dtype.kind in "UO" else ""
         raise DataError(f"X: expected images of numbers, not {array.dtype} {array.shape}{advice}")
@@ -82,6 +84,14 @@ def images_of(X: Any, image_shape: Shape | None, max_value: float | None) -> Arr
     if len(shape) != 3 or prod(shape) != prod(array.shape[1:]):
         raise DataError(f"X: expected images of image_shape={shape}, (H, W, C), not an array of {array.shape}")
     return np.ascontiguousarray(_pixels(array, max_value).reshape(-1, *shape))
+
+
+def _array(values: Any, name: str) -> Array:
+    """What a user gave as an array."""
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:  # rows of several lengths, for example
+        raise DataError(f"{name}: not an array: {printable(str(error))}") from None
 
 
 def _shape(shape: Shape) -> Shape:
@@ -125,9 +135,9 @@ def labels_of(y: Any, count: int) -> Array:
     Raises:
         DataError: y has another type or shape.
     """
-    labels = np.asarray(y)
+    labels = _array(y, "y")
     if labels.dtype.kind == "O":
-        labels = np.array(labels.tolist())
+        labels = _array(labels.tolist(), "y")
     if labels.shape == (count, 1):
         labels = labels[:, 0]
     if labels.shape != (count,) or labels.dtype.kind not in "biuU":
@@ -147,7 +157,7 @@ def marks_of(y: Any, count: int, columns: int | None = None) -> Array:
     Raises:
         DataError: y has another type, shape or values.
     """
-    marks = np.asarray(y)
+    marks = _array(y, "y")
     fits = marks.dtype.kind in "biuf" and marks.ndim == 2 and len(marks) == count and marks.size > 0
     if not fits or not ((marks == 0) | (marks == 1)).all():
         actual = f"{marks.dtype} {marks.shape}"
@@ -166,11 +176,11 @@ def values_of(y: Any, count: int, columns: int | None = None) -> Array:
     Raises:
         DataError: y has another type or shape, or values that are not finite.
     """
-    values = np.asarray(y)
+    values = _array(y, "y")
     if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or len(values) != count or not values.size:
         actual = f"{values.dtype} {values.shape}"
         raise DataError(f"y: expected numbers ({count},) or ({count}, K), for each image one or several, not {actual}")
-    found = values.reshape(count, -1).astype(np.float32)
+    found = values.reshape(count, -1).astype(np.float32, order="C")
     if columns not in (None, found.shape[1]):
         raise DataError(f"y: expected {columns} values for each image, as in the training, not {found.shape[1]}")
     if not np.isfinite(found).all():
@@ -182,11 +192,15 @@ def classes_of(labels: Array) -> Array:
     """The labels of all classes, ascending, (classes,).
 
     Raises:
-        DataError: there are fewer than two, or too many.
+        DataError: there are fewer than two, or too many, or a checkpoint can't contain one of them.
     """
     classes: Array = np.unique(labels)
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise DataError(f"y: {len(classes):,} different labels; expected 2 to {MOST_CLASSES:,}, one per class")
+    try:
+        check_names([str(label(value, "y")) for value in classes.tolist()], "y")
+    except FieldError as error:
+        raise DataError(str(error)) from None
     return classes
 
 

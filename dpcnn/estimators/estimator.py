@@ -118,12 +118,15 @@ class Estimator(Parameters):
         return with_cut(self.config(typed), self.base(), typed), find_data(name)
 
     def _from_arrays(self, X: Any, y: Any, validation: Any) -> tuple[Config, Samples]:
-        images = images_of(X, self.image_shape, self.max_value)
+        shape, max_value = self.form()
+        images = images_of(X, shape, max_value)
         targets, labels = self._encode(y, len(images))
         options = {"validation": 0, "holdout": "stratified", **self._options()}
         if isinstance(validation, tuple | list):
+            if len(validation) != 2:
+                raise DataError(f"validation: expected a pair (X, y), not {len(validation)} values")
             held, held_y = validation
-            more = images_of(held, images.shape[1:], self.max_value)
+            more = images_of(held, images.shape[1:], max_value)
             images = np.concatenate([images, more])
             targets = np.concatenate([targets, self._encode(held_y, len(more), labels)[0]])
             options |= {"validation": len(more), "holdout": "last"}
@@ -132,7 +135,7 @@ class Estimator(Parameters):
         if options.get("test"):
             raise ConfigError("test: arrays have no test samples; give fit a pair as validation, or call score")
         config = self.config({**options, "data": NAME, "test": False})
-        return config, samples_of(images, targets, labels, self.max_value)
+        return config, samples_of(images, targets, labels, max_value)
 
     def _adopt(self, checkpoint: Checkpoint) -> Self:
         self.checkpoint_ = checkpoint
@@ -198,8 +201,9 @@ class Estimator(Parameters):
 
         def save() -> None:
             with comm.fail_together():
+                file = file_path(path)
                 if comm.rank == 0:
-                    write(Path(path), known)
+                    write(file, known)
 
         comm.transact(save)
 

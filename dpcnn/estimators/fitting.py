@@ -9,6 +9,7 @@ from dpcnn.base.numerics import check, fingerprint
 from dpcnn.config import Config, from_dict
 from dpcnn.data.dataset import Samples
 from dpcnn.estimators.arrays import check_same
+from dpcnn.estimators.files import file_path
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.runs.console import Console
@@ -82,7 +83,9 @@ def _set_up(
     start = Start(Unkept())
     check_same(comm, [], bool(out))
     if out:
-        start = share_start(comm, Namespace(out=str(out), resume="auto", recipe=None, tensorboard=False), reporter)
+        with comm.fail_together():
+            folder = file_path(out)
+        start = share_start(comm, Namespace(out=str(folder), resume="auto", recipe=None, tensorboard=False), reporter)
     with comm.fail_together():
         check(config.numerics)
         if start.config is not None:

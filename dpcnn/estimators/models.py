@@ -11,6 +11,7 @@ from dpcnn.data.classes import numbered as number_names
 from dpcnn.estimators import session
 from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, marks_of, numbered, values_of
 from dpcnn.estimators.estimator import Estimator
+from dpcnn.estimators.files import file_path
 from dpcnn.nn.losses import MULTILABEL, VALUES
 from dpcnn.nn.metrics import Answers, r2
 from dpcnn.runs.checkpoint import Checkpoint, read
@@ -185,7 +186,7 @@ def load(path: str | Path) -> Classifier | Regressor:
 
     def read_file() -> Checkpoint:
         with comm.fail_together():
-            return read(find_checkpoint(Path(path)))
+            return read(find_checkpoint(file_path(path)))
 
     known = comm.transact(read_file)
     kind = Regressor if known.config.make_loss().targets == VALUES else Classifier

@@ -10,7 +10,10 @@ import numpy as np
 
 from dpcnn.base import startup
 from dpcnn.base.arrays import Shape
+from dpcnn.base.fields import FieldError, Table
 from dpcnn.config import OWN_NAMES, Config, from_dict, part_names, read_recipe
+from dpcnn.data.pixels import LEAST_WHITE, MOST_WHITE
+from dpcnn.data.shards import MOST_SIDE
 from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.flags import override
 from dpcnn.nn.models import named_layers
@@ -76,7 +79,7 @@ class Parameters:
     def __repr__(self) -> str:
         recipe, own = self.recipe, {name: getattr(self, name) for name in OWN[1:]}
         default = {"image_shape": None, "max_value": None, "verbose": True}
-        given = {name: value for name, value in own.items() if value != default[name]} | self.options
+        given = {name: value for name, value in own.items() if value is not default[name]} | self.options
         words = [*([] if recipe is None else [_short(recipe)]), *(f"{name}={given[name]!r}" for name in given)]
         return f"{type(self).__name__}({', '.join(words)})"
 
@@ -96,6 +99,20 @@ class Parameters:
         except TypeError as error:
             raise ConfigError(f"recipe: expected numbers, texts and lists, as in a TOML file: {error}") from None
 
+    def form(self) -> tuple[Shape | None, float | None]:
+        """``image_shape`` and ``max_value``.
+
+        Raises:
+            ConfigError: one of them is wrong.
+        """
+        given = {"image_shape": self.image_shape, "max_value": self.max_value}
+        table = Table({name: _plain(value) for name, value in given.items()})
+        try:
+            shape = None if self.image_shape is None else table.integers("image_shape", 3, 1, MOST_SIDE)
+            return shape, None if self.max_value is None else table.number("max_value", LEAST_WHITE, MOST_WHITE)
+        except FieldError as error:
+            raise ConfigError(f"{type(self).__name__}: {error}") from None
+
     def config(self, options: Mapping[str, Any]) -> Config:
         """The configuration of the recipe with other options; its numerics are those of this process.
 
@@ -104,8 +121,15 @@ class Parameters:
         """
         base = self.base()
         numerics = {"numerics": startup.numerics} if base.numerics == startup.NUMERICS[0] else {}
-        values = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+        values = {name: _plain(value) for name, value in options.items()}
         return override(base, Namespace(**{**numerics, **values}))
+
+
+def _plain(value: Any) -> Any:
+    """A value as a TOML file would have it."""
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _short(recipe: Recipe) -> str:

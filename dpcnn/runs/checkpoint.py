@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 
 from dpcnn.base.arrays import Array, Shape, Vector, bytes_of
-from dpcnn.base.fields import MOST_INTEGER, FieldError, Table, integer, load_json, name
+from dpcnn.base.fields import FieldError, Table, label, load_json, name
 from dpcnn.base.files import Folder, open_plain
 from dpcnn.config import Config, from_dict
 from dpcnn.data.classes import Names, parse_names
@@ -60,7 +60,7 @@ class Checkpoint:
         data: the data set's checksum.
         weights_sha256: of the flat parameter vector.
         fingerprint: that of the numerics of the run.
-        labels: of a model from Python, the label of each class, whole numbers or texts.
+        labels: of a model from Python, the label of each class: whole numbers, truth values or texts.
         max_value: the value of white in the arrays of the training; None: it depends on their type.
     """
 
@@ -233,10 +233,7 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
 
 def _estimator(table: Table, classes: int) -> dict[str, Any]:
     """What a model from Python needs besides its network."""
-    labels = [
-        integer(label, "labels", -MOST_INTEGER) if type(label) is int else name(label, "labels")
-        for label in table.items("labels")
-    ]
+    labels = [label(value, "labels") for value in table.items("labels")]
     if labels and (len(labels) != classes or len(set(labels)) < classes or len(set(map(type, labels))) > 1):
         raise FieldError(f"labels: expected {classes} different labels of one type")
     known = table.value("max_value") is not None
