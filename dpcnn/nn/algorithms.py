@@ -28,6 +28,9 @@ fast transforms of Winograd cost more than the products that they save."""
 LARGE_KERNEL = 1 << 13
 """The fewest weights at a position of the kernel with which the transforms of the kernel take much time."""
 
+TRANSFORMS = 2
+"""The time of all transforms of Winograd's algorithm, compared with those of a large kernel, if there are few images."""
+
 FEW_OUTPUTS = 64
 """The most outputs of an image with which :class:`~dpcnn.nn.direct.Direct` is chosen."""
 
@@ -69,8 +72,10 @@ def choose_algorithm(
     weights = C * filters if prod(output) <= FEW_OUTPUTS else 0
     pays_in_tiles = r == width and stride == 1 and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE
     if pays_in_tiles and dilation == 1:
-        winograd = Winograd(shape, padding, r, kernel_tiles(C * filters, images))
-        few = weights >= MANY_WEIGHTS and positions(shape, output, r, padding) <= winograd.cost
+        kernel_tiles = TUNING.kernel_images / images if C * filters >= LARGE_KERNEL else 0
+        winograd = Winograd(shape, padding, r, kernel_tiles)
+        cost = winograd.products + TRANSFORMS * kernel_tiles * winograd.a**2
+        few = weights >= MANY_WEIGHTS and positions(shape, output, r, padding) <= cost
         return Direct(kernel_size, stride, padding) if few else winograd
     if pays_in_tiles:
         size = -(-(H + 2 * padding) // dilation), -(-(W + 2 * padding) // dilation)
@@ -84,11 +89,6 @@ def choose_algorithm(
         return Strided(choose_algorithm(image, filters, (q, q), images=images), output, r, stride, padding)
     many = MANY_IN_BLOCKS if in_blocks else MANY_IN_LARGE if r * width > MOST_SIDE**2 else MANY_WEIGHTS
     return (Direct if weights >= many else Mec)(kernel_size, stride, padding, dilation)
-
-
-def kernel_tiles(weights: int, images: int) -> float:
-    """The number of tiles whose products take as long as the transforms of a kernel of so many weights."""
-    return TUNING.kernel_images / images if weights >= LARGE_KERNEL else 0
 
 
 def positions(shape: Shape, output: tuple[int, int], r: int, padding: int) -> int:

@@ -12,8 +12,8 @@ class Tuning(NamedTuple):
         winograd_tiles: tiles of a row of Winograd's convolution that are multiplied at once.
         copied: multiplications of a product from which on BLAS copies its factors first; 0: it always does.
         small_product: the largest number of multiplications in one product of a linear layer's gradient.
-        kernel_images: for how many images Winograd's products take as long as the transforms of a kernel of many
-            weights, which are larger than the processor's cache; 0: not measured.
+        kernel_images: for how many images the products of a tile take as long as Winograd's transforms of a kernel, if
+            these do not fit into the processor's cache; 0: not measured.
     """
 
     winograd_tiles: int
@@ -29,7 +29,7 @@ class Tuning(NamedTuple):
 
 BY_WIDTH = {
     512: Tuning(winograd_tiles=1, copied=1_000_001, small_product=1_000_000, kernel_images=0),
-    256: Tuning(winograd_tiles=4, copied=0, small_product=3_300_000, kernel_images=32),
+    256: Tuning(winograd_tiles=4, copied=0, small_product=3_300_000, kernel_images=28),
 }
 """The constants for vectors of so many bits."""
 

@@ -69,16 +69,16 @@ class Winograd:
         OH, OW = output_length(H, r, 1, padding), output_length(W, r, 1, padding)
         self.width, self.r = W, r
         sides = [a for a in POINTS if 2 <= a - r + 1 <= MOST_OUTPUTS]
-        costs = {a: (kernel_tiles + -(-OH // (a - r + 1)) * -(-OW // (a - r + 1))) * a**2 for a in sides}
-        self.a = min(sides, key=lambda a: costs[a])
-        self.cost, self.m = costs[self.a], self.a - r + 1
+        counts = {a: -(-OH // (a - r + 1)) * -(-OW // (a - r + 1)) for a in sides}
+        self.a = min(sides, key=lambda a: (counts[a] + kernel_tiles) * a**2)
+        self.m, self.products = self.a - r + 1, counts[self.a] * self.a**2
         self.down, self.across = tiles(H, OH, self.m, r, padding), tiles(W, OW, self.m, r, padding)
 
     def memory(self, shape: Shape, output: Shape) -> Memory:
         C, F, a, OW = shape[-1], output[-1], self.a, output[1]
         at_once, rows = min(TUNING.winograd_tiles, len(self.across)), a * self.width * C
         return Memory(
-            a**2 * len(self.down) * len(self.across) * C,
+            self.products * C,
             forward=rows + (a + self.m) * a * at_once * F,
             backward=rows + a * OW * F + a * a * at_once * (C + F),
             weights=(3 * a**2 + self.r**2) * C * F,
