@@ -29,7 +29,7 @@ LARGE_KERNEL = 1 << 13
 """The fewest weights at a position of the kernel with which the transforms of the kernel take much time."""
 
 TRANSFORMS = 2
-"""The time of all transforms of Winograd's algorithm, compared with those of a large kernel, if there are few images."""
+"""How often the transforms of a large kernel count where those of the images are saved too."""
 
 FEW_OUTPUTS = 64
 """The most outputs of an image with which :class:`~dpcnn.nn.direct.Direct` is chosen."""
