@@ -28,7 +28,7 @@ fast transforms of Winograd cost more than the products that they save."""
 LARGE_KERNEL = 1 << 13
 """The fewest weights at a position of the kernel with which the transforms of the kernel take much time."""
 
-TRANSFORMS = 2
+TRANSFORMS = 2.5
 """How often the transforms of a large kernel count where those of the images are saved too."""
 
 FEW_OUTPUTS = 64

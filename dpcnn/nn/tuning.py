@@ -29,7 +29,7 @@ class Tuning(NamedTuple):
 
 BY_WIDTH = {
     512: Tuning(winograd_tiles=1, copied=1_000_001, small_product=1_000_000, kernel_images=0),
-    256: Tuning(winograd_tiles=4, copied=0, small_product=3_300_000, kernel_images=28),
+    256: Tuning(winograd_tiles=4, copied=0, small_product=3_300_000, kernel_images=20),
 }
 """The constants for vectors of so many bits."""
 
