@@ -114,25 +114,6 @@ def test_values_of_the_recipe_are_kept():
     assert config.measured([5.0], [6.0]) == config
 
 
-def test_the_same_command_and_the_same_script_continue_the_run(prepared, tmp_path):
-    (tmp_path / "mine.toml").write_text(RECIPE)
-    words = ["--recipe", tmp_path / "mine.toml", "--data", prepared, "--out", tmp_path / "run", "--resume", "auto"]
-    for steps in ("1", "2", "2"):
-        result = training(*words, "--max-steps", steps)
-        assert result.status == 0, result.err
-    (tmp_path / "other.toml").write_text(RECIPE.replace('"normalise"', '"normalise"\nmean = [1, 1, 1]'))
-    result = training("--recipe", tmp_path / "other.toml", *words[2:], "--max-steps", "2")
-    assert result.status == 2 and "--layers: " in result.errors[0] and "was started with" in result.errors[0]
-
-    def fit(out=None, on_step=None):
-        model = dpcnn.Classifier(str(tmp_path / "mine.toml"), checkpoint_every=1, verbose=False)
-        return model.fit(prepared, out=out, on_step=on_step).weights_sha256
-
-    with pytest.raises(ZeroDivisionError):
-        fit(tmp_path / "script", lambda figures: 1 / (figures["step"] - 2))
-    assert fit(tmp_path / "script") == fit(tmp_path / "script") == fit()
-
-
 def test_a_data_set_of_before_is_told(prepared, tmp_path):
     (tmp_path / "mine.toml").write_text(RECIPE)
     old = tmp_path / "old"
