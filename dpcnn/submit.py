@@ -56,11 +56,12 @@ def command(comm: SerialComm, options: Namespace, words: Sequence[str]) -> int:
         if values[name] < 1:
             raise ConfigError(f"{flag_of(name)}: must be at least 1, not {values[name]}")
     warning = check_training(words, comm, values["nodes"] * values["ranks_per_node"])
-    if warning and not RunFolder(options.run).config.exists():  # a run that exists has its own options
-        print(warning, file=sys.stderr)
     send = values.pop("send")
     job = BatchJob(**values, words=words)
-    print(f"{job.path}: {job.send()}\n" if send else job.script(), end="")
+    told = f"{job.path}: {job.send()}\n" if send else job.script()
+    if warning and not RunFolder(options.run).config.exists():  # a run that exists has its own options
+        print(warning, file=sys.stderr)
+    print(told, end="")
     return DONE
 
 
