@@ -13,7 +13,7 @@ TRAININGS = ["mlp", "lenet5", "all-options"]
 PROCESSORS = [("Haswell-v4", TRAININGS), ("EPYC-Rome-v1", ["lenet5"]), ("Skylake-Client-v4", ["lenet5"])][: many(3)]
 """Of the golden trainings, those that take no minutes under emulation."""
 
-MODELS, OLD_PROCESSORS = ["simple-cnn", "mlp"][: many(2)], ["Nehalem", "Opteron_G5"][: many(2)]
+MODELS, OLD_PROCESSORS = ["mlp", "simple-cnn"][: many(2)], ["Nehalem", "Opteron_G5"][: many(2)]
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from commands import command, training
+from conftest import many
 
 from dpcnn.parallel.launch import check_starter, detect
 from dpcnn.runs.checkpoint import read, write
@@ -42,7 +43,7 @@ def mistake(result, *fragments: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "net", ["pooling first", *(pytest.param(net, marks=pytest.mark.slow) for net in list(NETS)[::2])]
+    "net", ["pooling first", *(pytest.param(net, marks=pytest.mark.slow) for net in list(NETS)[::2][: many(3)])]
 )
 def test_every_command_takes_every_net(trained, net, tmp_path):
     run = trained(NETS[net])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, many, run
 
 RANKS = Path(__file__).parent / "ranks"
 PROGRAMS = "check_comm", "check_exchange"
@@ -30,7 +30,7 @@ def test_on_every_number_of_ranks(ranks):
 NODES = ["1,1", "1,2", "3,1", "2,2", "1,2,1", "2,1,1", "1,1,2", "1,1,1,1", "3,2,2", "1,5,1"]
 
 
-@pytest.mark.parametrize("nodes", ["2,1", "1,1,1", "1,3", *map(slow, NODES)])
+@pytest.mark.parametrize("nodes", ["2,1", "1,1,1", "1,3", *map(slow, NODES[: many(len(NODES))])])
 def test_on_pretended_nodes_of_every_uneven_shape(nodes):
     check(sum(map(int, nodes.split(","))), DPCNN_PRETEND_NODES=nodes)
 

@@ -119,7 +119,7 @@ def undisturbed(data: Path, known: dict[Path, dict] = {}) -> dict:  # noqa: B006
     return known[data]
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)][: many(2)])
 def test_three_real_ranks_survive_the_fourth(quick, tmp_path, victim):
     flags = [*quick, "--epochs", "20", "--model", "small-cnn", "--keep", "1"]
     job = start(4, "-m", "dpcnn.train", *flags, "--no-curves", "--out", tmp_path / "run", flags=["--with-ft", "ulfm"])
