@@ -248,7 +248,7 @@ def test_a_chunk_may_not_unpack_to_more_than_its_size(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"compression": "gzip", "compression_opts": 1}])
 def test_memory_does_not_grow_with_the_file(options, tmp_path):
     peaks = []
-    for count in (300, 2000):
+    for count in (300, 1300):
         images = np.random.default_rng(0).integers(0, 4, (count, 256, 256), np.uint8)
         with h5py.File(tmp_path / f"{count}.h5", "w") as file:
             file.create_dataset("x", data=images, **options)

@@ -18,7 +18,7 @@ STEPS = 2
 comm = dpcnn.parallel.start.world()
 samples = load(find_data("mnist"), "train", comm)
 for path in sorted((files("dpcnn") / "recipes").iterdir(), key=lambda path: path.stem):
-    config = replace(read_recipe(str(path)), batch=40, microbatch=7)  # 40 = 5 * 7 + 5
+    config = replace(read_recipe(str(path)), batch=25, microbatch=7)  # 25 = 3 * 7 + 4
     network = config.network((28, 28, 1), 10)
     trainer = Trainer(comm, config, network, samples, RunFolder(Path()), Reporter())
     for _ in range(STEPS):
