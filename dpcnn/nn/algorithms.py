@@ -108,16 +108,3 @@ def pays_in_blocks(r: int, stride: int, channels: int, filters: int) -> bool:
         return enough and stride**2 * channels >= BLOCK_CHANNELS
     few = TUNING.fast_transforms and channels * max(channels, filters) <= FEW_WEIGHTS
     return r >= stride and channels >= WINOGRAD_CHANNELS and (r == stride or few)
-
-
-def kept(shape: Shape, output: tuple[int, int], width: int, padding: int, groups: int, dilation: int) -> int:
-    """About the elements per image that a kernel for inputs (H, W, C) keeps for its gradients.
-
-    They are the windows of :class:`dpcnn.nn.mec.Mec`, or the padded image, or, with a dilation, the image and its
-    transform, whose sides are multiples of the dilation. Groups of several channels are copied before.
-    """
-    (H, W, C), columns = shape, width * output[1]
-    if groups > 1 or dilation > 1:
-        columns = max(columns, min(dilation, 2) * (W + 2 * padding + dilation - 1))
-    copies = H * W * C if 1 < groups < C else 0
-    return (H + 2 * padding + dilation - 1) * columns * C + copies

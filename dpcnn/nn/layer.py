@@ -76,8 +76,6 @@ class Layer:
     """
 
     parameters: tuple[Parameter, ...] = ()
-    scratch = 0
-    """Elements per image that the layer keeps for ``backward`` besides its output."""
     keeps_input = True
     """Whether the function ``backward`` refers to the input."""
     multiplications = 0
@@ -126,7 +124,7 @@ class Layer:
 
         The number of images may decide how the layer computes.
         """
-        return Memory(self.scratch, keeps_input=self.keeps_input)
+        return Memory(keeps_input=self.keeps_input)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         """Return the output for ``x``, and the function ``backward(dy, grads) -> dx``.

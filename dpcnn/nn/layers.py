@@ -10,7 +10,7 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn.algorithms import choose_algorithm, kept
+from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import output_length, pixels
 from dpcnn.nn.layer import MOST_KERNEL_SIZE, Backward, Layer, Memory, Parameter, at_least, at_most
 from dpcnn.nn.rows import by_channel, column_sums, empty_images, repeated
@@ -128,7 +128,6 @@ class Conv2d(Layer):
         self.algorithm = cache(partial(choose_algorithm, *options))  # for a number of images
         self.output = output_length(H, KH, *sides, self.dilation), output_length(W, KW, *sides, self.dilation)
         self.multiplications = prod(self.output) * KH * KW * c * self.filters
-        self.scratch = kept(shape, self.output, KW, self.padding, groups=self.groups, dilation=self.dilation)
         return *self.output, self.filters
 
     def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:

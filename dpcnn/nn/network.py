@@ -93,8 +93,10 @@ class Network(FlatParameters):
         return min(MOST_AT_ONCE, 1 << max(1, memory // (4 * largest)).bit_length() - 1)
 
     def _at_work(self, number: int) -> int:
-        """About the elements per image that a layer needs: its inputs, its output, and as much again, and its own."""
-        return sum(map(prod, self.input_shapes(number))) + 2 * prod(self.shapes[number]) + self.layers[number].scratch
+        """About the elements per image that a layer needs: its inputs, twice its output, and those of its algorithm."""
+        inputs, output = self.input_shapes(number), self.shapes[number]
+        needs = self.layers[number].training_memory(inputs[0], output, MOST_AT_ONCE)
+        return sum(map(prod, inputs)) + 2 * prod(output) + ceil(needs.kept + needs.forward)
 
     def input_shapes(self, number: int) -> list[Shape]:
         """The shapes of a layer's inputs, without N."""

@@ -152,13 +152,9 @@ class LocalResponseNorm(Layer):
             raise ConfigError(f"k, alpha: must be above 0 and at least 0, not {k} and {alpha}")
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
-    def build(self, shape: Shape) -> Shape:
-        self.scratch = 3 * prod(shape)  # scale, power and kept
-        return shape
-
     def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
         powers = OF_POWERS * (elementary.power is elementary.portable_power)
-        return Memory(self.scratch, forward=powers * prod(shape), backward=prod(shape))
+        return Memory(3 * prod(shape), forward=powers * prod(shape), backward=prod(shape))
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         scale, y = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
