@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
 from commands import command
-from conftest import run
+from conftest import ROOT, Job, run
 
 from dpcnn.evidence.layers import Work, layer_row, random, time_layer, time_layers, total, work_of
 from dpcnn.nn.models import MODELS, build
@@ -135,3 +137,17 @@ def test_it_is_of_one_process():
     result = command("bench", "--layers", ranks=2)
     assert result.status == 2
     assert result.errors == ["dpcnn: error: --layers: start it without mpirun; it measures one process"]
+
+
+@needs_torch
+def test_random_convolutions_by_algorithm_and_the_slowest():
+    result = Job([sys.executable, ROOT / "docs" / "convolutions.py", "1", "3"]).wait()
+    assert result.status == 0, result.err
+    kinds, slowest = (table.splitlines()[2:] for table in result.out.split("\n\n"))
+    (total,), counts = (
+        re.findall(r"^\| all \| (\d+) ", "\n".join(kinds), re.MULTILINE),
+        [row.split("|")[2] for row in kinds],
+    )
+    assert total == "3" and sum(map(int, counts)) == 6
+    ratios = [float(row.split("|")[1]) for row in slowest]
+    assert len(ratios) == 3 and ratios == sorted(ratios)
