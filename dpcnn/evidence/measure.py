@@ -66,7 +66,7 @@ def measure(comm: SerialComm, config: Config, network: Network, samples: Samples
     """Train for some steps on every rank of ``comm``, and return the measurements, the same on every rank."""
     with TemporaryDirectory(prefix="dpcnn-bench-") as work:
         folder = RunFolder(Path(work))
-        check_memory(comm, config, network, folder)
+        check_memory(comm, config, network, len(samples), folder)
         trainer = Trainer(comm, config, network, samples, folder, Reporter())
         peak = sgemm_peak(comm)
         losses = warm_up(trainer)

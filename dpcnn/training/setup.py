@@ -3,6 +3,7 @@
 import json
 import platform
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any
@@ -12,7 +13,7 @@ from dpcnn.base.numerics import check, deviations, differences, fingerprint
 from dpcnn.base.options import flag_of
 from dpcnn.base.text import count_of
 from dpcnn.cluster.stopping import Stop
-from dpcnn.config import Config
+from dpcnn.config import MOST_BATCH, Config
 from dpcnn.data.augment import augmentations
 from dpcnn.data.dataset import Samples, find_data, find_data_of, load
 from dpcnn.data.stage import stage
@@ -111,10 +112,11 @@ def make_trainer(
             raise CheckpointError(
                 f"{start.path}: trained on other data than {samples.manifest.name}; give the data set of the run"
             )
+        check_labels(start, samples)
         config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
         config = config.measured(samples.manifest.mean, samples.manifest.deviation)
         network = config.network(samples.manifest.image_shape, samples.manifest.classes)
-    check_memory(comm, config, network, start.folder)
+    check_memory(comm, config, network, len(samples), start.folder)
     warm = None
     if config.init_from and not start.path:
         warm = warm_start(comm, config, network)
@@ -129,23 +131,34 @@ def make_trainer(
     return trainer
 
 
-def check_memory(comm: SerialComm, config: Config, network: Network, folder: RunFolder) -> None:
-    """Make sure that the training has memory for its steps on every node.
+def check_labels(start: Start, samples: Samples) -> None:
+    """Make sure that the classes of arrays have the labels that they had when the run began.
+
+    Raises:
+        CheckpointError: they have others; the files of the run would not mean what the model says.
+    """
+    if start.checkpoint and start.checkpoint.labels != samples.class_labels:
+        was, now = (", ".join(map(str, labels[:9])) for labels in (start.checkpoint.labels, samples.class_labels))
+        raise CheckpointError(f"{start.path}: the run has the labels {was}, not {now}; give those, or another out")
+
+
+def check_memory(comm: SerialComm, config: Config, network: Network, images: int, folder: RunFolder) -> None:
+    """Make sure that the training on so many images has memory for its steps on every node.
 
     Raises:
         ConfigError: on every rank, if a node has too little memory.
     """
-    ranks, received = comm.node().size, ceil(received_sums(comm, config, network) / network.size)
-    more = ranks * (sums_held(len(microbatch_sizes(config)), comm.size) - 1)  # one gradient is in the estimate
+    ranks, sizes = comm.node().size, microbatch_sizes(config, images)
+    received = ceil(received_sums(comm, config, network, sizes) / network.size)
+    more = ranks * (sums_held(len(sizes), comm.size) - 1)  # one gradient is in the estimate
     with comm.fail_together():
         advice = "give a smaller --microbatch, which affects the bits, or start fewer ranks"
         beside = vectors(config, folder, network.size) + received + more
-        network.check_memory(min(config.microbatch, config.batch), ranks, advice, beside)
+        network.check_memory(max(sizes), ranks, advice, beside)
 
 
-def received_sums(comm: SerialComm, config: Config, network: Network) -> int:
+def received_sums(comm: SerialComm, config: Config, network: Network, sizes: Sequence[int]) -> int:
     """The most elements that a node receives in a step: sums of the other nodes, beside a place for its own."""
-    sizes = microbatch_sizes(config)
     layout = agreed_layout(comm, network.size, network.products, sizes)
     exact = config.exchange == "exact" and len(layout.nodes) > 1
     return layout.received(len(sizes)) if exact else 0
@@ -209,7 +222,7 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     if config.microbatch > config.batch:
         lines.append(f"--microbatch {config.microbatch} is above the batch: each batch is one microbatch, of one rank")
     else:
-        lines.append(idle_ranks(config, comm.size))
+        lines.append(idle_ranks(config, comm.size, trainer.plan.training))
     if reasons := deviations():
         lines.append(f"the bits may not be those of other machines: {reasons}")
     if config.exchange == "allreduce":
@@ -217,9 +230,9 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
     return lines
 
 
-def idle_ranks(config: Config, ranks: int) -> str:
-    """A warning if a batch has fewer microbatches than there are ranks; otherwise empty."""
-    count = len(microbatch_sizes(config))
+def idle_ranks(config: Config, ranks: int, images: int = MOST_BATCH) -> str:
+    """A warning if a batch, from so many images, has fewer microbatches than there are ranks; otherwise empty."""
+    count = ceil(min(config.batch, images) / config.microbatch)
     if ranks <= count:
         return ""
     return (

@@ -26,9 +26,9 @@ from dpcnn.training.warm_start import WarmStart
 EXCHANGES: dict[str, type[Exchange]] = {"exact": ExactExchange, "allreduce": AllreduceExchange}
 
 
-def microbatch_sizes(config: Config) -> list[int]:
-    """The images of each microbatch of most steps."""
-    return [stop - start for start, stop in chunks(config.batch, config.microbatch)]
+def microbatch_sizes(config: Config, images: int) -> list[int]:
+    """The images of each microbatch of most steps, in a training on so many images."""
+    return [stop - start for start, stop in chunks(min(config.batch, images), config.microbatch)]
 
 
 class Team:
@@ -47,17 +47,19 @@ class Team:
         comm: SerialComm,
         config: Config,
         network: Network,
+        images: int,
         state: State | None,
         warm: WarmStart | None = None,
         spare: bool = False,
     ) -> None:
         """Every living rank makes its own, from the last committed state; None: there is none yet.
 
+        ``images`` is the number of images of the training.
         Then the parameters begin with the values of ``warm``; None: with those that the seed draws. ``spare``: whether
         a new state has a third set of vectors.
         """
         self.comm, self.config, self.network = comm, config, network
-        sizes = microbatch_sizes(config)
+        sizes = microbatch_sizes(config, images)
         make = partial(EXCHANGES[config.exchange], comm, network.size, network.timer)
         self.exchange = make(state.elements if state else None, network.products, sizes)
         self.new = state is None or not self.exchange.whole

@@ -152,8 +152,8 @@ class Trainer:
         if self._over:
             return  # all is written but for a few lines
         with self.timer("recovery"):
-            spare = has_spare(self.run, self.network.size)
-            self.team = Team(self.comm, self.config, self.network, self._committed, self.warm, spare)
+            spare, images = has_spare(self.run, self.network.size), self.plan.training
+            self.team = Team(self.comm, self.config, self.network, images, self._committed, self.warm, spare)
             if self.team.new and self._committed:
                 checkpoint = self.saving.newest(self.origin)
                 if self.comm.broadcast_obj(checkpoint is not None):
