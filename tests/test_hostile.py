@@ -1,15 +1,18 @@
 """Input that is legal, or nearly so, and that nobody thought of: it works, or one line says why not."""
 
+import errno
 import gzip
 import json
 import os
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
 from commands import command, training
 from conftest import many
 
+from dpcnn.base.files import Folder
 from dpcnn.parallel.launch import check_starter, detect
 from dpcnn.runs.checkpoint import read, write
 from dpcnn.runs.folder import RunFolder
@@ -91,6 +94,24 @@ def test_a_run_that_is_complete_may_be_resumed(quick, tmp_path):
         assert f"; without a step, {idle} no effect; to train on " in line
     assert {path: path.read_bytes() for path in before} == before
     assert (run / "log.txt").read_text().count("already complete") == 5
+
+
+def test_a_complete_run_needs_no_log(trained):
+    run = trained(LINEAR)
+    with mock.patch.object(Folder, "appending", side_effect=PermissionError(errno.EROFS, "Read-only file system")):
+        result = training("--resume", "--out", run)
+    assert result.status == 0 and result.out.startswith(f"{run}: already complete, "), result.err
+
+
+@pytest.mark.parametrize("microbatch", ["90", str(2**31 - 1)])
+def test_a_batch_is_never_larger_than_the_data(small, tmp_path, microbatch):
+    weights = set()
+    for batch in ("1000", str(2**31 - 1)):
+        words = ["--batch", batch, "--microbatch", microbatch, "--max-steps", "2", "--out", tmp_path / batch]
+        result = training("--model", "mlp", "--data", small, *words, ranks=2)
+        assert result.status == 0, result.err
+        weights.add(read(tmp_path / batch / "checkpoints" / "last.h5").weights_sha256)
+    assert len(weights) == 1
 
 
 def test_a_complete_run_goes_on_with_other_options_or_says_how(quick, tmp_path):

@@ -1,6 +1,7 @@
 """The last lines of a run: the table of its epochs, the curves, the results."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
@@ -89,7 +90,7 @@ def already_complete(trainer: Trainer, start: Start, reporter: Reporter, trace: 
     begun = start.config or {}
     flags = [flag_of(name) for name in OF_STEPS if getattr(config, name) != begun.get(name)] + ["--trace"] * trace
     idle = f"without a step, {', '.join(flags)} {'has' if len(flags) == 1 else 'have'} no effect; " if flags else ""
-    with comm.fail_together():
+    with comm.fail_together(), suppress(OSError):  # the folder may be read-only: it then keeps its log
         if complete:
             reporter.say(
                 f"{folder}: already complete, {epochs}, {outcome(progress, config.monitored)}; {idle}"
