@@ -16,7 +16,7 @@ from threads import run_ranks
 
 import dpcnn
 from dpcnn.base import numerics, startup
-from dpcnn.errors import CheckpointError, ConfigError, DataError, DpcnnError
+from dpcnn.errors import CheckpointError, ConfigError, DataError
 from dpcnn.estimators import session
 from dpcnn.estimators.arrays import images_of
 from dpcnn.nn.activations import ReLU
@@ -206,7 +206,7 @@ def test_a_file_keeps_the_model_and_commands_read_it(fitted, small, tmp_path):
     assert model.set_params(verbose=False).fit(X, NAMES[Y], validation=0.1).weights_sha256 == fitted.weights_sha256
     result = command("evaluate", tmp_path / "net.h5", "--data", small)
     assert result.status == 0, result.err
-    with pytest.raises(DpcnnError, match="No such file or directory"):
+    with pytest.raises(CheckpointError, match="nowhere: No such file or directory; give the checkpoint another folder"):
         fitted.save(tmp_path / "nowhere" / "net.h5")
     with pytest.raises(CheckpointError, match="give a checkpoint's path"):
         dpcnn.load(tmp_path / "other.h5")
@@ -254,6 +254,11 @@ def test_a_run_s_folder_is_continued_and_read(fitted, tmp_path):
             small_model(**options).fit(X, NAMES[Y], validation=0.1, out=out)
     with pytest.raises(CheckpointError, match="trained on other data than arrays"):
         small_model().fit(255 - X, NAMES[Y], validation=0.1, out=out)
+    renamed = np.array([f"{name}!" for name in NAMES])  # in the same order
+    with pytest.raises(
+        CheckpointError, match="the run has the labels eight, five, .*, not eight!, five!, .*; give those"
+    ):
+        small_model().fit(X, renamed[Y], validation=0.1, out=out)
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
@@ -323,6 +328,9 @@ def test_labels_of_other_classes_are_refused(of_names, fitted, npz, tmp_path):
         of_names.score(X, Y + 1)
     with pytest.raises(DataError, match="y: expected labels of the type <U5"):
         fitted.score(X, Y)
+    with pytest.raises(DataError, match="X: some values are masked"):
+        fitted.predict(np.ma.array(X, mask=X > 200))
+    assert fitted.score(np.ma.array(X), NAMES[Y].tolist()) == fitted.score(X, NAMES[Y].astype(object))
     other = tmp_path / "other"
     assert command("data", "prepare", npz, "--out", other, "--names", ",".join(NAMES[::-1])).status == 0
     with pytest.raises(ConfigError, match="Classifier: its class 'zero' is 'nine' in other"):
@@ -519,6 +527,12 @@ def test_white_is_255_for_the_network():
         ({"X": X * np.nan}, DataError, "X: some values are not finite"),
         ({"X": X.astype(str)}, DataError, "X: expected images of numbers, not <U3"),
         ({"X": X[:0]}, DataError, r"X: expected images of numbers, not uint8 \(0, 12, 12\)"),
+        ({"X": np.ma.array(X, mask=X > 200)}, DataError, r"X: some values are masked; .* X.filled\(0\), or leave them"),
+        ({"X": list(np.ma.array(X, mask=X > 200))}, DataError, "X: some values are masked"),
+        ({"y": np.ma.array(Y, mask=Y == 3)}, DataError, "y: some values are masked"),
+        ({"validation": (np.ma.array(X, mask=X > 200), Y)}, DataError, "X: some values are masked"),
+        ({"y": np.where(Y, NAMES[Y], np.array(np.nan, object))}, DataError, "y: expected texts only, .* found nan"),
+        ({"y": [*NAMES[Y][1:], 7]}, DataError, "y: expected texts only, or numbers only, found 7 among texts"),
         ({"y": Y[1:]}, DataError, r"y: expected labels \(200,\), one for each image"),
         ({"y": Y / 2}, DataError, "whole numbers or text, not float64"),
         ({"y": None}, DataError, "y: expected labels"),
@@ -612,6 +626,10 @@ def test_a_layer_of_one_s_own_is_registered_once_and_again(monkeypatch):
         dpcnn.register(Mine, "relu")
     with pytest.raises(ConfigError, match="register dict: expected a subclass of Layer, Optimizer or Loss"):
         dpcnn.register(dict)
+    with pytest.raises(ConfigError, match="register 'mine': expected a subclass of Layer, Optimizer or Loss"):
+        dpcnn.register("mine")
+    with pytest.raises(ConfigError, match="register: expected a text as the name, not 3"):
+        dpcnn.register(Mine, 3)
     assert "mine" not in KINDS
 
 

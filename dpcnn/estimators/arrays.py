@@ -87,7 +87,13 @@ def images_of(X: Any, image_shape: Shape | None, max_value: float | None) -> Arr
 
 
 def _array(values: Any, name: str) -> Array:
-    """What a user gave as an array."""
+    """What a user gave as an array.
+
+    Raises:
+        DataError: it is no array, or some values are masked: an array of NumPy would have them, without the mask.
+    """
+    if any(map(np.ma.is_masked, values if isinstance(values, list | tuple) else [values])):
+        raise DataError(f"{name}: some values are masked; replace them, as with {name}.filled(0), or leave them out")
     try:
         return np.asarray(values)
     except (TypeError, ValueError) as error:  # rows of several lengths, for example
@@ -138,6 +144,8 @@ def labels_of(y: Any, count: int) -> Array:
     labels = _array(y, "y")
     if labels.dtype.kind == "O":
         labels = _array(labels.tolist(), "y")
+    if labels.dtype.kind == "U":
+        _check_texts(y)
     if labels.shape == (count, 1):
         labels = labels[:, 0]
     if labels.shape != (count,) or labels.dtype.kind not in "biuU":
@@ -146,6 +154,17 @@ def labels_of(y: Any, count: int) -> Array:
         expected = f"labels ({count},), one for each image, whole numbers or text"
         raise DataError(f"y: expected {expected}, not {actual}{advice}")
     return labels
+
+
+def _check_texts(y: Any) -> None:
+    """Make sure that labels are texts only: NumPy makes a text of any value beside texts, also of a missing one.
+
+    Raises:
+        DataError: they are not.
+    """
+    for value in np.asarray(y, object).flat:
+        if not isinstance(value, str):
+            raise DataError(f"y: expected texts only, or numbers only, found {repr(value)[:80]} among texts")
 
 
 def marks_of(y: Any, count: int, columns: int | None = None) -> Array:

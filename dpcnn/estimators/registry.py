@@ -29,7 +29,9 @@ def register(kind: Kind, name: str = "") -> Kind:
     Raises:
         ConfigError: it is of another kind, or another class has the name.
     """
-    name = name or kind.__name__.lower()
+    if not isinstance(name, str):
+        raise ConfigError(f"register: expected a text as the name, not {repr(name)[:80]}")
+    name = name or getattr(kind, "__name__", repr(kind)[:80]).lower()
     table = next((table for base, table in TABLES.items() if isinstance(kind, type) and issubclass(kind, base)), None)
     if table is None:
         raise ConfigError(f"register {name}: expected a subclass of Layer, Optimizer or Loss")

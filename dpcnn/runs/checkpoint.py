@@ -122,7 +122,11 @@ def write_into(opened: io.BufferedRandom, checkpoint: Checkpoint) -> None:
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint as a file that belongs to no run: see :func:`store`."""
-    with Folder(path.parent) as folder:
+    try:
+        folder = Folder(path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror}; give the checkpoint another folder") from None
+    with folder:
         store(folder, path.name, checkpoint, then="try again")
 
 
