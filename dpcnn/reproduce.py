@@ -58,6 +58,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
     if options.out:
         check_replaceable("--out", options.out, TITLE)
     numbers("--seeds", options.seeds, "0,1,2", least=0)
+    if options.ranks < 1:
+        raise ConfigError(f"--ranks: must be at least 1, not {options.ranks}")
     check_starter("dpcnn.reproduce", options.launcher)
     more = retype({key: value for key in ("data", "max_steps") if (value := getattr(options, key)) is not None})
     say = partial(print, file=sys.stderr, flush=True)

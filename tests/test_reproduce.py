@@ -1,5 +1,6 @@
 """Recipes of published networks: the table says what the runs said."""
 
+import json
 import re
 from math import ceil
 
@@ -39,6 +40,7 @@ def test_every_recipe_lasts_as_long_as_its_published_figure(name):
 def test_it_runs_what_it_is_asked_for(tmp_path):
     words = ["mlp-adam", "--seeds", "3,4", "--ranks", "1", "--max-steps", "30", "--out", tmp_path / "results.md"]
     runs = tmp_path / "runs"
+    (runs / "mlp-adam-3" / "checkpoints").mkdir(parents=True)  # killed at its start
     result = run(0, "-m", "dpcnn.reproduce", *words, "--runs", runs)
     assert result.status == 0, result.err
     row = result.out.splitlines()[-1]
@@ -54,12 +56,18 @@ def test_it_runs_what_it_is_asked_for(tmp_path):
     assert again.status == 0, again.err
     assert again.out.splitlines()[-1].endswith(f"| {first:.4f} | {first:.4f} | 0 s | 0.1250 | 0.1250 |")
     assert (runs / "mlp-adam-3" / "metrics.jsonl").stat().st_mtime_ns == written
+    other = command("reproduce", *words, "--seeds", "3", "--runs", runs, "--max-steps", "31")  # a longer trial
+    assert (
+        other.status == 0
+        and json.loads((runs / "mlp-adam-3" / "metrics.jsonl").read_text().splitlines()[-1])["steps"] == 31
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["nosuch"], "no published figure for 'nosuch'; choose from simple-cnn-32, "),
+        (["--ranks", "0"], "--ranks: must be at least 1, not 0"),
         (["--seeds", "a"], "--seeds: expected numbers such as 0,1,2, not a"),
         (["--launcher", "nosuchrun"], "no nosuchrun on the PATH"),
         (["mlp-adam", "--torch", "lenet5"], "--torch: lenet5 is not among the recipes to train; name it there too"),

@@ -82,14 +82,11 @@ class Trainings:
         return [compare(recipe, published, ours, in_pytorch) for published in PUBLISHED[recipe]]
 
     def train(self, recipe: str, seed: str) -> list[Event]:
-        """The events of a run's epochs; an incomplete run is resumed."""
+        """The events of a run's epochs; an incomplete run is resumed, and other options than the run's are an error."""
         folder = self.folder / f"{recipe}-{seed}"
-        metrics = folder / "metrics.jsonl"
-        if not (metrics.is_file() and read_events(metrics)[-1:] and read_events(metrics)[-1]["event"] == "end"):
-            begin = ["--resume"] if folder.exists() else ["--recipe", recipe, "--seed", seed, *self.more]
-            words = [*begin, "--test", "--out", str(folder)]
-            run("dpcnn.train", *words, launcher=self.launcher, ranks=self.ranks)
-        return [event for event in read_events(metrics) if event["event"] == "epoch"]
+        words = ["--recipe", recipe, "--seed", seed, *self.more, "--test", "--resume", "auto", "--out", str(folder)]
+        run("dpcnn.train", *words, launcher=self.launcher, ranks=self.ranks)
+        return [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "epoch"]
 
     def train_in_torch(self, recipe: str, seed: str) -> list[Event]:
         """The events of the epochs of PyTorch's run, which a file keeps."""
