@@ -113,6 +113,12 @@ def test_no_mpi_library_is_a_run_of_one_rank_and_says_so(quick, tmp_path):
     assert several.status == 2 and "mpi4py loaded no MPI library" in several.errors[0]
 
 
+def test_mpi_starts_without_a_home_folder():
+    code = "import os\ndel os.environ['HOME']\nfrom dpcnn.parallel.start import world\nprint(world().size)"
+    result = run(0, "-c", code)
+    assert (result.status, result.out) == (0, "1\n"), result.err
+
+
 def test_output_into_a_pipe_is_no_terminal():
     code = "from dpcnn.parallel.terminal import terminal; print(terminal(1), terminal(2))"
     words = "".join(run(2, "-c", code).out.split())  # the lines of two ranks may come mixed

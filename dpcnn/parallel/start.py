@@ -30,6 +30,7 @@ def world() -> SerialComm:
     """
     launch = detect(os.environ)
     check_limits()
+    os.environ.setdefault("HOME", os.path.expanduser("~"))  # without it, Open MPI ends the process in MPI_Init
     mpi = _load_mpi(launch)
     if mpi is None:
         return SerialComm()
