@@ -328,9 +328,6 @@ def test_labels_of_other_classes_are_refused(of_names, fitted, npz, tmp_path):
         of_names.score(X, Y + 1)
     with pytest.raises(DataError, match="y: expected labels of the type <U5"):
         fitted.score(X, Y)
-    with pytest.raises(DataError, match="X: some values are masked"):
-        fitted.predict(np.ma.array(X, mask=X > 200))
-    assert fitted.score(np.ma.array(X), NAMES[Y].tolist()) == fitted.score(X, NAMES[Y].astype(object))
     other = tmp_path / "other"
     assert command("data", "prepare", npz, "--out", other, "--names", ",".join(NAMES[::-1])).status == 0
     with pytest.raises(ConfigError, match="Classifier: its class 'zero' is 'nine' in other"):
@@ -584,6 +581,9 @@ def test_mistakes_before_and_after_fit(fitted):
         fitted.predict(X[:, 1:])
     with pytest.raises(DataError, match="y: expected labels of the type <U5"):
         fitted.score(X, Y)
+    with pytest.raises(DataError, match="X: some values are masked"):
+        fitted.predict(np.ma.array(X, mask=X > 200))
+    assert fitted.score(np.ma.array(X), NAMES[Y].tolist()) == fitted.score(X, NAMES[Y].astype(object))
     for use in (fitted.save, dpcnn.load):
         for name in (None, "a\0b"):
             with pytest.raises(DataError, match="expected the name of a file or folder, not"):
