@@ -11,12 +11,24 @@ from hypothesis import strategies as st
 from dpcnn.base import arrays
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
-from dpcnn.nn import activations, algorithms, convolution, grouped, mec, pooling, reference, sample_norm, winograd
+from dpcnn.nn import (
+    activations,
+    algorithms,
+    convolution,
+    grouped,
+    large,
+    mec,
+    pooling,
+    reference,
+    sample_norm,
+    winograd,
+)
 from dpcnn.nn.activations import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Tanh
 from dpcnn.nn.algorithms import choose_algorithm
 from dpcnn.nn.convolution import output_length
 from dpcnn.nn.direct import Direct
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise, Whole
+from dpcnn.nn.large import SIDES, Large
 from dpcnn.nn.layer import Layer
 from dpcnn.nn.layers import Conv2d, Dropout, Flatten, Linear, Normalise, Scale
 from dpcnn.nn.mec import Mec
@@ -336,6 +348,31 @@ def test_winograd_s_convolution_and_gradients_are_mec_s(size, r, padding, images
 
 
 @given(
+    size=st.tuples(st.integers(1, 23), st.integers(1, 23)),
+    r=st.integers(3, 16),
+    side=st.sampled_from(SIDES),
+    padding=st.integers(0, 16),
+    images=st.integers(1, 4),
+    channels=st.integers(1, 9),
+    filters=st.integers(1, 9),
+)
+def test_a_large_kernel_in_blocks_and_its_gradients_are_mec_s(size, r, side, padding, images, channels, filters):
+    assume(min(size) + 2 * padding >= r)
+    with mock.patch.object(large, "SIDES", (side,)):
+        kernel = Large((*size, channels), padding, r)
+    assert kernel.s == side
+    check_against_mec(kernel, size, r, 1, padding, images, channels, filters)
+
+
+@pytest.mark.parametrize(("r", "side"), [(8, 4), (9, 5), (10, 5), (11, 4), (12, 4), (13, 5), (16, 4)])
+def test_the_blocks_of_a_large_kernel_need_the_fewest_multiplications(r, side):
+    kernel = Large((119 + r, 119 + r, 8), 0, r)  # 120 outputs in a row
+    blocks, a = -(-r // side), 2 * side - 1
+    assert kernel.s == side and kernel.positions == (a * blocks) ** 2
+    assert kernel.products == (120 // side * a * blocks) ** 2
+
+
+@given(
     size=st.tuples(*[st.integers(1, 7)] * 2),
     images=st.integers(1, 9),
     channels=st.integers(1, 9),
@@ -429,14 +466,23 @@ def test_cook_toom_s_matrices_give_correlations(a, r):
 @pytest.mark.parametrize(("a", "r"), [(0, 3), (1, 3), *FORMS])
 def test_errors_in_float32_relative_to_the_largest_value(a, r):
     """a = 0 stands for MEC, and 1 for products by position."""
-    bound = BOUNDS.get(a, 1e-6)
-    side, rng = output_length(14, r, 1, 1), np.random.default_rng([a, r])
-    x, w, dy = (rng.standard_normal(shape) for shape in ((14, 14, 8, 32), (r, r, 32, 64), (side, side, 8, 64)))
-    found = []
     with mock.patch.object(winograd, "POINTS", {a: POINTS.get(a)}):
-        for dtype in (np.float64, np.float32):
-            kernel = Winograd((14, 14, 32), 1, r) if a > 1 else (Mec, Direct)[a]((r, r), 1, 1)
-            found.append(convolve(kernel, *(array.astype(dtype) for array in (x, w, dy))))
+        kernel = Winograd((14, 14, 32), 1, r) if a > 1 else (Mec, Direct)[a]((r, r), 1, 1)
+        check_errors(kernel, 14, r, BOUNDS.get(a, 1e-6))
+
+
+@pytest.mark.parametrize(("r", "side"), [(9, 3), (12, 3), (8, 4), (11, 4), (9, 5), (15, 5)])
+def test_errors_of_a_large_kernel_in_float32(r, side):
+    with mock.patch.object(large, "SIDES", (side,)):
+        kernel = Large((20, 20, 32), 1, r)
+    check_errors(kernel, 20, r, BOUNDS[kernel.a])
+
+
+def check_errors(kernel, length, r, bound):
+    """Compare the errors in float32 for images of ``length`` x ``length`` with their bound."""
+    side, rng = output_length(length, r, 1, 1), np.random.default_rng([length, r])
+    x, w, dy = (rng.standard_normal(shape) for shape in ((length, length, 8, 32), (r, r, 32, 64), (side, side, 8, 64)))
+    found = [convolve(kernel, *(array.astype(dtype) for array in (x, w, dy))) for dtype in (np.float64, np.float32)]
     for exact, single in zip(*found, strict=True):
         assert single.dtype == np.float32
         assert np.abs(single - exact).max() < bound * np.abs(exact).max()
@@ -466,7 +512,7 @@ def test_kernels_are_chosen_by_shape_alone(monkeypatch):
     ):
         kernel = choose_algorithm(shape, 16, (3, 3), 1, padding)
         assert isinstance(kernel, Winograd) and kernel.m == m
-    for kernel_size, stride, plain in ((3, 2, Winograd), (5, 2, Winograd), (2, 2, Pointwise), (16, 2, Mec)):
+    for kernel_size, stride, plain in ((3, 2, Winograd), (5, 2, Winograd), (2, 2, Pointwise), (16, 2, Large)):
         kernel = choose_algorithm((32, 32, 16), 16, (kernel_size, kernel_size), stride, 0)
         assert isinstance(kernel, Strided) and isinstance(kernel.plain, plain)
     for shape, filters, *options in (
@@ -476,7 +522,7 @@ def test_kernels_are_chosen_by_shape_alone(monkeypatch):
         ((8, 8, 1), 16, (5, 5), 2, 2),
         ((8, 8, 3), 16, (5, 5), 1, 1),
         ((8, 8, 16), 16, (5, 3), 1, 1),
-        ((8, 8, 16), 16, (8, 8), 1, 1),
+        ((8, 8, 7), 16, (8, 8), 1, 1),
         ((8, 8, 16), 16, (3, 3), 2, 1, 1, 2),
         ((8, 8, 3), 16, (3, 3), 1, 1, 1, 2),
         ((8, 8, 16), 16, (1, 1), 1, 1),
@@ -526,7 +572,8 @@ def test_kernels_are_chosen_by_shape_alone(monkeypatch):
         ((8, 8, 64), 65, ((2, 2), 2), [Strided, Pointwise]),
         ((8, 8, 8), 5, ((2, 2), 3), [Mec]),
         ((20, 20, 8), 5, ((7, 7), 1, 3, 1, 2), [Dilated, Winograd]),
-        ((20, 20, 8), 5, ((8, 8), 1, 3, 1, 2), [Mec]),
+        ((20, 20, 8), 5, ((8, 8), 1, 3, 1, 2), [Dilated, Large]),
+        ((20, 20, 7), 5, ((8, 8), 1, 3, 1, 2), [Mec]),
         ((20, 20, 8), 5, ((3, 2), 1, 1, 1, 2), [Mec]),
         ((2, 2, 217), 151, ((3, 3), 1, 1), [Winograd]),  # 217 * 151 = 2^15 - 1
         ((2, 8, 256), 256, ((3, 3), 1, 1), [Winograd]),
@@ -537,9 +584,12 @@ def test_kernels_are_chosen_by_shape_alone(monkeypatch):
         ((4, 4, 128), 128, ((2, 2), 2, 1), [Direct]),
         ((4, 4, 128), 127, ((2, 2), 2, 1), [Strided, Pointwise]),
         ((4, 4, 128), 128, ((2, 2), 2), [Strided, Pointwise]),  # the windows are the blocks
-        ((8, 8, 16), 32, ((9, 9), 1, 4), [Direct]),
+        ((6, 6, 16), 32, ((9, 9), 1, 4), [Direct]),  # 1,156 positions; four tiles of 225 in 3 x 3 blocks
+        ((6, 6, 16), 31, ((9, 9), 1, 4), [Large]),  # 16 * 31 < 2^9
+        ((8, 8, 16), 32, ((9, 9), 1, 4), [Large]),  # 2,704 positions; four tiles of 324 in 2 x 2 blocks
+        ((8, 8, 7), 74, ((9, 9), 1, 4), [Direct]),
         ((8, 8, 7), 73, ((9, 9), 1, 4), [Mec]),  # 7 * 73 = 2^9 - 1
-        ((9, 8, 16), 32, ((9, 9), 1, 4), [Mec]),
+        ((9, 8, 7), 74, ((9, 9), 1, 4), [Mec]),  # 72 outputs
         ((8, 16, 16), 32, ((1, 9), 1), [Mec]),  # 9 positions
         ((14, 14, 16), 32, ((7, 7), 2, 9, 1, 3), [Mec]),  # 49 positions
         ((12, 12, 1), 1, ((6, 6), 3), [Strided, Winograd]),  # blocks of 9 channels

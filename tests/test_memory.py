@@ -131,6 +131,7 @@ BEHIND = [
     [{"kind": "conv2d", "filters": 16, "kernel_size": 3, "padding": 1}, {"kind": "relu"}] * 4,
     [{"kind": "conv2d", "filters": 32, "kernel_size": 1}, {"kind": "batchnorm"}, {"kind": "relu"}] * 4,
     [{"kind": "conv2d", "filters": 16, "kernel_size": 5, "padding": 4, "dilation": 2}, {"kind": "relu"}] * 3,
+    [{"kind": "conv2d", "filters": 16, "kernel_size": 9, "padding": 4}, {"kind": "relu"}] * 2,
     [{"kind": "conv2d", "filters": 64, "kernel_size": 5, "stride": 2}, {"kind": "gelu"}] * 2,
     [{"kind": "conv2d", "filters": 32, "kernel_size": 3, "stride": 2}, {"kind": "tanh"}] * 2,
     [{"kind": "conv2d", "filters": 16, "kernel_size": 3, "padding": 1, "groups": 16}, {"kind": "relu"}] * 4,

@@ -7,13 +7,15 @@ from dpcnn.base.arrays import Shape
 from dpcnn.nn.convolution import Kernel, bands, output_length
 from dpcnn.nn.direct import Direct
 from dpcnn.nn.grouped import Depthwise, Grouped, Pointwise, Whole
+from dpcnn.nn.large import Large
 from dpcnn.nn.mec import Mec
 from dpcnn.nn.strided import Dilated, Strided, blocks
 from dpcnn.nn.tuning import TUNING
 from dpcnn.nn.winograd import MOST_SIDE, Winograd
 
-WINOGRAD_CHANNELS = 4
-"""With fewer input channels the transforms cost more than the multiplications that they save."""
+WINOGRAD_CHANNELS, LARGE_CHANNELS = 4, 8
+"""With fewer input channels the transforms cost more than the multiplications that they save; for a kernel with a side
+of more than :data:`MOST_SIDE`, the second number."""
 
 BLOCK_CHANNELS = 8
 """The fewest channels of an image of blocks whose copy pays."""
@@ -37,6 +39,9 @@ FEW_OUTPUTS = 64
 MANY_WEIGHTS, MANY_IN_BLOCKS, MANY_IN_LARGE = 1 << 15, 1 << 14, 1 << 9
 """For so few outputs, the fewest weights at a position of the kernel with which it pays to use each weight once, and as
 it is: in general, in place of blocks of pixels, and for a kernel with more than :data:`MOST_SIDE` squared positions."""
+
+SLOW_TILES = 1.5
+"""How many products by position take as long as one over tiles of a large kernel, whose sums need more passes."""
 
 GROUPED_CHANNELS = 32
 """The most channels of neighbouring groups that are computed together."""
@@ -68,19 +73,16 @@ def choose_algorithm(
     if kernel_size == (H, W) and padding == 0:
         return Whole()
     r, width = kernel_size
-    output = output_length(H, r, stride, padding, dilation), output_length(W, width, stride, padding, dilation)
-    weights = C * filters if prod(output) <= FEW_OUTPUTS else 0
-    pays_in_tiles = r == width and stride == 1 and C >= WINOGRAD_CHANNELS and 2 <= r <= MOST_SIDE
+    channels = WINOGRAD_CHANNELS if r <= MOST_SIDE else LARGE_CHANNELS
+    pays_in_tiles = r == width > 1 and stride == 1 and channels <= C
     if pays_in_tiles and dilation == 1:
-        kernel_tiles = TUNING.kernel_images / images if C * filters >= LARGE_KERNEL else 0
-        winograd = Winograd(shape, padding, r, kernel_tiles)
-        cost = winograd.products + TRANSFORMS * kernel_tiles * winograd.a**2
-        few = weights >= MANY_WEIGHTS and positions(shape, output, r, padding) <= cost
-        return Direct(kernel_size, stride, padding) if few else winograd
+        return in_tiles(shape, filters, r, padding, images)
     if pays_in_tiles:
         size = -(-(H + 2 * padding) // dilation), -(-(W + 2 * padding) // dilation)
         plain = choose_algorithm((*size, C), filters, kernel_size, images=dilation**2 * images)
         return Dilated(plain, size, dilation, padding)
+    output = output_length(H, r, stride, padding, dilation), output_length(W, width, stride, padding, dilation)
+    weights = C * filters if prod(output) <= FEW_OUTPUTS else 0
     windows_are_blocks = r == stride and padding == 0
     in_blocks = r == width and dilation == 1 < stride and pays_in_blocks(r, stride, C, filters)
     if in_blocks and (weights < MANY_IN_BLOCKS or windows_are_blocks):
@@ -89,6 +91,22 @@ def choose_algorithm(
         return Strided(choose_algorithm(image, filters, (q, q), images=images), output, r, stride, padding)
     many = MANY_IN_BLOCKS if in_blocks else MANY_IN_LARGE if r * width > MOST_SIDE**2 else MANY_WEIGHTS
     return (Direct if weights >= many else Mec)(kernel_size, stride, padding, dilation)
+
+
+def in_tiles(shape: Shape, filters: int, r: int, padding: int, images: int) -> Kernel:
+    """The fastest kernel for filters of r by r with stride 1, r > 1: over tiles, or by position."""
+    output = output_length(shape[0], r, 1, padding), output_length(shape[1], r, 1, padding)
+    weights = shape[-1] * filters
+    kernel_tiles = TUNING.kernel_images / images if weights >= LARGE_KERNEL else 0
+    if r > MOST_SIDE:
+        tiles: Winograd | Large = Large(shape, padding, r)
+        may_be_slower, slow = weights >= MANY_IN_LARGE, SLOW_TILES
+    else:
+        tiles = Winograd(shape, padding, r, kernel_tiles)
+        may_be_slower, slow = weights >= MANY_WEIGHTS and prod(output) <= FEW_OUTPUTS, 1
+    cost = slow * (tiles.products + TRANSFORMS * kernel_tiles * tiles.positions)
+    slower = may_be_slower and positions(shape, output, r, padding) <= cost
+    return Direct((r, r), 1, padding) if slower else tiles
 
 
 def positions(shape: Shape, output: tuple[int, int], r: int, padding: int) -> int:

@@ -71,7 +71,8 @@ class Winograd:
         sides = [a for a in POINTS if 2 <= a - r + 1 <= MOST_OUTPUTS]
         counts = {a: -(-OH // (a - r + 1)) * -(-OW // (a - r + 1)) for a in sides}
         self.a = min(sides, key=lambda a: (counts[a] + kernel_tiles) * a**2)
-        self.m, self.products = self.a - r + 1, counts[self.a] * self.a**2
+        self.m, self.positions = self.a - r + 1, self.a**2
+        self.products = counts[self.a] * self.positions
         self.down, self.across = tiles(H, OH, self.m, r, padding), tiles(W, OW, self.m, r, padding)
 
     def memory(self, shape: Shape, output: Shape) -> Memory:
@@ -113,8 +114,8 @@ class Winograd:
 
     def backward(self, saved: list[Array], dy: Array, w: Array, dw: Array, dx: Array | None) -> None:
         (_, OW, N, F), W, C, a, dtype = dy.shape, self.width, w.shape[2], self.a, dy.dtype
-        AT, groups = cook_toom(self.m, self.r, dtype)[0], self._groups(N)
-        most = len(groups[0])
+        (AT, BT, _), groups = cook_toom(self.m, self.r, dtype), self._groups(N)
+        B, most = BT.T, len(groups[0])
         kernels = self._transform_kernels(w.swapaxes(2, 3).copy())  # (a a, F, C); BLAS is slower if it transposes
         dkernels, share = empty((a * a, C, F), w.dtype), empty((a * a, C, F), w.dtype)
         dy = pixels(dy)  # (OH, OW, N F)
@@ -139,9 +140,9 @@ class Winograd:
                     # (a a, T N, F) x (a a, F, C) -> (a a, T N, C)
                     multiply(dproducts.reshape(a * a, T * N, F), kernels, dinputs.reshape(a * a, T * N, C))
                     for j, left in enumerate(group):
-                        self._add_tile(left, dinputs[:, :, j], rows)  # (a, a, N C) into (a, W, N C)
+                        add_tile(B, left, dinputs[:, :, j], rows)  # (a, a, N C) into (a, W, N C)
             if dx is not None:
-                self._add_tile(top, rows.swapaxes(0, 1), pixels(dx).swapaxes(0, 1))  # (W, a, N C) into (W, H, N C)
+                add_tile(B, top, rows.swapaxes(0, 1), pixels(dx).swapaxes(0, 1))  # (W, a, N C) into (W, H, N C)
         self._transform_back(dkernels, dw)
 
     def _groups(self, images: int) -> list[list["Tile"]]:
@@ -157,16 +158,6 @@ class Winograd:
             memory[start:end].reshape(self.a, self.a, end - start, length)
             for start, end in pairwise(accumulate(counts, initial=0))
         ]
-
-    def _add_tile(self, tile: "Tile", values: Array, out: Array) -> None:
-        """Write B times the values (.., a, L) of a tile into ``out`` (.., H, L), and add where earlier tiles lie."""
-        B, old = cook_toom(self.m, self.r, out.dtype)[1][:, tile.within].T, tile.overlap  # (h, a)
-        target = out[..., tile.inputs, :]  # (.., h, L)
-        np.matmul(B[old:], values, out=target[..., old:, :])  # (h - old, a) x (.., a, L) -> (.., h - old, L)
-        if old:
-            share = empty((*target.shape[:-2], old, target.shape[-1]), out.dtype)
-            np.matmul(B[:old], values, out=share)  # (old, a) x (.., a, L) -> (.., old, L)
-            target[..., :old, :] += share
 
     def _transform_kernels(self, w: Array) -> Array:
         """G g G^T of ``w`` (r, r, C, F): (a a, C, F)."""
@@ -214,6 +205,17 @@ def multiply(a: Array, b: Array, out: Array) -> None:
     halves = TUNING.copied <= a.shape[1] * a.shape[2] * columns < 2 * TUNING.copied
     for start, stop in bands(columns, 1, -(-columns // 2) if halves else columns):
         np.matmul(a, b[..., start:stop], out=out[..., start:stop])
+
+
+def add_tile(B: Array, tile: Tile, values: Array, out: Array) -> None:
+    """Write B (a, a) times the values (.., a, L) of a tile into ``out`` (.., H, L), and add where earlier tiles lie."""
+    B, old = B[tile.within], tile.overlap  # (h, a)
+    target = out[..., tile.inputs, :]  # (.., h, L)
+    np.matmul(B[old:], values, out=target[..., old:, :])  # (h - old, a) x (.., a, L) -> (.., h - old, L)
+    if old:
+        share = empty((*target.shape[:-2], old, target.shape[-1]), out.dtype)
+        np.matmul(B[:old], values, out=share)  # (old, a) x (.., a, L) -> (.., old, L)
+        target[..., :old, :] += share
 
 
 def tiles(length: int, outputs: int, m: int, r: int, padding: int) -> list[Tile]:
