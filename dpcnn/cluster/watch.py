@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,8 +71,7 @@ class Watch:
             number, host = comm.members[comm.rank], platform.node()
             line = f"dpcnn: hang: rank {number} on {host} has sent no heartbeat for {timeout:.1f} s, and is killed\n"
             self._child = end_after(timeout, line)
-        if timeout and comm.size > 1:
-            self._begin(comm.allgather_obj(platform.node()))
+        self._begin()
 
     def follow(self, timer: Timer, step: Callable[[], int]) -> None:
         """From here on, tell the phase and the step of a training."""
@@ -82,8 +81,7 @@ class Watch:
         """Watch the ranks that are left after a death; every one of them calls this."""
         if self._thread:
             self._leave()
-        if self.timeout and self.comm.size > 1:
-            self._begin(self.comm.allgather_obj(platform.node()))
+        self._begin()
 
     def _leave(self) -> None:
         """End this rank's thread."""
@@ -101,12 +99,10 @@ class Watch:
             last: the end of MPI; none returns before it is done on all ranks. From then on a child process watches
                 each rank until its end. None: nobody does.
         """
-        if self._thread is None:
-            if last:
-                last()
-            return
-        if self.comm.survives:  # its child sees to it that this process ends
+        if self._thread and self.comm.survives:  # its child sees to it that this process ends
             self._leave()
+        if self._thread is None:
+            (last or self._dismiss_child)()
             return
         self.comm.barrier()
         if last:
@@ -123,10 +119,22 @@ class Watch:
         self._reports[self.comm.rank].take(self._own(), time.monotonic())
         end_after(limit, f"dpcnn: hang: {self._told([Verdict(self.comm.rank, ENDING, limit)])}\n")
 
-    def _begin(self, hosts: Sequence[str]) -> None:
+    def _dismiss_child(self) -> None:
+        """End the child of ranks that survive: without the thread, it would take this process for a silent one."""
+        if self._child is not None:
+            os.close(self._child)
+            self._child = None
+
+    def _begin(self) -> None:
+        """Start the thread, if there are other ranks and all can be reached."""
+        if not self.timeout or self.comm.size == 1:
+            self._dismiss_child()
+            return
+        hosts = self.comm.allgather_obj(platform.node())
         self._links, lost = connect(self.comm, hosts)
         if lost:
             self._links.close()
+            self._dismiss_child()
             self.warning = (
                 f"warning: heartbeats from {hosts[lost[0]]} don't reach {hosts[0]} by UDP: nobody watches for hangs"
             )
@@ -147,6 +155,8 @@ class Watch:
             why = printable(f"rank {self.comm.rank} on {platform.node()}: {type(error).__name__}: {error}")
             line = f"warning: the watch over the ranks has ended ({why}): nobody watches for hangs any more"
             print(line, file=sys.stderr, flush=True)
+        if not self._over_now:
+            self._dismiss_child()
 
     def _watch(self) -> None:
         awake = time.monotonic()
