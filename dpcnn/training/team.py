@@ -1,6 +1,5 @@
 """The team: the living ranks of a run, and all that depends on how many they are."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +13,6 @@ from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exact import ExactExchange
 from dpcnn.parallel.exchange import AllreduceExchange, Exchange
-from dpcnn.parallel.layout import SHARD_BLOCK
 from dpcnn.parallel.tree import chunks
 from dpcnn.runs.checkpoint import AVERAGE, Checkpoint, vector_names, weights_sha256
 from dpcnn.runs.progress import Progress
@@ -39,7 +37,6 @@ class Team:
         new: whether the team has initialised it, because there was none, or a part of it is lost.
         exchange: which adds up gradients, and tells which elements this rank updates.
         update: the update of these elements.
-        blocks: the most blocks of elements that are unique to a rank.
     """
 
     def __init__(
@@ -67,9 +64,7 @@ class Team:
         self.state.renew(self.exchange.node)
         self.shard = self.exchange.shard
         self.own = self.state.within(self.shard)
-        unique = self.exchange.unique
-        self.update = Update(comm, config, network, self.shard, unique)
-        self.blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / SHARD_BLOCK)))
+        self.update = Update(comm, config, network, self.shard, self.exchange.unique)
 
     def _initial(self, warm: WarmStart | None, spare: bool) -> State:
         """The state before the first step."""
