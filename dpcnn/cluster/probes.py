@@ -4,9 +4,7 @@ import os
 import platform
 import secrets
 import shutil
-import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
@@ -15,6 +13,7 @@ from threadpoolctl import threadpool_info
 
 from dpcnn import __version__
 from dpcnn.base.files import Folder, read_bytes
+from dpcnn.base.machine import memory_left
 from dpcnn.base.numerics import fingerprint
 from dpcnn.cluster.checks import Facts
 from dpcnn.cluster.watch import Watch
@@ -31,6 +30,7 @@ PACKAGE = Path(__file__).parents[1]
 
 SIDE, SECONDS = 512, 0.2  # of the matrix product that compares the ranks
 SMALL, LARGE = 1, 1 << 19  # float64 numbers exchanged to measure latency and bandwidth
+ROUNDS = 7  # of each measurement, after two that do not count
 
 
 def collect(comm: SerialComm, data: str, out: Path) -> Facts:
@@ -79,21 +79,9 @@ def of_rank(comm: SerialComm) -> Facts:
         "threads": max((library["num_threads"] for library in threadpool_info()), default=1),
         "software": {"python": platform.python_version(), "dpcnn": __version__, "at": str(PACKAGE)},
         "numerics": fingerprint(),
-        "memory_mb": available_memory(),
-        "tmp_mb": shutil.disk_usage(tempfile.gettempdir()).free >> 20,
+        "memory_mb": memory_left() >> 20,
         "gflops": gflops(),
     }
-
-
-def available_memory() -> int:
-    """The MiB available on this node, or to the control group of this process if that is less."""
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    available = next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable"))
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    with suppress(OSError, ValueError):  # no such group, or "max"
-        available = min(available, (int(limit.read_text()) - int(used.read_text())) >> 20)
-    return available
 
 
 def gflops() -> float:
@@ -175,10 +163,10 @@ def links(comm: SerialComm) -> list[Facts]:
     return measured
 
 
-def sendrecv_seconds(comm: SerialComm, partner: int, count: int, rounds: int = 7) -> float:
+def sendrecv_seconds(comm: SerialComm, partner: int, count: int) -> float:
     """The median time in which rank 0 and ``partner`` exchange ``count`` float64 numbers."""
     send, receive, times = np.zeros(count), np.empty(count), []
-    for _ in range(rounds + 2):
+    for _ in range(2 + ROUNDS):
         started = time.perf_counter()
         comm.sendrecv(send, receive, partner if comm.rank == 0 else 0)
         times.append(time.perf_counter() - started)
