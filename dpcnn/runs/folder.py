@@ -218,15 +218,10 @@ class RunFolder:
             CheckpointError: the checkpoint can't be written; older checkpoints are untouched.
         """
         name, config = step_name(checkpoint.progress.step), checkpoint.config
-        with self._checkpoints() as folder:
+        with Folder(self.path) as run, run.inside(CHECKPOINTS) as folder:
             store(folder, name, checkpoint)
             folder.point(LAST, name)
             prune(folder, config.keep, _point_best(folder, checkpoint.progress.best(config.monitored)))
-
-    @contextmanager
-    def _checkpoints(self) -> Iterator[Folder]:
-        with Folder(self.path) as folder, folder.inside(CHECKPOINTS) as checkpoints:
-            yield checkpoints
 
 
 def _precedes_config(path: Path) -> bool:
