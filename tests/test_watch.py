@@ -241,7 +241,7 @@ time.sleep(3)
         "lost = [1]; watch.Watch(comm, 1.0, print)",
         "made = watch.Watch(comm, 1.0, print); comm.size = 1; made.renew()",
         "made = watch.Watch(comm, 1.0, print); made.close()",
-        "made = watch.Watch(comm, 1.0, print); made.follow(None, None); made._spans = 0",
+        "made = watch.Watch(comm, 1.0, print); made.follow(0, None)",
     ],
     ids=["no heartbeats", "the last survivor", "a watch that was closed", "a thread that failed"],
 )

@@ -9,6 +9,7 @@ import numpy as np
 
 from dpcnn.base.fields import digits
 from dpcnn.base.numerics import differences
+from dpcnn.base.text import count_of
 from dpcnn.cluster.stopping import job_end
 from dpcnn.config import Config
 from dpcnn.errors import ConfigError
@@ -85,7 +86,7 @@ def binding(facts: Facts) -> Check:
         masks = Counter(tuple(rank["cores"]) for rank in ranks)
         mask, count = max(masks.items(), key=lambda item: item[1] / len(item[0]))
         if count > len(mask) and len(cores) > len(mask):
-            conflict = f"{count} ranks of {host} are bound to {len(mask)} core{'s' * (len(mask) > 1)} together"
+            conflict = f"{count} ranks of {host} are bound to {count_of(len(mask), 'core')} together"
             return Check("binding", FAIL, conflict, "mpirun --bind-to none, or srun --cpu-bind=cores")
         idle = (ranks[0]["host_cores"] or 0) - len(cores)
         if len(cores) == 1 < len(ranks) and idle:
