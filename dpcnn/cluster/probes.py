@@ -5,6 +5,7 @@ import platform
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
@@ -121,7 +122,8 @@ def of_output(comm: SerialComm, folder: Path) -> Facts:
     seen = comm.allgather_obj(probe.exists())
     comm.barrier()
     if comm.rank == 0:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):  # there is no such file, or no such folder
+            probe.unlink()
     complete: Facts = comm.broadcast_obj({**result, "seen": seen})
     return complete
 
