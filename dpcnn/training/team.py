@@ -17,6 +17,7 @@ from dpcnn.parallel.tree import chunks
 from dpcnn.runs.checkpoint import AVERAGE, Checkpoint, vector_names, weights_sha256
 from dpcnn.runs.progress import Progress
 from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
+from dpcnn.training.plan import Plan
 from dpcnn.training.state import PARAMETERS, State, Vectors
 from dpcnn.training.update import Update
 from dpcnn.training.warm_start import WarmStart
@@ -166,11 +167,8 @@ class Team:
         gathered = {name: self.exchange.gather(shard) for name, shard in shards.items()}
         return here | {name: vector for name, vector in gathered.items() if vector is not None}
 
-    def restore(self, checkpoint: Checkpoint | None, steps_per_epoch: int, last_step: int) -> None:
+    def restore(self, checkpoint: Checkpoint | None, plan: Plan) -> None:
         """Go on from a checkpoint, which rank 0 has read: the others pass None.
-
-        Args:
-            steps_per_epoch, last_step: of the run.
 
         Raises:
             CheckpointError: on every rank, where it is of another model, optimizer or run.
@@ -178,7 +176,7 @@ class Team:
         vectors: dict[str, Vector] = {}
         with self.comm.fail_together():
             if checkpoint:
-                checkpoint.progress.check(steps_per_epoch)
+                checkpoint.progress.check(plan.steps_per_epoch)
                 self._check(checkpoint)
                 vectors = {PARAMETERS: self.network.flat(checkpoint.parameters), **checkpoint.optimizer}
         if self.config.ema_decay and vectors:  # a checkpoint's parameters are the average
@@ -187,7 +185,7 @@ class Team:
             self.exchange.scatter(vectors.get(name), shard)
         self.exchange.publish(self.state.now[PARAMETERS])
         self.state.progress = Progress.from_dict(self.comm.broadcast_obj(checkpoint and asdict(checkpoint.progress)))
-        self.state.progress.reopen(steps_per_epoch, last_step)
+        self.state.progress.reopen(plan.steps_per_epoch, plan.last_step)
 
     def _check(self, checkpoint: Checkpoint) -> None:
         """Hold a checkpoint's optimizer vectors against those of the run."""

@@ -156,7 +156,7 @@ class Trainer:
             if self.team.new and self._committed:
                 checkpoint = self.saving.newest(self.origin)
                 if self.comm.broadcast_obj(checkpoint is not None):
-                    self.team.restore(checkpoint, self.plan.steps_per_epoch, self.plan.last_step)
+                    self.team.restore(checkpoint, self.plan)
 
     def _adopt(self) -> None:
         """Go on from the state of the team."""
@@ -280,7 +280,7 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Go on from a checkpoint: see :meth:`Team.restore`."""
-        self.team.restore(checkpoint, self.plan.steps_per_epoch, self.plan.last_step)
+        self.team.restore(checkpoint, self.plan)
         self._adopt()
 
     @property
