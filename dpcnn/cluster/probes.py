@@ -81,19 +81,19 @@ def of_rank(comm: SerialComm) -> Facts:
         "software": {"python": platform.python_version(), "dpcnn": __version__, "at": str(PACKAGE)},
         "numerics": fingerprint(),
         "memory_mb": memory_left() >> 20,
-        "gflops": gflops(),
+        "gflops": round(1e-9 * sgemm_speed(SIDE, SECONDS), 1),
     }
 
 
-def gflops() -> float:
-    """The 10^9 floating-point operations per second of this rank, while all ranks multiply float32 matrices."""
-    a = np.full((SIDE, SIDE), 0.5, np.float32)
-    out = np.empty_like(a)
+def sgemm_speed(side: int, seconds: float) -> float:
+    """Floating-point operations per second of this rank, in products of square float32 matrices."""
+    a = np.full((side, side), 0.5, np.float32)
+    out = a @ a
     started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < SECONDS:
+    while time.perf_counter() - started < seconds:
         np.matmul(a, a, out=out)
         count += 1
-    return round(2e-9 * count * SIDE**3 / (time.perf_counter() - started), 1)
+    return 2 * count * side**3 / (time.perf_counter() - started)
 
 
 def of_data(comm: SerialComm, name: str) -> Facts:
