@@ -20,7 +20,7 @@ from dpcnn.cluster.checks import Facts
 from dpcnn.cluster.watch import Watch
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shard_files import verify
-from dpcnn.data.shards import SPLITS, read_manifest
+from dpcnn.data.shards import read_manifest
 from dpcnn.errors import DataError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import detect
@@ -103,8 +103,7 @@ def of_data(comm: SerialComm, name: str) -> Facts:
         folder = find_data(name)
         manifest = read_manifest(folder)
         checksum = manifest.checksum
-        shards = [shard for split in SPLITS for shard in manifest.splits[split]]
-        for shard in shards[comm.rank :: comm.size]:
+        for shard in manifest.shards[comm.rank :: comm.size]:
             verify(folder, shard)
     except DataError as error:
         fault = str(error)

@@ -88,8 +88,7 @@ def _make(folder: Path, target: Path, write: Callable[[Path], None]) -> None:
 
 def copy(folder: Path, manifest: Manifest, new: Path) -> None:
     """Copy the files of a data set."""
-    names = [shard.file for split in SPLITS for shard in manifest.splits[split]]
-    for name in [*names, MANIFEST]:
+    for name in [*(shard.file for shard in manifest.shards), MANIFEST]:
         with open_plain(folder / name) as source, open(new / name, "xb") as destination:
             shutil.copyfileobj(source, destination, BLOCK)
 
