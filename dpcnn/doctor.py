@@ -4,7 +4,6 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from dpcnn.cli import DONE, Parser, run_command
@@ -38,7 +37,8 @@ def command(comm: SerialComm, options: Namespace) -> int:
     facts = collect(comm, options.data, options.out)
     checks = judge(facts)
     if comm.rank == 0:
-        print(json.dumps({"checks": [*map(asdict, checks)], "facts": facts}) if options.json else screen(checks))
+        found = {"checks": [check._asdict() for check in checks], "facts": facts}
+        print(json.dumps(found) if options.json else screen(checks))
     return UNFIT if any(check.verdict == FAIL for check in checks) else DONE
 
 

@@ -83,14 +83,5 @@ def nearest(word: str, known: Collection[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
 
 
-_KINDS: tuple[type[DpcnnError], ...] = (
-    DpcnnError,
-    ConfigError,
-    LaunchError,
-    DataError,
-    CheckpointError,
-    DivergenceError,
-    DriftError,
-)
-KINDS = {kind.__name__: kind for kind in _KINDS}
+KINDS = {"DpcnnError": DpcnnError} | {kind.__name__: kind for kind in DpcnnError.__subclasses__()}
 """Every class by its name."""

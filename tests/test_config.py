@@ -103,7 +103,7 @@ def test_the_defaults_are_the_recipe_simple_cnn_but_for_the_validation_samples()
         (b"lr = " + b"[" * 100_000, "nested too deeply"),
         (b'lr = 1\nmodel = "\xe4"', r"not text in UTF-8 \(at line 2\); store the file in this encoding"),
         (b"seed = " + b"1" * 5_000, "Exceeds the limit"),
-        (b"epochs = 1" + b"0" * 400, "--epochs: must be at most 1000000, not a number of many digits"),
+        (b"epochs = 1" + b"0" * 400, "--epochs: must be at most 1000000, not a number of more than 64 bits"),
         (b"[[layers]]\nkind = ['x']", r"layer 1: no kind \"\('x',\)\"|layer 1: no kind"),
         (b'[[layers]]\nkind = "conv2d"\nfilters = 3\nkernel_size = ["a", "b"]', "kernel_size: expected int | tuple"),
         (b'[[layers]]\nkind = "conv2d"\nfilters = 3\nkernel_size = [[1], [2]]', "kernel_size: expected int | tuple"),

@@ -91,3 +91,10 @@ def test_faults_for_real(tmp_path):
     failed = [line.split()[1] for line in result.out.splitlines() if line.startswith(FAIL)]
     assert failed == ["binding", "output", "data"], result.out
     assert f"2 ranks x {threads} BLAS threads on " in result.out and "train-03.h5" in result.out
+
+
+def test_a_file_in_place_of_the_folder_for_runs_is_found(tmp_path):
+    (tmp_path / "runs").touch()
+    result = run(0, "-m", "dpcnn.doctor", "--data", MNIST, "--out", tmp_path / "runs")
+    assert result.status == 1 and result.err == ""
+    assert f"FAIL  output         {tmp_path / 'runs'}: Not a directory" in result.out

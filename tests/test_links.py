@@ -1,5 +1,7 @@
 """The links of the watch, between threads in place of ranks: what is bound, what gets through, what is kept out."""
 
+import gc
+import os
 import resource
 import socket
 import threading
@@ -51,6 +53,28 @@ def pair():
     yield made
     for each in made:
         each.close()
+
+
+class Interrupted(SerialComm):
+    """Rank 0 of two, in the moment in which the other dies."""
+
+    size = 2
+
+    def allgather_obj(self, value):
+        if value == -1:  # the links are made, and being tested
+            raise ConnectionResetError
+        return [value, [["127.0.0.1", "127.0.0.1", 9]]]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_links_that_a_death_interrupts_leave_no_file_open():
+    def connect_in_vain():
+        with pytest.raises(ConnectionResetError):
+            connect(Interrupted(), ["here", "here"])
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    assert connect_in_vain() == connect_in_vain()
 
 
 def received(ends, seconds=5.0):

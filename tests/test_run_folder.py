@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from conftest import run, start
 
 from dpcnn.errors import CheckpointError
 from dpcnn.runs.folder import RunFolder, find_checkpoint
+from dpcnn.training.resume import find_start
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +171,14 @@ def test_steps_of_more_digits_are_later(tmp_path):
     for name in ("step-00000009.h5", "step-123456789.h5", "step-99999999.h5", "step-1.h5", "step-\x1b[2J.h5"):
         (tmp_path / "checkpoints" / name).touch()
     assert RunFolder(tmp_path).newest().name == "step-123456789.h5"
+
+
+def test_a_run_does_not_go_back_to_a_step_of_fewer_digits(copied):
+    earlier, latest = (copied / "checkpoints" / f"step-{step}.h5" for step in (99_999_999, 100_000_000))
+    shutil.copy(copied / "checkpoints" / "step-00000004.h5", earlier)
+    latest.touch()
+    with pytest.raises(CheckpointError, match=f"the run has continued to {latest.name}"):
+        find_start(Namespace(resume=earlier, out=None))
 
 
 def test_a_start_that_was_killed_before_the_run_had_a_configuration_is_repeated(quick, tmp_path):

@@ -215,6 +215,41 @@ def test_a_job_that_was_suspended_goes_on(endless, tmp_path):
     assert result.status == 0, result.err
 
 
+SURVIVING = """
+import sys, time
+from dpcnn.cluster import watch
+from dpcnn.cluster.links import Links
+from dpcnn.parallel.comm import SerialComm
+
+class Surviving(SerialComm):
+    size, members, survives = 2, (0, 1), True
+
+    def allgather_obj(self, value):
+        return [value] * 2
+
+lost = []
+watch.connect = lambda comm, hosts: (Links([]), lost)
+comm, sys.stderr = Surviving(), None
+THEN
+time.sleep(3)
+"""
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "lost = [1]; watch.Watch(comm, 1.0, print)",
+        "made = watch.Watch(comm, 1.0, print); comm.size = 1; made.renew()",
+        "made = watch.Watch(comm, 1.0, print); made.close()",
+        "made = watch.Watch(comm, 1.0, print); made.follow(0, None)",
+    ],
+    ids=["no heartbeats", "the last survivor", "a watch that was closed", "a thread that failed"],
+)
+def test_a_rank_without_a_watch_is_not_killed_by_its_child(then):
+    result = run(0, "-c", SURVIVING.replace("THEN", then))
+    assert (result.status, result.err) == (0, "")
+
+
 class First(SerialComm):
     size = 2
 

@@ -82,7 +82,7 @@ class Table:
     def __init__(self, value: Any, where: str = "") -> None:
         self._where = where
         if not isinstance(value, dict):
-            raise FieldError(f"{where or 'the whole'}: expected a table of names and values, not {_short(value)}")
+            raise FieldError(f"{where or 'the whole'}: expected a table of names and values, not {short(value)}")
         self._values: dict[str, Any] = value
 
     def __contains__(self, key: object) -> bool:
@@ -135,7 +135,7 @@ class Table:
         """64 hexadecimal digits."""
         value = self.value(key)
         if not isinstance(value, str) or not is_sha256(value):
-            raise FieldError(f"{self._path(key)}: expected a sha256, not {_short(value)}")
+            raise FieldError(f"{self._path(key)}: expected a sha256, not {short(value)}")
         return value
 
     def items(self, key: str, most: int = 1_000_000) -> list[Any]:
@@ -149,7 +149,7 @@ class Table:
         """``count`` whole numbers."""
         values = self.items(key)
         if len(values) != count:
-            raise FieldError(f"{self._path(key)}: expected {count} whole numbers, not {_short(values)}")
+            raise FieldError(f"{self._path(key)}: expected {count} whole numbers, not {short(values)}")
         return tuple(integer(value, self._path(key), least, most) for value in values)
 
     def table(self, key: str) -> "Table":
@@ -163,7 +163,7 @@ class Table:
     def _typed(self, key: str, kind: type, expected: str) -> Any:
         value = self.value(key)
         if not isinstance(value, kind):
-            raise FieldError(f"{self._path(key)}: expected {expected}, not {_short(value)}")
+            raise FieldError(f"{self._path(key)}: expected {expected}, not {short(value)}")
         return value
 
     def _path(self, key: str) -> str:
@@ -173,16 +173,16 @@ class Table:
 def integer(value: Any, where: str, least: int = 0, most: int = MOST_INTEGER) -> int:
     """A whole number within these bounds, or FieldError."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise FieldError(f"{where}: expected a whole number from {least} to {most}, not {_short(value)}")
+        raise FieldError(f"{where}: expected a whole number from {least} to {most}, not {short(value)}")
     return value
 
 
 def number(value: Any, where: str, least: float = -math.inf, most: float = math.inf) -> float:
     """A finite number within these bounds, or FieldError."""
     if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > 1e300 or value != value:
-        raise FieldError(f"{where}: expected a finite number, not {_short(value)}")
+        raise FieldError(f"{where}: expected a finite number, not {short(value)}")
     if not least <= value <= most:
-        raise FieldError(f"{where}: expected a number from {least:g} to {most:g}, not {_short(value)}")
+        raise FieldError(f"{where}: expected a number from {least:g} to {most:g}, not {short(value)}")
     return float(value)
 
 
@@ -201,11 +201,11 @@ def label(value: Any, where: str) -> int | str:
 def name(value: Any, where: str) -> str:
     """A name for display: a line of 1 to 255 printable characters, or FieldError."""
     if not isinstance(value, str) or not 1 <= len(value) <= MOST_NAME or not value.isprintable():
-        raise FieldError(f"{where}: expected a name of printable characters, not {_short(value)}")
+        raise FieldError(f"{where}: expected a name of printable characters, not {short(value)}")
     return value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A short form of a value for messages."""
     if isinstance(value, int) and abs(value) >= 2**64:
         return "a number of more than 64 bits"

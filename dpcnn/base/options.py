@@ -15,7 +15,7 @@ from dataclasses import Field, field, fields
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
-from dpcnn.base.fields import MOST_INTEGER, FieldError, name
+from dpcnn.base.fields import MOST_INTEGER, FieldError, name, short
 from dpcnn.errors import ConfigError
 
 Scalar = int | float | str | bool
@@ -77,7 +77,7 @@ def check(option: Field[Any], kind: type[Any], value: Any) -> None:
         _check_list(option, kind, value)
         return
     if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-        raise ConfigError(f"{flag}: expected {kind.__name__}, not {_short(value)}")
+        raise ConfigError(f"{flag}: expected {kind.__name__}, not {short(value)}")
     choices = option.metadata["choices"]
     if choices is not None and value not in choices:
         raise ConfigError(f"{flag}: no {value!r}; choose from {', '.join(sorted(choices))}")
@@ -99,7 +99,7 @@ def is_list(kind: type[Any]) -> bool:
 
 def _check_list(option: Field[Any], kind: type[Any], values: Any) -> None:
     if not isinstance(values, list | tuple):
-        raise ConfigError(f"{flag_of(option.name)}: expected a list of numbers, not {_short(values)}")
+        raise ConfigError(f"{flag_of(option.name)}: expected a list of numbers, not {short(values)}")
     for value in values:
         check(option, get_args(kind)[0], value)
 
@@ -109,14 +109,10 @@ def _check_bounds(flag: str, value: float, bounds: Mapping[str, float | None]) -
         raise ConfigError(f"{flag}: must be a number, not {value}")
     least, above, below, most = (bounds[key] for key in ("least", "above", "below", "most"))
     if least is not None and not value >= least:
-        raise ConfigError(f"{flag}: must be at least {least}, not {_short(value)}")
+        raise ConfigError(f"{flag}: must be at least {least}, not {short(value)}")
     if above is not None and not above < value:
-        raise ConfigError(f"{flag}: must be a number above {above}, not {_short(value)}")
+        raise ConfigError(f"{flag}: must be a number above {above}, not {short(value)}")
     if below is not None and not value < below:
-        raise ConfigError(f"{flag}: must be below {below}, not {_short(value)}")
+        raise ConfigError(f"{flag}: must be below {below}, not {short(value)}")
     if most is not None and not value <= most:
-        raise ConfigError(f"{flag}: must be at most {most}, not {_short(value)}")
-
-
-def _short(value: Any) -> str:
-    return "a number of many digits" if isinstance(value, int) and abs(value) > 2**64 else repr(value)[:60]
+        raise ConfigError(f"{flag}: must be at most {most}, not {short(value)}")

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from dpcnn.base.files import read_bytes, write_file
 from dpcnn.cluster.stopping import seconds_of
 from dpcnn.errors import ConfigError, LaunchError, printable
 
 
-@dataclass(frozen=True)
-class Scheduler:
+class Scheduler(NamedTuple):
     """A scheduler: its template in cluster/jobs/, and the command that submits a script."""
 
     template: str

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpcnn.base.fields import digits
 from dpcnn.base.numerics import differences
+from dpcnn.base.text import count_of
 from dpcnn.cluster.stopping import job_end
 from dpcnn.config import Config
 from dpcnn.errors import ConfigError
@@ -24,8 +24,7 @@ SLOW_RANK = 0.6  # of the median speed
 Facts = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """A check: its name, the verdict, the finding, and the advice if the verdict is not OK."""
 
     name: str
@@ -87,7 +86,7 @@ def binding(facts: Facts) -> Check:
         masks = Counter(tuple(rank["cores"]) for rank in ranks)
         mask, count = max(masks.items(), key=lambda item: item[1] / len(item[0]))
         if count > len(mask) and len(cores) > len(mask):
-            conflict = f"{count} ranks of {host} are bound to {len(mask)} core{'s' * (len(mask) > 1)} together"
+            conflict = f"{count} ranks of {host} are bound to {count_of(len(mask), 'core')} together"
             return Check("binding", FAIL, conflict, "mpirun --bind-to none, or srun --cpu-bind=cores")
         idle = (ranks[0]["host_cores"] or 0) - len(cores)
         if len(cores) == 1 < len(ranks) and idle:

@@ -6,7 +6,6 @@ Between ranks of one host, both are of 127.0.0.1.
 """
 
 import fcntl
-import os
 import resource
 import secrets
 import selectors
@@ -66,7 +65,7 @@ class Links:
         self._selector = selectors.DefaultSelector()
         for link in links:
             self._selector.register(link.socket, selectors.EVENT_READ, link)
-        self._woken, self._wake = os.pipe()
+        self._woken, self._wake = socket.socketpair()
         self._selector.register(self._woken, selectors.EVENT_READ)
 
     def __iter__(self) -> Iterator[Link]:
@@ -77,14 +76,14 @@ class Links:
         found = []
         for key, _ in self._selector.select(max(0.0, seconds)):
             if key.data is None:
-                os.read(self._woken, 1)
+                self._woken.recv(1)
             else:
                 found += [(key.data, message) for message in key.data.receive()]
         return found
 
     def wake(self) -> None:
         """Let the thread that waits go on."""
-        os.write(self._wake, b"!")
+        self._wake.send(b"!")
 
     def keep(self, numbers: Mapping[int, int]) -> None:
         """Close the links to each peer but the one with the number given for it."""
@@ -97,10 +96,8 @@ class Links:
     def close(self) -> None:
         """Close all."""
         self._selector.close()
-        for link in self._links:
-            link.socket.close()
-        os.close(self._woken)
-        os.close(self._wake)
+        for end in (*(link.socket for link in self._links), self._woken, self._wake):
+            end.close()
 
 
 def connect(comm: SerialComm, hosts: Sequence[str]) -> tuple[Links, list[int]]:

@@ -4,7 +4,6 @@ import os
 import platform
 import secrets
 import shutil
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +14,13 @@ from threadpoolctl import threadpool_info
 
 from dpcnn import __version__
 from dpcnn.base.files import Folder, read_bytes
+from dpcnn.base.machine import memory_left
 from dpcnn.base.numerics import fingerprint
 from dpcnn.cluster.checks import Facts
 from dpcnn.cluster.watch import Watch
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shard_files import verify
-from dpcnn.data.shards import SPLITS, read_manifest
+from dpcnn.data.shards import read_manifest
 from dpcnn.errors import DataError
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.launch import detect
@@ -31,6 +31,7 @@ PACKAGE = Path(__file__).parents[1]
 
 SIDE, SECONDS = 512, 0.2  # of the matrix product that compares the ranks
 SMALL, LARGE = 1, 1 << 19  # float64 numbers exchanged to measure latency and bandwidth
+ROUNDS = 7  # of each measurement, after two that do not count
 
 
 def collect(comm: SerialComm, data: str, out: Path) -> Facts:
@@ -79,32 +80,20 @@ def of_rank(comm: SerialComm) -> Facts:
         "threads": max((library["num_threads"] for library in threadpool_info()), default=1),
         "software": {"python": platform.python_version(), "dpcnn": __version__, "at": str(PACKAGE)},
         "numerics": fingerprint(),
-        "memory_mb": available_memory(),
-        "tmp_mb": shutil.disk_usage(tempfile.gettempdir()).free >> 20,
-        "gflops": gflops(),
+        "memory_mb": memory_left() >> 20,
+        "gflops": round(1e-9 * sgemm_speed(SIDE, SECONDS), 1),
     }
 
 
-def available_memory() -> int:
-    """The MiB available on this node, or to the control group of this process if that is less."""
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    available = next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable"))
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    with suppress(OSError, ValueError):  # no such group, or "max"
-        available = min(available, (int(limit.read_text()) - int(used.read_text())) >> 20)
-    return available
-
-
-def gflops() -> float:
-    """The 10^9 floating-point operations per second of this rank, while all ranks multiply float32 matrices."""
-    a = np.full((SIDE, SIDE), 0.5, np.float32)
-    out = np.empty_like(a)
+def sgemm_speed(side: int, seconds: float) -> float:
+    """Floating-point operations per second of this rank, in products of square float32 matrices."""
+    a = np.full((side, side), 0.5, np.float32)
+    out = a @ a
     started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < SECONDS:
+    while time.perf_counter() - started < seconds:
         np.matmul(a, a, out=out)
         count += 1
-    return round(2e-9 * count * SIDE**3 / (time.perf_counter() - started), 1)
+    return 2 * count * side**3 / (time.perf_counter() - started)
 
 
 def of_data(comm: SerialComm, name: str) -> Facts:
@@ -114,8 +103,7 @@ def of_data(comm: SerialComm, name: str) -> Facts:
         folder = find_data(name)
         manifest = read_manifest(folder)
         checksum = manifest.checksum
-        shards = [shard for split in SPLITS for shard in manifest.splits[split]]
-        for shard in shards[comm.rank :: comm.size]:
+        for shard in manifest.shards[comm.rank :: comm.size]:
             verify(folder, shard)
     except DataError as error:
         fault = str(error)
@@ -133,7 +121,8 @@ def of_output(comm: SerialComm, folder: Path) -> Facts:
     seen = comm.allgather_obj(probe.exists())
     comm.barrier()
     if comm.rank == 0:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):  # there is no such file, or no such folder
+            probe.unlink()
     complete: Facts = comm.broadcast_obj({**result, "seen": seen})
     return complete
 
@@ -175,10 +164,10 @@ def links(comm: SerialComm) -> list[Facts]:
     return measured
 
 
-def sendrecv_seconds(comm: SerialComm, partner: int, count: int, rounds: int = 7) -> float:
+def sendrecv_seconds(comm: SerialComm, partner: int, count: int) -> float:
     """The median time in which rank 0 and ``partner`` exchange ``count`` float64 numbers."""
     send, receive, times = np.zeros(count), np.empty(count), []
-    for _ in range(rounds + 2):
+    for _ in range(2 + ROUNDS):
         started = time.perf_counter()
         comm.sendrecv(send, receive, partner if comm.rank == 0 else 0)
         times.append(time.perf_counter() - started)

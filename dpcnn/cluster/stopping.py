@@ -9,10 +9,10 @@ from typing import Any
 from dpcnn.base.fields import digits
 from dpcnn.errors import ConfigError
 
-SCHEDULERS = (signal.SIGUSR1, signal.SIGTERM)
+BY_SCHEDULERS = (signal.SIGUSR1, signal.SIGTERM)
 """Signals by which a scheduler or a batch script requests a stop."""
 
-SIGNALS = (*SCHEDULERS, signal.SIGINT)
+SIGNALS = (*BY_SCHEDULERS, signal.SIGINT)
 """All signals that request a stop."""
 
 TOGETHER = 2.0
@@ -116,7 +116,7 @@ def hold() -> None:
 
     A Ctrl-C is not held: it ends a run that has not started.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULERS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, BY_SCHEDULERS)
 
 
 def listen(stop: Stop, end: Callable[[int], Any]) -> None:

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,38 +57,35 @@ class Watch:
     def __init__(self, comm: SerialComm, timeout: float, say: Callable[[str], None]) -> None:
         self.comm, self.timeout, self.say = comm, timeout, say
         self.warning = ""
-        self._spans: Timer | None = None
+        self._timer: Timer | None = None
         self._step: Callable[[], int] = lambda: 0
         self._main = threading.get_ident()
         self._read_here = 0
-        self._at_the_end = self._done = False
+        self._at_the_end = self._done = self._over_now = False
         self._stacks: dict[int, str] = {}
         self._warned: set[int] = set()
         self._thread: threading.Thread | None = None
-        self._over_now = False
         self._child: int | None = None
         if timeout and comm.size > 1 and comm.survives:
             number, host = comm.members[comm.rank], platform.node()
             line = f"dpcnn: hang: rank {number} on {host} has sent no heartbeat for {timeout:.1f} s, and is killed\n"
             self._child = end_after(timeout, line)
-        if timeout and comm.size > 1:
-            self._begin(comm.allgather_obj(platform.node()))
+        self._begin()
 
     def follow(self, timer: Timer, step: Callable[[], int]) -> None:
         """From here on, tell the phase and the step of a training."""
-        self._spans, self._step = timer, step
+        self._timer, self._step = timer, step
 
     def renew(self) -> None:
         """Watch the ranks that are left after a death; every one of them calls this."""
-        if self._thread:
-            self._leave()
-        if self.timeout and self.comm.size > 1:
-            self._begin(self.comm.allgather_obj(platform.node()))
+        self._leave()
+        self._begin()
 
     def _leave(self) -> None:
-        """End this rank's thread."""
-        assert self._thread
-        self._over_now, self._due = True, 0.0
+        """End this rank's thread, if there is one: at once where ranks survive, otherwise when all ranks are done."""
+        if self._thread is None:
+            return
+        self._over_now, self._due = self.comm.survives, 0.0
         self._links.wake()
         self._thread.join()
         self._links.close()
@@ -101,32 +98,40 @@ class Watch:
             last: the end of MPI; none returns before it is done on all ranks. From then on a child process watches
                 each rank until its end. None: nobody does.
         """
-        if self._thread is None:
-            if last:
-                last()
-            return
         if self.comm.survives:  # its child sees to it that this process ends
             self._leave()
+        if self._thread is None:
+            (last or self._dismiss_child)()
             return
         self.comm.barrier()
         if last:
             self._at_the_end = True
             last()
             self._leave_child()
-        self._done, self._due = True, 0.0
-        self._links.wake()
-        self._thread.join()
-        self._links.close()
+        self._done = True
+        self._leave()
 
     def _leave_child(self) -> None:
         limit = 2 * self.timeout + STACKS
         self._reports[self.comm.rank].take(self._own(), time.monotonic())
         end_after(limit, f"dpcnn: hang: {self._told([Verdict(self.comm.rank, ENDING, limit)])}\n")
 
-    def _begin(self, hosts: Sequence[str]) -> None:
+    def _dismiss_child(self) -> None:
+        """End the child of ranks that survive: without the thread, it would take this process for a silent one."""
+        if self._child is not None:
+            os.close(self._child)
+            self._child = None
+
+    def _begin(self) -> None:
+        """Start the thread, if there are other ranks and all can be reached."""
+        if not self.timeout or self.comm.size == 1:
+            self._dismiss_child()
+            return
+        hosts = self.comm.allgather_obj(platform.node())
         self._links, lost = connect(self.comm, hosts)
         if lost:
             self._links.close()
+            self._dismiss_child()
             self.warning = (
                 f"warning: heartbeats from {hosts[lost[0]]} don't reach {hosts[0]} by UDP: nobody watches for hangs"
             )
@@ -147,6 +152,8 @@ class Watch:
             why = printable(f"rank {self.comm.rank} on {platform.node()}: {type(error).__name__}: {error}")
             line = f"warning: the watch over the ranks has ended ({why}): nobody watches for hangs any more"
             print(line, file=sys.stderr, flush=True)
+        if not self._over_now:
+            self._dismiss_child()
 
     def _watch(self) -> None:
         awake = time.monotonic()
@@ -189,16 +196,16 @@ class Watch:
         """Send a heartbeat, or on rank 0 judge; other ranks judge rank 0, rank 1 first."""
         if self._child is not None:
             os.write(self._child, b".")
+        own = self._own()
+        self._reports[self.comm.rank].take(own, now)
         limit = 3 * self.timeout if self.comm.survives else self.timeout  # of silence: a child is faster
         if self.comm.rank:
-            self._send(self._own())
+            self._send(own)
             found = silent(self._reports[:1], now, limit + (self.comm.rank - 1) * STACKS)
         elif self.comm.survives:
-            self._reports[0].take(self._own(), now)
             self._evict(stuck(self._reports, now, self.timeout))
             found = silent(self._reports, now, limit)
         else:
-            self._reports[0].take(self._own(), now)
             found = judge(self._reports, now, self.timeout)
             self._warn(judge(self._reports, now, self.timeout / 2))
         if found:
@@ -260,10 +267,10 @@ class Watch:
 
     def _own(self) -> Message:
         """What this rank says of itself."""
-        if self._spans is None:
+        if self._timer is None:
             return Message(START, 0, self._read_by_others(), self._done)
-        phase = END if self._at_the_end else self._spans.phase
-        return Message(phase if phase in PHASES else BETWEEN, self._step(), self._spans.turns, self._done)
+        phase = END if self._at_the_end else self._timer.phase
+        return Message(phase if phase in PHASES else BETWEEN, self._step(), self._timer.turns, self._done)
 
     def _read_by_others(self) -> int:
         """Bytes that this process has read, but for those read here: what moves while a run starts up. Linux only."""

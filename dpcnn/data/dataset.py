@@ -209,7 +209,7 @@ def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm, v
     own = range(node.rank, len(shards), node.size)
     with comm.fail_together():
         files = {number: ShardFile(folder, shards[number]) for number in own}
-        layouts = _check(files, manifest, split, verification)
+        layouts = _check(files, manifest, verification)
     size = sum(node.allgather_obj(sum(file.size for file in files.values())))
     samples = int(bounds[-1])
     with comm.fail_together():
@@ -226,7 +226,7 @@ def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm, v
         for number, layout in layouts.items():
             span = slice(bounds[number], bounds[number + 1])
             read_images(files[number], layout, images[span])
-            read_labels(files[number], layout, labels[span])
+            read_labels(files[number], layout.labels, labels[span])
             check_labels(files[number].path, labels[span], manifest)
     return Samples(manifest, (images,), bounds[[0, -1]], labels, max_value=manifest.max_value)
 
@@ -237,7 +237,7 @@ def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm, ve
     with comm.fail_together():
         files = [ShardFile(folder, shard) for shard in shards]
         own = {number: files[number] for number in range(node.rank, len(shards), node.size)}
-        layouts = _check(own, manifest, split, verification)
+        layouts = _check(own, manifest, verification)
     own_offsets = {number: (layout.images, layout.labels) for number, layout in layouts.items()}
     offsets = sorted(each for part in node.allgather_obj(list(own_offsets.items())) for each in part)
     labels = np.empty(manifest.labels_shape(int(bounds[-1])), manifest.labels_type)
@@ -247,21 +247,19 @@ def _in_files(folder: Path, manifest: Manifest, split: str, comm: SerialComm, ve
     with comm.fail_together():
         for number, (image_offset, label_offset) in offsets:
             shard_labels = labels[bounds[number] : bounds[number + 1]]
-            files[number].read(shard_labels.reshape(-1).view(np.uint8).data, label_offset)
+            read_labels(files[number], label_offset, shard_labels)
             check_labels(files[number].path, shard_labels, manifest)
             shape = (len(shard_labels), *manifest.image_shape)
             pieces.append(FileImages(files[number], image_offset, shape, manifest.images_type))
     return Samples(manifest, tuple(pieces), bounds, labels, max_value=manifest.max_value)
 
 
-def _check(
-    files: dict[int, ShardFile], manifest: Manifest, split: str, verification: Verification
-) -> dict[int, Layout]:
+def _check(files: dict[int, ShardFile], manifest: Manifest, verification: Verification) -> dict[int, Layout]:
     """Verify shards, and locate their samples."""
     layouts = {}
     for number, file in files.items():
         verification.check(file)
-        layouts[number] = read_layout(file, manifest.splits[split][number], manifest)
+        layouts[number] = read_layout(file, manifest)
     return layouts
 
 

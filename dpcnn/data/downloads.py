@@ -20,6 +20,9 @@ from dpcnn.errors import DataError
 MOST_DOWNLOAD = 1 << 30
 """The most bytes of a file; those of the known data sets are smaller."""
 
+TIMEOUT = 30
+"""Seconds without an answer after which a mirror has failed."""
+
 
 @dataclass(frozen=True)
 class Download:
@@ -118,7 +121,7 @@ DOWNLOADS = {
 }
 
 
-def fetch(download: Download, folder: Path, say: Callable[[str], None], timeout: float = 30) -> None:
+def fetch(download: Download, folder: Path, say: Callable[[str], None]) -> None:
     """Download the files that ``folder`` lacks, and check the digests of all.
 
     An interrupted download continues where it stopped; if a mirror fails, the next one is tried.
@@ -135,12 +138,10 @@ def fetch(download: Download, folder: Path, say: Callable[[str], None], timeout:
                 if actual != known:
                     raise DataError(f"{folder / name}: {_mismatch(actual, known)}; remove it and repeat this command")
             else:
-                _fetch_file(name, known, download.mirrors, opened, say, timeout)
+                _fetch_file(name, known, download.mirrors, opened, say)
 
 
-def _fetch_file(
-    name: str, known: str, mirrors: Sequence[str], folder: Folder, say: Callable[[str], None], timeout: float
-) -> None:
+def _fetch_file(name: str, known: str, mirrors: Sequence[str], folder: Folder, say: Callable[[str], None]) -> None:
     part = f"{name}.part"
     failures = []
     for mirror in mirrors:
@@ -148,7 +149,7 @@ def _fetch_file(
         say(f"downloading {address}")
         with folder.appending(part) as file:
             try:
-                _append(address, file, timeout)
+                _append(address, file)
             except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
                 failures.append(f"{address}: {reason(getattr(error, 'reason', None) or error)}")
                 continue
@@ -164,12 +165,12 @@ def _fetch_file(
     )
 
 
-def _append(address: str, part: BinaryIO, timeout: float) -> None:
+def _append(address: str, part: BinaryIO) -> None:
     """Download ``address`` to the end of ``part``, or from its start if the server cannot continue."""
     have = os.fstat(part.fileno()).st_size
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing follows: the part is complete, and its digest will show it
             return

@@ -100,7 +100,7 @@ def _roots(folder: Path) -> dict[str, str]:
     Raises:
         DataError: a folder beside train has the name of a part that data sets do not have.
     """
-    names = _folders(folder)
+    names = folders_in(folder)
     inside = {name.lower(): name for name in names}
     others = [name for name in inside if name in PARTS]
     if "train" not in inside or set(inside).difference(SPLITS, PARTS) or len(inside) < len(names):
@@ -142,7 +142,7 @@ def read_pictures_list(path: Path, options: SourceOptions) -> Source:
 def _of_classes(folder: Path, root: str) -> Listing:
     """All files of the folders of classes in a folder: by class, and then by name."""
     listing = Listing(remarks=_beside(folder / root))
-    for name in _folders(folder / root):
+    for name in folders_in(folder / root):
         with os.scandir(folder / root / name) as entries:
             files = sorted(os.fsencode(each.name) for each in entries if _is_file(each))
         prefix = os.fsencode(os.path.join(root, name))
@@ -162,12 +162,12 @@ def _beside(folder: Path) -> list[str]:
 def _left_out(folder: Path, files: int) -> list[str]:
     """Lines about the folder of a class with this number of files: that it has none, or has folders of its own."""
     lines = [] if files else [f"warning: {folder}: holds no files, so it is no class"]
-    if inside := _folders(folder):
+    if inside := folders_in(folder):
         lines.append(f"warning: {folder / inside[0]}: a folder within that of a class is left out")
     return lines
 
 
-def _folders(folder: Path) -> list[str]:
+def folders_in(folder: Path) -> list[str]:
     """The names of the folders in a folder, without hidden ones."""
     with os.scandir(folder) as entries:
         return sorted(each.name for each in entries if not each.name.startswith(".") and each.is_dir())

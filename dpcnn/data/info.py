@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from dpcnn.base.arrays import Array
 from dpcnn.base.text import text
 from dpcnn.data.dataset import check_labels, find_data
-from dpcnn.data.layout import read_labels, read_layout
+from dpcnn.data.layout import labels_of, read_layout
 from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import SPLITS, Manifest, Shard, read_manifest
 from dpcnn.data.verified import Verification
@@ -44,7 +44,7 @@ def _count(folder: Path, shard: Shard, manifest: Manifest, verification: Verific
     """The :func:`count_labels` of a shard, which is verified."""
     with ShardFile(folder, shard) as file:
         verification.check(file)
-        labels = _labels(file, shard, manifest)
+        labels = labels_of(file, read_layout(file, manifest), manifest)
     check_labels(file.path, labels, manifest)
     return count_labels(labels, manifest)
 
@@ -54,14 +54,8 @@ def count_split(folder: Path, manifest: Manifest, split: str) -> Counts:
     counts = np.zeros(manifest.classes, np.int64)
     for shard in manifest.splits[split]:
         with ShardFile(folder, shard) as file:
-            counts += count_labels(_labels(file, shard, manifest), manifest)
+            counts += count_labels(labels_of(file, read_layout(file, manifest), manifest), manifest)
     return counts
-
-
-def _labels(file: ShardFile, shard: Shard, manifest: Manifest) -> Array:
-    labels = np.empty(manifest.labels_shape(shard.samples), manifest.labels_type)
-    read_labels(file, read_layout(file, shard, manifest), labels)
-    return labels
 
 
 def count_labels(labels: Array, manifest: Manifest) -> Counts:

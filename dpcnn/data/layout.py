@@ -20,7 +20,7 @@ from dpcnn.base.arrays import Array, Shape
 from dpcnn.data.inputs import reason
 from dpcnn.data.rows import FileImages
 from dpcnn.data.shard_files import ShardFile
-from dpcnn.data.shards import MANIFEST, Images, Manifest, Shard
+from dpcnn.data.shards import MANIFEST, Images, Manifest
 from dpcnn.errors import DataError
 from dpcnn.parallel.tree import chunks
 
@@ -119,19 +119,20 @@ def most_rows(image_bytes: int) -> int:
     return max(1, CHUNK_BYTES // image_bytes)
 
 
-def read_layout(file: ShardFile, shard: Shard, manifest: Manifest) -> Layout:
+def read_layout(file: ShardFile, manifest: Manifest) -> Layout:
     """Locate the samples of a verified shard, and make sure that all are within the file.
 
     Raises:
         DataError: it is not HDF5, is damaged, or does not match the manifest.
     """
+    samples = file.shard.samples
     with _opened(file) as opened:
-        images = _dataset(file, opened, "images", manifest.images_type, (shard.samples, *manifest.image_shape))
-        labels = _dataset(file, opened, "labels", manifest.labels_type, manifest.labels_shape(shard.samples))
+        images = _dataset(file, opened, "images", manifest.images_type, (samples, *manifest.image_shape))
+        labels = _dataset(file, opened, "labels", manifest.labels_type, manifest.labels_shape(samples))
         if not manifest.compressed:
-            return Layout(shard.samples, _offset(file, images), _offset(file, labels))
-        rows = _rows(file, images, shard.samples)
-        for start in range(0, shard.samples, rows):
+            return Layout(samples, _offset(file, images), _offset(file, labels))
+        rows = _rows(file, images, samples)
+        for start in range(0, samples, rows):
             _packed(images, start)
         return Layout(rows, 0, _offset(file, labels))
 
@@ -206,13 +207,14 @@ def read_images(file: ShardFile, layout: Layout, out: Images) -> None:
         out[start : start + layout.rows] = images
 
 
-def image_blocks(file: ShardFile, layout: Layout, samples: int, manifest: Manifest) -> Iterator[Images]:
-    """The images (samples, H, W, C) of a shard, some at a time.
+def image_blocks(file: ShardFile, layout: Layout, manifest: Manifest) -> Iterator[Images]:
+    """The images (n, H, W, C) of a shard, some at a time.
 
     Raises:
         DataError: they can't be read.
     """
-    shape, dtype = (samples, *manifest.image_shape), manifest.images_type
+    samples, dtype = file.shard.samples, manifest.images_type
+    shape = samples, *manifest.image_shape
     if manifest.compressed:
         for _, images in _chunks(file, layout, shape, dtype):
             yield images
@@ -241,6 +243,13 @@ def unpacked(packed: bytes, size: int) -> bytes:
     return content
 
 
-def read_labels(file: ShardFile, layout: Layout, out: Array) -> None:
-    """Fill an array, as :meth:`Manifest.labels_shape` describes it, with a shard's labels."""
-    file.read(out.reshape(-1).view(np.uint8).data, layout.labels)
+def read_labels(file: ShardFile, offset: int, out: Array) -> None:
+    """Fill an array, as :meth:`Manifest.labels_shape` describes it, with a shard's labels; they begin at ``offset``."""
+    file.read(out.reshape(-1).view(np.uint8).data, offset)
+
+
+def labels_of(file: ShardFile, layout: Layout, manifest: Manifest) -> Array:
+    """A shard's labels as a new array."""
+    labels = np.empty(manifest.labels_shape(file.shard.samples), manifest.labels_type)
+    read_labels(file, layout.labels, labels)
+    return labels

@@ -185,8 +185,8 @@ def class_remarks(folder: Path, manifest: Manifest) -> list[str]:
 
 def summary_of_shards(manifest: Manifest) -> str:
     """How many samples and shards there are."""
-    samples, shards = sum(map(manifest.samples, SPLITS)), sum(map(len, manifest.splits.values()))
-    return f"{count_of(samples, 'sample')} in {count_of(shards, 'shard')}"
+    samples = sum(map(manifest.samples, SPLITS))
+    return f"{count_of(samples, 'sample')} in {count_of(len(manifest.shards), 'shard')}"
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from dpcnn.data.arrays import NPZ_FILE, is_folder_of_arrays, read_arrays_source
-from dpcnn.data.folders import read_pictures_folder, read_pictures_list
+from dpcnn.data.folders import folders_in, read_pictures_folder, read_pictures_list
 from dpcnn.data.kinds import first_picture
 from dpcnn.data.source_options import SourceOptions
 from dpcnn.data.sources import Source
@@ -30,12 +30,6 @@ def read_source(path: Path, options: SourceOptions | None = None) -> Source:
         return read_pictures_list(path, options) if pictures else read_arrays_source(path, options)
     if not path.is_dir():
         raise DataError(f"{path}: not a folder or a plain file; expected {NPZ_FILE}, or a folder")
-    if is_folder_of_arrays(path) or not (holds_folders(path) or first_picture(path)):
+    if is_folder_of_arrays(path) or not (folders_in(path) or first_picture(path)):
         return read_arrays_source(path, options)
     return read_pictures_folder(path, options)
-
-
-def holds_folders(folder: Path) -> bool:
-    """Whether a folder holds others that are not hidden."""
-    with os.scandir(folder) as entries:
-        return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)

@@ -149,6 +149,11 @@ class Manifest:
             key: value for key, value in values.items() if self.pixels != BYTES or key not in ("pixels", "max_value")
         }
 
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards of all splits."""
+        return [shard for split in SPLITS for shard in self.splits[split]]
+
     def samples(self, split: str) -> int:
         """The number of samples of a split."""
         return sum(shard.samples for shard in self.splits[split])

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from dpcnn.base.arrays import Array
 from dpcnn.base.files import open_plain
 from dpcnn.data.inputs import BLOCK, why
-from dpcnn.data.layout import image_blocks, read_labels, read_layout, write_shard
+from dpcnn.data.layout import image_blocks, labels_of, read_layout, write_shard
 from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import MANIFEST, SPLITS, Images, Manifest, Shard, read_manifest, write_manifest
 from dpcnn.errors import DataError
@@ -90,8 +88,7 @@ def _make(folder: Path, target: Path, write: Callable[[Path], None]) -> None:
 
 def copy(folder: Path, manifest: Manifest, new: Path) -> None:
     """Copy the files of a data set."""
-    names = [shard.file for split in SPLITS for shard in manifest.splits[split]]
-    for name in [*names, MANIFEST]:
+    for name in [*(shard.file for shard in manifest.shards), MANIFEST]:
         with open_plain(folder / name) as source, open(new / name, "xb") as destination:
             shutil.copyfileobj(source, destination, BLOCK)
 
@@ -120,10 +117,8 @@ def _unpack_shard(folder: Path, manifest: Manifest, shard: Shard, new: Path) -> 
 
 def _blocks(file: ShardFile, manifest: Manifest) -> Iterator[tuple[Images, Array]]:
     """The images and labels of a compressed shard, a chunk at a time."""
-    samples, layout = file.shard.samples, read_layout(file, file.shard, manifest)
-    labels = np.empty(manifest.labels_shape(samples), manifest.labels_type)
-    read_labels(file, layout, labels)
-    start = 0
-    for images in image_blocks(file, layout, samples, manifest):
+    layout = read_layout(file, manifest)
+    labels, start = labels_of(file, layout, manifest), 0
+    for images in image_blocks(file, layout, manifest):
         yield images, labels[start : start + len(images)]
         start += len(images)

@@ -14,7 +14,7 @@ from pathlib import Path
 from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.base.files import MOST_JSON, Folder, read_bytes
 from dpcnn.data.shard_files import FileState, ShardFile
-from dpcnn.data.shards import SPLITS, Manifest
+from dpcnn.data.shards import Manifest
 from dpcnn.parallel.comm import SerialComm
 
 RECORD, FORMAT = "verified.json", 1
@@ -67,7 +67,7 @@ class Verification:
 
 def _read(folder: Path, manifest: Manifest) -> dict[str, Entry]:
     """The record's entries by file; empty if there is no valid record."""
-    names = [shard.file for split in SPLITS for shard in manifest.splits[split]]
+    names = [shard.file for shard in manifest.shards]
     try:
         table = Table(load_json(read_bytes(folder / RECORD, MOST_JSON)))
         table.integer("format", FORMAT, FORMAT)

@@ -13,7 +13,7 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.data.file_names import write_names
 from dpcnn.data.inputs import Reader, making
-from dpcnn.data.layout import image_blocks, most_rows, read_labels, read_layout, write_shard
+from dpcnn.data.layout import image_blocks, labels_of, most_rows, read_layout, write_shard
 from dpcnn.data.moments import Moments
 from dpcnn.data.pixels import stored_type
 from dpcnn.data.rows import FileImages
@@ -143,12 +143,10 @@ def content_sha256(folder: Path, manifest: Manifest, split: str) -> str:
     found, every_label = hashlib.sha256(), []
     for shard in manifest.splits[split]:
         with ShardFile(folder, shard) as file:
-            layout = read_layout(file, shard, manifest)
-            for images in image_blocks(file, layout, shard.samples, manifest):
+            layout = read_layout(file, manifest)
+            for images in image_blocks(file, layout, manifest):
                 found.update(images.data)
-            labels = np.empty(manifest.labels_shape(shard.samples), manifest.labels_type)
-            read_labels(file, layout, labels)
-            every_label.append(labels)
+            every_label.append(labels_of(file, layout, manifest))
     for labels in every_label:
         found.update(labels.data)
     return found.hexdigest()

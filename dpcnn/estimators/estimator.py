@@ -192,7 +192,7 @@ class Estimator(Parameters):
         return self._test_targets(self._fitted(), str(X)) if y is None and isinstance(X, str | Path) else y
 
     def save(self, path: str | Path) -> None:
-        """Write the network as a checkpoint, which all commands of dpcnn read; :func:`load` reads it as a model.
+        """Write the network as a checkpoint, which all commands of dpcnn read; :func:`dpcnn.load` reads it as a model.
 
         Raises:
             CheckpointError: on every rank, if it can't be written; an old file is untouched.

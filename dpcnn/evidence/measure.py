@@ -1,6 +1,5 @@
 """Measurements of a job by its ranks: speed, time by phase, memory."""
 
-import resource
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from dpcnn.base.machine import peak_memory
 from dpcnn.base.numerics import check, fingerprint, processor
 from dpcnn.base.text import count_of, markdown
 from dpcnn.base.timing import STEP_PHASES, Timer
+from dpcnn.cluster.probes import sgemm_speed
 from dpcnn.config import Config
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.nn.network import Network
@@ -128,16 +129,8 @@ def timed(comm: SerialComm, action: Callable[[], Any], times: int) -> float:
 
 def sgemm_peak(comm: SerialComm) -> float:
     """Floating-point operations per second of all ranks together, in products of square float32 matrices."""
-    a = np.full((PEAK_SIDE, PEAK_SIDE), 0.5, np.float32)
-    out = np.empty_like(a)
-    np.matmul(a, a, out=out)
     comm.barrier()
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < PEAK_SECONDS:
-        np.matmul(a, a, out=out)
-        count += 1
-    rate = count * 2 * PEAK_SIDE**3 / (time.perf_counter() - started)
-    return float(sum(comm.allgather_obj(rate)))
+    return float(sum(comm.allgather_obj(sgemm_speed(PEAK_SIDE, PEAK_SECONDS))))
 
 
 def memory() -> dict[str, float]:
@@ -146,7 +139,7 @@ def memory() -> dict[str, float]:
     for line in Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines():
         if line.startswith("Private_"):
             own += int(line.split()[1])
-    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "own": own / 1024}
+    return {"peak": peak_memory(), "own": own / 1024}
 
 
 def compare_exchanges(comm: SerialComm, size: int, times: int, rounds: int = 9) -> Result:

@@ -26,7 +26,7 @@ class FlatParameters:
         intervals: of each parameter, start and stop of its elements.
         size: elements of a parameter or gradient vector.
         running_stats: start, stop and momentum of the elements that are running means and not frozen: see
-            :class:`Parameter`.
+            :class:`dpcnn.nn.layer.Parameter`.
         frozen: start and stop of the elements that a training leaves as they are.
         products: by the number of the layer, the gradients that are a product of two factors; not of frozen layers.
 

@@ -1,7 +1,7 @@
 """Parameter groups: parameters next to each other in the flat vector that are updated in the same way."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from dpcnn.errors import ConfigError
 from dpcnn.nn.network import Network
@@ -9,8 +9,7 @@ from dpcnn.optim.layerwise import Layerwise
 from dpcnn.optim.optimizer import Optimizer
 
 
-@dataclass
-class Group:
+class Group(NamedTuple):
     """Elements of the flat vector, and how they are updated.
 
     Attributes:
@@ -53,7 +52,7 @@ def parameter_groups(network: Network, optimizer: Optimizer) -> list[Group]:
         adapted = weights and isinstance(optimizer, Layerwise) and not layer.frozen
         group = Group(start, stop, own, layer.lr, layer.frozen, adapted)
         if groups and groups[-1].alike(group):
-            groups[-1].stop = stop
+            groups[-1] = groups[-1]._replace(stop=stop)
         else:
             groups.append(group)
     return groups

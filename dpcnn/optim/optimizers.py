@@ -94,14 +94,10 @@ class Momentum(Optimizer):
 
 
 @dataclass
-class Nesterov(Optimizer):
+class Nesterov(Momentum):
     """As :class:`Momentum`, but p -= lr * (g + weight_decay * p + momentum * u): Sutskever et al., "On the importance
     of initialization and momentum in deep learning" (2013), eq. 3 and 4, written for the point where the gradient is
     taken."""
-
-    momentum: float = option(0.9, "momentum", least=0, below=1)
-    weight_decay: float = option(0.0, DECAY, least=0, most=MOST_DECAY)
-    state_names: ClassVar[tuple[str, ...]] = ("u",)
 
     def update_block(self, p: Vector, g: Vector, scale: float, step: int, lr: float, *arrays: Vector) -> None:
         u, a, b = arrays

@@ -43,7 +43,7 @@ class Factors:
     def __init__(
         self, comm: SerialComm, node: SerialComm, layout: Layout, products: Products, sizes: Sequence[int]
     ) -> None:
-        """``products``: those for which :func:`pays` is true."""
+        """``products``: those for which :func:`dpcnn.parallel.products.pays` is true."""
         self._comm, self._node, self._products, self._sizes = comm, node, products, sizes
         self.holes = [span(product) for product in products.values()]
         sent = outgoing(layout, products, sizes, comm.rank)

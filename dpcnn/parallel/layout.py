@@ -20,7 +20,7 @@ def shard(size: int, ranks: int, rank: int) -> Interval:
 
 
 def overlap(one: Interval, other: Interval) -> tuple[int, int]:
-    """The start and the number of the elements that two intervals have in common; (0, 0): none."""
+    """The start and the count of the elements that two intervals have in common; (0, 0): none."""
     start, stop = max(one[0], other[0]), min(one[1], other[1])
     return (start, stop - start) if start < stop else (0, 0)
 
@@ -150,7 +150,7 @@ class Layout(NamedTuple):
         return Message(runs(sent, [start for start, _ in sent]), runs(received, [start for start, _ in received]))
 
 
-def runs(overlaps: Sequence[Interval], offsets: Sequence[int]) -> Runs:
-    """Counts and offsets for MPI; the offset of an empty interval is 0."""
+def runs(overlaps: Sequence[tuple[int, int]], offsets: Sequence[int]) -> Runs:
+    """Counts and offsets for MPI, of overlaps as (start, count); the offset of an empty one is 0."""
     counts = tuple(count for _, count in overlaps)
     return counts, tuple(offset if count else 0 for offset, count in zip(offsets, counts, strict=True))

@@ -228,8 +228,8 @@ def message(layout: Layout, rank: int, sent: Sequence[list[Parcel]], received: S
     return Message(runs(to, [start for start, _ in to]), runs(given, [start for start, _ in given]))
 
 
-def extent(found: Sequence[Parcel]) -> Interval:
-    """The start and the number of the elements of consecutive parcels."""
+def extent(found: Sequence[Parcel]) -> tuple[int, int]:
+    """The start and the count of the elements of consecutive parcels."""
     return (found[0].place.start, found[-1].place.stop - found[0].place.start) if found else (0, 0)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dpcnn.reporting.figures import MISSING, MOST_POINTS, new_figure, plain, save
 from dpcnn.runs.events import Event, evaluated, read_events
@@ -38,16 +39,11 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
         label = f"{plain(run.name)}: " if len(runs) > 1 else ""
         of_steps = f"C{number}" if len(runs) > 1 else "grey"
         for axes, key in ((loss, "loss"), (accuracy, second)):
-            if fine := [event for event in steps if key in event]:
-                x, y = [event["step"] / steps_per_epoch for event in fine], [event[key] for event in fine]
-                axes.plot(x, y, color=of_steps, alpha=0.4, lw=1, label=f"{label}single steps")
+            look = {"color": of_steps, "alpha": 0.4, "lw": 1, "label": f"{label}single steps"}
+            _draw_values(axes, steps, key, steps_per_epoch, "-", **look)
             for index, (kind, style) in enumerate(zip(kinds, STYLES, strict=False)):
-                color = f"C{number if len(runs) > 1 else index}"
-                rows = [event for event in epochs if f"{kind}_{key}" in event]
-                if not rows:
-                    continue
-                x, y = ([event["step"] / steps_per_epoch for event in rows], [event[f"{kind}_{key}"] for event in rows])
-                axes.plot(x, y, style, color=color, label=f"{label}{NAMES.get(kind, kind)}")
+                look = {"color": f"C{number if len(runs) > 1 else index}", "label": f"{label}{NAMES.get(kind, kind)}"}
+                _draw_values(axes, epochs, f"{kind}_{key}", steps_per_epoch, style, **look)
     positive = all(y > 0 for line in loss.lines for y in line.get_ydata())
     loss.set(xlabel="" if narrow else "epoch", ylabel="loss", yscale="log" if positive else "linear", title="loss")
     title = {"mae": "mean absolute error"}.get(second, second)
@@ -63,6 +59,13 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
             if axes.lines:
                 axes.legend()
     return save(figure, stem, "curves")
+
+
+def _draw_values(axes: Any, events: list[Event], key: str, steps_per_epoch: int, style: str, **look: Any) -> None:
+    """Draw the values of a key over the epochs, from the events that have it, if there are any."""
+    if with_key := [event for event in events if key in event]:
+        x, y = [event["step"] / steps_per_epoch for event in with_key], [event[key] for event in with_key]
+        axes.plot(x, y, style, **look)
 
 
 def thinned(events: list[Event]) -> list[Event]:

@@ -38,7 +38,7 @@ def draw_maps(image: Array, before: Array, after: Array, shades: str, stem: Path
     Args:
         image: (H, W, C), uint8.
         before, after: (h, w, F).
-        shades: the colour map of a grey image, see :func:`shades_of`.
+        shades: the colour map of a grey image, see :func:`dpcnn.reporting.figures.shades_of`.
 
     Returns:
         A line with the names of the files, or with the reason why there are none.

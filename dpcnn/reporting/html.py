@@ -2,10 +2,9 @@
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; max-width: 76rem; margin: 0 auto; padding: 1rem; }
@@ -30,8 +29,7 @@ table.facts th { font-weight: normal; color: #555; white-space: nowrap; }
 """
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A section of a page.
 
     Attributes:

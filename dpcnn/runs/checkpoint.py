@@ -15,7 +15,6 @@ import errno
 import hashlib
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -230,7 +229,7 @@ def _parse(file: h5py.File, room: int) -> Checkpoint:
         fingerprint=_fingerprint(state.table("fingerprint")),
         **(_estimator(state.table("estimator"), classes) if "estimator" in state else {}),
     )
-    if checkpoint.weights_sha256 != _sha256(parameters):
+    if checkpoint.weights_sha256 != weights_sha256(*parameters.values()):
         raise FieldError("weights_sha256: does not match the parameters")
     return checkpoint
 
@@ -279,14 +278,9 @@ def _array(group: h5py.Group, key: str, dtype: Any, shape: Shape, room: int) -> 
     return array
 
 
-def _sha256(parameters: Mapping[str, Vector]) -> str:
-    """The checksum of the parameters in their order."""
+def weights_sha256(*params: Array) -> str:
+    """The sha256 of the little-endian float32 bytes of the flat parameter vector, or of all parameters in order."""
     digest = hashlib.sha256()
-    for array in parameters.values():
+    for array in params:
         digest.update(bytes_of(array.astype("<f4", copy=False)))
     return digest.hexdigest()
-
-
-def weights_sha256(params: Vector) -> str:
-    """The sha256 of the flat parameter vector's little-endian float32 bytes."""
-    return hashlib.sha256(bytes_of(params.astype("<f4", copy=False))).hexdigest()

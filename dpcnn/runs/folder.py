@@ -33,7 +33,7 @@ from dpcnn.errors import CheckpointError, ConfigError, printable
 from dpcnn.runs.checkpoint import Checkpoint, read, store
 from dpcnn.runs.events import Event, read_events
 from dpcnn.runs.progress import Progress
-from dpcnn.runs.step_files import BEST, LAST, STEP, prune, step_name, steps
+from dpcnn.runs.step_files import BEST, LAST, prune, step_name, steps
 
 RUNS = Path("runs")
 LOCK = ".lock"
@@ -208,8 +208,8 @@ class RunFolder:
 
     def newest(self) -> Path | None:
         """The checkpoint of the latest step, or None."""
-        checkpoints = [path for path in self.checkpoints.glob("step-*.h5") if STEP.fullmatch(path.name)]
-        return max(checkpoints, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
+        names = steps(path.name for path in self.checkpoints.glob("*"))
+        return self.checkpoints / names[-1] if names else None
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint under the name of its step, move the pointers, delete old checkpoints.
@@ -218,15 +218,10 @@ class RunFolder:
             CheckpointError: the checkpoint can't be written; older checkpoints are untouched.
         """
         name, config = step_name(checkpoint.progress.step), checkpoint.config
-        with self._checkpoints() as folder:
+        with Folder(self.path) as run, run.inside(CHECKPOINTS) as folder:
             store(folder, name, checkpoint)
             folder.point(LAST, name)
             prune(folder, config.keep, _point_best(folder, checkpoint.progress.best(config.monitored)))
-
-    @contextmanager
-    def _checkpoints(self) -> Iterator[Folder]:
-        with Folder(self.path) as folder, folder.inside(CHECKPOINTS) as checkpoints:
-            yield checkpoints
 
 
 def _precedes_config(path: Path) -> bool:
@@ -246,7 +241,7 @@ def remove_leftovers(folder: Folder) -> None:
 def _point_best(checkpoints: Folder, best: Event | None) -> str | None:
     """Point best.h5 to the checkpoint of the best epoch, if it exists, and return its name."""
     name = step_name(best["step"]) if best else None
-    if name in steps(checkpoints):
+    if name in steps(checkpoints.names()):
         checkpoints.point(BEST, name)
         return name
     checkpoints.remove(BEST)

@@ -1,7 +1,5 @@
 """The progress of a run: steps, epochs, sums over samples, and its record so far."""
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,15 +32,6 @@ class Metrics:
     def named(self) -> dict[str, float]:
         """The mean loss, and the accuracy if there is one."""
         return {"loss": self.mean_loss} | ({} if self.accuracy is None else {"accuracy": self.accuracy})
-
-
-def total(losses: Iterable[float], correct_counts: Iterable[float] | None, count: int) -> Metrics:
-    """The metrics of many microbatches: ``math.fsum`` is exact, so their distribution over ranks does not matter.
-
-    Args:
-        correct_counts: None if the samples are not classified.
-    """
-    return Metrics(math.fsum(losses), None if correct_counts is None else int(sum(correct_counts)), count)
 
 
 @dataclass

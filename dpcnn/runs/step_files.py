@@ -1,6 +1,7 @@
 """The names of a run's checkpoints, and the checkpoints that a run keeps."""
 
 import re
+from collections.abc import Iterable
 
 from dpcnn.base.files import Folder
 
@@ -13,14 +14,14 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}.h5"
 
 
-def steps(folder: Folder) -> list[str]:
-    """The names of a folder's checkpoints ``step-NUMBER.h5``, in the order of their steps."""
-    numbered = [(int(match[1]), match[0]) for file in folder.names() if (match := STEP.fullmatch(file))]
+def steps(names: Iterable[str]) -> list[str]:
+    """Those of some names of files that are ``step-NUMBER.h5``, in the order of their steps."""
+    numbered = [(int(match[1]), match[0]) for name in names if (match := STEP.fullmatch(name))]
     return [file for _, file in sorted(numbered)]
 
 
 def prune(folder: Folder, keep: int, best: str | None) -> None:
     """Delete all but the newest ``keep`` checkpoints and the best."""
-    for file in steps(folder)[:-keep]:
+    for file in steps(folder.names())[:-keep]:
         if file != best:
             folder.remove(file)

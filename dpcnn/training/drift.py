@@ -5,10 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dpcnn.base.arrays import Vector, bytes_of
-from dpcnn.base.timing import Timer
-from dpcnn.data.dataset import Samples
 from dpcnn.errors import DriftError
-from dpcnn.parallel.comm import SerialComm
 
 Hashes = dict[str, str]
 
@@ -35,15 +32,3 @@ def check_drift(by_rank: Sequence[Hashes | None], step: int) -> None:
         f"see{'s' * (len(drifted) == 1)} other parameters than the rest, first in {name}: a fault of memory, of the "
         "network or of the exchange; no checkpoint of it was written; continue with --resume, without that node"
     )
-
-
-def check_data(comm: SerialComm, timer: Timer, *sets: Samples | None) -> None:
-    """Make sure that the files of some samples are those that the run began with.
-
-    Raises:
-        DataError: on every rank.
-    """
-    with comm.fail_together(), timer("data"):
-        for samples in sets:
-            if samples:
-                samples.check_unchanged()

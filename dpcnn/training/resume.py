@@ -115,7 +115,7 @@ def _from_checkpoint(path: Path, out: Path | None) -> Start:
     else:
         folder.check_idle()
         latest = home.newest()
-        if latest and path.resolve().name < latest.name:
+        if latest and path.resolve().name != latest.name:
             raise CheckpointError(
                 f"{path}: the run has continued to {latest.name}; to start again from here, give a new --out"
             )

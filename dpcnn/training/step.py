@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from dpcnn.base.arrays import Vector, all_finite
 from dpcnn.errors import DivergenceError
 from dpcnn.nn.layer import Keep
-from dpcnn.optim.clipping import squares
 from dpcnn.parallel.comm import SerialComm
-from dpcnn.parallel.layout import SHARD_BLOCK
 from dpcnn.parallel.tree import chunks
-from dpcnn.runs.progress import Metrics, total
+from dpcnn.runs.progress import Metrics
 from dpcnn.training.divergence import divergence
 from dpcnn.training.gradient import MicrobatchGradient
 from dpcnn.training.plan import Plan
@@ -73,10 +71,11 @@ def decide(comm: SerialComm, sums: Sums, microbatches: int, count: int, classifi
     rows = comm.allgather(np.atleast_1d(row).view(np.uint8)).view(row.dtype)
     losses = rows["losses"].ravel()
     finite = bool(rows["finite"].all() and np.isfinite(losses).all())
+    correct = int(rows["corrects"].sum()) if classified else None
     return Decision(
         stop=bool(rows["stop"].any()),
         finite=finite,
-        metrics=total(losses, rows["corrects"].ravel() if classified else None, count) if finite else Metrics(),
+        metrics=Metrics(math.fsum(losses), correct, count) if finite else Metrics(),
         waited=rows["waited"].ravel(),
     )
 
@@ -93,19 +92,6 @@ def message(microbatches: int) -> np.dtype[Any]:
             ("corrects", np.int64, (microbatches,)),
         ]
     )
-
-
-def gradient_norm(comm: SerialComm, unique: Vector, blocks: int) -> float:
-    """The norm of the summed gradient, the same on every rank.
-
-    Args:
-        unique: the elements that this rank alone holds.
-        blocks: the most blocks that any rank has.
-    """
-    row = np.zeros(blocks)
-    found = squares(unique, SHARD_BLOCK)
-    row[: len(found)] = found
-    return math.sqrt(math.fsum(comm.allgather(row).ravel()))
 
 
 def take_step(
@@ -141,14 +127,10 @@ def take_step(
 
     grads = exchange.sum([stop - start for start, stop in microbatches], gradient_of)
     means = team.update.take_running_means(params[team.shard], grads, len(batch))
-    norm = 0.0
-    if team.config.max_grad_norm:
-        with timer("waiting"):
-            norm = gradient_norm(team.comm, grads[exchange.unique], team.blocks)
     with timer("optimizer"):
         finite = all_finite(grads)
         now, after = team.shards(state.now), team.shards(state.next)
-        team.update(now, after, grads, progress.step + 1, lr, norm, len(batch), means)
+        team.update(now, after, grads, progress.step + 1, lr, len(batch), means)
     exchange.fetch(state.next[PARAMETERS])
     losses, correct_counts = zip(*results, strict=True) if results else ((), ())
     with timer("waiting"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from dpcnn.base.options import flag_of
-from dpcnn.base.text import text
+from dpcnn.base.text import count_of, text
 from dpcnn.parallel.launch import usual_launcher
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.events import Event, epoch_rows, evaluated, headline
@@ -32,7 +32,7 @@ def finish(trainer: Trainer, reporter: Reporter, peak: float, draw: Draw | None)
             speed = trainer.plan.images(progress.step) / max(seconds, 1e-3)  # the seconds are rounded to milliseconds
             if deaths := [event for event in progress.events if event["event"] == "death"]:
                 lost = sum(len(event["lost"]) for event in deaths)
-                reporter.say(f"{lost} rank{'s' * (lost > 1)} died during the run; {deaths[-1]['ranks']} finished it")
+                reporter.say(f"{count_of(lost, 'rank')} died during the run; {deaths[-1]['ranks']} finished it")
             reporter.say(
                 f"{outcome(progress, monitor)}, {progress.seconds:.1f} s, {speed:,.0f} images/s, "
                 f"peak memory {peak:.0f} MB per rank, {folder}, weights {sha256}"
@@ -84,7 +84,7 @@ def already_complete(trainer: Trainer, start: Start, reporter: Reporter, trace: 
         trace: whether the user wants a trace.
     """
     comm, progress, config, folder = trainer.comm, trainer.progress, trainer.config, str(trainer.run.path)
-    epochs = f"{progress.epochs} epoch{'s' * (progress.epochs > 1)}"
+    epochs = count_of(progress.epochs, "epoch")
     over = progress.epochs >= trainer.plan.last_epoch or out_of_patience(progress, config)
     complete: bool = comm.broadcast_obj(bool(start.path and over) and trainer.run.ended())
     begun = start.config or {}

@@ -1,6 +1,5 @@
 """The team: the living ranks of a run, and all that depends on how many they are."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -14,11 +13,11 @@ from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.exact import ExactExchange
 from dpcnn.parallel.exchange import AllreduceExchange, Exchange
-from dpcnn.parallel.layout import SHARD_BLOCK
 from dpcnn.parallel.tree import chunks
 from dpcnn.runs.checkpoint import AVERAGE, Checkpoint, vector_names, weights_sha256
 from dpcnn.runs.progress import Progress
 from dpcnn.training.drift import Hashes, check_drift, tensor_hashes
+from dpcnn.training.plan import Plan
 from dpcnn.training.state import PARAMETERS, State, Vectors
 from dpcnn.training.update import Update
 from dpcnn.training.warm_start import WarmStart
@@ -39,7 +38,6 @@ class Team:
         new: whether the team has initialised it, because there was none, or a part of it is lost.
         exchange: which adds up gradients, and tells which elements this rank updates.
         update: the update of these elements.
-        blocks: the most blocks of elements that are unique to a rank.
     """
 
     def __init__(
@@ -69,9 +67,7 @@ class Team:
         self.state.renew(self.exchange.node)
         self.shard = self.exchange.shard
         self.own = self.state.within(self.shard)
-        unique = self.exchange.unique
-        self.update = Update(comm, config, network, self.shard, unique)
-        self.blocks = max(comm.allgather_obj(math.ceil((unique.stop - unique.start) / SHARD_BLOCK)))
+        self.update = Update(comm, config, network, self.shard, self.exchange.unique)
 
     def _initial(self, warm: WarmStart | None, spare: bool) -> State:
         """The state before the first step."""
@@ -173,11 +169,8 @@ class Team:
         gathered = {name: self.exchange.gather(shard) for name, shard in shards.items()}
         return here | {name: vector for name, vector in gathered.items() if vector is not None}
 
-    def restore(self, checkpoint: Checkpoint | None, steps_per_epoch: int, last_step: int) -> None:
+    def restore(self, checkpoint: Checkpoint | None, plan: Plan) -> None:
         """Go on from a checkpoint, which rank 0 has read: the others pass None.
-
-        Args:
-            steps_per_epoch, last_step: of the run.
 
         Raises:
             CheckpointError: on every rank, where it is of another model, optimizer or run.
@@ -185,7 +178,7 @@ class Team:
         vectors: dict[str, Vector] = {}
         with self.comm.fail_together():
             if checkpoint:
-                checkpoint.progress.check(steps_per_epoch)
+                checkpoint.progress.check(plan.steps_per_epoch)
                 self._check(checkpoint)
                 vectors = {PARAMETERS: self.network.flat(checkpoint.parameters), **checkpoint.optimizer}
         if self.config.ema_decay and vectors:  # a checkpoint's parameters are the average
@@ -194,7 +187,7 @@ class Team:
             self.exchange.scatter(vectors.get(name), shard)
         self.exchange.publish(self.state.now[PARAMETERS])
         self.state.progress = Progress.from_dict(self.comm.broadcast_obj(checkpoint and asdict(checkpoint.progress)))
-        self.state.progress.reopen(steps_per_epoch, last_step)
+        self.state.progress.reopen(plan.steps_per_epoch, plan.last_step)
 
     def _check(self, checkpoint: Checkpoint) -> None:
         """Hold a checkpoint's optimizer vectors against those of the run."""

@@ -26,7 +26,6 @@ from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.runs.progress import Metrics, Progress
 from dpcnn.runs.record import Record
-from dpcnn.training.drift import check_data
 from dpcnn.training.early_stopping import out_of_patience
 from dpcnn.training.evaluation import evaluate_sets
 from dpcnn.training.gradient import MicrobatchGradient
@@ -157,7 +156,7 @@ class Trainer:
             if self.team.new and self._committed:
                 checkpoint = self.saving.newest(self.origin)
                 if self.comm.broadcast_obj(checkpoint is not None):
-                    self.team.restore(checkpoint, self.plan.steps_per_epoch, self.plan.last_step)
+                    self.team.restore(checkpoint, self.plan)
 
     def _adopt(self) -> None:
         """Go on from the state of the team."""
@@ -267,8 +266,9 @@ class Trainer:
     def save(self) -> Commit:
         """Begin to write a checkpoint of all state, from the parts that the ranks hold, once all see the same."""
         since = time.monotonic()
-        with self.timer("waiting"):
-            check_data(self.comm, self.timer, self.samples, self.test)
+        with self.timer("waiting"), self.comm.fail_together(), self.timer("data"):
+            for samples in filter(None, (self.samples, self.test)):
+                samples.check_unchanged()
         with self.writing("checkpoint"):
             return self.saving.begin(self.team, self.samples, since)
 
@@ -280,7 +280,7 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Go on from a checkpoint: see :meth:`Team.restore`."""
-        self.team.restore(checkpoint, self.plan.steps_per_epoch, self.plan.last_step)
+        self.team.restore(checkpoint, self.plan)
         self._adopt()
 
     @property

@@ -34,10 +34,10 @@ class Update:
         self._groups = [(group, within(shard, group.start, group.stop)) for group in learning]
         self._frozen = [within(shard, group.start, group.stop) for group in groups if group.frozen]
         self._running = [(within(shard, start, stop), rate) for start, stop, rate in network.running_stats]
-        self._norms: Norms | None = None
-        if isinstance(optimizer, Layerwise):
-            held = slice(shard.start + unique.start, shard.start + unique.stop)
-            self._norms = Norms(comm, [(group.start, group.stop) for group in learning], held)
+        held = slice(shard.start + unique.start, shard.start + unique.stop)
+        intervals = [(group.start, group.stop) for group in learning]
+        self._norm = Norms(comm, [(0, network.size)], held) if config.max_grad_norm else None
+        self._norms = Norms(comm, intervals, held) if isinstance(optimizer, Layerwise) else None
 
     def take_running_means(self, params: Vector, gradient: Vector, count: int) -> list[Vector]:
         """What the running means will be; their elements of the gradient, sums over ``count`` samples, become 0."""
@@ -49,9 +49,8 @@ class Update:
         return found
 
     def __call__(
-        self, now: Parts, next: Parts, gradient: Vector, step: int, rate: float, norm: float, count: int,
-        means: list[Vector],
-    ) -> None:  # fmt: skip
+        self, now: Parts, next: Parts, gradient: Vector, step: int, rate: float, count: int, means: list[Vector]
+    ) -> None:
         """Write the vectors after a step.
 
         Args:
@@ -60,13 +59,12 @@ class Update:
             gradient: summed over ``count`` samples; it may be written over.
             step: its number, from 1.
             rate: the learning rate.
-            norm: of the summed gradient, all ranks' elements; for clipping.
             means: from :meth:`take_running_means`.
 
         Raises:
             DivergenceError: on every rank, where a norm of the optimizer's is not finite.
         """
-        scale = clip_coefficient(norm / count, self.config.max_grad_norm) / count
+        scale = self._clip_coefficient(gradient, count) / count
         before, params = [now[name] for name in self._names], next["parameters"]
         rates = [rate * group.lr for group, _ in self._groups]
         if self._norms:
@@ -83,6 +81,14 @@ class Update:
         if self.config.ema_decay:
             next["ema"][...] = now["ema"]
             update_average(next["ema"], params, step, self.config.ema_decay)
+
+    def _clip_coefficient(self, gradient: Vector, count: int) -> float:
+        """The factor that clips the mean gradient of ``count`` samples."""
+        if self._norm is None:
+            return 1.0
+        with self._timer("waiting"):
+            norm = self._norm(gradient[self._unique]).item()
+        return clip_coefficient(norm / count, self.config.max_grad_norm)
 
     def _direct(
         self, norms: Norms, before: Sequence[Vector], next: Parts, gradient: Vector, step: int, scale: float
