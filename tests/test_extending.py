@@ -88,11 +88,25 @@ def test_nothing_is_imported_because_a_file_says_so(folder, flags):
         forget()
         result = command(*words, cwd=folder)
         assert result.status == 2 and NEEDED in result.errors[0], words
+        assert "not a checkpoint" not in result.errors[0], words
     for words in (flags, ["--resume", "--out", folder / "run"]):
         forget()
         result = training(*words, cwd=folder)
         assert result.status == 2 and NEEDED in result.errors[0], words
     assert not (folder / "ran").exists()
+
+
+def test_verify_resumes_a_run_with_a_module_and_repeats_its_receipt(folder, flags):
+    """The resumed run got no --import, and was refused; so was the run that repeats a receipt."""
+    words = [*flags[:4], "--batch", "60", "--steps", "4", "--ranks", "1,2"]
+    result = command("verify", "--import", "mine", *words, "--receipt", folder / "r.json", cwd=folder)
+    assert result.status == 0, result.err
+    repeated = ["verify", "--against", folder / "r.json", "--ranks", "1"]
+    result = command(*repeated, "--import", "mine", cwd=folder)
+    assert result.status == 0, result.err
+    forget()
+    result = command(*repeated, cwd=folder)
+    assert result.status == 2 and f"r.json: config: {NEEDED}" in result.errors[0]
 
 
 def test_a_missing_entry_is_named_and_one_makes_the_export_work(folder, flags):

@@ -26,6 +26,7 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape, Vector, bytes_of
 from dpcnn.base.fields import FieldError, Table, label, load_json, name
 from dpcnn.base.files import Folder, open_plain
+from dpcnn.base.imports import ImportNeeded
 from dpcnn.config import Config, from_dict
 from dpcnn.data.classes import Names, parse_names
 from dpcnn.data.shards import parse_resize
@@ -156,6 +157,8 @@ def read(path: Path) -> Checkpoint:
     try:
         with h5py.File(io.BytesIO(whole), "r") as file:
             return _parse(file, len(whole))
+    except ImportNeeded as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except (FieldError, ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{path}: not a checkpoint that this dpcnn understands ({error})") from None
     except MemoryError:
