@@ -206,6 +206,7 @@ def test_a_file_keeps_the_model_and_commands_read_it(fitted, small, tmp_path):
     assert model.set_params(verbose=False).fit(X, NAMES[Y], validation=0.1).weights_sha256 == fitted.weights_sha256
     result = command("evaluate", tmp_path / "net.h5", "--data", small)
     assert result.status == 0, result.err
+    assert "trained on arrays from Python, or on a data set" in command("evaluate", tmp_path / "net.h5").errors[0]
     with pytest.raises(DpcnnError, match="No such file or directory"):
         fitted.save(tmp_path / "nowhere" / "net.h5")
     with pytest.raises(CheckpointError, match="give a checkpoint's path"):

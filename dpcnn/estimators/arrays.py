@@ -11,7 +11,7 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.fields import FieldError, label
 from dpcnn.data.classes import check_names
-from dpcnn.data.dataset import Samples
+from dpcnn.data.dataset import ARRAYS, Samples
 from dpcnn.data.moments import Moments
 from dpcnn.data.shards import CROP, Manifest
 from dpcnn.errors import DataError, printable
@@ -25,9 +25,6 @@ MOST_CLASSES = 1 << 16
 
 BLOCK = 1 << 24
 """The values whose sums are computed at once, which bounds the memory for them."""
-
-NAME = "arrays"
-"""The name of the data set that arrays make."""
 
 
 class ArraySamples(Samples):
@@ -52,7 +49,7 @@ def samples_of(images: Array, targets: Array, labels: Array, max_value: float | 
         content.update(array.data)
     _, H, W, C = images.shape
     manifest = Manifest(
-        name=NAME,
+        name=ARRAYS,
         image_shape=(H, W, C),
         class_names=tuple(map(str, labels.tolist() or range(targets.shape[1]))),
         resize=CROP,
