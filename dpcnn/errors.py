@@ -4,6 +4,7 @@
 
     DpcnnError              one clear line on rank 0, no traceback, exit status 2
      +- ConfigError         a flag, a recipe, or options that contradict a run
+     |   +- ImportNeeded    a file is right, but needs a module that the user has not imported
      +- LaunchError         the launcher, the MPI library or the environment
      +- DataError           a data set or its source
      +- CheckpointError     a checkpoint or a run folder
@@ -30,6 +31,10 @@ class DpcnnError(Exception):
 
 class ConfigError(DpcnnError):
     """A flag, a recipe, or options that contradict a run."""
+
+
+class ImportNeeded(ConfigError):
+    """A file is right, but needs a module that the user has not imported."""
 
 
 class LaunchError(DpcnnError):
@@ -86,6 +91,7 @@ def nearest(word: str, known: Collection[str]) -> str:
 _KINDS: tuple[type[DpcnnError], ...] = (
     DpcnnError,
     ConfigError,
+    ImportNeeded,
     LaunchError,
     DataError,
     CheckpointError,

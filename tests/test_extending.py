@@ -109,6 +109,14 @@ def test_verify_resumes_a_run_with_a_module_and_repeats_its_receipt(folder, flag
     assert result.status == 2 and f"r.json: config: {NEEDED}" in result.errors[0]
 
 
+def test_an_option_of_a_layer_needs_a_type(folder, flags):
+    """A recipe with this option ended in a KeyError."""
+    untyped = MODULE.replace("sharpness: float = 1.0", "sharpness=1.0")
+    (folder / "mine.py").write_text(untyped)
+    result = training(*flags, "--import", "mine", "--out", folder / "run", cwd=folder)
+    assert result.status == 2 and "sharpness: Softsign.__init__ gives it no type; write sharpness: " in result.errors[0]
+
+
 def test_a_missing_entry_is_named_and_one_makes_the_export_work(folder, flags):
     pytest.importorskip("onnx", reason="extras not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="extras not installed")

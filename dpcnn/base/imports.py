@@ -3,13 +3,9 @@
 import sys
 from typing import Any
 
-from dpcnn.errors import ConfigError
+from dpcnn.errors import ConfigError, ImportNeeded
 
 MOST_IMPORTS = 16
-
-
-class ImportNeeded(ConfigError):
-    """A file is right, but needs a module that the user has not imported."""
 
 
 def check_imports(names: Any) -> None:

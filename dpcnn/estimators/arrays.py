@@ -164,7 +164,12 @@ def labels_of(y: Any, count: int) -> Array:
         labels = labels[:, 0]
     if labels.shape != (count,) or labels.dtype.kind not in "biuU":
         actual = f"{labels.dtype} {labels.shape}"
-        advice = "; for several labels per image, give loss='sigmoid-cross-entropy'" if labels.ndim == 2 else ""
+        advice = ""
+        if labels.ndim == 2:
+            advice = "; of one-hot rows, give y.argmax(axis=1); for several labels per image, "
+            advice += "give loss='sigmoid-cross-entropy'"
+        elif labels.shape == (count,) and labels.dtype.kind == "f":
+            advice = "; convert classes, as with y.astype(int), or use dpcnn.Regressor for values"
         expected = f"labels ({count},), one for each image, whole numbers or text"
         raise DataError(f"y: expected {expected}, not {actual}{advice}")
     return labels

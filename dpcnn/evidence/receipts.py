@@ -13,12 +13,11 @@ import tomli_w
 from dpcnn import __version__
 from dpcnn.base.fields import FieldError, Table, load_json
 from dpcnn.base.files import MOST_TEXT, read_bytes
-from dpcnn.base.imports import ImportNeeded
 from dpcnn.base.numerics import describe
 from dpcnn.config import Config, from_dict
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
-from dpcnn.errors import ConfigError
+from dpcnn.errors import ConfigError, ImportNeeded
 from dpcnn.evidence.proof import Outcome, Training, first_difference, run_each, verdict
 from dpcnn.runs.events import Event
 

@@ -26,11 +26,10 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape, Vector, bytes_of
 from dpcnn.base.fields import FieldError, Table, label, load_json, name
 from dpcnn.base.files import Folder, open_plain
-from dpcnn.base.imports import ImportNeeded
 from dpcnn.config import Config, from_dict
 from dpcnn.data.classes import Names, parse_names
 from dpcnn.data.shards import parse_resize
-from dpcnn.errors import CheckpointError, ConfigError, printable
+from dpcnn.errors import CheckpointError, ConfigError, ImportNeeded, printable
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.runs.checkpoint_file import BLOCK, MAGIC, fill, head
