@@ -327,7 +327,7 @@ def test_a_manifest_with_unknown_targets_is_refused_and_one_without_has_classes(
 def test_a_loss_for_other_targets_is_refused(sets, runs, tmp_path):
     for flags, message in (
         (["--data", sets["values"]], "this loss is for one class per sample, but the data set values has values; "
-         "choose from squared-error, huber"),
+         "give another data set, or train with --loss squared-error or huber"),
         (["--data", sets["classes"], "--class-weights", "1,2"], "--class-weights: expected 3 weights, one for each"),
     ):  # fmt: skip
         result = training(*flags, "--out", tmp_path / "run", ranks=2)

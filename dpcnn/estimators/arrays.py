@@ -23,7 +23,7 @@ SLACK = 1.0
 
 MOST_CLASSES = 1 << 16
 
-BLOCK = 1 << 24
+BLOCK = 1 << 20
 """The values whose sums are computed at once, which bounds the memory for them."""
 
 
