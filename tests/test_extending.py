@@ -123,7 +123,7 @@ def test_a_missing_entry_is_named_and_one_makes_the_export_work(folder, flags):
     assert training(*flags, "--import", "mine", "--out", folder / "run", cwd=folder).status == 0
     result = command("export", "--import", "mine", "run", cwd=folder)
     assert result.status == 2 and result.errors[0].endswith(
-        "no ONNX export for softsign1: use --format npz, or add an entry to dpcnn.interop.onnx.OPERATORS[Softsign]"
+        "no ONNX export for softsign1: use --format npz, or add the entry dpcnn.interop.onnx.OPERATORS[Softsign]"
     )
     (folder / "mine.py").write_text(f"{MODULE}\n{ONNX}")
     forget()
