@@ -54,7 +54,7 @@ def make_parser() -> Parser:
     kinds.add_argument(
         "--versus",
         choices=PEERS,
-        help="jobs in turns with PyTorch DDP (a process per rank), or a process of PyTorch or JAX (a thread per rank)",
+        help="compare with PyTorch DDP (a process per rank), or with a process of PyTorch or JAX (a thread per rank)",
     )
     kinds.add_argument(
         "--survive",

@@ -277,7 +277,7 @@ def from_dict(values: Mapping[str, Any], where: str = "", whole: bool = False) -
             raise ConfigError(f"{missing[0]} is missing")
         return config
     except ConfigError as error:
-        raise ConfigError(f"{where}{error}") from None
+        raise type(error)(f"{where}{error}") from None
 
 
 def read_recipe(name: str) -> Config:

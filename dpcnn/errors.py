@@ -4,6 +4,7 @@
 
     DpcnnError              one clear line on rank 0, no traceback, exit status 2
      +- ConfigError         a flag, a recipe, or options that contradict a run
+     |   +- ImportNeeded    a file is right, but needs a module that the user has not imported
      +- LaunchError         the launcher, the MPI library or the environment
      +- DataError           a data set or its source
      +- CheckpointError     a checkpoint or a run folder
@@ -30,6 +31,10 @@ class DpcnnError(Exception):
 
 class ConfigError(DpcnnError):
     """A flag, a recipe, or options that contradict a run."""
+
+
+class ImportNeeded(ConfigError):
+    """A file is right, but needs a module that the user has not imported."""
 
 
 class LaunchError(DpcnnError):
@@ -83,5 +88,6 @@ def nearest(word: str, known: Collection[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
 
 
-KINDS = {"DpcnnError": DpcnnError} | {kind.__name__: kind for kind in DpcnnError.__subclasses__()}
+_KINDS = (DpcnnError, *DpcnnError.__subclasses__(), *ConfigError.__subclasses__())
+KINDS = {kind.__name__: kind for kind in _KINDS}
 """Every class by its name."""

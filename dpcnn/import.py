@@ -55,7 +55,7 @@ def make_parser() -> Parser:
         "--max-value",
         type=float,
         metavar="X",
-        help="with --recipe, for a network of uint16 or float images: the value of white (default: for uint8)",
+        help="with --recipe, for a network of uint16 or float images: the value of white (default: uint8 images)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the checkpoint (default ./NAME.h5 for NAME.safetensors)"

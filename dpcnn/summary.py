@@ -47,7 +47,7 @@ def command(comm: SerialComm, options: Namespace) -> int:
     print(
         f"\n{network.counted}, {4 * network.size / 1e6:.1f} MB; "
         f"{network.flops / 1e6:,.1f} MFLOP per image and gradient; "
-        f"up to {memory:,.0f} MB per rank for a microbatch of {config.microbatch} images"
+        f"about {memory:,.0f} MB per rank for a microbatch of {config.microbatch} images"
     )
     print(f"augmentation of the training images: {augmentations(config)}")
     return DONE

@@ -130,8 +130,10 @@ def verify_golden(options: Namespace) -> int:
 def verify_against(options: Namespace) -> int:
     """Repeat the training of a receipt on this machine, and compare the hashes of all parameters after each step."""
     counts = numbers("--ranks", options.ranks, "1,2")
-    if options.recipe or given(options).keys() - {"data"}:
-        raise ConfigError("--against: the receipt has the options of its training; of them, only --data may be given")
+    if options.recipe or given(options).keys() - {"data", "imports"}:
+        raise ConfigError(
+            "--against: the receipt has the options of its training; of them, only --data and --import may be given"
+        )
     known = receipts.read_receipt(options.against)
     check_starter("verify", options.launcher)
     outcomes = receipts.repeat(known, counts, options.launcher, given(options).get("data"), partial(print, flush=True))

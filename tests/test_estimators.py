@@ -206,6 +206,7 @@ def test_a_file_keeps_the_model_and_commands_read_it(fitted, small, tmp_path):
     assert model.set_params(verbose=False).fit(X, NAMES[Y], validation=0.1).weights_sha256 == fitted.weights_sha256
     result = command("evaluate", tmp_path / "net.h5", "--data", small)
     assert result.status == 0, result.err
+    assert "trained on arrays from Python, or on a data set" in command("evaluate", tmp_path / "net.h5").errors[0]
     with pytest.raises(CheckpointError, match="nowhere: No such file or directory; give the checkpoint another folder"):
         fitted.save(tmp_path / "nowhere" / "net.h5")
     with pytest.raises(CheckpointError, match="give a checkpoint's path"):
@@ -531,7 +532,7 @@ def test_white_is_255_for_the_network():
         ({"y": np.where(Y, NAMES[Y], np.array(np.nan, object))}, DataError, "y: expected texts only, .* found nan"),
         ({"y": [*NAMES[Y][1:], 7]}, DataError, "y: expected texts only, or numbers only, found 7 among texts"),
         ({"y": Y[1:]}, DataError, r"y: expected labels \(200,\), one for each image"),
-        ({"y": Y / 2}, DataError, "whole numbers or text, not float64"),
+        ({"y": Y / 2}, DataError, "whole numbers or text, not float64 .*; convert classes, as with y.astype"),
         ({"y": None}, DataError, "y: expected labels"),
         ({"y": Y * 0}, DataError, "y: 1 different labels; expected 2 to"),
         ({"X": [[1, 2], [3]]}, DataError, "X: not an array: .* inhomogeneous"),
@@ -691,7 +692,11 @@ def test_several_labels_are_learned(npz, tmp_path):
 @pytest.mark.parametrize(
     ("options", "y", "message"),
     [
-        ({}, np.eye(10)[Y], "for several labels per image, give loss='sigmoid-cross-entropy'"),
+        (
+            {},
+            np.eye(10)[Y],
+            r"of one-hot rows, give y.argmax\(axis=1\); for several labels per image, give loss='sigmoid-cross",
+        ),
         ({"loss": "sigmoid-cross-entropy"}, Y, r"y: expected zeros and ones \(200, K\), .* not uint8 \(200,\)"),
         ({"loss": "sigmoid-cross-entropy"}, 2 * np.eye(10)[Y], r"y: expected zeros and ones \(200, K\)"),
         ({"loss": "sigmoid-cross-entropy"}, np.eye(10)[Y[1:]], r"y: expected zeros and ones \(200, K\)"),

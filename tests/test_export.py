@@ -112,7 +112,7 @@ def test_a_layer_that_onnx_export_does_not_know_is_refused(monkeypatch):
     monkeypatch.delitem(OPERATORS, MaxPool2d)
     with pytest.raises(
         ConfigError,
-        match=r"^no ONNX export for maxpool2d1: use --format npz, or add an entry to .*OPERATORS\[MaxPool2d\]$",
+        match=r"^no ONNX export for maxpool2d1: use --format npz, or add the entry .*OPERATORS\[MaxPool2d\]$",
     ):
         as_onnx(fresh("book-cnn-adam")[0])
 

@@ -88,11 +88,33 @@ def test_nothing_is_imported_because_a_file_says_so(folder, flags):
         forget()
         result = command(*words, cwd=folder)
         assert result.status == 2 and NEEDED in result.errors[0], words
+        assert "not a checkpoint" not in result.errors[0], words
     for words in (flags, ["--resume", "--out", folder / "run"]):
         forget()
         result = training(*words, cwd=folder)
         assert result.status == 2 and NEEDED in result.errors[0], words
     assert not (folder / "ran").exists()
+
+
+def test_verify_resumes_a_run_with_a_module_and_repeats_its_receipt(folder, flags):
+    """The resumed run got no --import, and was refused; so was the run that repeats a receipt."""
+    words = [*flags[:4], "--batch", "60", "--steps", "4", "--ranks", "1,2"]
+    result = command("verify", "--import", "mine", *words, "--receipt", folder / "r.json", cwd=folder)
+    assert result.status == 0, result.err
+    repeated = ["verify", "--against", folder / "r.json", "--ranks", "1"]
+    result = command(*repeated, "--import", "mine", cwd=folder)
+    assert result.status == 0, result.err
+    forget()
+    result = command(*repeated, cwd=folder)
+    assert result.status == 2 and f"r.json: config: {NEEDED}" in result.errors[0]
+
+
+def test_an_option_of_a_layer_needs_a_type(folder, flags):
+    """A recipe with this option ended in a KeyError."""
+    untyped = MODULE.replace("sharpness: float = 1.0", "sharpness=1.0")
+    (folder / "mine.py").write_text(untyped)
+    result = training(*flags, "--import", "mine", "--out", folder / "run", cwd=folder)
+    assert result.status == 2 and "sharpness: Softsign.__init__ gives it no type; write sharpness: " in result.errors[0]
 
 
 def test_a_missing_entry_is_named_and_one_makes_the_export_work(folder, flags):
@@ -101,7 +123,7 @@ def test_a_missing_entry_is_named_and_one_makes_the_export_work(folder, flags):
     assert training(*flags, "--import", "mine", "--out", folder / "run", cwd=folder).status == 0
     result = command("export", "--import", "mine", "run", cwd=folder)
     assert result.status == 2 and result.errors[0].endswith(
-        "no ONNX export for softsign1: use --format npz, or add an entry to dpcnn.interop.onnx.OPERATORS[Softsign]"
+        "no ONNX export for softsign1: use --format npz, or add the entry dpcnn.interop.onnx.OPERATORS[Softsign]"
     )
     (folder / "mine.py").write_text(f"{MODULE}\n{ONNX}")
     forget()

@@ -143,7 +143,8 @@ def test_a_loss_and_data_of_another_kind_are_refused():
     with pytest.raises(ConfigError) as caught:
         Huber().check_data(CLASSES, 10, "mnist")
     assert str(caught.value) == (
-        "--loss: this loss is for values, but the data set mnist has one class per sample; choose from cross-entropy"
+        "--loss: this loss is for values, but the data set mnist has one class per sample; give another data set, or "
+        "train with --loss cross-entropy"
     )
     with pytest.raises(ConfigError, match="expected 3 weights, one for each class of rgb, not 5"):
         CrossEntropy(0.0, WEIGHTS).check_data(CLASSES, 3, "rgb")

@@ -25,6 +25,12 @@ def test_a_dropout_layer_without_a_part_takes_the_run_s():
     assert layer.threshold == 0.25 * 65536
 
 
+def test_a_dropout_layer_that_names_its_input_stays_without_dropout():
+    """It was left out, and the layer after it took the output of another layer."""
+    spec = [{"kind": "scale", "name": "x"}, {"kind": "relu"}, {"kind": "dropout", "input": "x"}, {"kind": "flatten"}]
+    assert isinstance(build(spec, 10)[2], Dropout)
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -48,6 +54,11 @@ def test_a_dropout_layer_without_a_part_takes_the_run_s():
         (
             {"kind": "maxpool2d", "kernel_size": 2, "stride": 0},
             "layer 1 (maxpool2d): stride: must be at least 1, not 0",
+        ),
+        ({"kind": "dropout", "rate": 0.5}, "layer 1 (dropout): unknown key 'rate'; known are p"),
+        (
+            {"kind": "normalise", "dtype": "float64"},
+            "layer 1 (normalise): unknown key 'dtype'; known are mean, deviation",
         ),
         ({"kind": "dropout", "p": 1.0}, "layer 1 (dropout): p: must be at least 0 and below 1, not 1.0"),
         ({"kind": "localresponsenorm", "size": 4}, "layer 1 (localresponsenorm): size: must be odd"),

@@ -13,6 +13,7 @@ from dpcnn.config import Config
 from dpcnn.data.moments import Moments
 from dpcnn.data.shards import parse_manifest, read_manifest
 from dpcnn.errors import DataError
+from dpcnn.estimators.arrays import moments_of
 from dpcnn.runs.checkpoint import read
 
 RECIPE = """model = "normalised"
@@ -106,6 +107,37 @@ def test_a_fit_continues_a_run_that_has_filled_them_in(prepared, tmp_path):
     dpcnn.Classifier(layers, **options, max_steps=2).fit(prepared, out=tmp_path / "run")
     continued = dpcnn.Classifier(layers, **options).fit(prepared, out=tmp_path / "run")
     assert continued.weights_sha256 == dpcnn.Classifier(layers, **options).fit(prepared).weights_sha256
+
+
+def test_a_fit_measures_the_training_images_of_arrays(prepared, arrays, tmp_path):
+    """Arrays had no mean and no deviation, so a network with this layer was refused."""
+    layers = [{"kind": "normalise"}, {"kind": "flatten"}, {"kind": "linear"}]
+    options = {"epochs": 2, "batch": 24, "microbatch": 5, "schedule": "constant", "verbose": False}
+    X, y = arrays["x_train"], arrays["y_train"]
+    model = dpcnn.Classifier(layers, **options).fit(X, y, validation=(X[:9] // 2, y[:9]))
+    manifest = read_manifest(prepared)
+    assert model.checkpoint_.config.layers[0] == {
+        "kind": "normalise",
+        "mean": [*manifest.mean],
+        "deviation": [*manifest.deviation],
+    }
+    of_set = dpcnn.Classifier(layers, **options).fit(prepared, validation=0)
+    assert dpcnn.Classifier(layers, **options).fit(X, y).weights_sha256 == of_set.weights_sha256
+    dpcnn.Classifier(layers, **options, max_steps=2).fit(X, y, out=tmp_path / "run")
+    assert dpcnn.Classifier(layers, **options).fit(X, y, out=tmp_path / "run").weights_sha256 == of_set.weights_sha256
+    model.save(tmp_path / "net.h5")
+    np.testing.assert_array_equal(dpcnn.load(tmp_path / "net.h5").predict_proba(X), model.predict_proba(X))
+
+
+@pytest.mark.parametrize("block", [1, 500, 1 << 24])
+def test_floats_are_measured_without_rounding(block, monkeypatch):
+    monkeypatch.setattr("dpcnn.estimators.arrays.BLOCK", block)
+    images = np.random.default_rng(1).normal(100, 90, (70, 4, 5, 3)).astype(np.float32)
+    images[..., 2] = 0.1
+    mean, deviation = moments_of(images)
+    np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2), dtype=float), rtol=1e-12)
+    np.testing.assert_allclose(deviation[:2], images.std(axis=(0, 1, 2), dtype=float)[:2], rtol=1e-12)
+    assert deviation[2] == 1
 
 
 def test_values_of_the_recipe_are_kept():

@@ -405,7 +405,7 @@ def test_classes_that_are_too_small_and_files_that_are_left_out_are_told(tmp_pat
     (source / "fox" / "01.jpeg").unlink()
     lines = prepare(source, tmp_path / "set", "--test", "1").out.splitlines()
     assert lines[:-5] == [
-        f"warning: {source}/beside.JPG: pictures beside the folders of classes are left out",
+        f"warning: {source}/beside.JPG: pictures outside the folders of the classes are left out",
         f"warning: {source}/cat/kittens: a folder within that of a class is left out",
         f"warning: {source}/gnu: holds no files, so it is no class",
         "warning: classes without training samples: eel",

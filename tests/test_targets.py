@@ -238,6 +238,8 @@ def test_predictions(runs, tmp_path):
         ("multilabel", np.full((130, 2), 2), "the labels of sample 0 are [2, 2]: expected zeros and ones"),
         ("multilabel", np.ones(130, int), "labels int64 (130,): expected numbers (n, K), K from 1 to 256"),
         ("values", np.full((130, 300), 0.5), "labels float64 (130, 300): expected numbers (n, K), K from 1 to 256"),
+        ("values", np.zeros((130, 5, 4)), "labels float64 (130, 5, 4): expected numbers (n, K), K from 1 to 256; "
+         "give a row for each image: labels.reshape(len(labels), -1)"),
         ("values", np.array([0.5] * 129 + [np.nan]), "the labels of sample 129 are [nan]: expected finite numbers"),
         ("values", np.array([0.5] * 129 + [1e39]), "the labels of sample 129 are [1e+39]: expected finite numbers"),
         ("values", np.zeros((130, 2)), "the training and test labels have another number of columns"),
@@ -325,7 +327,7 @@ def test_a_manifest_with_unknown_targets_is_refused_and_one_without_has_classes(
 def test_a_loss_for_other_targets_is_refused(sets, runs, tmp_path):
     for flags, message in (
         (["--data", sets["values"]], "this loss is for one class per sample, but the data set values has values; "
-         "choose from squared-error, huber"),
+         "give another data set, or train with --loss squared-error or huber"),
         (["--data", sets["classes"], "--class-weights", "1,2"], "--class-weights: expected 3 weights, one for each"),
     ):  # fmt: skip
         result = training(*flags, "--out", tmp_path / "run", ranks=2)

@@ -303,7 +303,7 @@ def test_a_warm_up_of_more_than_half_of_the_run_is_told_at_its_start(quick, tmp_
 
 
 def test_ranks_without_a_microbatch_are_told_at_the_start(quick, tmp_path):
-    told = "warning: a batch has 2 microbatches, so 1 of 3 ranks have no gradient to compute; give a larger --batch"
+    told = "warning: a batch has 2 microbatches, so 1 of 3 ranks has no gradient to compute; give a larger --batch"
     flags = [*quick, "--model", "mlp", "--microbatch", "45", "--max-steps", "1", "--out"]
     assert told in trained(3, *flags, tmp_path / "three").out
     assert "no gradient to compute" not in trained(2, *flags, tmp_path / "two").out

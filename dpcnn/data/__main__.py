@@ -83,10 +83,10 @@ def make_parser() -> Parser:
         "--test",
         type=float,
         metavar="N",
-        help="for a source without test samples: draw so many, or this fraction, from each class in proportion "
+        help="for a source without test samples: their number or fraction, drawn from each class in proportion "
         f"(default {TEST_PART})",
     )
-    make.add_argument("--seed", type=int, help="draws the test samples (default 0)")
+    make.add_argument("--seed", type=int, help="the seed that draws the test samples (default 0)")
     make.add_argument(
         "--targets",
         choices=sorted(TARGETS),

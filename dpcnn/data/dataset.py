@@ -27,6 +27,9 @@ from dpcnn.parallel.shared import shared_array
 
 Indices = NDArray[Any]
 
+ARRAYS = "arrays"
+"""In place of a data set's name, for samples that are arrays of a user's program."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -164,6 +167,11 @@ def find_data_of(run: Path | str, name: str) -> Path:
     try:
         return find_data(name)
     except DataError:
+        if name == ARRAYS:
+            raise DataError(
+                f"{run}: trained on arrays from Python, or on a data set {name!r} that is not here; give a data set "
+                "with such images and labels: --data DIR"
+            ) from None
         looked = ", ".join(str(folder / MANIFEST) for folder in _places(name))
         raise DataError(
             printable(f"{run}: its data set {name!r} is not here: there is no {looked}; give its folder: --data DIR")

@@ -156,7 +156,9 @@ def _beside(folder: Path) -> list[str]:
     """A line about a picture beside the folders of the classes."""
     with os.scandir(folder) as entries:
         pictures = sorted(each.name for each in entries if _is_file(each) and each.name.lower().endswith(SUFFIXES))
-    return [f"warning: {folder / name}: pictures beside the folders of classes are left out" for name in pictures[:1]]
+    return [
+        f"warning: {folder / name}: pictures outside the folders of the classes are left out" for name in pictures[:1]
+    ]
 
 
 def _left_out(folder: Path, files: int) -> list[str]:

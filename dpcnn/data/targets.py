@@ -42,8 +42,9 @@ def targets_of(path: Path, labels: Array, targets: str) -> Array:
     if targets != MULTILABEL and labels.ndim == 1:
         labels = labels[:, None]
     if labels.ndim != 2 or not 1 <= labels.shape[1] <= MOST_COLUMNS or labels.dtype.kind not in "buif":
+        advice = "; give a row for each image: labels.reshape(len(labels), -1)" if labels.ndim > 2 else ""
         raise DataError(
-            f"{path}: labels {labels.dtype} {labels.shape}: expected numbers (n, K), K from 1 to {MOST_COLUMNS}"
+            f"{path}: labels {labels.dtype} {labels.shape}: expected numbers (n, K), K from 1 to {MOST_COLUMNS}{advice}"
         )
     if targets == MULTILABEL:
         fine, expected = (labels == 0) | (labels == 1), "zeros and ones"

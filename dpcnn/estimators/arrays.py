@@ -11,7 +11,8 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.fields import FieldError, label
 from dpcnn.data.classes import check_names
-from dpcnn.data.dataset import Samples
+from dpcnn.data.dataset import ARRAYS, Samples
+from dpcnn.data.moments import Moments
 from dpcnn.data.shards import CROP, Manifest
 from dpcnn.errors import DataError, printable
 from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES
@@ -22,8 +23,8 @@ SLACK = 1.0
 
 MOST_CLASSES = 1 << 16
 
-NAME = "arrays"
-"""The name of the data set that arrays make."""
+BLOCK = 1 << 20
+"""The values whose sums are computed at once, which bounds the memory for them."""
 
 
 class ArraySamples(Samples):
@@ -48,7 +49,7 @@ def samples_of(images: Array, targets: Array, labels: Array, max_value: float | 
         content.update(array.data)
     _, H, W, C = images.shape
     manifest = Manifest(
-        name=NAME,
+        name=ARRAYS,
         image_shape=(H, W, C),
         class_names=tuple(map(str, labels.tolist() or range(targets.shape[1]))),
         resize=CROP,
@@ -60,6 +61,27 @@ def samples_of(images: Array, targets: Array, labels: Array, max_value: float | 
     )
     bounds = np.array([0, len(images)])
     return ArraySamples(manifest, (images,), bounds, targets, tuple(labels.tolist()), max_value)
+
+
+def moments_of(images: Array) -> tuple[list[float], list[float]]:
+    """The mean and the deviation of each channel of images (n, H, W, C), uint8 or float32 of 0..255.
+
+    Those of uint8 are the values of a data set with the same images. Floats are not rounded, unlike those of a data
+    set, and can lie beyond 0 and 255.
+    """
+    rows = max(1, BLOCK // prod(images.shape[1:]))
+    blocks = [images[start : start + rows] for start in range(0, len(images), rows)]
+    if images.dtype == np.uint8:
+        moments = Moments(images.shape[-1])
+        for block in blocks:
+            moments.add(block)
+        mean, deviation = moments.mean_and_deviation()
+        return [*mean], [*deviation]
+    count, axes = images[..., 0].size, (0, 1, 2)
+    first = images[0, 0, 0].astype(np.float64)  # the differences of a channel without variation are exactly 0
+    means = first + sum((block - first).sum(axis=axes) for block in blocks) / count
+    squares = sum(np.square(block - means).sum(axis=axes) for block in blocks) / count
+    return means.tolist(), [each or 1.0 for each in np.sqrt(squares).tolist()]
 
 
 def images_of(X: Any, image_shape: Shape | None, max_value: float | None) -> Array:
@@ -150,7 +172,12 @@ def labels_of(y: Any, count: int) -> Array:
         labels = labels[:, 0]
     if labels.shape != (count,) or labels.dtype.kind not in "biuU":
         actual = f"{labels.dtype} {labels.shape}"
-        advice = "; for several labels per image, give loss='sigmoid-cross-entropy'" if labels.ndim == 2 else ""
+        advice = ""
+        if labels.ndim == 2:
+            advice = "; of one-hot rows, give y.argmax(axis=1); for several labels per image, "
+            advice += "give loss='sigmoid-cross-entropy'"
+        elif labels.shape == (count,) and labels.dtype.kind == "f":
+            advice = "; convert classes, as with y.astype(int), or use dpcnn.Regressor for values"
         expected = f"labels ({count},), one for each image, whole numbers or text"
         raise DataError(f"y: expected {expected}, not {actual}{advice}")
     return labels
@@ -198,7 +225,8 @@ def values_of(y: Any, count: int, columns: int | None = None) -> Array:
     values = _array(y, "y")
     if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or len(values) != count or not values.size:
         actual = f"{values.dtype} {values.shape}"
-        raise DataError(f"y: expected numbers ({count},) or ({count}, K), for each image one or several, not {actual}")
+        advice = "; give a row for each image: y.reshape(len(y), -1)" if values.ndim > 2 else ""
+        raise DataError(f"y: expected numbers ({count},) or ({count}, K), one row for each image, not {actual}{advice}")
     found = values.reshape(count, -1).astype(np.float32, order="C")
     if columns not in (None, found.shape[1]):
         raise DataError(f"y: expected {columns} values for each image, as in the training, not {found.shape[1]}")

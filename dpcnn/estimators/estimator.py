@@ -13,11 +13,11 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape
 from dpcnn.base.numerics import arithmetic, check
 from dpcnn.config import Config
-from dpcnn.data.dataset import Indices, Samples, find_data
+from dpcnn.data.dataset import ARRAYS, Indices, Samples, find_data
 from dpcnn.data.dataset import load as load_data
 from dpcnn.errors import ConfigError, DataError
 from dpcnn.estimators import session
-from dpcnn.estimators.arrays import NAME, check_same, images_of, samples_of
+from dpcnn.estimators.arrays import check_same, images_of, moments_of, samples_of
 from dpcnn.estimators.curves import curves
 from dpcnn.estimators.files import file_path, picture_paths
 from dpcnn.estimators.fitting import Announcer, Callback, figures, train
@@ -121,6 +121,7 @@ class Estimator(Parameters):
         shape, max_value = self.form()
         images = images_of(X, shape, max_value)
         targets, labels = self._encode(y, len(images))
+        trained = images
         options = {"validation": 0, "holdout": "stratified", **self._options()}
         if isinstance(validation, tuple | list):
             if len(validation) != 2:
@@ -134,7 +135,9 @@ class Estimator(Parameters):
             options["validation"] = validation
         if options.get("test"):
             raise ConfigError("test: arrays have no test samples; give fit a pair as validation, or call score")
-        config = self.config({**options, "data": NAME, "test": False})
+        config = self.config({**options, "data": ARRAYS, "test": False})
+        if any(layer.get("kind") == "normalise" for layer in config.layers):
+            config = config.measured(*moments_of(trained))
         return config, samples_of(images, targets, labels, max_value)
 
     def _adopt(self, checkpoint: Checkpoint) -> Self:

@@ -70,7 +70,8 @@ class Training:
 
     def resume(self, count: int, folder: Path) -> Running:
         """Resume the run in ``folder`` on ``count`` ranks."""
-        return self._start(count, folder, None, {}, "--resume")
+        imports = {name: self.flags[name] for name in ("imports",) if name in self.flags}  # the files import nothing
+        return self._start(count, folder, None, imports, "--resume")
 
     def _start(self, count: int, folder: Path, recipe: str | None, flags: Mapping[str, Any], *more: str) -> Running:
         own = dict(zip(OWN, (self.steps, 1, max(1, self.steps // 4)), strict=True))

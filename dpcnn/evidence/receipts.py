@@ -17,7 +17,7 @@ from dpcnn.base.numerics import describe
 from dpcnn.config import Config, from_dict
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
-from dpcnn.errors import ConfigError
+from dpcnn.errors import ConfigError, ImportNeeded
 from dpcnn.evidence.proof import Outcome, Training, first_difference, run_each, verdict
 from dpcnn.runs.events import Event
 
@@ -85,6 +85,8 @@ def read_receipt(path: Path) -> Receipt:
         )
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give a receipt of dpcnn verify") from None
+    except ImportNeeded as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (FieldError, ConfigError, IndexError, ValueError) as error:
         raise ConfigError(f"{path}: not a receipt of dpcnn verify: {error}") from None
 
@@ -106,7 +108,8 @@ def repeat(
     with TemporaryDirectory(prefix="dpcnn-verify-") as work:
         recipe = Path(work) / "receipt.toml"
         recipe.write_bytes(tomli_w.dumps(config.as_dict()).encode())
-        return run_each(Training(launcher, str(recipe), {}, len(known.hashes)), counts, Path(work), say)
+        flags = {"imports": config.imports} if config.imports else {}
+        return run_each(Training(launcher, str(recipe), flags, len(known.hashes)), counts, Path(work), say)
 
 
 def compare(known: Receipt, outcomes: Sequence[Outcome]) -> tuple[list[str | None], list[str]]:

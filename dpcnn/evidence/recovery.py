@@ -7,7 +7,7 @@ from random import randrange
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from dpcnn.base.text import markdown
+from dpcnn.base.text import count_of, markdown
 from dpcnn.errors import LaunchError
 from dpcnn.evidence.comparison import Jobs
 from dpcnn.evidence.jobs import complaint
@@ -41,7 +41,8 @@ def survive(jobs: Jobs, count: int) -> tuple[Result, str]:
             seconds[kind].append(measured["seconds_a_step"])
         recoveries.append(time_recovery(training, count))
     result = {"seconds_a_step": seconds, "seconds_to_the_next_step": recoveries, "machine": machine}
-    return result, f"{machine['processor']}; {machine['mpi']}; {ranks(count)}; {jobs.rounds} rounds\n\n{table(result)}"
+    title = f"{machine['processor']}; {machine['mpi']}; {ranks(count)}; {count_of(jobs.rounds, 'round')}"
+    return result, f"{title}\n\n{table(result)}"
 
 
 def time_recovery(training: Training, count: int) -> float:

@@ -221,6 +221,6 @@ def _operators(checkpoint: Checkpoint, network: Network, number: int) -> list[Op
     if type(layer) not in OPERATORS:
         kind = type(layer).__name__
         raise ConfigError(
-            f"no ONNX export for {name}: use --format npz, or add an entry to dpcnn.interop.onnx.OPERATORS[{kind}]"
+            f"no ONNX export for {name}: use --format npz, or add the entry dpcnn.interop.onnx.OPERATORS[{kind}]"
         )
     return OPERATORS[type(layer)](layer, {p.name: checkpoint.parameters[f"{name}.{p.name}"] for p in layer.parameters})

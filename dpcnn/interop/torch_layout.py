@@ -108,15 +108,15 @@ def torch_names(network: Network) -> list[Twin]:
 def _twin(name: str, layer: Layer, parameter: Parameter, pixels: Shape) -> Twin:
     if parameter.name not in THEIR_NAMES:
         raise ConfigError(
-            f"no PyTorch name for the parameter {name}.{parameter.name}: use --format npz, or add an entry to "
-            "dpcnn.interop.torch_layout.THEIR_NAMES"
+            f"no PyTorch name for the parameter {name}.{parameter.name}: use --format npz, or add the entry "
+            f"dpcnn.interop.torch_layout.THEIR_NAMES[{parameter.name!r}]"
         )
     ours, theirs = f"{name}.{parameter.name}", f"{name}.{THEIR_NAMES[parameter.name]}"
     if len(parameter.shape) > 1:
         if type(layer) not in LAYOUTS:
             kind = type(layer).__name__
             raise ConfigError(
-                f"no PyTorch layout for {ours}: use --format npz, or add an entry to "
+                f"no PyTorch layout for {ours}: use --format npz, or add the entry "
                 f"dpcnn.interop.torch_layout.LAYOUTS[{kind}]"
             )
         kernel_shape, their_shape = LAYOUTS[type(layer)](parameter.shape, pixels)

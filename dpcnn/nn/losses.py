@@ -57,7 +57,7 @@ class Loss:
             fitting = [loss for loss, kind in LOSSES.items() if kind.targets == targets]
             raise ConfigError(
                 f"--loss: this loss is for {TARGETS[self.targets]}, but the data set {name} has {TARGETS[targets]}; "
-                f"choose from {', '.join(fitting)}"
+                f"give another data set, or train with --loss {' or '.join(fitting)}"
             )
 
     def loss(self, outputs: Array, labels: Array) -> Array:

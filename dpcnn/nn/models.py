@@ -111,7 +111,7 @@ def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
     """Make the layers of a network with this number of classes.
 
     A linear layer without ``features`` has one output per class. A dropout layer without ``p`` has
-    the probability ``dropout``, and is left out if that is 0.
+    the probability ``dropout``. With the probability 0, it is left out unless it has a name or names its input.
 
     Raises:
         ConfigError: a layer of an unknown kind, or with an unknown option or a wrong value.
@@ -131,9 +131,11 @@ def build(spec: Spec, classes: int, dropout: float = 0.0) -> list[Layer]:
         where = f"layer {number} ({kind})"
         if kind == "linear":
             options.setdefault("features", classes)
-        if kind == "dropout" and not options.setdefault("p", dropout) and "name" not in table:
-            continue
+        if kind == "dropout":
+            options.setdefault("p", dropout)
         check(options, KINDS[kind], where)
+        if kind == "dropout" and not options["p"] and not {"name", "input"} & table.keys():
+            continue
         try:
             layers.append(KINDS[kind](**options))
         except ConfigError as error:
@@ -183,12 +185,16 @@ def check(options: Mapping[str, Any], kind: type[Layer], where: str) -> None:
     """Check a layer's options against the signature of its constructor.
 
     Raises:
-        ConfigError: an unknown option, one of the wrong type, or one that is missing.
+        ConfigError: an unknown option, one of the wrong type, or one that is missing. An argument of the type Any is no
+            option.
     """
-    known, types = signature_of(kind).parameters, types_of(kind.__init__)
+    types = types_of(kind.__init__)
+    known = {name: each for name, each in signature_of(kind).parameters.items() if types.get(name) is not Any}
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"{where}: {unknown_key(name, known)}")
+        if name not in types:
+            raise ConfigError(f"{where}: {name}: {kind.__name__}.__init__ gives it no type; write {name}: float or int")
         if not fits(value, types[name]):
             expected = str(getattr(types[name], "__name__", types[name])).replace(" | None", "")
             raise ConfigError(f"{where}: {name}: expected {expected}, not {repr(value)[:40]}")

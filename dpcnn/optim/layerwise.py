@@ -61,7 +61,12 @@ class LARS(Layerwise):
     state_names: ClassVar[tuple[str, ...]] = ("u",)
     momentum: float = option(0.9, "momentum", least=0, below=1)
     weight_decay: float = option(0.0005, DECAY, least=0, most=MOST_DECAY)
-    trust_coefficient: float = option(0.001, "how far a step may change weights, by norms", above=0, most=1_000)
+    trust_coefficient: float = option(
+        0.001,
+        "largest change of an array of weights in a step, relative to its norm, for a rate of 1",
+        above=0,
+        most=1_000,
+    )
 
     def positive_ratio(self, weights: float, direction: float) -> float:
         return self.trust_coefficient * weights / (direction + self.weight_decay * weights)

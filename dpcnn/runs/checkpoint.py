@@ -28,7 +28,7 @@ from dpcnn.base.files import Folder, open_plain
 from dpcnn.config import Config, from_dict
 from dpcnn.data.classes import Names, parse_names
 from dpcnn.data.shards import parse_resize
-from dpcnn.errors import CheckpointError, ConfigError, printable
+from dpcnn.errors import CheckpointError, ConfigError, ImportNeeded, printable
 from dpcnn.nn.network import Network
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.runs.checkpoint_file import BLOCK, MAGIC, fill, head
@@ -159,6 +159,8 @@ def read(path: Path) -> Checkpoint:
     try:
         with h5py.File(io.BytesIO(whole), "r") as file:
             return _parse(file, len(whole))
+    except ImportNeeded as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except (FieldError, ConfigError, CheckpointError) as error:
         raise CheckpointError(f"{path}: not a checkpoint that this dpcnn understands ({error})") from None
     except MemoryError:

@@ -235,8 +235,9 @@ def idle_ranks(config: Config, ranks: int, images: int = MOST_BATCH) -> str:
     count = ceil(min(config.batch, images) / config.microbatch)
     if ranks <= count:
         return ""
+    have = "has" if ranks - count == 1 else "have"
     return (
-        f"warning: a batch has {count} microbatch{'es' * (count > 1)}, so {ranks - count} of {ranks} ranks "
-        "have no gradient to compute; give a larger --batch or a smaller --microbatch (both affect the result), or "
-        "start fewer ranks"
+        f"warning: a batch has {count} microbatch{'es' * (count > 1)}, so {ranks - count} of {ranks} ranks {have} no "
+        "gradient to compute; give a larger --batch or a smaller --microbatch (both affect the result), or start fewer "
+        "ranks"
     )
