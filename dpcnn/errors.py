@@ -88,6 +88,6 @@ def nearest(word: str, known: Collection[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known) or 'none'}"
 
 
-_KINDS = (DpcnnError, *DpcnnError.__subclasses__(), *ConfigError.__subclasses__())
-KINDS = {kind.__name__: kind for kind in _KINDS}
+KINDS = {"DpcnnError": DpcnnError}
+KINDS |= {kind.__name__: kind for kind in [*DpcnnError.__subclasses__(), *ConfigError.__subclasses__()]}
 """Every class by its name."""
