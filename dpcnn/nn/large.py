@@ -54,14 +54,9 @@ class Large:
 
     def forward(self, x: Array, w: Array, y: Array) -> Array:
         (_, _, N, C), F, a, U = x.shape, w.shape[-1], self.a, len(self.across)
-        AT, kernels, saved, y = (
-            cook_toom(self.s, self.s, x.dtype)[0],
-            self._transform_kernels(w),
-            self._tiles(x),
-            pixels(y),
-        )
+        saved, kernels, y = self._transform_image(x), self._transform_kernels(w), pixels(y)
         total, share = empty((2, a * a, U * N, F), x.dtype)
-        half = empty((self.s, a, U, N * F), x.dtype)
+        AT, half = cook_toom(self.s, self.s, x.dtype)[0], empty((self.s, a, U, N * F), x.dtype)
         for t, rows in enumerate(self.down):
             for i, j in np.ndindex(self.q, self.q):
                 # (a a, U N, C) x (a a, C, F) -> (a a, U N, F)
@@ -110,8 +105,8 @@ class Large:
             add_tile(B, left, dinputs[:, :, u], rows)  # (a, a, N C) into (a, W, N C)
         add_tile(B, self.tiles_down[t], rows.swapaxes(0, 1), pixels(dx).swapaxes(0, 1))  # (W, a, N C) into (W, H, N C)
 
-    def _tiles(self, x: Array) -> Array:
-        """The transformed input tiles, B^T d B: (rows of tiles, a, a, V, N C)."""
+    def _transform_image(self, x: Array) -> Array:
+        """B^T d B of all input tiles: (rows of tiles, a, a, V, N C)."""
         (_, W, N, C), a, BT = x.shape, self.a, cook_toom(self.s, self.s, x.dtype)[1]
         x, rows = pixels(x), empty((a, W, N * C), x.dtype)
         transformed = empty((len(self.tiles_down), a, a, len(self.tiles_across), N * C), x.dtype)
