@@ -9,11 +9,13 @@ from typing import TextIO
 
 from dpcnn.cli import DONE, Parser, add_checkpoint, add_verify, run_command
 from dpcnn.errors import ConfigError
+from dpcnn.nn.losses import CLASSES, MULTILABEL
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.confusion import draw_confusion
 from dpcnn.reporting.mistakes import draw_mistakes
 from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import class_table, sentence
+from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.runs.folder import numerics_of
 from dpcnn.training.examination import MOST_CONFUSED, Examination, examine, read_on_rank_0
 
@@ -56,6 +58,9 @@ def command(comm: SerialComm, options: Namespace) -> int:
                 "--classes: has no effect with --json, which prints the scores of each class; leave it out"
             )
     path, checkpoint = read_on_rank_0(comm, options.checkpoint)
+    with comm.fail_together():
+        if options.plots and checkpoint:
+            check_pictures(checkpoint)
     found = examine(comm, path, checkpoint, options.split, options.data, options.verify)
     with comm.fail_together():
         if comm.rank == 0:
@@ -74,13 +79,22 @@ def show(found: Examination, options: Namespace) -> None:
         draw(found, options.plots, sys.stderr if options.json else sys.stdout)
 
 
-def draw(found: Examination, folder: Path, names: TextIO) -> None:
-    """Draw the confusion matrix and the worst mistakes, or the predicted values; print the names of the files."""
-    if found.confusion is None and "classes" in found.results:
+def check_pictures(checkpoint: Checkpoint) -> None:
+    """Make sure that there are pictures of a network's answers.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    targets = checkpoint.config.make_loss().targets
+    if targets == MULTILABEL or (targets == CLASSES and checkpoint.classes > MOST_CONFUSED):
         raise ConfigError(
             "--plots: there is no picture of several labels per sample, or of more than "
             f"{MOST_CONFUSED:,} classes; drop the flag"
         )
+
+
+def draw(found: Examination, folder: Path, names: TextIO) -> None:
+    """Draw the confusion matrix and the worst mistakes, or the predicted values; print the names of the files."""
     folder.mkdir(parents=True, exist_ok=True)
     if found.confusion is None:
         print(draw_scatter(found.answers, folder / "values"), file=names)

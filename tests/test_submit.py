@@ -108,6 +108,14 @@ def stand_in(folder: Path, name: str, body: str) -> None:
     path.chmod(0o755)
 
 
+def test_a_file_is_no_folder_of_a_run(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    result = submit(tmp_path / "run")
+    assert result.status == 2 and result.errors == [
+        f"dpcnn: error: {tmp_path / 'run'}: a file; give the folder of the run, which the job creates"
+    ]
+
+
 def test_a_script_is_sent_and_not_written_over(tmp_path, monkeypatch):
     stand_in(tmp_path, "sbatch", 'echo "Submitted batch job 7 of $1"')
     monkeypatch.setenv("PATH", f"{tmp_path}:{environment()['PATH']}")

@@ -182,6 +182,7 @@ def test_scores_of_each_label(runs):
     assert found["recall"] == pytest.approx(np.mean([each["recall"] for each in found["classes"]]))
     result = command("evaluate", runs["multilabel"], "--plots", runs["multilabel"])
     assert result.status == 2 and "--plots: there is no picture of several labels" in result.errors[0]
+    assert not result.out, "it evaluates nothing in vain"
 
 
 @pytest.mark.parametrize("targets", ["values", pytest.param("multilabel", marks=pytest.mark.slow)])

@@ -259,8 +259,12 @@ class First(SerialComm):
 
 def test_where_heartbeats_do_not_arrive_a_line_says_that_nobody_watches(monkeypatch):
     monkeypatch.setattr("dpcnn.cluster.watch.connect", lambda comm, hosts: (Links([]), [1]))
-    made = Watch(First(), 600, print)
+    said = []
+    made = Watch(First(), 600, said.append)
     assert made.warning == "warning: heartbeats from node3 don't reach node1 by UDP: nobody watches for hangs"
+    assert not said, "the training says it when its log is open"
+    made.renew()
+    assert said == [made.warning], "after a death"
     made.close()
 
 

@@ -67,6 +67,8 @@ class BatchJob:
         for value in (str(self.run), self.time, self.starter or "", self.setup, *self.words):
             if not value.isprintable():
                 raise ConfigError(f"{printable(value)}: a batch script can't hold control characters; rename it")
+        if self.run.exists() and not self.run.is_dir():
+            raise ConfigError(f"{self.run}: a file; give the folder of the run, which the job creates")
 
     @property
     def path(self) -> Path:

@@ -56,11 +56,9 @@ class Watch:
 
     def __init__(self, comm: SerialComm, timeout: float, say: Callable[[str], None]) -> None:
         self.comm, self.timeout, self.say = comm, timeout, say
-        self.warning = ""
         self._timer: Timer | None = None
         self._step: Callable[[], int] = lambda: 0
-        self._main = threading.get_ident()
-        self._read_here = 0
+        self._main, self._read_here = threading.get_ident(), 0
         self._at_the_end = self._done = self._over_now = False
         self._stacks: dict[int, str] = {}
         self._warned: set[int] = set()
@@ -80,6 +78,8 @@ class Watch:
         """Watch the ranks that are left after a death; every one of them calls this."""
         self._leave()
         self._begin()
+        if self.warning:
+            self.say(self.warning)
 
     def _leave(self) -> None:
         """End this rank's thread, if there is one: at once where ranks survive, otherwise when all ranks are done."""
@@ -124,6 +124,7 @@ class Watch:
 
     def _begin(self) -> None:
         """Start the thread, if there are other ranks and all can be reached."""
+        self.warning = ""
         if not self.timeout or self.comm.size == 1:
             self._dismiss_child()
             return
@@ -132,9 +133,8 @@ class Watch:
         if lost:
             self._links.close()
             self._dismiss_child()
-            self.warning = (
-                f"warning: heartbeats from {hosts[lost[0]]} don't reach {hosts[0]} by UDP: nobody watches for hangs"
-            )
+            silent, first = hosts[lost[0]], hosts[0]
+            self.warning = f"warning: heartbeats from {silent} don't reach {first} by UDP: nobody watches for hangs"
             return
         now = time.monotonic()
         self._reports = [Report(host, now, now) for host in hosts]

@@ -126,6 +126,11 @@ class CrossEntropy(Joint):
         (), "the weight of each class in the loss, in the order of the classes", least=0, most=1e6, later=True
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.class_weights and not any(self.class_weights):
+            raise ConfigError("--class-weights: all are 0, so nothing would be learned; give a weight above 0")
+
     def check_data(self, targets: str, classes: int, name: str) -> None:
         super().check_data(targets, classes, name)
         if self.class_weights and len(self.class_weights) != classes:
