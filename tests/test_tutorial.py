@@ -9,9 +9,14 @@ LIMIT = 300.0  # seconds of a block
 
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TUTORIAL, re.DOTALL)
-INSTEAD = {"launch/local.sh -n 2": "mpirun -n 2 dpcnn train --max-steps 100", ". .venv/bin/activate": ":"}
-"""The tests have an environment, so the commands that create and enter one are replaced. 100 steps are a ninth of
-the first training, which is long."""
+INSTEAD = {
+    "launch/local.sh -n 2": "mpirun -n 2 dpcnn train --max-steps 100",
+    ". .venv/bin/activate": ":",
+    "--max-steps 100 --out": "--max-steps 25 --out",
+    "--max-steps 40": "--max-steps 10",
+}
+"""The tests have an environment, so the commands that create and enter one are replaced. The first training and those
+that are compared have fewer steps, to save time."""
 
 
 @pytest.mark.slow
