@@ -9,7 +9,7 @@ from typing import TextIO
 
 from dpcnn.cli import DONE, Parser, add_checkpoint, add_verify, run_command
 from dpcnn.errors import ConfigError
-from dpcnn.nn.losses import CLASSES, MULTILABEL
+from dpcnn.nn.losses import VALUES
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.confusion import draw_confusion
 from dpcnn.reporting.mistakes import draw_mistakes
@@ -17,7 +17,7 @@ from dpcnn.reporting.scatter import draw_scatter
 from dpcnn.reporting.tables import class_table, sentence
 from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.runs.folder import numerics_of
-from dpcnn.training.examination import MOST_CONFUSED, Examination, examine, read_on_rank_0
+from dpcnn.training.examination import MOST_CONFUSED, Examination, examine, has_confusion, read_on_rank_0
 
 MISTAKES = 40
 """The most images in the picture of the worst mistakes."""
@@ -85,8 +85,8 @@ def check_pictures(checkpoint: Checkpoint) -> None:
     Raises:
         ConfigError: there are none.
     """
-    targets = checkpoint.config.make_loss().targets
-    if targets == MULTILABEL or (targets == CLASSES and checkpoint.classes > MOST_CONFUSED):
+    loss = checkpoint.config.make_loss()
+    if loss.targets != VALUES and not has_confusion(loss, checkpoint.classes):
         raise ConfigError(
             "--plots: there is no picture of several labels per sample, or of more than "
             f"{MOST_CONFUSED:,} classes; drop the flag"

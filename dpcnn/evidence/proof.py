@@ -70,7 +70,7 @@ class Training:
 
     def resume(self, count: int, folder: Path) -> Running:
         """Resume the run in ``folder`` on ``count`` ranks."""
-        imports = {name: self.flags[name] for name in ("imports",) if name in self.flags}  # the files import nothing
+        imports = {"imports": self.flags["imports"]} if "imports" in self.flags else {}  # the files import nothing
         return self._start(count, folder, None, imports, "--resume")
 
     def _start(self, count: int, folder: Path, recipe: str | None, flags: Mapping[str, Any], *more: str) -> Running:

@@ -7,7 +7,7 @@ import numpy as np
 from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.nn.convolution import bands, output_length, pixels
 from dpcnn.nn.layer import Memory
-from dpcnn.nn.winograd import add_tile, cook_toom, multiply, tiles
+from dpcnn.nn.winograd import add_tile, cook_toom, multiply, on_both_sides, tiles
 
 SIDES = 3, 4, 5
 """The sides s of a block of the kernel: :data:`dpcnn.nn.winograd.POINTS` has the points of F(s, s)."""
@@ -140,10 +140,7 @@ class Large:
         whole[:r, :r] = w.reshape(r, r, C * F)
         kernels = empty((q, q, a, a, C * F), w.dtype)
         for i, j in np.ndindex(q, q):
-            block = whole[i * s : (i + 1) * s, j * s : (j + 1) * s]
-            # (a, s) x (s, s, C F) -> (s, a, C F); then (a, s) x (a, s, C F) -> (a, a, C F)
-            half = np.matmul(G, block.swapaxes(0, 1)).swapaxes(0, 1)
-            np.matmul(G, half, out=kernels[i, j])
+            on_both_sides(G, whole[i * s : (i + 1) * s, j * s : (j + 1) * s], kernels[i, j])
         return kernels.reshape(q, q, a * a, C, F)
 
     def _transform_back(self, dkernels: Array, dw: Array) -> None:
@@ -151,7 +148,6 @@ class Large:
         G, (r, _, C, F), s, q, a = cook_toom(self.s, self.s, dw.dtype)[2], dw.shape, self.s, self.q, self.a
         whole = empty((q * s, q * s, C * F), dw.dtype)
         for i, j in np.ndindex(q, q):
-            # (s, a) x (a, a, C F) -> (a, s, C F); then (s, a) x (s, a, C F) -> (s, s, C F)
-            half = np.matmul(G.T, dkernels[i, j].reshape(a, a, C * F).swapaxes(0, 1)).swapaxes(0, 1)
-            np.matmul(G.T, half, out=whole[i * s : (i + 1) * s, j * s : (j + 1) * s])
+            dblock = whole[i * s : (i + 1) * s, j * s : (j + 1) * s]
+            on_both_sides(G.T, dkernels[i, j].reshape(a, a, C * F), dblock)
         dw[...] = whole.reshape(q * s, q * s, C, F)[:r, :r]

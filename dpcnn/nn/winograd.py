@@ -162,23 +162,14 @@ class Winograd:
     def _transform_kernels(self, w: Array) -> Array:
         """G g G^T of ``w`` (r, r, C, F): (a a, C, F)."""
         G, (r, _, C, F), a = cook_toom(self.m, self.r, w.dtype)[2], w.shape, self.a
-        w, kernels = w.reshape(r, r, C * F), empty((a, a, C * F), w.dtype)
-        for start, stop in bands(C * F, 1, AT_ONCE):
-            half = empty((a, r, stop - start), w.dtype)
-            # (a, r) x (r, r, L) -> (r, a, L); then (a, r) x (a, r, L) -> (a, a, L)
-            np.matmul(G, w[:, :, start:stop].swapaxes(0, 1), out=half.swapaxes(0, 1))
-            np.matmul(G, half, out=kernels[:, :, start:stop])
+        kernels = empty((a, a, C * F), w.dtype)
+        on_both_sides(G, w.reshape(r, r, C * F), kernels)
         return kernels.reshape(a * a, C, F)
 
     def _transform_back(self, dkernels: Array, dw: Array) -> None:
         """G^T (a, a) G for the gradients of transformed kernels (a a, C, F): fills ``dw`` (r, r, C, F)."""
         G, (r, _, C, F), a = cook_toom(self.m, self.r, dw.dtype)[2], dw.shape, self.a
-        dkernels, dw = dkernels.reshape(a, a, C * F), dw.reshape(r, r, C * F)
-        for start, stop in bands(C * F, 1, AT_ONCE):
-            half = empty((r, a, stop - start), dw.dtype)
-            # (r, a) x (a, a, L) -> (a, r, L); then (r, a) x (r, a, L) -> (r, r, L)
-            np.matmul(G.T, dkernels[:, :, start:stop].swapaxes(0, 1), out=half.swapaxes(0, 1))
-            np.matmul(G.T, half, out=dw[:, :, start:stop])
+        on_both_sides(G.T, dkernels.reshape(a, a, C * F), dw.reshape(r, r, C * F))
 
 
 class Tile(NamedTuple):
@@ -205,6 +196,16 @@ def multiply(a: Array, b: Array, out: Array) -> None:
     halves = TUNING.copied <= a.shape[1] * a.shape[2] * columns < 2 * TUNING.copied
     for start, stop in bands(columns, 1, -(-columns // 2) if halves else columns):
         np.matmul(a, b[..., start:stop], out=out[..., start:stop])
+
+
+def on_both_sides(M: Array, kernels: Array, out: Array) -> None:
+    """Fill ``out`` (n, n, L) with M g M^T, for a matrix M (n, k) and L matrices g, ``kernels`` (k, k, L)."""
+    n, k = M.shape
+    for start, stop in bands(kernels.shape[2], 1, AT_ONCE):
+        half = empty((n, k, stop - start), kernels.dtype)
+        # (n, k) x (k, k, L) -> (k, n, L); then (n, k) x (n, k, L) -> (n, n, L)
+        np.matmul(M, kernels[:, :, start:stop].swapaxes(0, 1), out=half.swapaxes(0, 1))
+        np.matmul(M, half, out=out[:, :, start:stop])
 
 
 def add_tile(B: Array, tile: Tile, values: Array, out: Array) -> None:

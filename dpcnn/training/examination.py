@@ -110,8 +110,7 @@ def examine(
     answers = evaluate(comm, network, params, samples, indices, loss)
     if not np.isfinite(answers.losses).all():
         raise CheckpointError(f"{path}: the loss is not finite: the weights are too large for these images")
-    counted = loss.targets == CLASSES and network.classes <= MOST_CONFUSED
-    confusion = answers.confusion(network.classes) if counted else None
+    confusion = answers.confusion(network.classes) if has_confusion(loss, network.classes) else None
     source = {"checkpoint": str(path), "step": checkpoint.progress.step} if checkpoint else {}
     source |= {"data": samples.manifest.name, "split": split}
     seconds = round(time.perf_counter() - started, 3)
@@ -146,6 +145,11 @@ def _indices(samples: Samples, config: Config, split: str) -> Array:
     if split == "test":
         return np.arange(len(samples))
     return hold_out(samples.labels, config.validation, config.holdout, config.seed).validation
+
+
+def has_confusion(loss: Loss, classes: int) -> bool:
+    """Whether there is a confusion matrix: each sample has one class, of at most :data:`MOST_CONFUSED`."""
+    return loss.targets == CLASSES and classes <= MOST_CONFUSED
 
 
 def _figures(answers: Answers, loss: Loss, confusion: Array | None, names: Names) -> dict[str, Any]:
