@@ -10,10 +10,9 @@ from sources import edit_manifest
 
 import dpcnn
 from dpcnn.config import Config
-from dpcnn.data.moments import Moments
+from dpcnn.data.moments import Moments, moments_of
 from dpcnn.data.shards import parse_manifest, read_manifest
 from dpcnn.errors import DataError
-from dpcnn.estimators.arrays import moments_of
 from dpcnn.runs.checkpoint import read
 
 RECIPE = """model = "normalised"
@@ -131,7 +130,7 @@ def test_a_fit_measures_the_training_images_of_arrays(prepared, arrays, tmp_path
 
 @pytest.mark.parametrize("block", [1, 500, 1 << 24])
 def test_floats_are_measured_without_rounding(block, monkeypatch):
-    monkeypatch.setattr("dpcnn.estimators.arrays.BLOCK", block)
+    monkeypatch.setattr("dpcnn.data.moments.BLOCK", block)
     images = np.random.default_rng(1).normal(100, 90, (70, 4, 5, 3)).astype(np.float32)
     images[..., 2] = 0.1
     mean, deviation = moments_of(images)
@@ -140,10 +139,14 @@ def test_floats_are_measured_without_rounding(block, monkeypatch):
     assert deviation[2] == 1
 
 
-def test_values_of_the_recipe_are_kept():
+def test_values_of_the_recipe_are_kept_and_nothing_is_measured(monkeypatch):
     layers = [{"kind": "normalise", "mean": [1.0], "deviation": [2.0]}, {"kind": "flatten"}, {"kind": "linear"}]
     config = Config(layers=layers)
     assert config.measured([5.0], [6.0]) == config
+    monkeypatch.delattr("dpcnn.estimators.estimator.moments_of")
+    X, y = np.zeros((4, 2, 2), np.uint8), [0, 1, 0, 1]
+    model = dpcnn.Classifier(layers, max_steps=1, batch=4, verbose=False).fit(X, y)
+    assert model.checkpoint_.config.layers == layers
 
 
 def test_a_data_set_of_before_is_told(prepared, tmp_path):

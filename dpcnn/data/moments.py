@@ -14,6 +14,9 @@ from dpcnn.parallel.comm import SerialComm
 DIGITS = 1 << 40
 """The parts of 1 to which a deviation is rounded, by whole numbers: a float's square root may depend on the machine."""
 
+BLOCK = 1 << 20
+"""The values of an array whose sums are computed at once, which bounds the memory for them."""
+
 
 class Moments:
     """Sums over images, of their values as :func:`dpcnn.data.pixels.levels`.
@@ -58,3 +61,23 @@ class Moments:
             for count, total, squares in columns
         )
         return tuple(total / (count * steps) for count, total, _ in columns), tuple(each or 1.0 for each in deviations)
+
+
+def moments_of(images: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the deviation of each channel of images (n, H, W, C), uint8 or float32 of 0..255.
+
+    Those of uint8 are the values of a data set with the same images. Floats are not rounded, unlike those of a data
+    set, and can lie beyond 0 and 255.
+    """
+    rows = max(1, BLOCK // math.prod(images.shape[1:]))
+    blocks = [images[start : start + rows] for start in range(0, len(images), rows)]
+    if images.dtype == np.uint8:
+        moments = Moments(images.shape[-1])
+        for block in blocks:
+            moments.add(block)
+        return moments.mean_and_deviation()
+    count, axes = images[..., 0].size, (0, 1, 2)
+    first = images[0, 0, 0].astype(np.float64)  # the differences of a channel without variation are exactly 0
+    means = first + sum((block - first).sum(axis=axes) for block in blocks) / count
+    squares = sum(np.square(block - means).sum(axis=axes) for block in blocks) / count
+    return tuple(means.tolist()), tuple(each or 1.0 for each in np.sqrt(squares).tolist())

@@ -15,9 +15,10 @@ from dpcnn.base.numerics import arithmetic, check
 from dpcnn.config import Config
 from dpcnn.data.dataset import ARRAYS, Indices, Samples, find_data
 from dpcnn.data.dataset import load as load_data
+from dpcnn.data.moments import moments_of
 from dpcnn.errors import ConfigError, DataError
 from dpcnn.estimators import session
-from dpcnn.estimators.arrays import check_same, images_of, moments_of, samples_of
+from dpcnn.estimators.arrays import check_same, images_of, samples_of
 from dpcnn.estimators.curves import curves
 from dpcnn.estimators.files import file_path, picture_paths
 from dpcnn.estimators.fitting import Announcer, Callback, figures, train
@@ -136,7 +137,8 @@ class Estimator(Parameters):
         if options.get("test"):
             raise ConfigError("test: arrays have no test samples; give fit a pair as validation, or call score")
         config = self.config({**options, "data": ARRAYS, "test": False})
-        if any(layer.get("kind") == "normalise" for layer in config.layers):
+        normalise = [layer for layer in config.layers if layer.get("kind") == "normalise"]
+        if not all({"mean", "deviation"} <= layer.keys() for layer in normalise):
             config = config.measured(*moments_of(trained))
         return config, samples_of(images, targets, labels, max_value)
 

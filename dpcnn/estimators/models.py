@@ -9,9 +9,9 @@ import numpy as np
 from dpcnn.base.arrays import Array
 from dpcnn.data.classes import numbered as number_names
 from dpcnn.estimators import session
-from dpcnn.estimators.arrays import check_kind, classes_of, labels_of, marks_of, numbered, values_of
 from dpcnn.estimators.estimator import Estimator
 from dpcnn.estimators.files import file_path
+from dpcnn.estimators.targets import check_kind, classes_of, labels_of, marks_of, numbered, values_of
 from dpcnn.nn.losses import MULTILABEL, VALUES
 from dpcnn.nn.metrics import Answers, r2
 from dpcnn.runs.checkpoint import Checkpoint, read
