@@ -31,7 +31,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="dpcnn export", description=__doc__)
     add_checkpoint(parser)
     parser.add_argument(
-        "--format", choices=list(FORMATS), help="the file's format (default: as the name of --out ends, or else onnx)"
+        "--format", choices=list(FORMATS), help="the file's format (default: the ending of --out, or else onnx)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file (default ./step-STEP.FORMAT)")
     return parser
@@ -57,12 +57,14 @@ def format_of(options: Namespace) -> str:
     """The format of the file.
 
     Raises:
-        ConfigError: the file's name is that of another format.
+        ConfigError: the file's name is that of another format, or of no format.
     """
     named = options.out.suffix.lower()[1:] if options.out else ""
     if options.format and named in FORMATS and named != options.format:
         raise ConfigError(f"--out: {options.out} has the ending of {named}, but --format is {options.format}; drop one")
-    return options.format or (named if named in FORMATS else "onnx")
+    if named and named not in FORMATS and not options.format:
+        raise ConfigError(f"--out: {options.out} does not end in .{', .'.join(FORMATS)}; rename it, or give --format")
+    return options.format or named or "onnx"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dpcnn.base.arrays import Shape
 from dpcnn.base.text import text
@@ -28,9 +29,8 @@ def make_parser() -> Parser:
     """Make the parser of the command line."""
     parser = Parser(prog="dpcnn summary", description=__doc__)
     parser.add_argument("recipe", metavar="RECIPE", help="the name of a recipe, or a TOML file")
-    parser.add_argument(
-        "--images", metavar="HxWxC", help="the shape of the images (default: that of the recipe's data)"
-    )
+    parser.add_argument("--data", metavar="NAME|DIR", help="a data set in place of the recipe's")
+    parser.add_argument("--images", metavar="HxWxC", help="the shape of the images (default: that of the data set)")
     parser.add_argument("--classes", type=int, metavar="N", help="the number of classes with --images (default 10)")
     add_import(parser)
     return parser
@@ -39,6 +39,8 @@ def make_parser() -> Parser:
 def command(comm: SerialComm, options: Namespace) -> int:
     """Print the table of the layers, the totals and the augmentation."""
     config = read_recipe(options.recipe)
+    if options.data is not None:
+        config = replace(config, data=options.data)
     shape, classes = images_and_classes(config, options)
     network = connected(config, shape, classes, given=bool(options.images))
     print(f"images of {'x'.join(map(str, shape))}, {classes:,} classes\n")
@@ -66,16 +68,16 @@ def connected(config: Config, shape: Shape, classes: int, given: bool) -> Networ
     try:
         return config.measured(ones, ones).network(shape, classes)
     except ConfigError as error:
-        advice = "" if given else f" (images of {config.data}; others: --images HxWxC --classes N)"
+        advice = "" if given else f" (images of {config.data}; others: --data NAME, or --images HxWxC --classes N)"
         raise ConfigError(f"{error}{advice}") from None
 
 
 def images_and_classes(config: Config, options: Namespace) -> tuple[Shape, int]:
-    """The shape (H, W, C) of the images and the number of classes, as given or as in the data set of the recipe.
+    """The shape (H, W, C) of the images and the number of classes, as given or as in the data set.
 
     Raises:
         ConfigError: the shape has another form.
-        DataError: the data set of the recipe is not there.
+        DataError: the data set is not there.
     """
     classes = 10 if options.classes is None else options.classes
     if not options.images:
@@ -83,6 +85,8 @@ def images_and_classes(config: Config, options: Namespace) -> tuple[Shape, int]:
             raise ConfigError("--classes: needs --images, the shape of other images than those of the recipe's data")
         manifest = read_manifest(find_data(config.data))
         return manifest.image_shape, manifest.classes
+    if options.data is not None:
+        raise ConfigError("--images: not with --data, which has images of its own shape; drop one")
     if not re.fullmatch(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){2}", options.images):
         raise ConfigError(f"--images: expected height, width and channels, as in 32x32x3, not {options.images!r}")
     if not 1 <= classes <= 65_535:

@@ -178,6 +178,11 @@ def test_the_format_is_that_of_the_file_name(mlp_checkpoint, tmp_path):
     result = command("export", mlp_checkpoint, "--format", "onnx", "--out", tmp_path / "other.npz")
     assert result.status == 2 and "other.npz has the ending of npz, but --format is onnx; drop one" in result.errors[0]
     assert not (tmp_path / "other.npz").exists()
+    result = command("export", mlp_checkpoint, "--out", tmp_path / "net.pt")
+    assert result.status == 2 and "net.pt does not end in .npz, .onnx, .safetensors; rename it" in result.errors[0]
+    assert not (tmp_path / "net.pt").exists()
+    result = command("export", mlp_checkpoint, "--format", "npz", "--out", tmp_path / "net.v2")
+    assert result.status == 0 and np.load(tmp_path / "net.v2").files, result.err
 
 
 @needs_export

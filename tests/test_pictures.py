@@ -337,7 +337,7 @@ def test_lists_that_are_not_so(text, message, tmp_path):
         (["--size", "large"], "--size: expected a height"),
         (["--size", "0x64"], "--size: expected a height"),
         (["--size", "64x99999"], "--size: expected a height"),
-        (["--size", "8x8", "--layout", "chw"], "--layout, --targets and --max-value are for arrays"),
+        (["--size", "8x8", "--layout", "chw"], "--layout and --max-value are for arrays"),
         (["--size", "8x8", "--names", "cat,dog"], "the class '10' is not in --names"),
         (["--size", "8x8", "--resize", "mnist"], "--resize mnist makes grey images; give --colour grey"),
     ],

@@ -3,6 +3,7 @@
 import re
 from math import prod
 
+import numpy as np
 import pytest
 from commands import command, training
 from conftest import ROOT
@@ -28,6 +29,13 @@ def test_the_table_of_a_recipe():
     assert lines[-1] == "augmentation of the training images: none"
 
 
+def test_the_data_set_can_be_another_than_that_of_the_recipe(tmp_path):
+    np.savez(tmp_path / "wide.npz", x_train=np.zeros((60, 8, 12, 3), np.uint8), y_train=np.arange(60) % 3)
+    assert command("data", "prepare", tmp_path / "wide.npz", "--out", tmp_path / "wide").status == 0
+    result = command("summary", "book-cnn-adam", "--data", tmp_path / "wide")
+    assert result.out.startswith("images of 8x12x3, 3 classes\n"), result.err
+
+
 def test_the_residual_network_has_the_published_size():
     """0.27 million parameters; each shortcut by projection and each normalisation counts."""
     result = command("summary", "resnet20", "--images", "32x32x3")
@@ -46,6 +54,8 @@ def test_the_residual_network_has_the_published_size():
         (["fast", "--images", "0x1x1"], "--images: expected height, width and channels, as in 32x32x3, not '0x1x1'"),
         (["fast", "--images", "9x9x1", "--classes", "0"], "--classes: must be from 1 to 65535, not 0"),
         (["fast", "--classes", "3"], "--classes: needs --images, the shape of other images than those of the recipe"),
+        (["fast", "--images", "9x9x1", "--data", "mnist"], "--images: not with --data"),
+        (["fast", "--data", "nowhere"], "no data set 'nowhere'"),
         (["fast", "--images", "2x2x1"], "images of (2, 2, 1) are too small for this model: "),
         (["vgg11", "--images", "2x2x1"], "images of (2, 2, 1) are too small for this model: "),
         (["fastest"], "--recipe: no recipe and no file 'fastest'"),

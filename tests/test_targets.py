@@ -262,7 +262,7 @@ def test_pictures_have_classes(tmp_path):
     words = ["--size", "8x8", "--targets", "values"]
     result = command("data", "prepare", tmp_path / "photos", "--out", tmp_path / "set", *words)
     assert (
-        result.status == 2 and "--layout, --targets and --max-value are for arrays; drop the option" in result.errors[0]
+        result.status == 2 and "--targets: a picture has one class; for several labels or values, write" in result.err
     )
 
 

@@ -186,8 +186,13 @@ def _source(path: Path, folder: Path, listings: dict[str, Listing], options: Sou
     colour = options.colour or "rgb"
     if options.resize == MNIST and colour != "grey":
         raise ConfigError("--resize mnist makes grey images; give --colour grey")
-    if options.layout or options.targets != CLASSES or options.max_value:
-        raise ConfigError("--layout, --targets and --max-value are for arrays; drop the option")
+    if options.layout or options.max_value:
+        raise ConfigError("--layout and --max-value are for arrays; drop the option")
+    if options.targets != CLASSES:
+        raise ConfigError(
+            "--targets: a picture has one class; for several labels or values, write images and labels as arrays, such "
+            "as an NPZ file with x_train and y_train"
+        )
     found = {name for listing in listings.values() for name in listing.classes}
     names = assign_numbers(path, found, options.names)
     shape = (*options.size, 1 if colour == "grey" else 3)
