@@ -415,8 +415,10 @@ def test_damaged_sources_are_named(tmp_path):
         cut(broken)
         with pytest.raises(DataError, match=broken.name):
             read_source(source)
-    with pytest.raises(DataError, match="not a folder or a plain file"):
-        read_source(tmp_path / "nowhere")
+    with pytest.raises(
+        DataError, match="nowhere.csv: no such file or folder; expected an NPZ file .*, an HDF5 or CSV file"
+    ):
+        read_source(tmp_path / "nowhere.csv")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="expected a folder of pictures for each class, or train-images-idx3-ubyte"):
         read_source(tmp_path / "empty")

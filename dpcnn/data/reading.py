@@ -29,7 +29,8 @@ def read_source(path: Path, options: SourceOptions | None = None) -> Source:
         pictures = path.suffix.lower() == ".csv"
         return read_pictures_list(path, options) if pictures else read_arrays_source(path, options)
     if not path.is_dir():
-        raise DataError(f"{path}: not a folder or a plain file; expected {NPZ_FILE}, or a folder")
+        problem = "not a folder or a plain file" if path.exists() else "no such file or folder"
+        raise DataError(f"{path}: {problem}; expected {NPZ_FILE}, an HDF5 or CSV file, or a folder")
     if is_folder_of_arrays(path) or not (folders_in(path) or first_picture(path)):
         return read_arrays_source(path, options)
     return read_pictures_folder(path, options)
