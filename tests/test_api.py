@@ -17,7 +17,7 @@ def session(page: str) -> tuple[str, list[str]]:
 
 def shorter(code: str) -> str:
     """The code with short trainings: it prints as many lines."""
-    return re.sub(r"epochs=2|max_steps=300", "max_steps=60", code)
+    return re.sub(r"epochs=2|max_steps=300", "max_steps=9", code)
 
 
 def link_folders(folder: Path) -> None:

@@ -115,7 +115,7 @@ IDX = b"\0\0\x08\x03" + np.array([2, 28, 28], ">u4").tobytes() + bytes(2 * 784)
         (npz_file(a=np.zeros((2, 28, 28), np.uint8))[:-30], "can't be read as NPZ"),
         (npz_file(a=np.array([{}], object)), "a.npy holds Python objects; convert it to an array of numbers or text"),
         (npz_file(**{"\x1b[2J": np.zeros((2, 2, 2), np.uint8), "b": np.zeros((2, 2, 2))}), r"found \x1b[2J, b"),
-        (npz_file(a=np.zeros((10**6, 28, 28), np.bool_)), "bool images of (28, 28, 1)"),
+        (npz_file(a=np.zeros((2, 28, 28), np.bool_)), "bool images of (28, 28, 1)"),
         (npz_file(a=np.zeros(3)), "expected one array of images (n, H, W), found none"),
         (
             npz_file(a=np.zeros((2, 28, 28)), b=np.zeros((2, 28, 28))),
