@@ -153,8 +153,9 @@ def compare_exchanges(comm: SerialComm, size: int, times: int, rounds: int = 9) 
         Milliseconds of each round, and the median ratio.
     """
     exchange, adam = ExactExchange(comm, size, Timer()), Adam()
-    state = State(Adam.state_names, size, exchange.node, exchange.elements)
-    state.renew(exchange.node)
+    with comm.fail_together():  # a node may have too little memory
+        state = State(Adam.state_names, size, exchange.node, exchange.elements)
+        state.renew(exchange.node)
     own, whole = state.within(exchange.shard), adam.zeros(size)
     exchange.sum([1] * comm.size, lambda number, out, keep: out.fill(0))  # touches the memory; sums of zeros stay zero
     params, gradient = np.zeros((2, size), np.float32)
