@@ -12,6 +12,7 @@ from commands import command, training
 from conftest import run, start
 
 from dpcnn.errors import CheckpointError
+from dpcnn.runs.console import Console
 from dpcnn.runs.folder import RunFolder, find_checkpoint
 from dpcnn.training.resume import find_start
 
@@ -200,3 +201,10 @@ def test_files_of_others_are_left_alone(quick, tmp_path, name):
     result = training(*quick, "--model", "mlp", "--max-steps", "1", "--out", tmp_path / "run", "--resume", "auto")
     assert result.status == 2 and "exists and is not an empty folder" in result.err
     assert path.exists()
+
+
+def test_a_line_before_the_run_has_a_folder_is_printed_all_the_same(tmp_path, capsys):
+    console = Console(lambda: True)
+    console.log_to(tmp_path / "run" / "log.txt")
+    console.say("warning: nobody watches")
+    assert capsys.readouterr().out == "warning: nobody watches\n" and not (tmp_path / "run").exists()

@@ -114,7 +114,7 @@ class Console(Reporter):
         self._print(line)
         if self._bar is not None:
             self._bar.refresh()
-        if self._log:
+        if self._log and self._log.parent.is_dir():  # else the run has not begun
             with Folder(self._log.parent) as folder, folder.appending(self._log.name) as file:
                 file.write(f"{line}\n".encode())
 
