@@ -222,3 +222,18 @@ def test_a_rank_whose_node_alone_is_at_fault_says_so(tmp_path):
     assert result.status == 2
     (line,) = result.errors
     assert "none: MPI can't make its temporary files there" in line
+
+
+FEW_FILES = """
+import resource, sys
+from dpcnn import doctor
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+sys.exit(doctor.main([]))
+"""
+
+
+def test_too_few_open_files_are_told_before_mpi_starts():
+    result = run(0, "-c", FEW_FILES)
+    assert result.status == 2
+    (line,) = result.errors
+    assert "the limit on open files, 20, is too low for MPI; raise it: ulimit -n 256 or more" in line
