@@ -24,6 +24,7 @@ from dpcnn.parallel.exact import ExactExchange
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
+from dpcnn.training.fitted import fitted
 from dpcnn.training.setup import check_memory
 from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.trainer import Trainer
@@ -52,9 +53,7 @@ def measure_job(
     samples = load(folder, "train", comm)
     with comm.fail_together():
         check(config.numerics)
-        config = config.measured(samples.manifest.mean, samples.manifest.deviation)
-        config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
-        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+        config, network = fitted(config, samples.manifest)
     nodes = comm.allgather_obj(comm.node().rank).count(0)
     result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}
     if not exchange_only:

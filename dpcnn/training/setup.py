@@ -27,6 +27,7 @@ from dpcnn.parallel.tree import sums_held
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.runs.tensorboard import writer_class
+from dpcnn.training.fitted import fitted
 from dpcnn.training.resume import Start, choose_config, find_start
 from dpcnn.training.saving import vectors
 from dpcnn.training.team import microbatch_sizes
@@ -113,9 +114,7 @@ def make_trainer(
                 f"{start.path}: trained on other data than {samples.manifest.name}; give the data set of the run"
             )
         check_labels(start, samples)
-        config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
-        config = config.measured(samples.manifest.mean, samples.manifest.deviation)
-        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+        config, network = fitted(config, samples.manifest)
     check_memory(comm, config, network, len(samples), start.folder)
     warm = None
     if config.init_from and not start.path:

@@ -26,6 +26,7 @@ from dpcnn.evidence.peers.torch_net import torch_net
 from dpcnn.evidence.peers.torch_parts import torch_loss, torch_optimizer
 from dpcnn.optim.schedules import SCHEDULES
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.training.fitted import fitted
 
 
 def main() -> None:
@@ -54,8 +55,7 @@ def train(config: Config) -> Iterator[dict[str, Any]]:
         raise ConfigError("this training in PyTorch has no augmentation, no gradient clipping and no averaged weights")
     torch.manual_seed(config.seed)
     samples, test = (load(find_data(config.data), split, SerialComm()) for split in ("train", "test"))
-    config = config.measured(samples.manifest.mean, samples.manifest.deviation)
-    network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+    config, network = fitted(config, samples.manifest)
     net = torch_net(network, network.initialise(config.seed, config.init, config.init_std))
     optimizer, loss = torch_optimizer(config, net), torch_loss(config)
     holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)
