@@ -189,5 +189,5 @@ def test_a_mistake_that_a_started_job_finds(tmp_path):
 
 def test_the_help_omits_what_the_command_refuses():
     for module, refused in ((bench, bench.IDLE), (verify, verify.OWN)):
-        told = module.make_parser().format_help()
-        assert "--model " in told and not any(f"{flag_of(name)} " in told for name in refused)
+        usage = module.make_parser().format_usage()
+        assert "[--model " in usage and not any(f"[{flag_of(name)} " in usage for name in refused)
