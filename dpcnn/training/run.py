@@ -1,6 +1,7 @@
 """A training from its arguments to its last line."""
 
 import os
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def _leave(comm: SerialComm, watch: Watch, status: int) -> int:
 def _stop(comm: SerialComm, options: Namespace, started: float) -> Stop:
     with comm.fail_together():
         check_min_ranks(options.min_ranks, options.survive, 0 if comm.repeated else comm.size)
-        return Stop(job_end(os.environ, started, options.walltime))
+        end = job_end(os.environ, started, options.walltime)
+        return Stop(None if end is None else end - time.time())
 
 
 def check_min_ranks(least: int, survive: str, ranks: int) -> None:
