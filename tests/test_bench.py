@@ -9,13 +9,14 @@ from conftest import run
 
 from dpcnn import bench, verify
 from dpcnn.base.options import flag_of
-from dpcnn.config import Config, read_recipe
+from dpcnn.config import Config
 from dpcnn.data.dataset import load
 from dpcnn.data.shards import read_manifest
 from dpcnn.evidence.measure import measure, time_steps, warm_up
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training import plan

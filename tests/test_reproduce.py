@@ -9,8 +9,8 @@ import pytest
 from commands import command
 from conftest import run
 
-from dpcnn.config import read_recipe
 from dpcnn.evidence.published import PUBLISHED, PublishedResult, compare
+from dpcnn.recipe import read_recipe
 
 
 def test_a_row_of_the_table():

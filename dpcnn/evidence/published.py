@@ -9,9 +9,9 @@ from dpcnn.base.fields import load_json
 from dpcnn.base.files import read_bytes, write_file
 from dpcnn.base.numerics import fingerprint, processor
 from dpcnn.base.text import count_of, markdown
-from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.jobs import run
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.events import Event, evaluated, read_events
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.resume import Start, choose_config

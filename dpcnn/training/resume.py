@@ -7,13 +7,14 @@ from shlex import quote
 from typing import Any
 
 from dpcnn.base.options import flag_of, options_of
-from dpcnn.config import Config, from_dict, read_recipe
+from dpcnn.config import Config, from_dict
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.flags import given, override
 from dpcnn.optim.schedules import OVER_ALL_EPOCHS, PLATEAU
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import RUNS, RunFolder, dated, numerics_of
 from dpcnn.runs.step_files import step_name

@@ -17,7 +17,6 @@ from torch import nn
 
 from dpcnn.base.arrays import Shape
 from dpcnn.cli import DONE, Parser, run_command
-from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.evidence.peers.speed import keep_memory
@@ -25,6 +24,7 @@ from dpcnn.evidence.peers.torch_net import TWINS, translate
 from dpcnn.evidence.peers.torch_training import LAYOUTS
 from dpcnn.flags import add_config_flags, override
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 from dpcnn.training.fitted import fitted
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dpcnn.base.rng import permutation
-from dpcnn.config import Config, read_recipe
+from dpcnn.config import Config
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
 from dpcnn.errors import ConfigError
@@ -26,6 +26,7 @@ from dpcnn.evidence.peers.torch_net import torch_net
 from dpcnn.evidence.peers.torch_parts import torch_loss, torch_optimizer
 from dpcnn.optim.schedules import SCHEDULES
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 from dpcnn.training.fitted import fitted
 
 
