@@ -110,7 +110,7 @@ def complete(folder: RunFolder, words: Sequence[str]) -> bool:
     """
     if not folder.ended():
         return False
-    start = Start(folder, config=folder.read_config())
+    start = Start(folder, folder.read_config(), resumes=True)
     return choose_config(training_parser().parse_args(words), start).as_dict() == start.config
 
 
