@@ -9,8 +9,8 @@ import dpcnn  # noqa: F401  before NumPy: it sets BLAS threads and kernels
 
 import numpy as np  # isort: skip
 from dpcnn.base.rng import SampleRng
-from dpcnn.config import read_recipe
 from dpcnn.data.augment import Augment
+from dpcnn.recipe import read_recipe
 
 SHAPE, CLASSES, ROUNDS = (32, 32, 3), 10, 15
 AUGMENTATIONS = {

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import dpcnn  # noqa: F401  before NumPy: it sets BLAS threads and kernels
-from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
 from dpcnn.parallel.start import world
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer

@@ -70,7 +70,7 @@ def make_parser() -> Parser:
     parser.add_argument("--launcher", help="command that starts the ranks, as in dpcnn verify")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file")
     parser.add_argument("--recipe", metavar="NAME|FILE", help="the options to start from (default simple-cnn)")
-    add_config_flags(parser)
+    add_config_flags(parser, hidden=IDLE)
     return parser
 
 

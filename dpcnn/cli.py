@@ -48,7 +48,10 @@ class HelpShownError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, as exceptions, that name the nearest flag; and no shortened flags."""
+    """argparse with one-line errors, as exceptions, that name the nearest flag; no shortened flags, no empty values.
+
+    The options of a run are no business of this parser: some may be empty.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
@@ -63,6 +66,11 @@ class Parser(argparse.ArgumentParser):
             hint = f"; did you mean '--{close[0]}'?" if close else ""
             self.error(f"unrecognized arguments: {' '.join(extra)}{hint}")
         return found, extra
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and action.default is not argparse.SUPPRESS and "" in arg_strings:
+            raise argparse.ArgumentError(action, "expected a value, not an empty text; leave it out, or give one")
+        return super()._get_values(action, arg_strings)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise HelpShownError

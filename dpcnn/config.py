@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from dpcnn.base.arrays import Shape
-from dpcnn.base.fields import FieldError, is_sha256, load_toml
-from dpcnn.base.files import MOST_RECIPE, read_bytes
+from dpcnn.base.fields import is_sha256
 from dpcnn.base.imports import check_imports
 from dpcnn.base.options import check_options, flag_of, option, options_of
 from dpcnn.base.startup import NUMERICS
@@ -15,7 +13,7 @@ from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.nn.initialisers import INITS
 from dpcnn.nn.losses import LOSSES, Loss
 from dpcnn.nn.metrics import METRICS
-from dpcnn.nn.models import MODELS, build, named_layers
+from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
 from dpcnn.optim.groups import check_settings
 from dpcnn.optim.optimizer import Optimizer
@@ -278,23 +276,3 @@ def from_dict(values: Mapping[str, Any], where: str = "", whole: bool = False) -
         return config
     except ConfigError as error:
         raise type(error)(f"{where}{error}") from None
-
-
-def read_recipe(name: str) -> Config:
-    """A recipe by its name, as in dpcnn/recipes/, or by the path of a TOML file, whose name is that of its ``layers``.
-
-    Raises:
-        ConfigError: there is none, or it is wrong.
-    """
-    folder = Path(__file__).with_name("recipes")
-    named = sorted(path.stem for path in folder.glob("*.toml"))
-    try:
-        content = (folder / f"{name}.toml").read_bytes() if name in named else read_bytes(Path(name), MOST_RECIPE)
-        return from_dict(named_layers(load_toml(content), Path(name).stem), f"recipe {name}: ")
-    except FileNotFoundError:
-        raise ConfigError(f"--recipe: no recipe and no file {name!r}; recipes are {', '.join(named)}") from None
-    except OSError as error:
-        hint = f"; give a TOML file, as a run's {Path(name, 'config.toml')}" if Path(name).is_dir() else ""
-        raise ConfigError(f"recipe {name}: {error.strerror}{hint}") from None
-    except FieldError as error:
-        raise ConfigError(f"recipe {name}: {error}") from None

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field
+from functools import partial
 from typing import Any
 
 from dpcnn.base.imports import is_module_name
@@ -21,12 +22,16 @@ Kinds = Mapping[str, tuple[Any, Sequence[str]]]
 """For each option of a command, its default, and the kinds of work that use the option."""
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each option of a run, of its optimizer and of its loss; flags that are not typed have no value."""
+def add_config_flags(parser: argparse.ArgumentParser, hidden: Collection[str] = ()) -> None:
+    """Add a flag for each option of a run, of its optimizer and of its loss; flags that are not typed have no value.
+
+    Args:
+        hidden: the options that the help omits, because the command refuses them.
+    """
     add_import(parser)
     for each in options_of(Config):
         default = "none" if each.default == "" else each.default
-        _add_flag(parser, each, types_of(Config)[each.name], f"(default {default})")
+        _add_flag(parser, each, types_of(Config)[each.name], f"(default {default})", each.name in hidden)
     for title, kinds in (("optimizers", OPTIMIZERS), ("losses", LOSSES)):
         group = parser.add_argument_group(f"options of the {title}")
         for name, owners in _owners(kinds).items():
@@ -46,17 +51,17 @@ def _owners(kinds: Mapping[str, type[Any]]) -> dict[str, list[tuple[str, type[An
     return owners
 
 
-def _add_flag(group: Any, option: Field[Any], kind: type[Any], note: str) -> None:
-    flag, text = flag_of(option.name), option.metadata["help"].replace("%", "%%")
+def _add_flag(group: Any, option: Field[Any], kind: type[Any], note: str, hidden: bool = False) -> None:
+    text = option.metadata["help"].replace("%", "%%")
+    told = argparse.SUPPRESS if hidden else text if kind is bool else f"{text} {note}".rstrip()
+    add = partial(group.add_argument, flag_of(option.name), default=argparse.SUPPRESS, help=told)
     if kind is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-        return
-    if is_list(kind):
-        group.add_argument(flag, type=numbers, default=argparse.SUPPRESS, metavar="X,X,..", help=f"{text} {note}")
-        return
-    choices = sorted(option.metadata["choices"] or ())
-    metavar = "|".join(choices) or {int: "N", float: "X", str: "NAME"}[kind]
-    group.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=f"{text} {note}".rstrip())
+        add(action=argparse.BooleanOptionalAction)
+    elif is_list(kind):
+        add(type=numbers, metavar="X,X,..")
+    else:
+        choices = sorted(option.metadata["choices"] or ())
+        add(type=kind, metavar="|".join(choices) or {int: "N", float: "X", str: "NAME"}[kind])
 
 
 def numbers(text: str) -> list[float]:

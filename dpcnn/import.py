@@ -9,7 +9,6 @@ from dpcnn.base.arrays import Shape
 from dpcnn.base.fields import FieldError, number
 from dpcnn.base.new_files import check_free
 from dpcnn.cli import DONE, Parser, run_command
-from dpcnn.config import read_recipe
 from dpcnn.data.classes import numbered, read_names
 from dpcnn.data.pixels import LEAST_WHITE, MOST_WHITE
 from dpcnn.data.shards import CROP, RESIZE
@@ -18,6 +17,7 @@ from dpcnn.flags import add_import
 from dpcnn.interop.metadata import Description
 from dpcnn.interop.safetensors import from_safetensors
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.checkpoint import MOST_SIDE, write
 
 DESCRIBING = ("--image-shape", "--classes", "--names", "--resize", "--max-value")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from dpcnn.base.arrays import Shape
 from dpcnn.base.text import text
 from dpcnn.cli import DONE, Parser, run_command
-from dpcnn.config import Config, read_recipe
+from dpcnn.config import Config
 from dpcnn.data.augment import augmentations
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
@@ -18,6 +18,7 @@ from dpcnn.flags import add_import
 from dpcnn.nn.graph import IMAGES
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -65,7 +65,7 @@ def make_parser() -> Parser:
         "needs Open MPI 5 (default 0)",
     )
     parser.add_argument("--recipe", metavar="NAME|FILE", help="the options to start from (default simple-cnn)")
-    add_config_flags(parser)
+    add_config_flags(parser, hidden=OWN)
     return parser
 
 

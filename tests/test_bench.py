@@ -7,13 +7,16 @@ import pytest
 from commands import command
 from conftest import run
 
-from dpcnn.config import Config, read_recipe
+from dpcnn import bench, verify
+from dpcnn.base.options import flag_of
+from dpcnn.config import Config
 from dpcnn.data.dataset import load
 from dpcnn.data.shards import read_manifest
 from dpcnn.evidence.measure import measure, time_steps, warm_up
 from dpcnn.nn.models import MODELS, build
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training import plan
@@ -183,3 +186,9 @@ def test_a_mistake_that_a_started_job_finds(tmp_path):
     result = run(0, "-m", "dpcnn.bench", "--scaling", "1", "--data", "nosuchdata", cwd=tmp_path)
     message = "it said: dpcnn: error: no data set 'nosuchdata'"
     assert result.status == 2 and len(result.errors) == 1 and message in result.errors[0]
+
+
+def test_the_help_omits_what_the_command_refuses():
+    for module, refused in ((bench, bench.IDLE), (verify, verify.OWN)):
+        usage = module.make_parser().format_usage()
+        assert "[--model " in usage and not any(f"[{flag_of(name)} " in usage for name in refused)

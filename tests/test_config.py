@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from dpcnn.config import Config, from_dict, read_recipe
+from dpcnn.config import Config, from_dict
 from dpcnn.errors import ConfigError
 from dpcnn.flags import override
+from dpcnn.recipe import read_recipe
 
 MISTAKES = [
     ({"patience": 2, "validation": 0}, "--patience: needs --validation samples"),

@@ -1,5 +1,6 @@
 """Data sets: sources, shards, their bytes on any number of ranks, and damage of every kind."""
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from dpcnn.base.rng import SHUFFLE, permutation
 from dpcnn.data import inputs
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.reading import read_source
+from dpcnn.data.shard_files import ShardFile
 from dpcnn.data.shards import MANIFEST, read_manifest
 from dpcnn.data.sources import Source
 from dpcnn.errors import ConfigError, DataError
@@ -430,3 +432,12 @@ def test_a_failed_prepare_leaves_nothing(tmp_path):
     result = data("prepare", source, "--out", tmp_path / "set", ranks=2, status=2)
     assert len(result.errors) == 1 and "t10k-labels-idx1-ubyte: its header says" in result.errors[0]
     assert not (tmp_path / "set").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_more_shards_than_open_files(small, monkeypatch):
+    def refused(path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr("dpcnn.data.shard_files.open_plain", refused)
+    with pytest.raises(DataError, match=r"\.h5: Too many open files, raise the limit: ulimit -n$"):
+        ShardFile(small, read_manifest(small).shards[0])

@@ -10,7 +10,7 @@ from commands import command, training
 from conftest import ROOT
 
 import dpcnn
-from dpcnn.config import Config, from_dict, read_recipe
+from dpcnn.config import Config, from_dict
 from dpcnn.data.classes import numbered
 from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import ConfigError
@@ -23,6 +23,7 @@ from dpcnn.nn.losses import softmax
 from dpcnn.nn.models import KINDS
 from dpcnn.nn.pooling import MaxPool2d
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.progress import Progress
 

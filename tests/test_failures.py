@@ -29,6 +29,7 @@ FLAGS = [
     (["--epocs", "3"], "unrecognized arguments: --epocs 3; did you mean '--epochs'?"),
     (["--augment"], "unrecognized arguments: --augment; see dpcnn train --help"),
     (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+    (["--out", ""], "argument --out: expected a value, not an empty text; leave it out, or give one"),
     (["--batch", "0"], "--batch: must be at least 1, not 0"),
     (["--batch", "many"], "argument --batch: invalid int value: 'many'"),
     (["--lr", "-1"], "--lr: must be a number above 0, not -1.0"),

@@ -11,7 +11,8 @@ import dpcnn
 
 PACKAGE = Path(dpcnn.__file__).parent
 PACKAGES = (
-    "errors base nn optim config flags parallel cli data cluster runs training interop reporting evidence estimators"
+    "errors base nn optim config recipe flags parallel cli data cluster runs training "
+    "interop reporting evidence estimators"
 ).split()
 """A file imports only from its own package and those before it; a command from all, but from no other command."""
 

@@ -10,8 +10,9 @@ import pytest
 from commands import command, training
 
 from dpcnn import Classifier
-from dpcnn.config import Config, read_recipe
+from dpcnn.config import Config
 from dpcnn.errors import ConfigError
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.folder import RunFolder
 

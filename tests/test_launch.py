@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shlex
 import sys
 import time
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Job, run, start
+from threads import run_ranks
 
+from dpcnn.errors import ConfigError, LaunchError
 from dpcnn.parallel import start as start_of_mpi
-from dpcnn.parallel.launch import Launch, detect, usual_launcher
+from dpcnn.parallel.launch import Launch, check_limits, detect, usual_launcher
+from dpcnn.training.run import train, training_parser
 
 LAUNCHES = [
     ({}, None),
@@ -222,3 +226,26 @@ def test_a_rank_whose_node_alone_is_at_fault_says_so(tmp_path):
     assert result.status == 2
     (line,) = result.errors
     assert "none: MPI can't make its temporary files there" in line
+
+
+def test_too_few_open_files_are_told_before_mpi_starts(monkeypatch):
+    unlimited, few = resource.RLIM_INFINITY, 20
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (few if kind == resource.RLIMIT_NOFILE else unlimited,) * 2)
+    with pytest.raises(LaunchError, match="the limit on open files, 20, is too low for MPI; raise it: ulimit -n 256"):
+        check_limits()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trace"], "--trace: rank 0 has false, but rank 1 has true; give all ranks the same command"),
+        (["--stage", "/dev/shm"], "--stage: rank 0 has false, but rank 1 has true"),
+        (["--stall-timeout", "0"], "--stall-timeout: rank 0 has 600.0, but rank 1 has 0.0"),
+    ],
+)
+def test_ranks_that_would_wait_for_each_other_at_different_places_are_refused(words, message):
+    def rank(comm):
+        with pytest.raises(ConfigError, match=message):
+            train(comm, training_parser().parse_args(words * comm.rank), draw=None, started=0.0)
+
+    run_ranks([2], rank)

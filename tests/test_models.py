@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from dpcnn.config import Config, read_recipe
+from dpcnn.config import Config
 from dpcnn.errors import ConfigError
 from dpcnn.nn.layers import Conv2d, Dropout, Linear
 from dpcnn.nn.models import KINDS, MODELS, build
 from dpcnn.nn.network import Network
+from dpcnn.recipe import read_recipe
 
 
 def test_options_reach_the_layers():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from commands import command, training
 
-from dpcnn.config import read_recipe
 from dpcnn.nn import reference
+from dpcnn.recipe import read_recipe
 from dpcnn.reporting.first_layer import first_layer
 from dpcnn.runs.checkpoint import read
 

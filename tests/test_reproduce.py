@@ -3,13 +3,14 @@
 import json
 import re
 from math import ceil
+from unittest import mock
 
 import pytest
 from commands import command
 from conftest import run
 
-from dpcnn.config import read_recipe
 from dpcnn.evidence.published import PUBLISHED, PublishedResult, compare
+from dpcnn.recipe import read_recipe
 
 
 def test_a_row_of_the_table():
@@ -52,7 +53,8 @@ def test_it_runs_what_it_is_asked_for(tmp_path):
     ).read_text()
     written = (runs / "mlp-adam-3" / "metrics.jsonl").stat().st_mtime_ns
     (runs / "mlp-adam-3-torch.jsonl").write_text('{"epoch": 10, "test_accuracy": 0.125}\n')
-    again = command("reproduce", *words, "--seeds", "3", "--runs", runs, "--torch", "mlp-adam")
+    with mock.patch("dpcnn.evidence.published.run", side_effect=AssertionError("no job for a complete run")):
+        again = command("reproduce", *words, "--seeds", "3", "--runs", runs, "--torch", "mlp-adam")
     assert again.status == 0, again.err
     assert again.out.splitlines()[-1].endswith(f"| {first:.4f} | {first:.4f} | 0 s | 0.1250 | 0.1250 |")
     assert (runs / "mlp-adam-3" / "metrics.jsonl").stat().st_mtime_ns == written

@@ -11,8 +11,11 @@ import pytest
 from commands import command, training
 from conftest import run, start
 
+from dpcnn.config import from_dict
 from dpcnn.errors import CheckpointError
+from dpcnn.runs.console import Console
 from dpcnn.runs.folder import RunFolder, find_checkpoint
+from dpcnn.runs.progress import Progress
 from dpcnn.training.resume import find_start
 
 
@@ -200,3 +203,18 @@ def test_files_of_others_are_left_alone(quick, tmp_path, name):
     result = training(*quick, "--model", "mlp", "--max-steps", "1", "--out", tmp_path / "run", "--resume", "auto")
     assert result.status == 2 and "exists and is not an empty folder" in result.err
     assert path.exists()
+
+
+def test_a_line_before_the_run_has_a_folder_is_printed_all_the_same(tmp_path, capsys):
+    console = Console(lambda: True)
+    console.log_to(tmp_path / "run" / "log.txt")
+    console.say("warning: nobody watches")
+    assert capsys.readouterr().out == "warning: nobody watches\n" and not (tmp_path / "run").exists()
+
+
+def test_a_run_that_another_job_has_continued_since_it_was_read_is_not_opened(copied):
+    config = from_dict(RunFolder(copied).read_config())
+    for step in (0, 2):
+        with pytest.raises(CheckpointError, match="another job has trained here in the meantime; resume again"):
+            RunFolder(copied).open(config, Progress(step), fresh=False)
+    RunFolder(copied).open(config, Progress(4), fresh=False)

@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from commands import training
 from threads import run_ranks
 
 from dpcnn.errors import LaunchError
@@ -83,3 +84,20 @@ def test_ranks_that_can_not_share_are_told_why():
 @pytest.mark.parametrize("shape", [(0,), (3, 0)])
 def test_an_empty_array(shape):
     assert run_ranks([2], lambda comm: shared.shared_array(comm.node(), shape, np.float32).shape) == [shape] * 2
+
+
+@pytest.mark.parametrize("number", [2, 4, 6])
+def test_a_node_without_memory_ends_the_job_with_a_line(quick, tmp_path, number):
+    """Two nodes. Only the second one has memory to share: for images and labels, the state twice, and gradients."""
+    real, calls = shared._reserve, []
+
+    def reserve(size):
+        calls.append(size)
+        if len(calls) == number:
+            raise LaunchError("no memory left")
+        return real(size)
+
+    with mock.patch.object(shared, "_reserve", reserve):
+        result = training(*quick, "--max-steps", "1", "--out", tmp_path / "run", ranks=[1, 2])
+    assert len(calls) == number
+    assert (result.status, result.err) == (2, "dpcnn: error: no memory left\n")

@@ -58,7 +58,7 @@ def test_ctrl_c_in_a_single_process_ends_it_without_mpi_abort_and_its_messages(m
 
 def test_it_stops_while_there_is_time_for_a_step_and_a_checkpoint():
     clock = Clock()
-    stop = Stop(clock.now + 100, clock)
+    stop = Stop(100, clock)
     for _ in range(3):
         clock.now += 2  # steps of 2 s
         assert not stop.due()
@@ -74,13 +74,19 @@ def test_it_stops_while_there_is_time_for_a_step_and_a_checkpoint():
 
 def test_before_the_first_checkpoint_some_time_is_kept_for_it():
     clock = Clock()
-    stop = Stop(clock.now + 50, clock)
+    stop = Stop(50, clock)
     stop._looked = clock.now = 1050 - (0.1 * 50 + RESERVE) - 0.1
     assert not stop.due()
     clock.now += 0.05
     stop.due()
     clock.now += 0.1
     assert stop.due()
+
+
+def test_a_clock_that_is_set_while_a_run_trains_does_not_stop_it(monkeypatch):
+    stop, now = Stop(3600), time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 86_400)
+    assert not stop.due()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from commands import command, training
 from conftest import ROOT
 
-from dpcnn.config import read_recipe
+from dpcnn.recipe import read_recipe
 
 
 def test_the_table_of_a_recipe():

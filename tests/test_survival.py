@@ -148,7 +148,7 @@ def test_a_rank_may_die_before_the_ranks_have_numbers():
 
 def test_a_run_stops_with_a_checkpoint_when_too_few_ranks_are_left(data, tmp_path):
     result = command(
-        "train", "--data", data, "--out", tmp_path / "run", *FLAGS, "--min-ranks", "3", ranks=3, dying={1: 200}
+        "train", "--data", data, "--out", tmp_path / "run", *FLAGS, "--min-ranks", "3", ranks=3, dying={1: 220}
     )
     assert result.status == 75 and "fewer than 3 ranks are left" in result.out
     best, last = result.out.splitlines()[-2:]

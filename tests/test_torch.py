@@ -10,7 +10,7 @@ from conftest import MNIST
 from metrics import events
 
 from dpcnn.base.rng import SampleRng
-from dpcnn.config import from_dict, read_recipe
+from dpcnn.config import from_dict
 from dpcnn.nn.activations import ReLU, Sigmoid, Tanh
 from dpcnn.nn.layers import Conv2d, Linear
 from dpcnn.nn.losses import CLASSES, MULTILABEL, VALUES, CrossEntropy, Huber, SigmoidCrossEntropy, SquaredError
@@ -19,6 +19,7 @@ from dpcnn.nn.pooling import AvgPool2d, MaxPool2d
 from dpcnn.nn.sample_norm import LocalResponseNorm
 from dpcnn.optim.clipping import clip_coefficient, squares
 from dpcnn.optim.optimizers import OPTIMIZERS
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.progress import Progress
 from dpcnn.training.plateau import plateaus
 

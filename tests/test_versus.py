@@ -10,7 +10,7 @@ import pytest
 from commands import command
 from conftest import MNIST, run
 
-from dpcnn.config import Config, read_recipe
+from dpcnn.config import Config
 from dpcnn.data.dataset import load
 from dpcnn.errors import ConfigError, DivergenceError
 from dpcnn.evidence.golden import POOLED
@@ -22,6 +22,7 @@ from dpcnn.evidence.versus import COMPARED_STEP, PEERS, median_interval, remarks
 from dpcnn.nn.models import MODELS
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.plan import Plan

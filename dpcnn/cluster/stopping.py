@@ -32,13 +32,14 @@ class Stop:
         reason: the reason for a stop; empty if there is none.
     """
 
-    def __init__(self, end: float | None = None, clock: Callable[[], float] = time.time) -> None:
-        """``end``: the end of the job's time on ``clock``; None: no end."""
+    def __init__(self, left: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """``left``: the seconds until the end of the job's time; None: no end. ``clock`` must not jump."""
         self.reason = ""
-        self._end, self._clock, self._looked = end, clock, clock()
+        self._clock, self._looked = clock, clock()
+        self._end = None if left is None else self._looked + left
         self._asked: float | None = None
         self._gap, self._save = 0.0, 0.0  # the longest so far
-        self._first_save = SAVING if end is None else min(SAVING, 0.1 * (end - clock()))
+        self._first_save = SAVING if left is None else min(SAVING, 0.1 * left)
 
     def ask(self, why: str) -> bool:
         """Request a stop at the next step.

@@ -24,20 +24,18 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from dpcnn.base.timing import Timer
 from dpcnn.cluster.child import BEAT, STACKS, end_after
-from dpcnn.cluster.datagrams import BETWEEN, END, PHASES, START, Message
+from dpcnn.cluster.datagrams import Message
 from dpcnn.cluster.links import Link, connect
+from dpcnn.cluster.pulse import Pulse
 from dpcnn.cluster.verdict import ENDING, Report, Verdict, judge, silent, stuck
 from dpcnn.errors import printable
 from dpcnn.parallel.comm import SerialComm
 
-FRAMES = 15  # of a stack, the innermost: from the training loop to MPI
 COPIES = 5  # of the last message of a rank: messages get lost
 BETWEEN_COPIES = 0.01  # seconds
 FAULT = 1  # exit status
@@ -51,15 +49,13 @@ class Watch:
         say: takes a line for people, on rank 0.
 
     Attributes:
+        pulse: what this rank tells of itself.
         warning: where heartbeats don't reach rank 0 from everywhere, a line that says so: then nobody watches.
     """
 
     def __init__(self, comm: SerialComm, timeout: float, say: Callable[[str], None]) -> None:
         self.comm, self.timeout, self.say = comm, timeout, say
-        self._timer: Timer | None = None
-        self._step: Callable[[], int] = lambda: 0
-        self._main, self._read_here = threading.get_ident(), 0
-        self._at_the_end = self._done = self._over_now = False
+        self.pulse, self._over_now = Pulse(), False
         self._stacks: dict[int, str] = {}
         self._warned: set[int] = set()
         self._thread: threading.Thread | None = None
@@ -68,11 +64,15 @@ class Watch:
             number, host = comm.members[comm.rank], platform.node()
             line = f"dpcnn: hang: rank {number} on {host} has sent no heartbeat for {timeout:.1f} s, and is killed\n"
             self._child = end_after(timeout, line)
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:  # such as a death: the ranks that are left make another watch
+            self._dismiss_child()
+            raise
 
     def follow(self, timer: Timer, step: Callable[[], int]) -> None:
         """From here on, tell the phase and the step of a training."""
-        self._timer, self._step = timer, step
+        self.pulse.follow(timer, step)
 
     def renew(self) -> None:
         """Watch the ranks that are left after a death; every one of them calls this."""
@@ -105,15 +105,15 @@ class Watch:
             return
         self.comm.barrier()
         if last:
-            self._at_the_end = True
+            self.pulse.at_the_end = True
             last()
             self._leave_child()
-        self._done = True
+        self.pulse.done = True
         self._leave()
 
     def _leave_child(self) -> None:
         limit = 2 * self.timeout + STACKS
-        self._reports[self.comm.rank].take(self._own(), time.monotonic())
+        self._reports[self.comm.rank].take(self.pulse.message(), time.monotonic())
         end_after(limit, f"dpcnn: hang: {self._told([Verdict(self.comm.rank, ENDING, limit)])}\n")
 
     def _dismiss_child(self) -> None:
@@ -170,7 +170,7 @@ class Watch:
                 self._due = now + BEAT
                 self._beat(now)
         if self.comm.rank == 0 and not self.comm.survives:
-            self._send_last(self._own())
+            self._send_last(self.pulse.message())
 
     def _over(self) -> bool:
         """Whether no rank needs this thread any more."""
@@ -178,7 +178,7 @@ class Watch:
             return True
         if self.comm.rank:
             return self._reports[0].done or self._reports[0].ended
-        return self._done and all(report.done or report.ended for report in self._reports[1:])
+        return self.pulse.done and all(report.done or report.ended for report in self._reports[1:])
 
     def _take(self, link: Link, message: Message) -> None:
         """Take up a peer's message, and answer it."""
@@ -188,15 +188,15 @@ class Watch:
         if message.text:
             self._stacks[link.peer] = printable(message.text, keep="\n")
         if self.comm.rank == 0:
-            link.send(self._own()._replace(done=self._done and message.done))
+            link.send(self.pulse.message()._replace(done=self.pulse.done and message.done))
         elif message.where:
-            link.send(self._own()._replace(text=self._stack()))
+            link.send(self.pulse.message()._replace(text=self.pulse.stack()))
 
     def _beat(self, now: float) -> None:
         """Send a heartbeat, or on rank 0 judge; other ranks judge rank 0, rank 1 first."""
         if self._child is not None:
             os.write(self._child, b".")
-        own = self._own()
+        own = self.pulse.message()
         self._reports[self.comm.rank].take(own, now)
         limit = 3 * self.timeout if self.comm.survives else self.timeout  # of silence: a child is faster
         if self.comm.rank:
@@ -213,10 +213,9 @@ class Watch:
 
     def _warn(self, late: list[Verdict]) -> None:
         """Say once of each of these ranks that all wait for it."""
-        for verdict in late:
-            if verdict.rank not in self._warned:
-                line = f"warning: {self._told([verdict])}; all wait for it"
-                threading.Thread(target=self.say, args=(line,), daemon=True).start()  # the log may hang, too
+        if new := [verdict for verdict in late if verdict.rank not in self._warned]:
+            line = f"warning: {self._told(new)}; all wait for it"
+            threading.Thread(target=self.say, args=(line,), daemon=True).start()  # the log may hang, too
         self._warned = {verdict.rank for verdict in late}
 
     def _evict(self, found: list[Verdict]) -> None:
@@ -225,14 +224,18 @@ class Watch:
             self._end(found)
         for link in self._links:
             if any(verdict.rank == link.peer for verdict in found):
-                link.send(self._own()._replace(die=True))
+                link.send(self.pulse.message()._replace(die=True))
         if any(verdict.rank == 0 for verdict in found):
             self._kill_itself()
 
     def _kill_itself(self) -> None:
-        where = f"{self._own().phase}, after step {self._own().step}"
+        where = f"{self.pulse.message().phase}, after step {self.pulse.message().step}"
         line = f"rank {self.comm.members[self.comm.rank]} on {platform.node()} has made no progress: {where}"
-        print(f"dpcnn: hang: {line}; it is killed, and the others go on\n{self._stack()}", file=sys.stderr, flush=True)
+        print(
+            f"dpcnn: hang: {line}; it is killed, and the others go on\n{self.pulse.stack()}",
+            file=sys.stderr,
+            flush=True,
+        )
         time.sleep(STACKS / 5)  # the launcher passes on what was printed
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -246,17 +249,19 @@ class Watch:
             report = self._reports[rank]
             lines.append(f"rank {rank} on {report.host}: {report.phase}, after step {report.step}\n{stack}")
         print("\n".join(lines), file=sys.stderr, flush=True)
-        if self._at_the_end:  # MPI may be past an abort; the launchers end a job of which a signal has killed a rank
+        if (
+            self.pulse.at_the_end
+        ):  # MPI may be past an abort; the launchers end a job of which a signal has killed a rank
             time.sleep(STACKS / 5)  # they pass on what was printed before
             os.kill(os.getpid(), signal.SIGKILL)
         self.comm.abort(FAULT)
 
     def _ask_for_stacks(self) -> None:
         """Collect the stacks of this rank and, on rank 0, of those that answer."""
-        self._reports[self.comm.rank].take(self._own(), time.monotonic())
-        self._stacks[self.comm.rank] = self._stack()
+        self._reports[self.comm.rank].take(self.pulse.message(), time.monotonic())
+        self._stacks[self.comm.rank] = self.pulse.stack()
         if self.comm.rank == 0:
-            self._send(self._own()._replace(where=True))
+            self._send(self.pulse.message()._replace(where=True))
             until = time.monotonic() + STACKS
             while (left := until - time.monotonic()) > 0:
                 for link, message in self._links.receive(left):
@@ -264,31 +269,6 @@ class Watch:
 
     def _told(self, verdicts: list[Verdict]) -> str:
         return "; ".join(verdict.told(self._reports[verdict.rank]) for verdict in verdicts)
-
-    def _own(self) -> Message:
-        """What this rank says of itself."""
-        if self._timer is None:
-            return Message(START, 0, self._read_by_others(), self._done)
-        phase = END if self._at_the_end else self._timer.phase
-        return Message(phase if phase in PHASES else BETWEEN, self._step(), self._timer.turns, self._done)
-
-    def _read_by_others(self) -> int:
-        """Bytes that this process has read, but for those read here: what moves while a run starts up. Linux only."""
-        with suppress(OSError):
-            text = Path("/proc/self/io").read_text(encoding="ascii")
-            found = int(text.split()[1]) - self._read_here
-            self._read_here += len(text)
-            return found
-        return 0
-
-    def _stack(self) -> str:
-        """Where this rank's main thread is, without its source lines: the file system may hang."""
-        frame = sys._current_frames().get(self._main)
-        lines = [
-            f"  {'/'.join(Path(frame.f_code.co_filename).parts[-3:])}, line {line}, in {frame.f_code.co_name}"
-            for frame, line in traceback.walk_stack(frame)
-        ]
-        return "\n".join(reversed(lines[:FRAMES]))
 
     def _send(self, message: Message) -> None:
         for link in self._links:

@@ -228,8 +228,9 @@ def _in_memory(folder: Path, manifest: Manifest, split: str, comm: SerialComm, v
                 f"{name}: needs {needed / 1e6:,.0f} MB of memory, but {left / 1e6:,.0f} MB are left here; train with "
                 "--stage DIR, which makes a copy that stays on disk, or prepare the data set again, with --contiguous"
             )
-    images = shared_array(node, (samples, *manifest.image_shape), manifest.images_type)
-    labels = shared_array(node, manifest.labels_shape(samples), manifest.labels_type)
+    with comm.fail_together():
+        images = shared_array(node, (samples, *manifest.image_shape), manifest.images_type)
+        labels = shared_array(node, manifest.labels_shape(samples), manifest.labels_type)
     with comm.fail_together():
         for number, layout in layouts.items():
             span = slice(bounds[number], bounds[number + 1])

@@ -1,5 +1,6 @@
 """The open files of data shards."""
 
+import errno
 import os
 from pathlib import Path
 from types import TracebackType
@@ -44,9 +45,9 @@ class ShardFile:
                 self._descriptor = os.dup(file.fileno())
             self.state = self._look()
         except OSError as error:
-            raise DataError(
-                f"{self.path}: {error.strerror}, but {MANIFEST} names it; restore it or prepare again"
-            ) from None
+            many = error.errno == errno.EMFILE
+            why = "raise the limit: ulimit -n" if many else f"but {MANIFEST} names it; restore it or prepare again"
+            raise DataError(f"{self.path}: {error.strerror}, {why}") from None
         self.size = self.state.size
 
     def __enter__(self) -> "ShardFile":

@@ -68,7 +68,8 @@ def train(
     try:
         trainer, start = comm.transact(lambda: _set_up(comm, config, samples, test, out, reporter))
         comm.on_death(trainer.assemble)
-        reporter.commit(comm.transact(lambda: open_run(trainer, start, reporter)))
+        comm.transact(lambda: open_run(trainer, start, reporter))
+        reporter.commit()
         trainer.fit()
         if out:
             trainer.transact(lambda: write_times(trainer, reporter))
@@ -88,7 +89,7 @@ def _set_up(
         start = share_start(comm, Namespace(out=str(folder), resume="auto", recipe=None, tensorboard=False), reporter)
     with comm.fail_together():
         check(config.numerics)
-        if start.config is not None:
+        if start.resumes:
             of_run = from_dict(start.config)
             config = as_begun(config, of_run)
             check_resumable(of_run, config, str(start.folder.path))

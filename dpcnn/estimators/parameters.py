@@ -11,12 +11,13 @@ import numpy as np
 from dpcnn.base import startup
 from dpcnn.base.arrays import Shape
 from dpcnn.base.fields import FieldError, Table
-from dpcnn.config import OWN_NAMES, Config, from_dict, part_names, read_recipe
+from dpcnn.config import OWN_NAMES, Config, from_dict, part_names
 from dpcnn.data.pixels import LEAST_WHITE, MOST_WHITE
 from dpcnn.data.shards import MOST_SIDE
 from dpcnn.errors import ConfigError, unknown_key
 from dpcnn.flags import override
 from dpcnn.nn.models import named_layers
+from dpcnn.recipe import read_recipe
 from dpcnn.training.resume import recipe_of
 
 Recipe = str | Path | Sequence[Mapping[str, Any]] | Mapping[str, Any]

@@ -20,7 +20,7 @@ from dpcnn.base.arrays import Array
 from dpcnn.base.files import write_file
 from dpcnn.base.numerics import describe, deviations, fingerprint
 from dpcnn.base.text import text
-from dpcnn.config import from_dict, read_recipe
+from dpcnn.config import from_dict
 from dpcnn.data.classes import numbered
 from dpcnn.data.dataset import Samples
 from dpcnn.data.shards import CROP, Manifest
@@ -28,6 +28,7 @@ from dpcnn.errors import ConfigError, nearest
 from dpcnn.nn.losses import CLASSES, LOSSES, MULTILABEL, VALUES
 from dpcnn.optim.optimizers import OPTIMIZERS
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.drift import tensor_hashes

@@ -25,6 +25,7 @@ from dpcnn.nn.layer import Layer
 from dpcnn.nn.merging import Merge
 from dpcnn.nn.network import Network
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.training.fitted import fitted
 
 COPIED = 1 << 24
 """Elements of each array of the measurement of bandwidth, 64 MB: more than the caches of a core."""
@@ -140,8 +141,7 @@ def measure_layers(jobs: Jobs) -> tuple[Result, str]:
     """
     config = jobs.config
     check(config.numerics)
-    manifest = read_manifest(find_data(config.data))
-    network = config.measured(manifest.mean, manifest.deviation).network(manifest.image_shape, manifest.classes)
+    config, network = fitted(config, read_manifest(find_data(config.data)))
     network.check_memory(config.microbatch)
     params = network.initialise(config.seed, config.init, config.init_std)
     ours: list[list[Times]] = []

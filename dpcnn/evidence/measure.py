@@ -24,6 +24,7 @@ from dpcnn.parallel.exact import ExactExchange
 from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
+from dpcnn.training.fitted import fitted
 from dpcnn.training.setup import check_memory
 from dpcnn.training.state import PARAMETERS, State
 from dpcnn.training.trainer import Trainer
@@ -52,9 +53,7 @@ def measure_job(
     samples = load(folder, "train", comm)
     with comm.fail_together():
         check(config.numerics)
-        config = config.measured(samples.manifest.mean, samples.manifest.deviation)
-        config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
-        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+        config, network = fitted(config, samples.manifest)
     nodes = comm.allgather_obj(comm.node().rank).count(0)
     result: Result = {"ranks": comm.size, "nodes": nodes, "parameters": network.size}
     if not exchange_only:
@@ -153,8 +152,9 @@ def compare_exchanges(comm: SerialComm, size: int, times: int, rounds: int = 9) 
         Milliseconds of each round, and the median ratio.
     """
     exchange, adam = ExactExchange(comm, size, Timer()), Adam()
-    state = State(Adam.state_names, size, exchange.node, exchange.elements)
-    state.renew(exchange.node)
+    with comm.fail_together():  # a node may have too little memory
+        state = State(Adam.state_names, size, exchange.node, exchange.elements)
+        state.renew(exchange.node)
     own, whole = state.within(exchange.shard), adam.zeros(size)
     exchange.sum([1] * comm.size, lambda number, out, keep: out.fill(0))  # touches the memory; sums of zeros stay zero
     params, gradient = np.zeros((2, size), np.float32)

@@ -9,10 +9,13 @@ from dpcnn.base.fields import load_json
 from dpcnn.base.files import read_bytes, write_file
 from dpcnn.base.numerics import fingerprint, processor
 from dpcnn.base.text import count_of, markdown
-from dpcnn.config import read_recipe
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.jobs import run
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.events import Event, evaluated, read_events
+from dpcnn.runs.folder import RunFolder
+from dpcnn.training.resume import Start, choose_config
+from dpcnn.training.run import training_parser
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class Trainings:
         """The events of a run's epochs; an incomplete run is resumed, and other options than the run's are an error."""
         folder = self.folder / f"{recipe}-{seed}"
         words = ["--recipe", recipe, "--seed", seed, *self.more, "--test", "--resume", "auto", "--out", str(folder)]
-        run("dpcnn.train", *words, launcher=self.launcher, ranks=self.ranks)
+        if not complete(RunFolder(folder), words):
+            run("dpcnn.train", *words, launcher=self.launcher, ranks=self.ranks)
         return [event for event in read_events(folder / "metrics.jsonl") if event["event"] == "epoch"]
 
     def train_in_torch(self, recipe: str, seed: str) -> list[Event]:
@@ -96,6 +100,18 @@ class Trainings:
             printed = run("dpcnn.evidence.peers.torch_recipe", recipe, "--seed", seed, *self.more)
             write_file(path, printed.encode())
         return [load_json(line) for line in read_bytes(path).splitlines()]
+
+
+def complete(folder: RunFolder, words: Sequence[str]) -> bool:
+    """Whether a run has ended with the options of these arguments of a training.
+
+    Raises:
+        CheckpointError, ConfigError: it is another run.
+    """
+    if not folder.ended():
+        return False
+    start = Start(folder, folder.read_config(), resumes=True)
+    return choose_config(training_parser().parse_args(words), start).as_dict() == start.config
 
 
 def reached(published: PublishedResult, runs: Sequence[Sequence[Event]]) -> list[float]:

@@ -61,11 +61,11 @@ class ExactExchange(Exchange):
         self._plans: dict[tuple[int, ...], Plan] = {}
 
     def sum(self, sizes: Sequence[int], gradient: Gradient) -> Vector:
-        plan, buffers = self._plan(tuple(sizes)), self._own_buffers(len(sizes))
+        plan = self._plan(tuple(sizes))
         if plan.factors:
             plan.factors.begin()
-        for subtree, row in buffers:
-            self._add_up(subtree, row, gradient, plan.factors)
+        for subtree, rows in zip(owned(len(sizes), self.comm.size)[self.comm.rank], self._buffers, strict=False):
+            self._add_up(subtree, rows[self.node.rank], gradient, plan.factors)
         with self.timer("waiting"):
             self.node.barrier()  # its rows are full
         with self.timer("exchange"):
@@ -73,30 +73,31 @@ class ExactExchange(Exchange):
 
     def _plan(self, sizes: tuple[int, ...]) -> Plan:
         if sizes not in self._plans:  # a run has two at most: a full batch, and an epoch's last one
-            layout, rank = self._layout, self.comm.rank
-            nodes = len(layout.nodes)
-            counts = Counts(sizes, nodes, layout.ranks, layout.copied)
-            chosen = {number: product for number, product in self.products.items() if pays(product, counts)}
-            factors = Factors(self.comm, self.node, layout, chosen, sizes) if chosen else None
-            holes = factors.holes if factors else []
-            self._plans[sizes] = Plan(
-                layout.of_nodes(len(sizes)),
-                layout.sums(len(sizes), rank, holes),
-                factors,
-                outside(layout.slice(rank), holes),
-                outside(layout.shard(rank), holes),
-            )
+            with self.comm.fail_together():  # a node may have too little memory
+                self._make_buffers(len(sizes))
+                self._plans[sizes] = self._make_plan(sizes)
         return self._plans[sizes]
 
-    def _own_buffers(self, leaves: int) -> list[tuple[Subtree, Vector]]:
-        """The subtrees of tree(0, leaves) that this rank adds up, each with its (size,) row."""
+    def _make_buffers(self, leaves: int) -> None:
+        """Make as many rows as the ranks of this node need for their subtrees of tree(0, leaves)."""
         held = owned(leaves, self.comm.size)
         first, end = self._layout.nodes[self._home]
         while len(self._buffers) < max(len(held[rank]) for rank in range(first, end)):
             self._buffers.append(shared_array(self.node, (self.node.size, self.size), np.float32))
-        return [
-            (subtree, rows[self.node.rank]) for subtree, rows in zip(held[self.comm.rank], self._buffers, strict=False)
-        ]
+
+    def _make_plan(self, sizes: tuple[int, ...]) -> Plan:
+        layout, rank = self._layout, self.comm.rank
+        counts = Counts(sizes, len(layout.nodes), layout.ranks, layout.copied)
+        chosen = {number: product for number, product in self.products.items() if pays(product, counts)}
+        factors = Factors(self.comm, self.node, layout, chosen, sizes) if chosen else None
+        holes = factors.holes if factors else []
+        return Plan(
+            layout.of_nodes(len(sizes)),
+            layout.sums(len(sizes), rank, holes),
+            factors,
+            outside(layout.slice(rank), holes),
+            outside(layout.shard(rank), holes),
+        )
 
     def _sum(self, leaves: int, plan: Plan) -> Vector:
         held = owned(leaves, self.comm.size)

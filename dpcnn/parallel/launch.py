@@ -23,6 +23,9 @@ from dpcnn.errors import LaunchError
 ADDRESS_SPACE = 640 << 20
 """The minimum of the bytes that a rank maps: libraries, MPI's shared memory, a small network."""
 
+OPEN_FILES = 64
+"""The minimum of the files that a rank may open: libraries, MPI's sockets, a small data set."""
+
 PASSED_ON = 0.2
 """Seconds in which a launcher passes on what a process has printed."""
 
@@ -70,6 +73,7 @@ def check_limits() -> None:
         LaunchError: it can't.
     """
     least, _ = resource.getrlimit(resource.RLIMIT_AS)
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     folder = next((os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)), "/tmp")
     problem = ""
     if least != resource.RLIM_INFINITY and least < ADDRESS_SPACE:
@@ -77,6 +81,8 @@ def check_limits() -> None:
             f"the limit on address space, {least >> 20} MiB, is too low for MPI and NumPy; "
             f"raise it: ulimit -v {ADDRESS_SPACE >> 10} or more"
         )
+    elif files != resource.RLIM_INFINITY and files < OPEN_FILES:
+        problem = f"the limit on open files, {files}, is too low for MPI; raise it: ulimit -n {4 * OPEN_FILES} or more"
     elif not _takes_files(folder):
         problem = f"{folder}: MPI can't make its temporary files there; set TMPDIR to a writable folder"
     if problem:

@@ -37,7 +37,8 @@ def shared_array(node: SerialComm, shape: Shape, dtype: Any) -> Array:
     later. A single rank gets an ordinary array.
 
     Raises:
-        LaunchError: on every rank, if the memory is not available or can't be shared.
+        LaunchError: on every rank of ``node``, if the memory is not available or can't be shared. Other nodes do not
+            know: where there may be any, call this in a block of ``fail_together`` of all ranks.
     """
     count = int(np.prod(shape))
     size = max(count * np.dtype(dtype).itemsize, 1)

@@ -14,7 +14,7 @@ from dpcnn.nn.graph import IMAGES
 from dpcnn.nn.layers import Dropout, Linear
 from dpcnn.nn.network import Network
 from dpcnn.nn.pooling import GlobalAvgPool
-from dpcnn.reporting.figures import MISSING, new_figure, save, shades_of, short, show
+from dpcnn.reporting.figures import new_figure, picture, save, shades_of, short, show
 from dpcnn.reporting.mistakes import worst_mistakes
 from dpcnn.runs.checkpoint import Checkpoint
 from dpcnn.training.examination import Examination
@@ -23,6 +23,7 @@ COLUMNS = 4
 """The largest number of mistakes, and of classes, whose maps are drawn."""
 
 
+@picture
 def draw_activation_maps(checkpoint: Checkpoint, examination: Examination, stem: Path) -> str:
     """Draw some images, and the map of the predicted class over each, to STEM.png and STEM.svg.
 
@@ -37,8 +38,6 @@ def draw_activation_maps(checkpoint: Checkpoint, examination: Examination, stem:
         return "no class activation maps drawn: the network does not end in global average pooling and a linear layer"
     groups = [group for group in (worst_mistakes(answers, COLUMNS), best_of_classes(examination)) if len(group)]
     figure = new_figure(width=1.1 * COLUMNS, height=2.4 * len(groups))
-    if figure is None:
-        return MISSING
     params = network.flat(checkpoint.parameters)
     grid = figure.subplots(2 * len(groups), COLUMNS, squeeze=False)
     for axes in grid.flat:

@@ -7,7 +7,7 @@ import numpy as np
 
 from dpcnn.base.arrays import Array
 from dpcnn.data.classes import Names
-from dpcnn.reporting.figures import MISSING, new_figure, save, short
+from dpcnn.reporting.figures import new_figure, picture, save, short
 
 MOST_NUMBERED, MOST_CELLS, MOST_PAIRS, MOST_LETTERS = 30, 250, 15, 22
 """The most classes of a picture with names and counts, cells on a side of a picture, pairs of classes in a table, and
@@ -43,6 +43,7 @@ def off_diagonal(confusion: Array) -> Array:
     return mistakes
 
 
+@picture
 def draw_confusion(confusion: Array, names: Names, stem: Path) -> str:
     """Draw a confusion matrix to STEM.png and STEM.svg.
 
@@ -58,8 +59,6 @@ def draw_confusion(confusion: Array, names: Names, stem: Path) -> str:
         A line with the names of the files, or with the reason why there are none.
     """
     figure = new_figure(width=6, height=5.5)
-    if figure is None:
-        return MISSING
     axes = figure.subplots()
     if len(confusion) <= MOST_NUMBERED:
         axes.set(xlabel="predicted class", ylabel="true class")

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpcnn.reporting.figures import MISSING, MOST_POINTS, new_figure, plain, save
+from dpcnn.reporting.figures import MOST_POINTS, new_figure, picture, plain, save
 from dpcnn.runs.events import Event, evaluated, read_events
 
 STYLES = ("o--", "s-", "^:")
 NAMES = {"train": "training"}
 
 
+@picture
 def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
     """Draw loss and accuracy of runs over their epochs, to STEM.png and STEM.svg; in a regression, the absolute error.
 
@@ -20,8 +21,6 @@ def draw_curves(runs: Sequence[Path], stem: Path, narrow: bool = False) -> str:
         A line with the names of the files, or with the reason why there are none.
     """
     figure = new_figure(width=5, height=7) if narrow else new_figure(width=10)
-    if figure is None:
-        return MISSING
     loss, accuracy = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     worst, second = 1.0, "accuracy"
     for number, run in enumerate(runs):

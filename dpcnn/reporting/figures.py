@@ -3,8 +3,10 @@
 import io
 import os
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -16,7 +18,24 @@ from dpcnn.errors import printable
 MOST_POINTS, MOST_LETTERS = 5_000, 14
 """The most points of a curve, and characters of a class's name."""
 
-MISSING = "nothing drawn: matplotlib is not installed (pip install 'dpcnn[plot]')"
+P = ParamSpec("P")
+
+
+class NotDrawnError(Exception):
+    """There is no picture; the message is a line with the reason."""
+
+
+def picture(draw: Callable[P, str]) -> Callable[P, str]:
+    """Let a function that draws and returns a line return the reason where there is no picture."""
+
+    @wraps(draw)
+    def drawn(*arguments: P.args, **options: P.kwargs) -> str:
+        try:
+            return draw(*arguments, **options)
+        except NotDrawnError as error:
+            return str(error)
+
+    return drawn
 
 
 def plain(text: str) -> str:
@@ -43,12 +62,12 @@ def show(axes: Any, image: Array, shades: str) -> None:
 
 
 def new_figure(width: float, height: float = 4) -> Any:
-    """A figure of ``width`` by ``height`` inches, or None if Matplotlib is not installed."""
+    """A figure of ``width`` by ``height`` inches, in a function with the decorator :func:`picture`."""
     os.environ["MPLBACKEND"] = "Agg"  # before the import, which fails if this names a missing backend
     try:
         import matplotlib
     except ImportError:
-        return None
+        raise NotDrawnError("nothing drawn: matplotlib is not installed (pip install 'dpcnn[plot]')") from None
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 

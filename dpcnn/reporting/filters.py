@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from dpcnn.base.arrays import Array
-from dpcnn.reporting.figures import MISSING, new_figure, save, show
+from dpcnn.reporting.figures import new_figure, picture, save, show
 
 MOST_PICTURES = 64
 """The most filters or maps in a picture."""
 
 
+@picture
 def draw_filters(before: Array, after: Array, stem: Path) -> str:
     """Draw a layer's filters before and after training, each in its own shades, to STEM.png and STEM.svg.
 
@@ -26,12 +27,11 @@ def draw_filters(before: Array, after: Array, stem: Path) -> str:
     columns = min(before.shape[2], 5)
     rows = -(-before.shape[2] // columns)
     figure = new_figure(width=1 + 1.6 * columns, height=0.5 + 0.8 * rows)
-    if figure is None:
-        return MISSING
     _before_and_after(figure.subfigures(1, 2), before, after, columns)
     return save(figure, stem, "filters")
 
 
+@picture
 def draw_maps(image: Array, before: Array, after: Array, shades: str, stem: Path) -> str:
     """Draw an image, and a layer's output for it before and after training, to STEM.png and STEM.svg.
 
@@ -47,8 +47,6 @@ def draw_maps(image: Array, before: Array, after: Array, shades: str, stem: Path
     columns = min(before.shape[2], 4)
     rows = -(-before.shape[2] // columns)
     figure = new_figure(width=2 + 1.8 * columns, height=0.5 + 0.9 * rows)
-    if figure is None:
-        return MISSING
     parts = figure.subfigures(1, 3, width_ratios=(2, 0.9 * columns, 0.9 * columns))
     parts[0].suptitle("image")
     show(parts[0].subplots(), image, shades)

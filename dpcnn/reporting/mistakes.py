@@ -7,7 +7,7 @@ import numpy as np
 from dpcnn.base.arrays import Array
 from dpcnn.data.file_names import names_of
 from dpcnn.nn.metrics import Answers
-from dpcnn.reporting.figures import MISSING, new_figure, save, shades_of, short, show
+from dpcnn.reporting.figures import new_figure, picture, save, shades_of, short, show
 from dpcnn.training.examination import Examination
 
 
@@ -34,6 +34,7 @@ def mistake_rows(examination: Examination, most: int) -> list[list[str]]:
     ]
 
 
+@picture
 def draw_mistakes(examination: Examination, most: int, stem: Path, columns: int = 8) -> str:
     """Draw the images with the highest losses among those classified wrong, to STEM.png and STEM.svg.
 
@@ -50,8 +51,6 @@ def draw_mistakes(examination: Examination, most: int, stem: Path, columns: int 
         return "no mistakes drawn: there are none"
     rows = -(-len(worst) // columns)
     figure = new_figure(width=1.1 * columns, height=1.3 * rows)
-    if figure is None:
-        return MISSING
     images, _ = examination.samples.take(examination.indices[worst])
     shades = shades_of(examination.resize)
     lines = "\n" if max(map(len, names)) > 2 else " "

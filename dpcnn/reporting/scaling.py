@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from dpcnn.reporting.figures import MISSING, new_figure, save
+from dpcnn.reporting.figures import new_figure, picture, save
 
 
+@picture
 def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: bool = False) -> str:
     """Draw images per second over ranks, with a line for each kind of scaling, to STEM.png and STEM.svg.
 
@@ -15,8 +16,6 @@ def draw_scaling(speeds: Mapping[str, Mapping[int, float]], stem: Path, log: boo
         A line with the names of the files, or with the reason why there are none.
     """
     figure = new_figure(width=6)
-    if figure is None:
-        return MISSING
     axes = figure.subplots()
     for (kind, rates), mark in zip(speeds.items(), "os^", strict=False):
         axes.plot(list(rates), list(rates.values()), f"{mark}-", label=kind)

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from dpcnn.nn.metrics import Answers
-from dpcnn.reporting.figures import MISSING, MOST_POINTS, new_figure, save
+from dpcnn.reporting.figures import MOST_POINTS, new_figure, picture, save
 
 MOST_VALUES = 10
 """The most values of a sample that are drawn: Matplotlib has as many colours."""
 
 
+@picture
 def draw_scatter(answers: Answers, stem: Path) -> str:
     """Draw the predicted over the true values of at most 5,000 samples to STEM.png and STEM.svg.
 
@@ -19,8 +20,6 @@ def draw_scatter(answers: Answers, stem: Path) -> str:
         A line with the names of the files, or with the reason why there are none.
     """
     figure, dots = new_figure(width=6, height=5.5), {"markersize": 3, "alpha": 0.5, "rasterized": True}
-    if figure is None:
-        return MISSING
     axes, every = figure.subplots(), -(-answers.count // MOST_POINTS)
     true, predicted = answers.labels[::every], answers.predicted[::every]
     for number in range(min(true.shape[1], MOST_VALUES)):

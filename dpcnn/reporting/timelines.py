@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpcnn.reporting.curves import thinned
-from dpcnn.reporting.figures import MISSING, new_figure, save
+from dpcnn.reporting.figures import new_figure, picture, save
 from dpcnn.runs.events import PEAK_MEMORY, Event
 
 
+@picture
 def draw_timeline(events: Sequence[Event], key: str, label: str, stem: Path) -> str:
     """Draw a value of a run's events over the epochs, to STEM.png and STEM.svg.
 
@@ -21,8 +22,6 @@ def draw_timeline(events: Sequence[Event], key: str, label: str, stem: Path) -> 
     epochs = [event for event in events if event["event"] == "epoch"]
     with_value = thinned([event for event in events if key in event])
     figure = new_figure(width=5, height=2.4)
-    if figure is None:
-        return MISSING
     if not epochs or not with_value:
         return f"no {label} drawn: the run has recorded none"
     axes = figure.subplots()

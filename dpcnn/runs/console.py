@@ -25,9 +25,10 @@ class Reporter:
 
     Attributes:
         size: bytes of the log file after the last action that has been committed.
+        written: the same after what this action has written so far.
     """
 
-    size = 0
+    size = written = 0
 
     def log_to(self, path: Path) -> None:
         """From here on, write every line to this file too."""
@@ -36,12 +37,13 @@ class Reporter:
         """The size of the log file in bytes, on the rank that prints; 0 on the others."""
         return 0
 
-    def commit(self, size: int) -> None:
-        """End an action, after which the log file has ``size`` bytes."""
-        self.size = size
+    def commit(self) -> None:
+        """All ranks have done the action."""
+        self.size = self.written
 
     def retry(self) -> None:
         """The action is repeated: do not print again the lines that this rank has printed in it."""
+        self.written = self.size
 
     def take_over(self) -> None:
         """Print from now on for a rank that has died, and remove its lines of the unfinished action from the log."""
@@ -86,10 +88,12 @@ class Console(Reporter):
     def log_to(self, path: Path) -> None:
         self._log = path
 
-    def commit(self, size: int) -> None:
-        self.size, self._fresh, self._to_skip = size, 0, 0
+    def commit(self) -> None:
+        super().commit()
+        self._fresh = self._to_skip = 0
 
     def retry(self) -> None:
+        super().retry()
         self._to_skip = self._fresh
 
     def take_over(self) -> None:
@@ -114,7 +118,7 @@ class Console(Reporter):
         self._print(line)
         if self._bar is not None:
             self._bar.refresh()
-        if self._log:
+        if self._log and self._log.parent.is_dir():  # else the run has not begun
             with Folder(self._log.parent) as folder, folder.appending(self._log.name) as file:
                 file.write(f"{line}\n".encode())
 

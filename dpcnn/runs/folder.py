@@ -117,12 +117,11 @@ class RunFolder:
             what = "belongs to another run" if self.config.exists() else "exists and is not an empty folder"
             raise CheckpointError(f"{self.path}: {what}; give another --out, or continue that run with --resume")
 
-    def open(self, config: Config, progress: Progress, fresh: bool, newest: Path | None = None) -> str:
+    def open(self, config: Config, progress: Progress, fresh: bool) -> str:
         """Create the folder, or open it to resume its run, and write the events of ``progress`` to metrics.jsonl.
 
         Args:
             fresh: whether the run is new.
-            newest: the checkpoint that was the newest when the run was read.
 
         Returns:
             An empty string, or a warning: see :meth:`lock`.
@@ -137,7 +136,7 @@ class RunFolder:
             warning = self.lock()
             if fresh:
                 self.check_free()  # another job may have been faster
-            if newest and newest != self.newest():
+            if (newest := self.newest()) and newest.name != step_name(progress.step):
                 raise CheckpointError(f"{self.path}: another job has trained here in the meantime; resume again")
             self._prepare(config, progress)
         except OSError as error:

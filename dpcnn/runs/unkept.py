@@ -20,7 +20,7 @@ class Unkept(RunFolder):
     def check_free(self) -> None:
         pass
 
-    def open(self, config: Config, progress: Progress, fresh: bool, newest: Path | None = None) -> str:
+    def open(self, config: Config, progress: Progress, fresh: bool) -> str:
         return ""
 
     def take_over(self, config: Config, progress: Progress) -> str:

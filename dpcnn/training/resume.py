@@ -7,13 +7,14 @@ from shlex import quote
 from typing import Any
 
 from dpcnn.base.options import flag_of, options_of
-from dpcnn.config import Config, from_dict, read_recipe
+from dpcnn.config import Config, from_dict
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.errors import CheckpointError, ConfigError
 from dpcnn.flags import given, override
 from dpcnn.optim.schedules import OVER_ALL_EPOCHS, PLATEAU
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.checkpoint import Checkpoint, read
 from dpcnn.runs.folder import RUNS, RunFolder, dated, numerics_of
 from dpcnn.runs.step_files import step_name
@@ -24,46 +25,32 @@ BINDING = {"epochs": OVER_ALL_EPOCHS, "monitor": {PLATEAU}}
 """Options that may change when a run is resumed, except with these schedules."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Start:
     """Where a run begins.
 
     Attributes:
         folder: of the run.
-        path, checkpoint: the checkpoint to continue from, if any; only rank 0 has read it.
-        config: of the run that is resumed, as a dict, if any.
-        recipe: of a new run, the options that its flags change, as a dict.
+        config: the options of the run that is resumed, or of the recipe of a new one, as a dict.
+        resumes: whether a run is resumed.
         source: the checkpoint of ``--init-from`` that the recipe comes from, if any.
-        newest: the newest checkpoint in the folder, if any.
-        fingerprint: the checkpoint's fingerprint of numerics, if any.
+        path, fingerprint: of the checkpoint to continue from, if any: its path, and that of its numerics.
+        checkpoint: this checkpoint, on rank 0.
     """
 
-    folder: RunFolder = field(default_factory=lambda: RunFolder(Path()))
-    path: Path | None = None
-    checkpoint: Checkpoint | None = None
-    config: dict[str, Any] | None = None
-    recipe: dict[str, Any] = field(default_factory=dict)
+    folder: RunFolder
+    config: dict[str, Any] = field(default_factory=dict)
+    resumes: bool = False
     source: str = ""
-    newest: Path | None = None
+    path: Path | None = None
     fingerprint: dict[str, Any] | None = None
+    checkpoint: Checkpoint | None = None
 
     def shared(self, comm: SerialComm) -> "Start":
         """Rank 0's start on every rank of ``comm``, without the checkpoint itself."""
-        paths = [path and str(path) for path in (self.folder.path, self.path, self.newest)]
-        made_with = self.checkpoint and self.checkpoint.fingerprint
-        (folder, path, newest), config, recipe, source, made_with = comm.broadcast_obj(
-            [paths, self.config, self.recipe, self.source, made_with]
-        )
-        return Start(
-            self.folder if comm.rank == 0 else RunFolder(Path(folder)),
-            path and Path(path),
-            self.checkpoint,
-            config,
-            recipe,
-            source,
-            newest and Path(newest),
-            made_with,
-        )
+        values = {name: getattr(self, name) for name in ("config", "resumes", "source", "fingerprint")}
+        folder, path, values = comm.broadcast_obj([str(self.folder.path), self.path and str(self.path), values])
+        return self if comm.rank == 0 else Start(RunFolder(Path(folder)), path=path and Path(path), **values)
 
 
 def find_start(options: Namespace) -> Start:
@@ -86,19 +73,33 @@ def find_start(options: Namespace) -> Start:
     folder.check_idle()
     path = folder.newest()
     if path is None:
-        return Start(folder, config=folder.read_config())
+        return Start(folder, folder.read_config(), resumes=True)
     checkpoint = read(path)
+    check_name(path, checkpoint)
+    return _continuing(folder, path, checkpoint)
+
+
+def check_name(path: Path, checkpoint: Checkpoint) -> None:
+    """Make sure that a run's newest checkpoint has the name of its step.
+
+    Raises:
+        CheckpointError: it has another one.
+    """
     if path.name != step_name(checkpoint.progress.step):
         raise CheckpointError(
             f"{path}: holds step {checkpoint.progress.step}, so its name is wrong; rename or delete it"
         )
-    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), newest=path)
+
+
+def _continuing(folder: RunFolder, path: Path, checkpoint: Checkpoint) -> Start:
+    options, numerics = checkpoint.config.as_dict(), checkpoint.fingerprint
+    return Start(folder, options, resumes=True, path=path, fingerprint=numerics, checkpoint=checkpoint)
 
 
 def _new_run(options: Namespace) -> Start:
     recipe, source = recipe_of(options), source_of(options)
     name = recipe.model if source else Path(options.recipe or RECIPE).stem
-    return Start(RunFolder(Path(options.out or dated(name))), recipe=recipe.as_dict(), source=source)
+    return Start(RunFolder(Path(options.out or dated(name))), recipe.as_dict(), source=source)
 
 
 def _from_checkpoint(path: Path, out: Path | None) -> Start:
@@ -119,7 +120,9 @@ def _from_checkpoint(path: Path, out: Path | None) -> Start:
             raise CheckpointError(
                 f"{path}: the run has continued to {latest.name}; to start again from here, give a new --out"
             )
-    return Start(folder, path, checkpoint, checkpoint.config.as_dict(), newest=folder.newest())
+        if latest:
+            check_name(latest, checkpoint)
+    return _continuing(folder, path, checkpoint)
 
 
 def newest_run() -> RunFolder:
@@ -174,8 +177,8 @@ def choose_config(options: Namespace, start: Start) -> Config:
         ConfigError: a flag would change the result of a run that is resumed.
         DataError: there is no such data set.
     """
-    if start.config is None:
-        recipe = from_dict(start.recipe)
+    if not start.resumes:
+        recipe = from_dict(start.config)
         return with_cut(override(recipe, options), recipe, given(options))
     folder = str(start.folder.path)
     of_run = from_dict(start.config, f"{folder}: ")

@@ -1,6 +1,7 @@
 """A training from its arguments to its last line."""
 
 import os
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dpcnn.parallel.shared import share_or_part
 from dpcnn.runs.console import Console
 from dpcnn.runs.folder import TENSORBOARD
 from dpcnn.runs.trace import clock_offset
-from dpcnn.training.setup import open_run, set_up
+from dpcnn.training.setup import check_same, open_run, set_up
 from dpcnn.training.summary import Draw, already_complete, finish, say_stopped
 from dpcnn.training.times import write_times, write_trace
 
@@ -43,7 +44,8 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
     comm.on_death(trainer.assemble)
     if not options.tensorboard and comm.transact(lambda: already_complete(trainer, start, reporter, options.trace)):
         return _leave(comm, watch, DONE)
-    reporter.commit(comm.transact(lambda: open_run(trainer, start, reporter)))
+    comm.transact(lambda: open_run(trainer, start, reporter))
+    reporter.commit()
     if watch.warning:
         reporter.say(watch.warning)
     watch.follow(trainer.timer, lambda: trainer.progress.step)
@@ -67,10 +69,16 @@ def _leave(comm: SerialComm, watch: Watch, status: int) -> int:
     return status
 
 
+TOGETHER = "survive", "stall_timeout", "verify", "tensorboard", "trace"
+"""Options that decide what the ranks do together."""
+
+
 def _stop(comm: SerialComm, options: Namespace, started: float) -> Stop:
+    check_same(comm, {name: getattr(options, name) for name in TOGETHER} | {"stage": options.stage is not None})
     with comm.fail_together():
         check_min_ranks(options.min_ranks, options.survive, 0 if comm.repeated else comm.size)
-        return Stop(job_end(os.environ, started, options.walltime))
+        end = job_end(os.environ, started, options.walltime)
+        return Stop(None if end is None else end - time.time())
 
 
 def check_min_ranks(least: int, survive: str, ranks: int) -> None:

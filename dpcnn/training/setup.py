@@ -3,9 +3,10 @@
 import json
 import platform
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from dpcnn import __version__
@@ -27,6 +28,7 @@ from dpcnn.parallel.tree import sums_held
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.runs.tensorboard import writer_class
+from dpcnn.training.fitted import fitted
 from dpcnn.training.resume import Start, choose_config, find_start
 from dpcnn.training.saving import vectors
 from dpcnn.training.team import microbatch_sizes
@@ -43,10 +45,9 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
     with comm.fail_together():
         config = choose_config(options, start)
         check(config.numerics)
-    first = comm.broadcast_obj(as_texts(config))
+    check_same(comm, config.as_dict())
     with comm.fail_together():
-        check_same(config, first, comm.rank)
-        run = start.source or (str(start.folder.path) if start.config is not None else "")
+        run = start.source or (str(start.folder.path) if start.resumes else "")
         data = find_data_of(run, config.data) if run and "data" not in options else find_data(config.data)
     if options.stage:
         data = stage(data, options.stage, comm)
@@ -57,38 +58,36 @@ def set_up(comm: SerialComm, options: Namespace, reporter: Reporter, stop: Stop)
     return trainer, start
 
 
-def as_texts(config: Config) -> dict[str, str]:
-    """The options, each as a text."""
-    return {name: json.dumps(value) for name, value in config.as_dict().items()}
-
-
-def check_same(config: Config, first: dict[str, str], rank: int) -> None:
-    """Make sure that a rank has the options of rank 0.
+def check_same(comm: SerialComm, options: Mapping[str, Any]) -> None:
+    """Make sure that all ranks have the options of rank 0.
 
     Raises:
-        ConfigError: an option differs, as where mpirun was given several commands.
+        ConfigError: on every rank, if an option differs, as where mpirun was given several commands.
     """
-    for name, value in as_texts(config).items():
-        if value != first.get(name):
-            raise ConfigError(
-                f"{flag_of(name)}: rank 0 has {first.get(name)}, but rank {rank} has {value}; "
-                "give all ranks the same command"
-            )
+    texts = {name: json.dumps(value) for name, value in options.items()}
+    first = comm.broadcast_obj(texts)
+    with comm.fail_together():
+        for name, value in texts.items():
+            if value != first.get(name):
+                raise ConfigError(
+                    f"{flag_of(name)}: rank 0 has {first.get(name)}, but rank {comm.rank} has {value}; "
+                    "give all ranks the same command"
+                )
 
 
 def share_start(comm: SerialComm, options: Namespace, reporter: Reporter) -> Start:
     """Find the start on rank 0, share it with all ranks, and let the reporter continue the log that lies there."""
-    start = Start()
+    start = Start(RunFolder(Path()))
     with comm.fail_together():
         if comm.rank == 0:
             if options.tensorboard:
                 writer_class()
             start = find_start(options)
-            if start.config is None:
+            if not start.resumes:
                 start.folder.check_free()
     start = start.shared(comm)
     reporter.log_to(start.folder.log)
-    reporter.size = comm.broadcast_obj(reporter.logged())
+    reporter.size = reporter.written = comm.broadcast_obj(reporter.logged())
     return start
 
 
@@ -113,9 +112,7 @@ def make_trainer(
                 f"{start.path}: trained on other data than {samples.manifest.name}; give the data set of the run"
             )
         check_labels(start, samples)
-        config.make_loss().check_data(samples.manifest.targets, samples.manifest.classes, samples.manifest.name)
-        config = config.measured(samples.manifest.mean, samples.manifest.deviation)
-        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+        config, network = fitted(config, samples.manifest)
     check_memory(comm, config, network, len(samples), start.folder)
     warm = None
     if config.init_from and not start.path:
@@ -126,7 +123,7 @@ def make_trainer(
         trainer.restore(start.checkpoint)
     trainer.origin = start.path
     with comm.fail_together():
-        if comm.rank == 0 and start.config is None:
+        if comm.rank == 0 and not start.resumes:
             start.folder.check_free()
     return trainer
 
@@ -164,26 +161,21 @@ def received_sums(comm: SerialComm, config: Config, network: Network, sizes: Seq
     return layout.received(len(sizes)) if exact else 0
 
 
-def open_run(trainer: Trainer, start: Start, reporter: Reporter) -> int:
-    """Open the run's folder for writing, and print the opening lines.
-
-    Returns:
-        The size of the log file in bytes.
-    """
+def open_run(trainer: Trainer, start: Start, reporter: Reporter) -> None:
+    """Open the run's folder for writing, and print the opening lines."""
     comm = trainer.comm
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
     with comm.fail_together():
         if comm.rank == 0:
-            fresh = start.config is None and not comm.repeated  # if repeated, a rank 0 that has died may have opened it
+            fresh = not start.resumes and not comm.repeated  # if repeated, a rank 0 that has died may have opened it
             if comm.repeated and not trainer.record.leads:
                 reporter.take_over()
-            warning = start.folder.open(trainer.config, trainer.progress, fresh, start.newest)
+            warning = start.folder.open(trainer.config, trainer.progress, fresh)
             trainer.record.begin(trainer.progress)
             for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
                 if line:
                     reporter.say(line)
-    size: int = comm.broadcast_obj(reporter.logged())
-    return size
+    reporter.written = comm.broadcast_obj(reporter.logged())
 
 
 def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> list[str]:
@@ -212,7 +204,7 @@ def opening_lines(trainer: Trainer, start: Start, numerics: dict[str, Any]) -> l
         if start.fingerprint != numerics:
             lines.append("the numerics differ from those of the checkpoint: the last bits may too")
     else:
-        lines += ["no checkpoint yet: starting from step 0"] * (start.config is not None)
+        lines += ["no checkpoint yet: starting from step 0"] * start.resumes
         lines += [trainer.plan.warmup_remark]
     if start.source:
         lines.append(f"no --recipe: the network and all options that are not given are those of {start.source}")

@@ -87,8 +87,8 @@ def already_complete(trainer: Trainer, start: Start, reporter: Reporter, trace: 
     epochs = count_of(progress.epochs, "epoch")
     over = progress.epochs >= trainer.plan.last_epoch or out_of_patience(progress, config)
     complete: bool = comm.broadcast_obj(bool(start.path and over) and trainer.run.ended())
-    begun = start.config or {}
-    flags = [flag_of(name) for name in OF_STEPS if getattr(config, name) != begun.get(name)] + ["--trace"] * trace
+    flags = [flag_of(name) for name in OF_STEPS if getattr(config, name) != start.config.get(name)]
+    flags += ["--trace"] * trace
     idle = f"without a step, {', '.join(flags)} {'has' if len(flags) == 1 else 'have'} no effect; " if flags else ""
     with comm.fail_together(), suppress(OSError):  # the folder may be read-only: it then keeps its log
         if complete:

@@ -63,8 +63,9 @@ class Team:
         self.new = state is None or not self.exchange.whole
         if not self.exchange.whole:
             self.exchange = make(None, network.products, sizes)
-        self.state = self._initial(warm, spare) if state is None or self.new else state
-        self.state.renew(self.exchange.node)
+        with comm.fail_together():  # a node may have too little memory
+            self.state = self._initial(warm, spare) if state is None or self.new else state
+            self.state.renew(self.exchange.node)
         self.shard = self.exchange.shard
         self.own = self.state.within(self.shard)
         self.update = Update(comm, config, network, self.shard, self.exchange.unique)

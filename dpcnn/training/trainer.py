@@ -83,7 +83,7 @@ class Trainer:
         self.waiting, self.min_ranks = Waiting(max(comm.members) + 1), 1
         self.origin: Path | None = None
         self._hosts = dict(zip(comm.members, comm.allgather_obj(platform.node()), strict=True))
-        self._size_of_log, self._deaths_noted, self._stopping, self._over = 0, 0, False, False
+        self._deaths_noted, self._stopping, self._over = 0, False, False
         self._committed: State | None = None
         self.assemble()
         self._adopt()
@@ -113,13 +113,8 @@ class Trainer:
 
     def transact(self, action: Callable[[], T]) -> T:
         """Do an action on all living ranks: see :meth:`dpcnn.parallel.comm.SerialComm.transact`."""
-
-        def begin() -> T:
-            self._size_of_log = self.reporter.size
-            return action()
-
-        result = self.comm.transact(begin, self.timer)
-        self.reporter.commit(self._size_of_log)
+        result = self.comm.transact(action, self.timer)
+        self.reporter.commit()
         return result
 
     def next_action(self) -> Commit:
@@ -251,7 +246,7 @@ class Trainer:
                 if self.comm.rank == 0:
                     self.record.lead(self.config, self.progress)
                 yield
-            self._size_of_log = self.comm.broadcast_obj(self.reporter.logged())
+            self.reporter.written = self.comm.broadcast_obj(self.reporter.logged())
 
     def check_drift(self) -> Commit:
         """Compare what the ranks see, and record it."""

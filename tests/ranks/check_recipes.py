@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import dpcnn.parallel.start
-from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer

@@ -15,13 +15,13 @@ from pathlib import Path
 import jax
 
 from dpcnn.cli import DONE, Parser, run_command
-from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import LaunchError
 from dpcnn.evidence.peers.jax_training import LAYOUTS, JaxTraining
 from dpcnn.evidence.peers.speed import keep_memory, measure
 from dpcnn.flags import add_config_flags, override
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 
 
 def make_parser() -> Parser:

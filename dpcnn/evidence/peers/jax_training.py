@@ -16,6 +16,7 @@ from dpcnn.evidence.peers.jax_step import JaxStep
 from dpcnn.evidence.peers.options import check_options
 from dpcnn.nn.layers import Scale
 from dpcnn.runs.progress import Progress
+from dpcnn.training.fitted import fitted
 from dpcnn.training.plan import Plan
 
 LAYOUTS = ("NHWC", "NCHW")
@@ -32,9 +33,8 @@ class JaxTraining:
 
     def __init__(self, config: Config, samples: Samples, layout: str) -> None:
         check_options(config, "JAX")
-        config = config.measured(samples.manifest.mean, samples.manifest.deviation)
+        config, network = fitted(config, samples.manifest)
         self.config, self.samples, self.layout, self.plan = config, samples, layout, Plan(config, samples)
-        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         for layer in network.layers:
             twin(layer)
         self.augment, self.scale = Augment(network.input_shape, config), network.layers[0]

@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dpcnn.base.text import count_of
 from dpcnn.cli import DONE, Parser, run_command
-from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.peers.speed import keep_memory, measure
 from dpcnn.evidence.peers.torch_training import LAYOUTS, TorchTraining
 from dpcnn.flags import add_config_flags, override
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
 
 
 def make_parser() -> Parser:

@@ -17,7 +17,6 @@ from torch import nn
 
 from dpcnn.base.arrays import Shape
 from dpcnn.cli import DONE, Parser, run_command
-from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data
 from dpcnn.data.shards import read_manifest
 from dpcnn.evidence.peers.speed import keep_memory
@@ -25,6 +24,8 @@ from dpcnn.evidence.peers.torch_net import TWINS, translate
 from dpcnn.evidence.peers.torch_training import LAYOUTS
 from dpcnn.flags import add_config_flags, override
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
+from dpcnn.training.fitted import fitted
 
 
 def make_parser() -> Parser:
@@ -40,8 +41,7 @@ def command(comm: SerialComm, options: Namespace) -> int:
     keep_memory()
     torch.set_num_threads(1)
     config = override(read_recipe(options.recipe), options)
-    manifest = read_manifest(find_data(config.data))
-    network = config.measured(manifest.mean, manifest.deviation).network(manifest.image_shape, manifest.classes)
+    config, network = fitted(config, read_manifest(find_data(config.data)))
 
     def times(number: int, layout: torch.memory_format) -> tuple[float, float] | None:
         layer, shapes = network.layers[number], [*network.input_shapes(number), network.shapes[number]]

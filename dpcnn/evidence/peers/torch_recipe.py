@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dpcnn.base.rng import permutation
-from dpcnn.config import Config, read_recipe
+from dpcnn.config import Config
 from dpcnn.data.dataset import Samples, find_data, load
 from dpcnn.data.holdout import hold_out
 from dpcnn.errors import ConfigError
@@ -26,6 +26,8 @@ from dpcnn.evidence.peers.torch_net import torch_net
 from dpcnn.evidence.peers.torch_parts import torch_loss, torch_optimizer
 from dpcnn.optim.schedules import SCHEDULES
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.recipe import read_recipe
+from dpcnn.training.fitted import fitted
 
 
 def main() -> None:
@@ -54,8 +56,7 @@ def train(config: Config) -> Iterator[dict[str, Any]]:
         raise ConfigError("this training in PyTorch has no augmentation, no gradient clipping and no averaged weights")
     torch.manual_seed(config.seed)
     samples, test = (load(find_data(config.data), split, SerialComm()) for split in ("train", "test"))
-    config = config.measured(samples.manifest.mean, samples.manifest.deviation)
-    network = config.network(samples.manifest.image_shape, samples.manifest.classes)
+    config, network = fitted(config, samples.manifest)
     net = torch_net(network, network.initialise(config.seed, config.init, config.init_std))
     optimizer, loss = torch_optimizer(config, net), torch_loss(config)
     holdout = hold_out(samples.labels, config.validation, config.holdout, config.seed)

@@ -17,6 +17,7 @@ from dpcnn.evidence.peers.torch_net import torch_net
 from dpcnn.evidence.peers.torch_parts import torch_loss, torch_optimizer
 from dpcnn.nn.layers import Scale
 from dpcnn.runs.progress import Progress
+from dpcnn.training.fitted import fitted
 from dpcnn.training.plan import Plan
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}  # of images (N, C, H, W)
@@ -37,10 +38,9 @@ class TorchTraining:
         wrap: Callable[[nn.Module], nn.Module] = lambda net: net,
     ) -> None:  # fmt: skip
         check_options(config, "PyTorch")
-        config = config.measured(samples.manifest.mean, samples.manifest.deviation)
+        config, network = fitted(config, samples.manifest)
         self.config, self.samples, self.layout, self.rank, self.ranks = config, samples, LAYOUTS[layout], rank, ranks
         self.plan = Plan(config, samples)
-        network = config.network(samples.manifest.image_shape, samples.manifest.classes)
         self.augment = Augment(network.input_shape, config)
         params = network.initialise(config.seed, config.init, config.init_std)
         self.net = torch_net(network, params).to(memory_format=self.layout)
