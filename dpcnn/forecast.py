@@ -33,7 +33,12 @@ def make_parser() -> Parser:
         help="numbers of nodes in the forecast (default 1,2,4, .., 2048)",
     )
     parser.add_argument("--latency", type=float, help="seconds per message between nodes, instead of the fitted value")
-    parser.add_argument("--plot", type=Path, metavar="STEM", help="draw images per second to STEM.png and STEM.svg")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="STEM",
+        help="draw images per second to STEM.png and STEM.svg, or to STEM if that ends with .png or .svg",
+    )
     return parser
 
 

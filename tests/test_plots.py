@@ -33,6 +33,20 @@ def test_a_picture_of_any_run(epochs, steps, tmp_path):
     assert "<path" in (tmp_path / "curves.svg").read_text()
 
 
+@pytest.mark.parametrize(
+    ("stem", "files"),
+    [("a.v2", ["a.v2.png", "a.v2.svg"]), ("a.png", ["a.png"]), ("a.svg", ["a.svg"])],
+)
+def test_the_name_decides_on_the_files(stem, files, tmp_path):
+    """A name with another ending lost it."""
+    (tmp_path / "drawn").mkdir()
+    line = draw_curves([write_run(tmp_path / "run", 3, 30)], tmp_path / "drawn" / stem)
+    assert line == "curves drawn: " + " and ".join(str(tmp_path / "drawn" / name) for name in files)
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == files
+    starts = {".png": b"\x89PNG", ".svg": b"<?xml"}
+    assert all((tmp_path / "drawn" / name).read_bytes().startswith(starts[name[-4:]]) for name in files)
+
+
 def test_runs_beside_each_other(tmp_path):
     runs = [write_run(tmp_path / name, 3, 30) for name in ("one", "two")]
     draw_curves(runs, tmp_path / "both")

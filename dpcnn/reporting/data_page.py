@@ -40,7 +40,7 @@ def data_page(folder: Path, splits: Mapping[str, Samples]) -> str:
     counts = [count_labels(splits[split].labels, manifest).tolist() for split in SPLITS]
     skipped = _skipped(folder)
     with TemporaryDirectory(prefix="dpcnn-data-") as work:
-        draw_samples(splits["train"], Path(work) / "samples")
+        draw_samples(splits["train"], Path(work) / "samples.svg")
         sections = [
             Section("Samples", table([TITLES[manifest.targets], *SPLITS], rows(manifest, counts), names=1)),
             Section("Training samples of each class", picture(Path(work), "samples", "some samples of each class")),

@@ -15,6 +15,9 @@ from dpcnn.base.files import write_file
 from dpcnn.data.shards import MNIST
 from dpcnn.errors import printable
 
+KINDS = ".png", ".svg"
+"""The kinds of files of a picture."""
+
 MOST_POINTS, MOST_LETTERS = 5_000, 14
 """The most points of a curve, and characters of a class's name."""
 
@@ -75,15 +78,21 @@ def new_figure(width: float, height: float = 4) -> Any:
 
 
 def save(figure: Any, stem: Path, what: str) -> str:
-    """Write a figure to STEM.png and STEM.svg, the same bytes each time, and return a line with the paths."""
+    """Write a figure to STEM.png and STEM.svg, or to STEM if that ends with .png or .svg: the same bytes each time.
+
+    Returns:
+        A line with the paths, beginning with ``what``.
+    """
     import matplotlib
 
-    paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
+    one = stem.suffix in KINDS
+    paths = [stem] if one else [stem.with_name(stem.name + kind) for kind in KINDS]
     for path in paths:
         picture = io.BytesIO()
         date = {"Date": None} if path.suffix == ".svg" else {}
         with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "dpcnn"}):
             warnings.filterwarnings("ignore", "Glyph", UserWarning)  # in names of scripts that the font lacks
             figure.savefig(picture, format=path.suffix[1:], dpi=150, metadata=date)
+        figure.set_layout_engine("none")  # the next file has the same layout, and takes less time
         write_file(path, picture.getvalue())
     return f"{what} drawn: {' and '.join(map(str, paths))}"

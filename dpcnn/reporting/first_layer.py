@@ -32,12 +32,13 @@ def read_test_image(data: Path, number: int) -> Array:
     return image
 
 
-def draw_first_layer(checkpoint: Checkpoint, image: Array, out: Path) -> list[str]:
+def draw_first_layer(checkpoint: Checkpoint, image: Array, out: Path, kind: str = "") -> list[str]:
     """Draw the first layer's filters and its output for an image, before and after training.
 
     Args:
         image: (1, H, W, C).
         out: the folder of the pictures, ``filters`` and ``maps``.
+        kind: the ending of the only files; empty: .png and .svg.
 
     Returns:
         A line per picture, with its files or the reason why it was not drawn.
@@ -50,9 +51,9 @@ def draw_first_layer(checkpoint: Checkpoint, image: Array, out: Path) -> list[st
     )
     if before is None or after is None:
         return ["no filters drawn: the filters of the first layer with parameters do not have the shape of an image"]
-    lines = [draw_filters(before, after, out / "filters")]
+    lines = [draw_filters(before, after, out / f"filters{kind}")]
     if map_before is not None and map_after is not None:
-        lines.append(draw_maps(image[0], map_before, map_after, shades_of(checkpoint.resize), out / "maps"))
+        lines.append(draw_maps(image[0], map_before, map_after, shades_of(checkpoint.resize), out / f"maps{kind}"))
     return lines
 
 

@@ -67,16 +67,16 @@ def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, examination: Exa
 def draw(
     folder: RunFolder, checkpoint: Checkpoint, examination: Examination, events: Sequence[Event], out: Path
 ) -> None:
-    """Draw the page's pictures into a folder."""
-    draw_curves([folder.path], out / "curves", narrow=True)
-    draw_timelines(events, out)
+    """Draw the page's pictures into a folder, as SVG."""
+    draw_curves([folder.path], out / "curves.svg", narrow=True)
+    draw_timelines(events, out, ".svg")
     if examination.confusion is not None:
-        draw_confusion(examination.confusion, examination.class_names, out / "confusion")
-        draw_mistakes(examination, MISTAKES, out / "mistakes", COLUMNS)
-        draw_activation_maps(checkpoint, examination, out / "activation")
+        draw_confusion(examination.confusion, examination.class_names, out / "confusion.svg")
+        draw_mistakes(examination, MISTAKES, out / "mistakes.svg", COLUMNS)
+        draw_activation_maps(checkpoint, examination, out / "activation.svg")
     elif "classes" not in examination.results:
-        draw_scatter(examination.answers, out / "values")
-    draw_first_layer(checkpoint, examination.samples.take(np.array([0]))[0], out)
+        draw_scatter(examination.answers, out / "values.svg")
+    draw_first_layer(checkpoint, examination.samples.take(np.array([0]))[0], out, ".svg")
 
 
 def results(events: Sequence[Event], examination: Examination, drawn: Path, monitor: str) -> list[Section]:

@@ -32,13 +32,16 @@ def draw_timeline(events: Sequence[Event], key: str, label: str, stem: Path) -> 
     return save(figure, stem, label)
 
 
-def draw_timelines(events: Sequence[Event], out: Path) -> list[str]:
+def draw_timelines(events: Sequence[Event], out: Path, kind: str = "") -> list[str]:
     """Draw the learning rate and the memory into a folder, as ``rate`` and ``memory``.
+
+    Args:
+        kind: the ending of the only files; empty: .png and .svg.
 
     Returns:
         A line per picture, with its files or the reason why it was not drawn.
     """
     return [
-        draw_timeline(events, "learning_rate", "learning rate", out / "rate"),
-        draw_timeline(events, PEAK_MEMORY, "peak memory in MB", out / "memory"),
+        draw_timeline(events, "learning_rate", "learning rate", out / f"rate{kind}"),
+        draw_timeline(events, PEAK_MEMORY, "peak memory in MB", out / f"memory{kind}"),
     ]
