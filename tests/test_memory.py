@@ -173,6 +173,15 @@ def test_an_evaluation_needs_about_its_limit(behind, monkeypatch):
     assert network.at_once < 128 and 0.3 < needed / 16e6 < 1.6
 
 
+def test_an_evaluation_holds_nothing_that_a_layer_keeps_for_its_gradient_while_the_next_one_computes(monkeypatch):
+    """Two large convolutions in a row had both their transformed images in memory, also without a gradient."""
+    monkeypatch.setattr(arrays, "CHUNK", 1 << 16)
+    conv = {"kind": "conv2d", "filters": 16, "kernel_size": 9, "padding": 4}
+    one, two = (behind_a_convolution([conv] * count) for count in (1, 2))
+    needed = [peak(network, network.logits, images=8) for network in (one, two)]
+    assert needed[1] < 1.2 * needed[0]
+
+
 def test_a_smaller_limit_evaluates_fewer_images_at_once():
     at_once = [deep(2, side=224, memory=memory).at_once for memory in (1, 16, 64, 1024, 4096)]
     assert at_once == sorted(at_once) and at_once[0] == 1 and at_once[-1] == 128 and len(set(at_once)) > 3
