@@ -238,7 +238,7 @@ class Network(FlatParameters):
     def logits(self, params: Array, images: Array) -> Array:
         """The last layer's output, (N, classes), for images (N, *input_shape)."""
         with ufunc_buffer(UFUNC_BUFFER):
-            for x, backward in self._forward(params, images):
+            for x, backward in self._forward(params, images):  # noqa: B007
                 del backward  # and all that it keeps of the layer's input
             return x
 
