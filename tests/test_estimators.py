@@ -422,6 +422,7 @@ def test_a_name_means_a_data_set_before_it_means_pictures(of_names, named, photo
         (lambda model, photos: model.predict_files([3]), "expected the name of a file or folder, not 3"),
         (lambda model, photos: model.predict_files(3), "expected the name of a file or folder, not 3"),
         (lambda model, photos: model.predict("a\0b"), r"expected the name of a file or folder, not 'a\\x00b'"),
+        (lambda model, photos: model.predict(""), "expected the name of a file or folder, not ''"),
         (lambda model, photos: model.predict([]), "X: expected images of numbers"),
         (lambda model, photos: model.score(photos), "no.* data set"),
         (lambda model, photos: model.score(photos, NAMES[:2]), r"y: expected labels \(12,\)"),
@@ -524,6 +525,7 @@ def test_white_is_255_for_the_network():
         ({"X": X.astype(int) * 2}, DataError, "X: expected whole numbers from 0 to 255, found 0 to 438"),
         ({"X": X * np.nan}, DataError, "X: some values are not finite"),
         ({"X": X.astype(str)}, DataError, "X: expected images of numbers, not <U3"),
+        ({"X": X.astype(object)}, DataError, r"not object \(200, 12, 12\); convert its numbers, as with X.astype"),
         ({"X": X[:0]}, DataError, r"X: expected images of numbers, not uint8 \(0, 12, 12\)"),
         ({"X": np.ma.array(X, mask=X > 200)}, DataError, r"X: some values are masked; .* X.filled\(0\), or leave them"),
         ({"X": list(np.ma.array(X, mask=X > 200))}, DataError, "X: some values are masked"),
@@ -585,8 +587,11 @@ def test_mistakes_before_and_after_fit(fitted):
     with pytest.raises(DataError, match="X: some values are masked"):
         fitted.predict(np.ma.array(X, mask=X > 200))
     assert fitted.score(np.ma.array(X), NAMES[Y].tolist()) == fitted.score(X, NAMES[Y].astype(object))
+    assert fitted.score(X, NAMES[Y].astype(np.dtypes.StringDType())) == fitted.score(X, NAMES[Y])
+    with pytest.raises(CheckpointError, match="a{300}: File name too long"):
+        dpcnn.load("a" * 300)
     for use in (fitted.save, dpcnn.load):
-        for name in (None, "a\0b"):
+        for name in (None, "a\0b", ""):
             with pytest.raises(DataError, match="expected the name of a file or folder, not"):
                 use(name)
     with pytest.raises(AttributeError, match="no attribute 'Clasifier'"):
@@ -778,6 +783,11 @@ def test_one_value_for_each_image_and_another_loss(tmp_path):
     [
         ({"y": PLACES[1:]}, DataError, r"y: expected numbers \(240,\) or \(240, K\)"),
         ({"y": PLACES.astype(str)}, DataError, "y: expected numbers .* not <U"),
+        (
+            {"y": PLACES.astype(object)},
+            DataError,
+            "y: expected numbers .* not object .*; convert them, as with y.astype",
+        ),
         ({"y": np.where(PLACES > 0.5, np.inf, 0)}, DataError, "y: some values are not finite"),
         ({"options": {"loss": "cross-entropy"}}, ConfigError, "--loss: this loss is for one class per sample"),
         (

@@ -165,12 +165,35 @@ def test_the_estimate_is_near_the_memory_of_a_gradient(behind, monkeypatch):
     assert 0.75 < network.memory(16) / needed < 1.4
 
 
+@pytest.mark.parametrize("images", [4, 32])
+@pytest.mark.parametrize("norm", [{"kind": "batchnorm"}, {"kind": "layernorm"}, {"kind": "groupnorm", "groups": 1}])
+@pytest.mark.parametrize("end", [[], [{"kind": "relu"}]])
+def test_the_estimate_counts_the_factors_of_a_normalisation_of_vectors(norm, end, images, monkeypatch):
+    """Of images, they are a row of pixels; of vectors, each is as large as the batch: too little was estimated."""
+    monkeypatch.setattr(arrays, "CHUNK", 1 << 16)
+    first = {"kind": "conv2d", "filters": 16, "kernel_size": 3, "padding": 1}
+    network = Network((48, 48, 3), build([first, {"kind": "flatten"}, norm, *end, {"kind": "linear"}], 10))
+    labels, grads = np.zeros(images, np.int64), np.empty(network.size, np.float32)
+    rng = SampleRng(0, 0, np.arange(images))
+    needed = peak(network, lambda p, x: network.gradient(p, x, labels, CrossEntropy(), grads, rng), images)
+    assert 0.8 < network.memory(images) / (needed + 2 * grads.nbytes) < 1.4
+
+
 @pytest.mark.parametrize("behind", BEHIND)
 def test_an_evaluation_needs_about_its_limit(behind, monkeypatch):
     monkeypatch.setattr(arrays, "CHUNK", 1 << 16)
     network = behind_a_convolution(behind, memory=16)
     needed = peak(network, lambda p, x: network.logits(p, x[: network.at_once]), images=128)
     assert network.at_once < 128 and 0.3 < needed / 16e6 < 1.6
+
+
+def test_an_evaluation_holds_nothing_that_a_layer_keeps_for_its_gradient_while_the_next_one_computes(monkeypatch):
+    """Two large convolutions in a row had both their transformed images in memory, also without a gradient."""
+    monkeypatch.setattr(arrays, "CHUNK", 1 << 16)
+    conv = {"kind": "conv2d", "filters": 16, "kernel_size": 9, "padding": 4}
+    one, two = (behind_a_convolution([conv] * count) for count in (1, 2))
+    needed = [peak(network, network.logits, images=8) for network in (one, two)]
+    assert needed[1] < 1.2 * needed[0]
 
 
 def test_a_smaller_limit_evaluates_fewer_images_at_once():

@@ -77,6 +77,7 @@ def test_a_wrong_layer_is_named(table, message):
     [
         (["linear"], "linear1 can't take (12, 12, 1): pixels need a flatten before a linear layer"),
         (["flatten", "maxpool2d"], "maxpool2d1 can't take (144,)"),
+        (["flatten", "globalavgpool"], "globalavgpool1 can't take (144,)"),
         (["scale"], "the model ends in (12, 12, 1), and there is no number for each class; add a linear layer"),
         (["flatten"], "the model ends in (144,), and no layer has parameters; add a linear layer"),
     ],

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from math import isqrt, prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,12 +72,19 @@ def images_of(X: Any, image_shape: Shape | None, max_value: float | None) -> Arr
     """
     array = array_of(X, "X")
     if array.dtype.kind not in "biuf" or not array.size:
-        advice = "; make a data set of picture files: dpcnn data prepare" if array.dtype.kind in "UO" else ""
-        raise DataError(f"X: expected images of numbers, not {array.dtype} {array.shape}{advice}")
+        raise DataError(f"X: expected images of numbers, not {array.dtype} {array.shape}{_advice(array)}")
     shape = tuple(image_shape or _shape(array.shape))
     if len(shape) != 3 or prod(shape) != prod(array.shape[1:]):
         raise DataError(f"X: expected images of image_shape={shape}, (H, W, C), not an array of {array.shape}")
     return np.ascontiguousarray(_pixels(array, max_value).reshape(-1, *shape))
+
+
+def _advice(array: Array) -> str:
+    """What to do about an array that has no numbers."""
+    objects = array.dtype.kind == "O" and array.size > 0
+    if array.dtype.kind in "UT" or (objects and isinstance(array.flat[0], str | Path)):
+        return "; make a data set of picture files: dpcnn data prepare"
+    return "; convert its numbers, as with X.astype(float)" if objects and array.ndim else ""
 
 
 def array_of(values: Any, name: str) -> Array:

@@ -13,7 +13,7 @@ def file_path(name: Any) -> Path:
     Raises:
         DataError: it is no name.
     """
-    if not isinstance(name, str | Path) or "\0" in str(name):
+    if not isinstance(name, str | Path) or not str(name) or "\0" in str(name):
         raise DataError(f"expected the name of a file or folder, not {repr(name)[:80]}")
     return Path(name)
 

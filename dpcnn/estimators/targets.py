@@ -19,7 +19,7 @@ def labels_of(y: Any, count: int) -> Array:
         DataError: y has another type or shape.
     """
     labels = array_of(y, "y")
-    if labels.dtype.kind == "O":
+    if labels.dtype.kind in "OT":  # objects, or texts of any length
         labels = array_of(labels.tolist(), "y")
     if labels.dtype.kind == "U":
         _check_texts(y)
@@ -81,6 +81,7 @@ def values_of(y: Any, count: int, columns: int | None = None) -> Array:
     if values.dtype.kind not in "biuf" or values.ndim not in (1, 2) or len(values) != count or not values.size:
         actual = f"{values.dtype} {values.shape}"
         advice = "; give a row for each image: y.reshape(len(y), -1)" if values.ndim > 2 else ""
+        advice = "; convert them, as with y.astype(float)" if values.dtype.kind == "O" and values.ndim else advice
         raise DataError(f"y: expected numbers ({count},) or ({count}, K), one row for each image, not {actual}{advice}")
     found = values.reshape(count, -1).astype(np.float32, order="C")
     if columns not in (None, found.shape[1]):

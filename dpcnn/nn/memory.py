@@ -78,7 +78,7 @@ def with_parts(steps: list[Step], applied: Mapping[int, int]) -> list[Step]:
         more = Memory(
             kept=part.needs.kept + pooled * part.output,  # the largest values, before they are scaled
             forward=part.needs.forward,
-            backward=part.needs.backward,
+            backward=part.needs.backward + whole.needs.backward,
             keeps_input=True,
             dx_in_place=not pooled,
         )

@@ -206,6 +206,7 @@ class Network(FlatParameters):
                 values[number], backward = layer.forward(xs[0], own, None if layer.frozen else rng)
             del xs
             yield values[number], backward
+            del backward
 
     def _own_copy(self, layer: Layer, x: Array) -> Array:
         """``x``, or a copy of it for a layer that writes over its input, which other layers take too."""
@@ -237,8 +238,8 @@ class Network(FlatParameters):
     def logits(self, params: Array, images: Array) -> Array:
         """The last layer's output, (N, classes), for images (N, *input_shape)."""
         with ufunc_buffer(UFUNC_BUFFER):
-            for x, _ in self._forward(params, images):  # noqa: B007
-                pass
+            for x, backward in self._forward(params, images):  # noqa: B007
+                del backward  # and all that it keeps of the layer's input
             return x
 
     def gradient(
@@ -266,6 +267,7 @@ class Network(FlatParameters):
                 backwards: list[Callable[..., Any] | None] = []
                 for x, backward in self._forward(params, images, rng):  # noqa: B007
                     backwards.append(backward)
+                    del backward  # the list alone refers to it, so that its memory is free after its step back
                 losses, dy = loss.loss_and_gradient(x, labels)
                 correct = int(loss.correct(x, labels).sum())
             with self.timer("backward"):

@@ -11,7 +11,17 @@ from dpcnn.errors import ConfigError
 from dpcnn.nn.activations import ReLU, rectify
 from dpcnn.nn.layer import Backward, Layer, Memory, Parameter
 from dpcnn.nn.pooling import MaxPool2d
-from dpcnn.nn.rows import CACHED, SUMMED, by_channel, column_sums, in_bands, repeated, rows_of, sum_of_products
+from dpcnn.nn.rows import (
+    CACHED,
+    SUMMED,
+    by_channel,
+    column_sums,
+    in_bands,
+    repeated,
+    row_elements,
+    rows_of,
+    sum_of_products,
+)
 
 
 class BatchNorm(Layer):
@@ -45,7 +55,7 @@ class BatchNorm(Layer):
         return shape
 
     def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
-        return Memory(keeps_input=True, dx_in_place=True)
+        return Memory(backward=6 * row_elements(shape, images), keeps_input=True, dx_in_place=True)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:
         return self.forward_with(None, x, params, rng)

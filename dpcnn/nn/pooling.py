@@ -213,7 +213,8 @@ class GlobalAvgPool(Layer):
     keeps_input = False
 
     def build(self, shape: Shape) -> Shape:
-        self.pixels, (_, _, C) = shape[0] * shape[1], shape
+        H, W, C = shape
+        self.pixels = H * W
         return (C,)
 
     def forward(self, x: Array, params: Mapping[str, Array], rng: SampleRng | None = None) -> tuple[Array, Backward]:

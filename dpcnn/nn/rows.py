@@ -20,6 +20,11 @@ def rows_of(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1, row_length(array.shape))  # a view of it might have other strides
 
 
+def row_elements(shape: Shape, images: int) -> float:
+    """The elements per image of a row of :func:`rows_of`, for inputs of ``shape``, without N."""
+    return row_length((*shape[:-1], images, shape[-1])) / images
+
+
 def empty_images(shape: Shape, dtype: Any, by_image: bool) -> Array:
     """An uninitialised array, which lies in memory as (N, H, W, C) if ``by_image`` is true and it is (H, W, N, C)."""
     if not by_image:

@@ -10,7 +10,17 @@ from dpcnn.base.arrays import Array, Shape, empty
 from dpcnn.base.rng import SampleRng
 from dpcnn.errors import ConfigError
 from dpcnn.nn.layer import Backward, Layer, Memory, Parameter, at_least, at_most
-from dpcnn.nn.rows import CACHED, SUMMED, by_channel, column_sums, in_bands, repeated, rows_of, sum_of_products
+from dpcnn.nn.rows import (
+    CACHED,
+    SUMMED,
+    by_channel,
+    column_sums,
+    in_bands,
+    repeated,
+    row_elements,
+    rows_of,
+    sum_of_products,
+)
 
 MOST_SIZE = 255
 """The largest ``size`` of a local response normalisation."""
@@ -30,6 +40,8 @@ class SampleNorm(Layer):
     """
 
     overwrites_input = True
+    rows = 4
+    """The rows of sums and factors, each of the length of a row of x, that its gradient needs at a time."""
 
     def __init__(self, epsilon: float = 1e-5) -> None:
         if not epsilon > 0:
@@ -42,7 +54,7 @@ class SampleNorm(Layer):
         return shape
 
     def training_memory(self, shape: Shape, output: Shape, images: int) -> Memory:
-        return Memory(keeps_input=True, dx_in_place=True)
+        return Memory(backward=self.rows * row_elements(shape, images), keeps_input=True, dx_in_place=True)
 
 
 class LayerNorm(SampleNorm):
@@ -85,6 +97,8 @@ class LayerNorm(SampleNorm):
 class GroupNorm(SampleNorm):
     """Normalisation over all pixels of each of ``groups`` groups of channels: Wu and He, "Group normalization" (2018),
     eq. 7."""
+
+    rows = 8
 
     def __init__(self, groups: int, epsilon: float = 1e-5) -> None:
         super().__init__(epsilon)

@@ -271,11 +271,11 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError: the run has no checkpoint.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path.is_dir, it raises no OSError: reading the file gives the reason
         return path
     candidates = [RunFolder(path).checkpoints / name for name in (BEST, LAST)]
     for checkpoint in candidates:
-        if checkpoint.exists():
+        if os.path.exists(checkpoint):
             return checkpoint
     raise CheckpointError(f"{path}: a folder without {CHECKPOINTS}/{LAST}; give a run's folder or a checkpoint")
 
