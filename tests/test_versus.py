@@ -87,7 +87,7 @@ RATES = {
     "momentum": 0.1,
     "nesterov": 0.1,
 }
-"""Learning rates with which three steps amplify rounding a hundredfold, not a thousandfold."""
+"""Learning rates with which the steps amplify rounding less than with 0.01."""
 
 
 @needs_torch
