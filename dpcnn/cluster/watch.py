@@ -249,9 +249,8 @@ class Watch:
             report = self._reports[rank]
             lines.append(f"rank {rank} on {report.host}: {report.phase}, after step {report.step}\n{stack}")
         print("\n".join(lines), file=sys.stderr, flush=True)
-        if (
-            self.pulse.at_the_end
-        ):  # MPI may be past an abort; the launchers end a job of which a signal has killed a rank
+        # MPI may be past an abort; the launchers end a job of which a signal has killed a rank
+        if self.pulse.at_the_end:
             time.sleep(STACKS / 5)  # they pass on what was printed before
             os.kill(os.getpid(), signal.SIGKILL)
         self.comm.abort(FAULT)
