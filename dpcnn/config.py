@@ -209,7 +209,10 @@ class Config:
         for key in given:
             if key not in defaults:
                 has = "; ".join(f"the {title} has {', '.join(own) or 'none'}" for title, own in names.items())
-                raise ConfigError(f"{flag_of(key)}: no option of this run: {has}")
+                every = {**OPTIMIZERS, **LOSSES}
+                of = [name for name, kind in every.items() if key in (each.name for each in options_of(kind))]
+                belongs = f"an option of {', '.join(sorted(of))}, not" if of else "no option"
+                raise ConfigError(f"{flag_of(key)}: {belongs} of this run: {has}")
         for key in defaults:
             if key in OWN_NAMES:
                 raise ConfigError(f"{key}: every run has an option of this name; rename that of {' or '.join(names)}")

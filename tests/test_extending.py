@@ -213,7 +213,7 @@ def test_parameters_of_another_type_are_refused_in_one_line(folder, flags):
         (["--import"], "--import: expected one argument"),
         (
             ["--beta1", "0.5", "--optimizer", "sgd"],
-            "--beta1: no option of this run: the optimizer sgd has weight_decay; the loss",
+            "--beta1: an option of adam, adamw, lamb, not of this run: the optimizer sgd has weight_decay; the loss",
         ),
         (["--beta1", "1.5"], "--beta1: must be below 1, not 1.5"),
         (["--loss", "mse"], "--loss: no 'mse'; choose from cross-entropy"),
@@ -253,5 +253,5 @@ def test_the_commands_of_the_page_under_mpirun(folder, small):
 def test_every_command_is_found_and_says_what_it_does():
     folder = ROOT / "dpcnn"
     files = {path.stem for path in folder.glob("*.py")} | {"data"}
-    assert set(commands()) == files - {"__init__", "__main__", "cli", "config", "errors", "flags"}
+    assert set(commands()) == files - {"__init__", "__main__", "cli", "config", "errors", "flags", "recipe"}
     assert all(text and json.dumps(text) for text in commands().values())

@@ -115,7 +115,10 @@ def test_the_place_of_a_class_counts_higher_outputs_and_equal_ones_before_it():
         ({"class_weights": [1, -2]}, "--class-weights: must be at least 0, not -2"),
         ({"class_weights": [0, 0.0]}, "--class-weights: all are 0, so nothing would be learned; give a weight above 0"),
         ({"loss": "huber", "delta": 0.0}, "--delta: must be a number above 0, not 0.0"),
-        ({"loss": "huber", "label_smoothing": 0.1}, "--label-smoothing: no option of this run"),
+        (
+            {"loss": "huber", "label_smoothing": 0.1},
+            "--label-smoothing: an option of cross-entropy, not of this run: the optimizer adam has",
+        ),
         ({"schedule": "plateau", "validation": 0}, "--schedule plateau: needs --validation samples to judge by"),
     ],
 )

@@ -100,7 +100,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Array], Mapping[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata: Mapping[str, str] = file.metadata() or {}
     except (OSError, SafetensorError, TypeError, ValueError, KeyError, AttributeError) as error:  # NumPy lacks bfloat16
-        raise CheckpointError(f"{path}: can't be read as safetensors ({error})") from None
+        hint = "; of an ONNX model, import the parameters, as safetensors" if path.suffix == ".onnx" else ""
+        raise CheckpointError(f"{path}: can't be read as safetensors ({error}){hint}") from None
     tensors = {name: array for name, array in tensors.items() if not name.endswith("num_batches_tracked")}
     for name, array in tensors.items():
         if not np.issubdtype(array.dtype, np.floating):
