@@ -34,6 +34,7 @@ ROWS = {  # network: side of the random images, batch per rank, steps of a measu
     "mobilenet": (64, 32, 6),
     "resnext": (32, 64, 6),
     "large": (64, 32, 4),
+    "convnext": (64, 32, 6),
 }
 
 
