@@ -17,6 +17,7 @@ from dpcnn.data.dataset import load
 from dpcnn.errors import ConfigError
 from dpcnn.evidence.measure import warm_up
 from dpcnn.evidence.versus import COMPARED_STEP
+from dpcnn.nn.losses import LOSSES, CrossEntropy
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
@@ -158,13 +159,14 @@ def test_xla_has_as_many_threads_as_asked_for(threads):
     ("changes", "message"),
     [
         ({"layers": [{"kind": "flatten"}, {"kind": "layernorm"}, {"kind": "linear"}]}, "no JAX layer for LayerNorm"),
-        ({"loss": "squared-error"}, "no JAX loss for squared-error; add one"),
+        ({"loss": "odd"}, "no JAX loss for odd; add one"),
         ({"optimizer": "lars"}, "no JAX optimizer for lars; add one"),
     ],
 )
-def test_what_jax_lacks_is_an_error(changes, message):
+def test_what_jax_lacks_is_an_error(changes, message, monkeypatch):
     from dpcnn.evidence.peers.jax_training import JaxTraining
 
+    monkeypatch.setitem(LOSSES, "odd", type("Odd", (CrossEntropy,), {}))
     samples = load(MNIST, "train", SerialComm())
     with pytest.raises(ConfigError, match=message):
         JaxTraining(Config(model="mlp", data=str(MNIST), **changes), samples, "NHWC")
