@@ -120,7 +120,7 @@ def test_a_complete_run_goes_on_with_other_options_or_says_how(quick, tmp_path):
     last = (run / "metrics.jsonl").read_text().splitlines()[-1]
     mistake(
         training("--resume", "--epochs", "3", "--out", run),
-        "as the schedule cosine depends on it; to train on from its weights, start a new run: --init-from ",
+        "as the schedule cosine depends on it; give --epochs 2, or start a new run from its weights: --init-from ",
     )
     (run / "metrics.jsonl").write_text("")  # killed before its last lines
     result = training("--resume", "--out", run)

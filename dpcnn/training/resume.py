@@ -222,7 +222,7 @@ def check_resumable(of_run: Config, asked: Config, folder: str) -> None:
         bound = of_run.schedule in BINDING.get(name, ())
         if was != now and (bound or name not in free):
             why = f", as the schedule {of_run.schedule} depends on it" if bound else ""
-            advice = f"to train on from its weights, start a new run: --init-from {quote(folder)}"
+            advice = f"give {flag_of(name)} {was}, or start a new run from its weights: --init-from {quote(folder)}"
             raise ConfigError(
                 f"{flag_of(name)}: {folder} was started with {was}, and can't be resumed with {now}{why}; "
                 f"{advice if bound else 'drop the flag or start a new run'}"
