@@ -55,6 +55,20 @@ def test_every_command_takes_every_net(trained, net, tmp_path):
         assert result.status == 0, result.err
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["predict", "run", ""], "FILE|FOLDER"),
+        (["report", ""], "RUN"),
+        (["data", "prepare", ""], "SOURCE"),
+        (["data", "prepare", "x", "--out", ""], "--out"),
+    ],
+)
+def test_an_empty_name_is_not_the_current_folder(words, name):
+    """As that of a variable of the shell that is not set."""
+    mistake(command(*words), f"argument {name}: expected a value, not an empty text; leave it out, or give one")
+
+
 @pytest.mark.parametrize("shape", [(9, 9, 2), (1, 9), (6, 6, 5), (6, 6, 3)])
 def test_images_of_any_shape_are_drawn(trained, shape, tmp_path):
     rng = np.random.default_rng(0)
