@@ -266,10 +266,10 @@ def test_a_rank_without_a_watch_is_not_killed_by_its_child():
 
 
 class First(SerialComm):
-    size = 2
+    size, other = 2, "node3"
 
     def allgather_obj(self, value):
-        return ["node1", "node3"]
+        return ["node1", self.other]
 
 
 def test_where_heartbeats_do_not_arrive_a_line_says_that_nobody_watches(monkeypatch):
@@ -279,7 +279,10 @@ def test_where_heartbeats_do_not_arrive_a_line_says_that_nobody_watches(monkeypa
     assert made.warning == "warning: heartbeats from node3 don't reach node1 by UDP: nobody watches for hangs"
     assert not said, "the training says it when its log is open"
     made.renew()
-    assert said == [made.warning], "after a death"
+    assert not said, "after a death, the log has the line already"
+    made.comm.other = "node4"
+    made.renew()
+    assert said == ["warning: heartbeats from node4 don't reach node1 by UDP: nobody watches for hangs"]
     made.close()
 
 

@@ -75,10 +75,11 @@ class Watch:
         self.pulse.follow(timer, step)
 
     def renew(self) -> None:
-        """Watch the ranks that are left after a death; every one of them calls this."""
+        """Watch the ranks that are left after a death; every one of them calls this, and a new warning is told."""
+        before = self.warning
         self._leave()
         self._begin()
-        if self.warning:
+        if self.warning not in ("", before):
             self.say(self.warning)
 
     def _leave(self) -> None:
