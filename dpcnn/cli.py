@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         return found, extra
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        if action.option_strings and action.default is not argparse.SUPPRESS and "" in arg_strings:
+        if action.nargs != argparse.PARSER and action.default is not argparse.SUPPRESS and "" in arg_strings:
             raise argparse.ArgumentError(action, "expected a value, not an empty text; leave it out, or give one")
         return super()._get_values(action, arg_strings)
 

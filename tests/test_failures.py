@@ -55,6 +55,13 @@ def test_flags_under_mpirun(number, small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "name"), [(["evaluate"], "RUN|CHECKPOINT"), (["data", "info"], "NAME|DIR"), (["plot"], "RUN")]
+)
+def test_an_empty_text_is_not_the_current_folder(words, name):
+    mistake(command(*words, ""), f"argument {name}: expected a value, not an empty text")
+
+
 def test_a_recipe_with_a_typo(tmp_path):
     recipe = tmp_path / "mine.toml"
     recipe.write_text('model = "simple-cnn"\nlearning_rate = 0.1\n')

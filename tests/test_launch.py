@@ -231,7 +231,7 @@ def test_a_rank_whose_node_alone_is_at_fault_says_so(tmp_path):
 def test_too_few_open_files_are_told_before_mpi_starts(monkeypatch):
     unlimited, few = resource.RLIM_INFINITY, 20
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (few if kind == resource.RLIMIT_NOFILE else unlimited,) * 2)
-    with pytest.raises(LaunchError, match="the limit on open files, 20, is too low for MPI; raise it: ulimit -n 256"):
+    with pytest.raises(LaunchError, match="the limit on open files, 20, is too low for MPI; raise it: ulimit -n 1024"):
         check_limits()
 
 
