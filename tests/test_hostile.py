@@ -60,6 +60,9 @@ def test_every_command_takes_every_net(trained, net, tmp_path):
     [
         (["predict", "run", ""], "FILE|FOLDER"),
         (["report", ""], "RUN"),
+        (["plot", ""], "RUN"),
+        (["evaluate", ""], "RUN|CHECKPOINT"),
+        (["data", "info", ""], "NAME|DIR"),
         (["data", "prepare", ""], "SOURCE"),
         (["data", "prepare", "x", "--out", ""], "--out"),
     ],

@@ -231,7 +231,7 @@ def test_a_rank_whose_node_alone_is_at_fault_says_so(tmp_path):
 def test_too_few_open_files_are_told_before_mpi_starts(monkeypatch):
     unlimited, few = resource.RLIM_INFINITY, 20
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (few if kind == resource.RLIMIT_NOFILE else unlimited,) * 2)
-    with pytest.raises(LaunchError, match="the limit on open files, 20, is too low for MPI; raise it: ulimit -n 256"):
+    with pytest.raises(LaunchError, match="the limit on open files, 20, is too low for MPI; raise it: ulimit -n 1024"):
         check_limits()
 
 
@@ -241,6 +241,7 @@ def test_too_few_open_files_are_told_before_mpi_starts(monkeypatch):
         (["--trace"], "--trace: rank 0 has false, but rank 1 has true; give all ranks the same command"),
         (["--stage", "/dev/shm"], "--stage: rank 0 has false, but rank 1 has true"),
         (["--stall-timeout", "0"], "--stall-timeout: rank 0 has 600.0, but rank 1 has 0.0"),
+        (["--min-ranks", "2"], "--min-ranks: rank 0 has 1, but rank 1 has 2"),
     ],
 )
 def test_ranks_that_would_wait_for_each_other_at_different_places_are_refused(words, message):

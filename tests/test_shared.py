@@ -71,7 +71,7 @@ def test_a_rank_that_can_not_map_the_memory_fails_with_all_others():
 
     with mock.patch.object(shared.mmap, "mmap", refused):
         found = run_ranks([3], attempt)
-    assert len(set(found)) == 1 and "a rank can't map 0 MB of shared memory (Cannot allocate memory)" in found[0]
+    assert len(set(found)) == 1 and "a rank can't map 1 MB of shared memory (Cannot allocate memory)" in found[0]
     assert open_memory() == before
 
 

@@ -119,6 +119,30 @@ def undisturbed(data: Path, known: dict[Path, dict] = {}) -> dict:  # noqa: B006
     return known[data]
 
 
+def no_memory_to_share(comm):
+    comm.barrier()
+    return "warning: no memory to share"
+
+
+def no_heartbeats(comm, hosts):
+    comm.barrier()
+    return mock.Mock(), [0]
+
+
+@pytest.mark.parametrize(("victim", "last"), [(1, 16), (0, 116), (0, 130)])
+def test_warnings_before_the_first_step_cost_no_line(data, tmp_path, victim, last):
+    """A death before the run has a log, or in one of the first actions after its opening lines."""
+    with (
+        mock.patch("dpcnn.training.run.share_or_part", no_memory_to_share),
+        mock.patch("dpcnn.cluster.watch.connect", no_heartbeats),
+    ):
+        flags = "--stall-timeout", "600"
+        expected = trained(data, tmp_path / "whole" / "run", [4], None, *flags)
+        found = trained(data, tmp_path / "other" / "run", [4], {victim: last}, *flags)
+    assert found == expected
+    assert [line for line in found["log"] if "heartbeats" in line]
+
+
 @pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)][: many(2)])
 def test_three_real_ranks_survive_the_fourth(quick, tmp_path, victim):
     flags = [*quick, "--epochs", "20", "--model", "small-cnn", "--keep", "1"]

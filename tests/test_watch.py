@@ -13,6 +13,7 @@ import attacker
 import pytest
 from conftest import many, run, start
 from metrics import last_step, until_step
+from threads import run_ranks
 
 from dpcnn.cluster.datagrams import Message
 from dpcnn.cluster.links import Links
@@ -266,10 +267,10 @@ def test_a_rank_without_a_watch_is_not_killed_by_its_child():
 
 
 class First(SerialComm):
-    size = 2
+    size, other = 2, "node3"
 
     def allgather_obj(self, value):
-        return ["node1", "node3"]
+        return ["node1", self.other]
 
 
 def test_where_heartbeats_do_not_arrive_a_line_says_that_nobody_watches(monkeypatch):
@@ -279,8 +280,23 @@ def test_where_heartbeats_do_not_arrive_a_line_says_that_nobody_watches(monkeypa
     assert made.warning == "warning: heartbeats from node3 don't reach node1 by UDP: nobody watches for hangs"
     assert not said, "the training says it when its log is open"
     made.renew()
-    assert said == [made.warning], "after a death"
+    assert not said, "after a death, the log has the line already"
+    made.comm.other = "node4"
+    made.renew()
+    assert said == ["warning: heartbeats from node4 don't reach node1 by UDP: nobody watches for hangs"]
     made.close()
+
+
+def test_where_rank_0_may_open_too_few_files_the_line_says_that(monkeypatch):
+    monkeypatch.setattr("dpcnn.cluster.links._room_for", lambda sockets: False)
+
+    def warning(comm):
+        made = Watch(comm, 600, print)
+        made.close()
+        return made.warning
+
+    why = "rank 0 may open too few files for heartbeats (raise the limit: ulimit -n 1024)"
+    assert run_ranks([2], warning)[0] == f"warning: {why}: nobody watches for hangs"
 
 
 def test_a_stack_from_another_rank_can_t_steer_the_terminal():

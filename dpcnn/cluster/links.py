@@ -58,10 +58,14 @@ class Link:
 
 
 class Links:
-    """All links of this rank, for one thread to wait on; another may wake it."""
+    """All links of this rank, for one thread to wait on; another may wake it.
 
-    def __init__(self, links: Sequence[Link]) -> None:
-        self._links = list(links)
+    Attributes:
+        room: whether this rank may open enough files for its links.
+    """
+
+    def __init__(self, links: Sequence[Link], room: bool = True) -> None:
+        self._links, self.room = list(links), room
         self._selector = selectors.DefaultSelector()
         for link in links:
             self._selector.register(link.socket, selectors.EVENT_READ, link)
@@ -130,7 +134,7 @@ def _connect_first(comm: SerialComm, seal: Seal) -> tuple[Links, list[int]]:
         links += [Link(seal, rank, number, end) for number, end in enumerate(ends) if end]
         ports.append([end.getsockname()[1] if end else 0 for end in ends])
     comm.broadcast_obj(ports)
-    return _settle(comm, Links(links))
+    return _settle(comm, Links(links, room))
 
 
 def _connect_other(comm: SerialComm, seal: Seal, candidates: Sequence[str]) -> tuple[Links, list[int]]:

@@ -35,6 +35,7 @@ from dpcnn.cluster.pulse import Pulse
 from dpcnn.cluster.verdict import ENDING, Report, Verdict, judge, silent, stuck
 from dpcnn.errors import printable
 from dpcnn.parallel.comm import SerialComm
+from dpcnn.parallel.launch import OPEN_FILES
 
 COPIES = 5  # of the last message of a rank: messages get lost
 BETWEEN_COPIES = 0.01  # seconds
@@ -75,10 +76,11 @@ class Watch:
         self.pulse.follow(timer, step)
 
     def renew(self) -> None:
-        """Watch the ranks that are left after a death; every one of them calls this."""
+        """Watch the ranks that are left after a death; every one of them calls this, and a new warning is told."""
+        before = self.warning
         self._leave()
         self._begin()
-        if self.warning:
+        if self.warning not in ("", before):
             self.say(self.warning)
 
     def _leave(self) -> None:
@@ -134,7 +136,10 @@ class Watch:
             self._links.close()
             self._dismiss_child()
             silent, first = hosts[lost[0]], hosts[0]
-            self.warning = f"warning: heartbeats from {silent} don't reach {first} by UDP: nobody watches for hangs"
+            why = f"heartbeats from {silent} don't reach {first} by UDP"
+            if not self._links.room:
+                why = f"rank 0 may open too few files for heartbeats (raise the limit: ulimit -n {OPEN_FILES})"
+            self.warning = f"warning: {why}: nobody watches for hangs"
             return
         now = time.monotonic()
         self._reports = [Report(host, now, now) for host in hosts]

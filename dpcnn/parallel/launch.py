@@ -23,8 +23,11 @@ from dpcnn.errors import LaunchError
 ADDRESS_SPACE = 640 << 20
 """The minimum of the bytes that a rank maps: libraries, MPI's shared memory, a small network."""
 
-OPEN_FILES = 64
+LEAST_FILES = 64
 """The minimum of the files that a rank may open: libraries, MPI's sockets, a small data set."""
+
+OPEN_FILES = 1024
+"""Files that suffice for a rank of a job of usual size: also for the heartbeats, and for a data set of many files."""
 
 PASSED_ON = 0.2
 """Seconds in which a launcher passes on what a process has printed."""
@@ -81,8 +84,8 @@ def check_limits() -> None:
             f"the limit on address space, {least >> 20} MiB, is too low for MPI and NumPy; "
             f"raise it: ulimit -v {ADDRESS_SPACE >> 10} or more"
         )
-    elif files != resource.RLIM_INFINITY and files < OPEN_FILES:
-        problem = f"the limit on open files, {files}, is too low for MPI; raise it: ulimit -n {4 * OPEN_FILES} or more"
+    elif files != resource.RLIM_INFINITY and files < LEAST_FILES:
+        problem = f"the limit on open files, {files}, is too low for MPI; raise it: ulimit -n {OPEN_FILES} or more"
     elif not _takes_files(folder):
         problem = f"{folder}: MPI can't make its temporary files there; set TMPDIR to a writable folder"
     if problem:

@@ -8,6 +8,7 @@ could leave behind.
 import errno
 import mmap
 import os
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,7 +98,7 @@ def _reserve(size: int) -> int:
             "raise the limit on file sizes: ulimit -f" if error.errno == errno.EFBIG else "ask for more memory per node"
         )
         raise LaunchError(
-            f"this node has no {size / 1e6:.0f} MB of memory to share between its ranks ({error.strerror}): {hint}"
+            f"this node has no {ceil(size / 1e6):,} MB of memory to share between its ranks ({error.strerror}): {hint}"
         ) from None
     return descriptor
 
@@ -134,6 +135,6 @@ def _map(descriptor: int, size: int) -> mmap.mmap:
         return mmap.mmap(descriptor, size)
     except OSError as error:
         raise LaunchError(
-            f"a rank can't map {size / 1e6:.0f} MB of shared memory ({error.strerror}): raise its limit on address "
+            f"a rank can't map {ceil(size / 1e6):,} MB of shared memory ({error.strerror}): raise its limit on address "
             "space: ulimit -v"
         ) from None

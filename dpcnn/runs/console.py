@@ -51,6 +51,9 @@ class Reporter:
     def say(self, line: str) -> None:
         """Print a line."""
 
+    def warn(self, line: str) -> None:
+        """Print a line that belongs to no action, and is not printed again if one is repeated."""
+
     def begin(self, progress: Progress, epochs: int, images: int) -> None:
         """Training begins; ``images`` is the number of images to come."""
 
@@ -112,6 +115,13 @@ class Console(Reporter):
             self._to_skip -= 1
             return
         self._fresh += 1
+        self._tell(line)
+
+    def warn(self, line: str) -> None:
+        if self._speaks():
+            self._tell(line)
+
+    def _tell(self, line: str) -> None:
         if self._bar is not None:
             self._bar.clear()
         line = printable(line, keep="\n")

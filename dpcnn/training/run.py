@@ -37,17 +37,16 @@ def train(comm: SerialComm, options: Namespace, draw: Draw, started: float) -> i
     apart = comm.transact(lambda: share_or_part(comm))
     if apart:
         reporter.say(apart)
+        reporter.commit()
     comm.survives = comm.survives and options.survive == "yes"
-    watch = comm.transact(lambda: Watch(comm, options.stall_timeout, reporter.say))
+    watch = comm.transact(lambda: Watch(comm, options.stall_timeout, reporter.warn))
     comm.on_death(watch.renew)
     trainer, start = comm.transact(lambda: set_up(comm, options, reporter, stop))
     comm.on_death(trainer.assemble)
     if not options.tensorboard and comm.transact(lambda: already_complete(trainer, start, reporter, options.trace)):
         return _leave(comm, watch, DONE)
-    comm.transact(lambda: open_run(trainer, start, reporter))
+    comm.transact(lambda: open_run(trainer, start, reporter, watch.warning))
     reporter.commit()
-    if watch.warning:
-        reporter.say(watch.warning)
     watch.follow(trainer.timer, lambda: trainer.progress.step)
     offset = comm.transact(lambda: clock_offset(comm)) if options.trace else 0.0
     trainer.timer.record(TRACED * options.trace)
@@ -69,7 +68,7 @@ def _leave(comm: SerialComm, watch: Watch, status: int) -> int:
     return status
 
 
-TOGETHER = "survive", "stall_timeout", "verify", "tensorboard", "trace"
+TOGETHER = "survive", "min_ranks", "stall_timeout", "verify", "tensorboard", "trace"
 """Options that decide what the ranks do together."""
 
 

@@ -161,8 +161,8 @@ def received_sums(comm: SerialComm, config: Config, network: Network, sizes: Seq
     return layout.received(len(sizes)) if exact else 0
 
 
-def open_run(trainer: Trainer, start: Start, reporter: Reporter) -> None:
-    """Open the run's folder for writing, and print the opening lines."""
+def open_run(trainer: Trainer, start: Start, reporter: Reporter, last: str = "") -> None:
+    """Open the run's folder for writing, and print the opening lines; ``last`` is one more, unless it is empty."""
     comm = trainer.comm
     numerics = comm.allgather_obj([platform.node(), fingerprint()])
     with comm.fail_together():
@@ -172,7 +172,7 @@ def open_run(trainer: Trainer, start: Start, reporter: Reporter) -> None:
                 reporter.take_over()
             warning = start.folder.open(trainer.config, trainer.progress, fresh)
             trainer.record.begin(trainer.progress)
-            for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning]:
+            for line in [*opening_lines(trainer, start, numerics[0][1]), *differences(numerics), warning, last]:
                 if line:
                     reporter.say(line)
     reporter.written = comm.broadcast_obj(reporter.logged())
