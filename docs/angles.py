@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 
-from dpcnn.data.augment import bilinear
 from dpcnn.data.dataset import find_data, load
+from dpcnn.data.warp import bilinear
 from dpcnn.estimators.session import ranks
 
 LARGEST = 45.0  # degrees

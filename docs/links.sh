@@ -17,12 +17,12 @@ from unittest import mock
 
 import dpcnn.parallel.start  # before NumPy: it sets the number of threads of the BLAS
 import numpy as np
-from dpcnn.config import read_recipe
 from dpcnn.data.dataset import find_data, load
 from dpcnn.evidence.measure import time_steps, warm_up
 from dpcnn.parallel import exact
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.parallel.mpi import Communicator
+from dpcnn.recipe import read_recipe
 from dpcnn.runs.console import Reporter
 from dpcnn.runs.folder import RunFolder
 from dpcnn.training.trainer import Trainer

@@ -1,11 +1,13 @@
 """The layout of the package: one import direction, and each foreign library in its one place."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import dpcnn
 
@@ -77,3 +79,14 @@ def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, dpcnn; print([m for m in ('numpy', 'mpi4py', 'h5py', 'matplotlib') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert found.stdout.strip() == "[]"
+
+
+SCRIPTS = [*ROOT.glob("docs/*.py"), *ROOT.glob("docs/*.sh"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/ranks/*.py")]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_what_scripts_and_pages_import_is_there(path):
+    """Not every script of docs/ runs in a test."""
+    for module, names in re.findall(r"^\s*from (dpcnn[\w.]*) import ([\w, ]+)", path.read_text(), re.MULTILINE):
+        if "peers" not in module:  # which needs PyTorch or JAX
+            exec(f"from {module} import {names}")
