@@ -12,6 +12,7 @@ from dpcnn.errors import ConfigError
 from dpcnn.flags import add_import
 from dpcnn.parallel.comm import SerialComm
 from dpcnn.reporting.curves import draw_curves
+from dpcnn.reporting.figures import KINDS
 from dpcnn.reporting.first_layer import draw_first_layer, read_test_image
 from dpcnn.runs.checkpoint import read
 from dpcnn.runs.folder import RunFolder, find_checkpoint
@@ -64,7 +65,7 @@ def draw(runs: Sequence[Path], out: Path, sample: int | None, data: str | None) 
     out.mkdir(parents=True, exist_ok=True)
     with Folder(out) as place:
         names = ("curves", "compared", "filters", "maps")
-        place.check(*(f"{name}.{kind}" for name in names for kind in ("png", "svg")))
+        place.check(*(f"{name}{kind}" for name in names for kind in KINDS))
     print(draw_curves(runs, out / ("curves" if len(runs) == 1 else "compared")))
     if checkpoint and image is not None:
         print(*draw_first_layer(checkpoint, image, out), sep="\n")

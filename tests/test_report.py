@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -114,6 +115,16 @@ def test_a_run_that_is_not_at_its_end(quick, tmp_path):
     assert result.status == 0, result.err
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "is not complete" in " ".join(page.words) and "Time and memory of each rank" not in page.words
+
+
+@pytest.mark.parametrize("words", ["report", "data show mnist"])
+def test_without_matplotlib_a_page_is_refused_in_one_line(words, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # its import fails
+    (tmp_path / "metrics.jsonl").touch()
+    result = command(*words.split(), *([tmp_path] if words == "report" else []))
+    assert result.status == 2 and result.err == (
+        "dpcnn: error: a report needs pictures: matplotlib is not installed; pip install 'dpcnn[plot]'\n"
+    )
 
 
 def test_mistakes(tmp_path):

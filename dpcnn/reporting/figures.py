@@ -65,7 +65,11 @@ def show(axes: Any, image: Array, shades: str) -> None:
 
 
 def new_figure(width: float, height: float = 4) -> Any:
-    """A figure of ``width`` by ``height`` inches, in a function with the decorator :func:`picture`."""
+    """A figure of ``width`` by ``height`` inches, in a function with the decorator :func:`picture`.
+
+    Raises:
+        NotDrawnError: Matplotlib is not installed.
+    """
     os.environ["MPLBACKEND"] = "Agg"  # before the import, which fails if this names a missing backend
     try:
         import matplotlib
@@ -85,14 +89,13 @@ def save(figure: Any, stem: Path, what: str) -> str:
     """
     import matplotlib
 
-    one = stem.suffix in KINDS
-    paths = [stem] if one else [stem.with_name(stem.name + kind) for kind in KINDS]
+    paths = [stem] if stem.suffix in KINDS else [stem.with_name(stem.name + kind) for kind in KINDS]
     for path in paths:
-        picture = io.BytesIO()
+        content = io.BytesIO()
         date = {"Date": None} if path.suffix == ".svg" else {}
         with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "dpcnn"}):
             warnings.filterwarnings("ignore", "Glyph", UserWarning)  # in names of scripts that the font lacks
-            figure.savefig(picture, format=path.suffix[1:], dpi=150, metadata=date)
+            figure.savefig(content, format=path.suffix[1:], dpi=150, metadata=date)
         figure.set_layout_engine("none")  # the next file has the same layout, and takes less time
-        write_file(path, picture.getvalue())
+        write_file(path, content.getvalue())
     return f"{what} drawn: {' and '.join(map(str, paths))}"

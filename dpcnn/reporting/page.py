@@ -17,7 +17,7 @@ from dpcnn.errors import CheckpointError, LaunchError, printable
 from dpcnn.reporting.activation_maps import draw_activation_maps
 from dpcnn.reporting.confusion import PAIR_HEADER, confused_pairs, draw_confusion
 from dpcnn.reporting.curves import draw_curves
-from dpcnn.reporting.figures import new_figure
+from dpcnn.reporting.figures import NotDrawnError, new_figure
 from dpcnn.reporting.first_layer import draw_first_layer
 from dpcnn.reporting.html import Section, document, facts, note, picture, table
 from dpcnn.reporting.mistakes import draw_mistakes, mistake_rows
@@ -40,8 +40,10 @@ def check_matplotlib() -> None:
     Raises:
         LaunchError: matplotlib is not installed.
     """
-    if new_figure(1) is None:
-        raise LaunchError("a report needs pictures: matplotlib is not installed; pip install 'dpcnn[plot]'")
+    try:
+        new_figure(1)
+    except NotDrawnError:
+        raise LaunchError("a report needs pictures: matplotlib is not installed; pip install 'dpcnn[plot]'") from None
 
 
 def page(folder: RunFolder, path: Path, checkpoint: Checkpoint, examination: Examination) -> str:
